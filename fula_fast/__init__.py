@@ -1,0 +1,22 @@
+"""fula_fast: a compiled engine for model stitching.
+
+Nothing heavy is imported here: torch, NumPy and pydantic are loaded when work starts.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from .errors import FulaError
+
+__version__ = "0.1.0"
+__all__ = ["FulaError", "__version__", "stages", "stitch", "sweep"]
+
+_LAZY = {"stitch": "fula_fast.api", "sweep": "fula_fast.api", "stages": "fula_fast.models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'fula_fast' has no attribute '{name}'")
