@@ -1,0 +1,22 @@
+"""Donor models: chains of stages, their checkpoints, and their description without torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Chain": "staged",
+    "Norm2d": "staged",
+    "Staged": "staged",
+    "build": "registry",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that describing a model does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,202 @@
+"""The project's own architectures, as layouts: ResNet-18/34/50 and VGG-16/19.
+
+Layer names, shapes and order are torchvision's, so its state dicts load. Pure data, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import FulaError, nearest
+from .layout import (
+    AveragePool,
+    Block,
+    Conv,
+    Dropout,
+    Flatten,
+    Layer,
+    Layout,
+    Linear,
+    MaxPool,
+    Norm,
+    Relu,
+    Shape,
+    Stage,
+    before_relu,
+)
+
+HOOKS = ("post_relu", "pre_relu")
+STEMS = ("lowres", "stock")
+
+
+class _ResNet(NamedTuple):
+    depths: tuple[int, ...]
+    bottleneck: bool
+
+
+RESNETS = {
+    "resnet18": _ResNet((2, 2, 2, 2), False),
+    "resnet34": _ResNet((3, 4, 6, 3), False),
+    "resnet50": _ResNet((3, 4, 6, 3), True),
+}
+
+
+class _VGG(NamedTuple):
+    depths: tuple[int, ...]
+    sites: tuple[int, ...]
+
+
+VGGS = {
+    "vgg16": _VGG((2, 2, 3, 3, 3), (1, 2, 4, 7, 10, 13)),
+    "vgg19": _VGG((2, 2, 4, 4, 4), (1, 4, 10, 13, 16)),
+}
+"""Convolutions per resolution, and the convolutions (from 1) behind whose ReLU a site lies."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    **{name: {"stem": "lowres", "width": 64, "residuals": True} for name in RESNETS},
+    **{name: {"stem": "lowres", "width": 64, "batch_norm": True} for name in VGGS},
+}
+
+
+def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of `name`, defaults filled in; a bad name or value raises `FulaError`."""
+    defaults = DEFAULTS[name]
+    for key, value in options.items():
+        if key not in defaults:
+            raise FulaError(f"model '{name}' has no option '{key}'{nearest(key, defaults)}")
+        if key == "stem" and value not in STEMS:
+            raise FulaError(f"stem '{value}' of '{name}' is unknown{nearest(str(value), STEMS)}")
+        if key == "width" and (type(value) is not int or value < 1):
+            raise FulaError(f"width = {value!r} of '{name}' must be a whole number of at least 1")
+        if key in ("residuals", "batch_norm") and type(value) is not bool:
+            raise FulaError(f"{key} = {value!r} of '{name}' must be true or false")
+    return {**defaults, **options}
+
+
+def layout_of(
+    name: str, *, num_classes: int, input_shape: Shape, hook: str = "post_relu", **options: Any
+) -> Layout:
+    """Layout of one of our own architectures (a key of `DEFAULTS`).
+
+    `stem`: `lowres` (ResNet: 3x3 stride-1 stem without max-pool, nine sites; VGG: one linear layer
+    behind a global average) or `stock` (torchvision's model; ResNet: six sites). `width`: channels
+    of the first layer, 64 in the published models. `residuals = False` removes skip connections
+    and their convolutions. `batch_norm`: the VGG variant with batch norm.
+    """
+    options = resolved_options(name, options)
+    channels = input_shape[0]
+    if name in RESNETS:
+        layout = _resnet(RESNETS[name], num_classes, channels, **options)
+    else:
+        layout = _vgg(VGGS[name], num_classes, channels, **options)
+    return before_relu(layout) if hook == "pre_relu" else layout
+
+
+def _resnet(
+    kind: _ResNet, num_classes: int, channels: int, *, stem: str, width: int, residuals: bool
+) -> Layout:
+    lowres = stem == "lowres"
+    blocks = list(_blocks(kind, width, residuals))
+    first = _lowres_stem(channels, width) if lowres else _stock_stem(channels, width)
+    pool: tuple[Layer, ...] = (AveragePool("avgpool", 1), Flatten())
+    features = blocks[-1][-1].convs[-1].outputs
+    head = (Linear("fc", features, num_classes),)
+    if lowres:
+        return Layout((first, *_first_and_last(blocks)), pool + head)
+    layers = (Stage(f"layer{i}", tuple(layer)) for i, layer in enumerate(blocks, 1))
+    return Layout((first, *layers, Stage("avgpool", pool)), head)
+
+
+def _lowres_stem(channels: int, width: int) -> Stage:
+    return Stage("stem", (Conv("conv1", channels, width, 3, 1, 1), Norm("bn1", width, relu=True)))
+
+
+def _stock_stem(channels: int, width: int) -> Stage:
+    layers = (
+        Conv("conv1", channels, width, 7, 2, 3),
+        Norm("bn1", width, relu=True),
+        MaxPool("maxpool", 3, 2, 1),
+    )
+    return Stage("maxpool", layers)
+
+
+def _first_and_last(layers: list[list[Block]]) -> Iterator[Stage]:
+    """Two sites a layer: behind its first block, and behind its last."""
+    for blocks in layers:
+        yield Stage(blocks[0].name, (blocks[0],))
+        yield Stage(blocks[-1].name, tuple(blocks[1:]))
+
+
+def _blocks(kind: _ResNet, width: int, residual: bool) -> Iterator[list[Block]]:
+    inputs = width
+    for level, depth in enumerate(kind.depths):
+        planes = width * 2**level
+        outputs = planes * (4 if kind.bottleneck else 1)
+        layer = []
+        for index in range(depth):
+            stride = 2 if level and not index else 1
+            name = f"layer{level + 1}.{index}"
+            convs = (_bottleneck if kind.bottleneck else _basic)(inputs, planes, stride)
+            projected = residual and (stride > 1 or inputs != outputs)
+            shortcut = Conv("downsample.0", inputs, outputs, 1, stride) if projected else None
+            layer.append(Block(name, convs, shortcut, residual))
+            inputs = outputs
+        yield layer
+
+
+def _basic(inputs: int, planes: int, stride: int) -> tuple[Conv, ...]:
+    return (Conv("conv1", inputs, planes, 3, stride, 1), Conv("conv2", planes, planes, 3, 1, 1))
+
+
+def _bottleneck(inputs: int, planes: int, stride: int) -> tuple[Conv, ...]:
+    return (
+        Conv("conv1", inputs, planes, 1),
+        Conv("conv2", planes, planes, 3, stride, 1),
+        Conv("conv3", planes, 4 * planes, 1),
+    )
+
+
+def _vgg(
+    kind: _VGG, num_classes: int, channels: int, *, stem: str, width: int, batch_norm: bool
+) -> Layout:
+    stages: list[Stage] = []
+    layers: list[Layer] = []
+    convolutions = child = 0
+    for level, depth in enumerate(kind.depths):
+        outputs = width * min(2**level, 8)
+        for _ in range(depth):
+            layers += _conv_block(child, channels, outputs, batch_norm)
+            channels, child, convolutions = outputs, child + 2 + batch_norm, convolutions + 1
+            if convolutions in kind.sites:
+                stages.append(Stage(f"features.{child - 1}", tuple(layers)))
+                layers = []
+        layers.append(MaxPool(f"features.{child}", 2, 2))
+        child += 1
+    classifier = _classifier if stem == "stock" else _small_classifier
+    return Layout(tuple(stages), (*layers, *classifier(channels, num_classes)))
+
+
+def _conv_block(child: int, inputs: int, outputs: int, batch_norm: bool) -> tuple[Layer, ...]:
+    conv = Conv(f"features.{child}", inputs, outputs, 3, 1, 1, bias=True)
+    if batch_norm:
+        return conv, Norm(f"features.{child + 1}", outputs, relu=True)
+    return conv, Relu(f"features.{child + 1}")
+
+
+def _small_classifier(channels: int, num_classes: int) -> tuple[Layer, ...]:
+    return AveragePool("avgpool", 1), Flatten(), Linear("classifier", channels, num_classes)
+
+
+def _classifier(channels: int, num_classes: int) -> tuple[Layer, ...]:
+    return (
+        AveragePool("avgpool", 7),
+        Flatten(),
+        Linear("classifier.0", channels * 49, 4096),
+        Relu("classifier.1"),
+        Dropout("classifier.2"),
+        Linear("classifier.3", 4096, 4096),
+        Relu("classifier.4"),
+        Dropout("classifier.5"),
+        Linear("classifier.6", 4096, num_classes),
+    )

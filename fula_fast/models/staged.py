@@ -1,0 +1,189 @@
+"""A model as an ordered chain of stages with a head: what can be stitched.
+
+A site is the output of a stage; sites are numbered from 1. Inside a stage (and the head) every
+module sits under its architecture's own dotted name, so that a canonical parameter name is the
+name inside the stage: `stages.3.layer2.0.conv1.weight` is `layer2.0.conv1.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FulaError
+
+_PLACE = re.compile(r"^(stages\.\d+|head)\.")
+
+
+class Norm2d(nn.BatchNorm2d):
+    """Batch norm over (B, C, H, W) with the residual sum and the ReLU behind it fused."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """relu?(bn(x) + residual); `residual` has the shape of x."""
+        y = super().forward(x)
+        if residual is not None:
+            y = y + residual
+        return y.relu_() if relu else y
+
+
+class Chain(nn.Module):
+    """Modules run in order, each under its architecture's own dotted name.
+
+    `units` are (name, module, keyword arguments of its call). Modules are looked up by name at
+    every call, so that one may be replaced by another (a norm by its per-lane form).
+    """
+
+    def __init__(self, units: Iterable[tuple[str, nn.Module, Mapping[str, Any]]]) -> None:
+        super().__init__()
+        self._calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        for name, module, arguments in units:
+            path = tuple(name.split("."))
+            self._place(path, module)
+            self._calls.append((path, dict(arguments)))
+
+    def _place(self, path: Sequence[str], module: nn.Module) -> None:
+        parent: nn.Module = self
+        for part in path[:-1]:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]
+        parent.add_module(path[-1], module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for path, arguments in self._calls:
+            module: nn.Module = self
+            for part in path:
+                module = getattr(module, part)
+            x = module(x, **arguments)
+        return x
+
+
+class Staged(nn.Module):
+    """A donor: `stages` (each maps one tensor to one tensor), then `head` (last site → logits).
+
+    `name`, `options`, `num_classes`, `input_shape` (C, H, W) and `hook` say how it was built;
+    `options` is JSON-able. `site_names` has one name per site.
+    """
+
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        head: nn.Module,
+        *,
+        name: str,
+        num_classes: int,
+        input_shape: Sequence[int],
+        hook: str = "post_relu",
+        options: Mapping[str, Any] | None = None,
+        site_names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.name = name
+        self.num_classes = num_classes
+        self.input_shape = tuple(input_shape)
+        self.hook = hook
+        self.options = dict(options or {})
+        self.site_names = tuple(site_names)
+        self._shapes: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def num_sites(self) -> int:
+        """Sites are 1 … num_sites."""
+        return len(self.stages)
+
+    @property
+    def site_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each site's activation, without the batch axis (measured once)."""
+        if self._shapes is None:
+            self._shapes = _measure(self)
+        return self._shapes
+
+    def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Activation at site `stop` (the last one by default) from that at site `start`.
+
+        Site 0 is the input, (B, C, H, W). `run(x, k, k)` is x.
+        """
+        for index in range(start, self.num_sites if stop is None else stop):
+            x = self.stages[index](x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.head(self.run(x))
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers (not copied) under the architecture's own names."""
+        return {_PLACE.sub("", name): value for name, value in self.state_dict().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy `state`, under the architecture's own names, into this model.
+
+        Missing `num_batches_tracked` counters are left as they are. Raises `FulaError` for any
+        other missing or left-over name and for a wrong shape.
+        """
+        own = self.state()
+        _check_names(self.name, own, state)
+        for name, value in state.items():
+            if own[name].shape != value.shape:
+                raise FulaError(_shape_message(self, name, own[name], value))
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+
+def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
+    """Run one black image in eval mode; the modules' own modes are put back."""
+    modes = {module: module.training for module in staged.modules()}
+    tensor = next(iter(staged.state().values()))
+    shapes = []
+    staged.eval()
+    try:
+        with torch.no_grad():
+            x = tensor.new_zeros((1, *staged.input_shape))
+            for stage in staged.stages:
+                x = stage(x)
+                shapes.append(tuple(x.shape[1:]))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return tuple(shapes)
+
+
+def _check_names(model: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
+    extra = [n for n in given if n not in own]
+    if missing or extra:
+        parts = [
+            f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''} ({len(names)} in all)"
+            for what, names in (("it lacks", missing), ("it has unknown", extra))
+            if names
+        ]
+        raise FulaError(
+            f"the weights do not fit model '{model}': {'; '.join(parts)}; "
+            "check the model's name and options (stem, width, residuals, batch_norm)"
+        )
+
+
+def _shape_message(staged: Staged, name: str, own: Tensor, given: Tensor) -> str:
+    classes = name.rsplit(".", 1)[0] == _last_linear(staged)
+    if classes and own.shape[1:] == given.shape[1:]:
+        return (
+            f"the weights have {given.shape[0]} classes but model '{staged.name}' has "
+            f"{staged.num_classes}; set num_classes = {given.shape[0]}, or train a donor on this "
+            "data"
+        )
+    return (
+        f"weight '{name}' has shape {tuple(given.shape)}, but model '{staged.name}' needs "
+        f"{tuple(own.shape)}; check its options (stem, width) and input channels"
+    )
+
+
+def _last_linear(staged: Staged) -> str:
+    names = [n for n, m in staged.head.named_modules() if isinstance(m, nn.Linear)]
+    return names[-1] if names else ""
