@@ -1,0 +1,102 @@
+"""The table of results: typed columns, rebuilt from the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FulaError
+from .files import replacing
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS: dict[str, str] = {
+    "cell": "string",
+    "front": "string",
+    "end": "string",
+    "front_site": "int64",
+    "end_site": "int64",
+    "method": "string",
+    "protocol": "string",
+    "alpha": "double",
+    "shortcut": "string",
+    "subset": "int64",
+    "seed": "int64",
+    "data_seed": "int64",
+    "status": "string",
+    "error": "string",
+    "accuracy": "double",
+    "agreement_hard": "double",
+    "agreement_soft": "double",
+    "kappa": "double",
+    "loss": "double",
+    "term_stitch": "double",
+    "train_seconds": "double",
+    "device": "string",
+    "precision": "string",
+    "engine_mode": "string",
+    "front_accuracy": "double",
+    "end_accuracy": "double",
+    "front_hash": "string",
+    "end_hash": "string",
+    "weighting": "string",
+    "bn": "string",
+    "epochs": "int64",
+}
+"""Columns of every table, in order, with their Arrow types. Others follow: `version_*` (strings),
+then measures by name (doubles, booleans or strings; lists and objects as JSON strings)."""
+
+
+def table(rows: Iterable[dict[str, Any]]) -> pyarrow.Table:
+    """Rows as an Arrow table: known columns always there, null where a row has no value.
+
+    Raises `FulaError` for a value that its column's type cannot hold.
+    """
+    import pyarrow
+
+    rows = list(rows)
+    types = {**COLUMNS, **_extra_types(rows)}
+    arrays = {name: _array(name, kind, rows) for name, kind in types.items()}
+    return pyarrow.table(arrays)
+
+
+def write_tables(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `results.parquet` and `results.csv` (null is an empty field) with the same values."""
+    from pyarrow import csv, parquet
+
+    results = table(rows)
+    with replacing(folder / "results.parquet") as temporary:
+        parquet.write_table(results, temporary)
+    with replacing(folder / "results.csv") as temporary:
+        csv.write_csv(results, temporary)
+
+
+def _extra_types(rows: list[dict[str, Any]]) -> dict[str, str]:
+    names = sorted({name for row in rows for name in row} - set(COLUMNS))
+    names.sort(key=lambda name: not name.startswith("version_"))
+    return {name: _extra_type(name, [row.get(name) for row in rows]) for name in names}
+
+
+def _extra_type(name: str, values: list[Any]) -> str:
+    kinds = {type(value) for value in values if value is not None}
+    if name.startswith("version_") or kinds - {bool, int, float}:
+        return "string"
+    return "bool" if kinds == {bool} else "double"
+
+
+def _array(name: str, kind: str, rows: list[dict[str, Any]]) -> pyarrow.Array:
+    import pyarrow
+
+    values = [row.get(name) for row in rows]
+    if kind == "string":
+        values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    try:
+        return pyarrow.array(values, getattr(pyarrow, _FACTORY.get(kind, kind))())
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise FulaError(f"column '{name}' holds a value that is no {kind}: {error}") from error
+
+
+_FACTORY = {"double": "float64", "bool": "bool_"}

@@ -1,0 +1,362 @@
+"""The run folder: atomic, resumable, honest about damage."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from fula_fast.errors import FulaError
+from fula_fast.store import COLUMNS, Store, StoreWarning
+
+SPEC = {"name": "t", "epochs": 30, "donors": [{"name": "a", "seed": 0}], "seeds": [0, 1]}
+
+
+def plan(cells: int = 6) -> dict:
+    return {"cells": [{"id": f"c{i}"} for i in range(cells)]}
+
+
+def row(index: int, **values) -> dict:
+    made = {"cell": f"c{index}", "front": "a", "end": "b", "front_site": index, "status": "ok"}
+    return made | {"accuracy": index / 7, "seed": 0} | values
+
+
+def stitch(index: int) -> dict[str, np.ndarray]:
+    return {"weight": np.full((2, 3), index, np.float32), "bias": np.arange(2.0)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.create(tmp_path / "run", SPEC, plan())
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+class TestCells:
+    def test_rows_come_back_in_plan_order_and_survive_reopening(self, store: Store) -> None:
+        store.write("w1", [row(3), row(1)], {"c3": stitch(3), "c1": stitch(1)})
+        store.write("w0", [row(0, status="failed", error="loss is nan at step 4")])
+        again = Store.open(store.folder)
+        assert [r["cell"] for r in again.rows()] == ["c0", "c1", "c3"]
+        assert again.rows()[2] == row(3)
+        assert (again.done(), again.failed()) == ({"c1", "c3"}, {"c0"})
+        assert again.missing() == ["c0", "c2", "c4", "c5"]
+
+    def test_ok_supersedes_failed_but_never_the_reverse(self, store: Store) -> None:
+        store.write("w", [row(0, status="failed", error="first")])
+        store.write("w", [row(0, status="failed", error="second")])
+        assert store.rows()[0]["error"] == "second"
+        store.write("x", [row(0, accuracy=0.5)])
+        store.write("w", [row(0, status="failed", error="late")])
+        assert [(r["status"], r["accuracy"]) for r in store.rows()] == [("ok", 0.5)]
+        assert not store.failed()
+
+    def test_a_process_sees_what_another_writes(self, store: Store) -> None:
+        other = Store.create(store.folder, SPEC, plan())
+        other.write("w", [row(2)])
+        assert store.done() == {"c2"}
+
+    def test_stitches_round_trip_numpy_torch_and_slices(self, store: Store) -> None:
+        flat = torch.arange(12.0)
+        stitches = {
+            "c0": stitch(7),
+            "c1": {"weight": flat[:6].view(2, 3), "bias": flat[6:8]},
+            "c2": {"weight": flat[2:8].view(2, 3).t(), "half": torch.ones(3, dtype=torch.bfloat16)},
+        }
+        store.write("w", [row(i) for i in range(3)], stitches)
+        assert torch.equal(store.stitch("c0")["bias"], torch.arange(2.0, dtype=torch.float64))
+        assert torch.equal(store.stitch("c1")["weight"], flat[:6].view(2, 3))
+        assert torch.equal(store.stitch("c2")["weight"], flat[2:8].view(2, 3).t())
+        assert store.stitch("c2")["half"].dtype is torch.bfloat16
+        with pytest.raises(FulaError, match="no stitch of cell 'c5'"):
+            store.stitch("c5")
+
+    def test_scalars_are_unwrapped_and_non_finite_numbers_are_null(self, store: Store) -> None:
+        values = {"loss": float("nan"), "kappa": np.float32(0.5), "terms": [np.inf, 1.0]}
+        store.write("w", [row(0, epochs=torch.tensor(3), **values)])
+        (read,) = Store.open(store.folder).rows()
+        assert (read["loss"], read["kappa"], read["terms"]) == (None, 0.5, [None, 1.0])
+        assert read["epochs"] == 3
+
+    @pytest.mark.parametrize(
+        ("rows", "stitches", "message"),
+        [
+            ([{"cell": "zz", "status": "ok"}], {}, "not in the plan"),
+            ([{"cell": "c0", "status": "fine"}], {}, "none of"),
+            ([{"cell": "c0", "status": "ok"}], {"c1": {}}, "without a row"),
+        ],
+    )
+    def test_a_callers_mistakes_are_refused(self, store, rows, stitches, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            store.write("w", rows, stitches)
+        assert not (store.folder / "cells").exists()
+
+    def test_a_wave_id_must_be_a_file_name(self, store: Store) -> None:
+        with pytest.raises(ValueError, match="file name"):
+            store.write("../w", [row(0)])
+
+
+class TestRefusals:
+    def test_another_spec_is_refused_with_the_difference(self, store: Store) -> None:
+        donors = [{"name": "a", "seed": 5}]
+        with pytest.raises(FulaError) as caught:
+            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": None}, plan())
+        message = str(caught.value)
+        assert "epochs: 30 -> 5; donors[0].seed: 0 -> 5; x: (absent) -> null" in message
+        assert "seeds" not in message and "\n" not in message
+
+    def test_the_same_spec_keeps_the_stored_plan(self, store: Store) -> None:
+        again = Store.create(store.folder, {**SPEC, "seeds": (0, 1)}, {**plan(), "precision": "x"})
+        assert again.plan == plan()
+
+    def test_other_cells_for_the_same_spec_are_refused(self, store: Store) -> None:
+        with pytest.raises(FulaError, match="other cells"):
+            Store.create(store.folder, SPEC, plan(5))
+
+    def test_other_donors_are_refused(self, store: Store) -> None:
+        store.write("w", [row(0, front_hash="aa", end_hash="bb")])
+        store.check_donors({"a": "aa", "b": "bb", "unused": "cc"})
+        with pytest.raises(FulaError, match="donor 'b' has content hash xx.*used bb"):
+            store.check_donors({"a": "aa", "b": "xx"})
+
+    def test_a_folder_without_a_run(self, tmp_path: Path) -> None:
+        with pytest.raises(FulaError, match="holds no run"):
+            Store.open(tmp_path)
+
+    def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("x")
+        with pytest.raises(FulaError, match="cannot write"):
+            Store.create(tmp_path / "run", SPEC, plan())
+
+
+class TestDamage:
+    @pytest.mark.parametrize("kept", [0, 1, 120, -3])
+    def test_a_truncated_shard_is_named_missing_and_redone(self, store: Store, kept: int) -> None:
+        store.write("w", [row(0), row(1)])
+        store.write("v", [row(2)])
+        path = only(store.folder, "cells/*/w-*.json")
+        path.write_bytes(path.read_bytes()[:kept])
+        again = Store.open(store.folder)
+        with pytest.warns(StoreWarning, match=path.name):
+            assert again.missing() == ["c0", "c1", "c3", "c4", "c5"]
+        again.write("w", [row(0), row(1)])
+        assert Store.open(store.folder).done() == {"c0", "c1", "c2"}  # and no warning any more
+
+    def test_an_altered_number_is_noticed(self, store: Store) -> None:
+        store.write("w", [row(0, accuracy=0.25)])
+        path = only(store.folder, "cells/*/w-*.json")
+        path.write_text(path.read_text().replace("0.25", "0.95"))
+        with pytest.warns(StoreWarning, match="digest"):
+            assert not Store.open(store.folder).done()
+
+    def test_truncated_stitches_make_their_cells_missing(self, store: Store) -> None:
+        store.write("w", [row(0)], {"c0": stitch(0)})
+        path = only(store.folder, "stitches/*/w-*.safetensors")
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.warns(StoreWarning, match="stitches"):
+            assert not Store.open(store.folder).done()
+
+    def test_a_truncated_checkpoint_is_named_and_ignored(self, store: Store) -> None:
+        store.save_checkpoint("w", {"m": np.ones(5)}, {"epoch": 3})
+        path = only(store.folder, "checkpoints/w.safetensors")
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.warns(StoreWarning, match="w.safetensors"):
+            assert store.load_checkpoint("w") is None
+
+
+def test_checkpoints_are_replaced_and_dropped(store: Store) -> None:
+    assert store.load_checkpoint("w") is None
+    for epoch in (0, 1):
+        store.save_checkpoint("w", {"flat": torch.full((3,), float(epoch))}, {"epoch": epoch})
+    tensors, meta = store.load_checkpoint("w")
+    assert torch.equal(tensors["flat"], torch.ones(3)) and meta == {"epoch": 1}
+    store.drop_checkpoint("w")
+    store.drop_checkpoint("w")
+    assert store.load_checkpoint("w") is None
+
+
+def test_launches_come_back_in_order(store: Store) -> None:
+    store.add_launch({"torch": "2"})
+    store.add_launch({"torch": "3"})
+    assert [launch["torch"] for launch in store.launches()] == ["2", "3"]
+
+
+class TestTables:
+    def test_columns_types_and_equal_values(self, store: Store) -> None:
+        extra = {"version_torch": "2.11", "rank": 3, "terms": [1.0, 2.5], "quick": True}
+        store.write("w", [row(0, kappa=1 / 3, alpha=0, **extra)])
+        store.write("v", [row(1, status="failed", error='a "quoted",\nerror', accuracy=None)])
+        store.write_tables()
+        table = parquet.read_table(store.folder / "results.parquet")
+        known = list(COLUMNS)
+        assert table.column_names == [*known, "version_torch", "quick", "rank", "terms"]
+        types = {f.name: str(f.type) for f in table.schema}
+        assert {n: types[n] for n in known} == COLUMNS
+        assert (types["rank"], types["terms"], types["quick"]) == ("double", "string", "bool")
+        with (store.folder / "results.csv").open(newline="") as file:
+            for text, value in zip(csv.DictReader(file), table.to_pylist(), strict=True):
+                assert text == {name: as_csv(v) for name, v in value.items()}
+                for name in ("accuracy", "kappa"):
+                    assert value[name] is None or float(text[name]) == value[name]
+
+    def test_the_schema_does_not_depend_on_the_values(self, store: Store) -> None:
+        store.write_tables()
+        empty = parquet.read_table(store.folder / "results.parquet")
+        store.write("w", [row(0)])
+        store.write_tables()
+        assert parquet.read_table(store.folder / "results.parquet").schema.equals(empty.schema)
+
+    def test_a_value_of_another_type_is_refused(self, store: Store) -> None:
+        store.write("w", [row(0, accuracy="high")])
+        with pytest.raises(FulaError, match="column 'accuracy'"):
+            store.write_tables()
+
+
+def as_csv(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if value == 0 or value == 1 else f"{value}".removesuffix(".0")
+
+
+WRITER = """
+import sys, json
+from fula_fast.store import Store
+import numpy as np
+cells = [{"id": f"c{i}"} for i in range(60)]
+store = Store.create(sys.argv[1], {"name": "kill"}, {"cells": cells})
+missing = set(store.missing())
+for wave in range(20):
+    rows = [{"cell": f"c{i}", "status": "ok", "front_site": i, "accuracy": 1 / (i + 2)}
+            for i in range(3 * wave, 3 * wave + 3) if f"c{i}" in missing]
+    if rows:
+        store.save_checkpoint(f"w{wave}", {"x": np.full(50_000, wave)}, {"wave": wave})
+        store.write(f"w{wave}", rows, {r["cell"]: {"weight": np.full(5000, 1.0)} for r in rows})
+        store.write_tables()
+        store.drop_checkpoint(f"w{wave}")
+store.write_tables()
+"""
+
+
+def write_all(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(folder)])
+
+
+def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    assert write_all(tmp_path / "whole").wait() == 0
+    draw, folder, kills = random.Random(5), tmp_path / "killed", 0
+    while kills < 3:
+        writer = write_all(folder)
+        have = len(files(folder)) if folder.exists() else 0
+        while writer.poll() is None and len(files_or_none(folder)) < have + draw.randint(2, 9):
+            time.sleep(0.001)
+        if writer.poll() is not None:
+            break
+        time.sleep(draw.random() * 0.01)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        kills += 1
+        for row in Store.open(folder).rows() if (folder / "spec.json").exists() else ():
+            assert row["accuracy"] == 1 / (int(row["cell"][1:]) + 2)
+    assert kills >= 2
+    assert write_all(folder).wait() == 0
+    for name in ("results.csv", "results.parquet"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def files_or_none(folder: Path) -> set[str]:
+    try:
+        return files(folder)
+    except FileNotFoundError:  # a name went away while we listed
+        return set()
+
+
+def unprivileged(target, folder: Path) -> str:
+    """The message of the `FulaError` that `target` raises as a user who may not write `folder`."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            target(folder)
+            message = "no error"
+        except FulaError as error:
+            message = str(error)
+        except BaseException as error:  # noqa: BLE001 - the parent asserts on it
+            message = f"other: {error!r}"
+        os.write(write, message.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return os.read(read, 65536).decode()
+
+
+class TestUnwritable:
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_read_only_folder(self, tmp_path: Path) -> None:
+        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+            folder.chmod(0o755)
+        run = tmp_path / "run"
+        Store.create(run, SPEC, plan())
+        run.chmod(0o555)
+        before = files(tmp_path)
+
+        def write(folder: Path) -> None:
+            Store.create(folder, SPEC, plan()).write("w", [row(0)], {"c0": stitch(0)})
+
+        assert "cannot write" in unprivileged(write, run)
+        assert "Permission denied" in unprivileged(lambda f: Store.create(f / "x", {}, plan()), run)
+        assert "Permission denied" in unprivileged(lambda f: Store.open(f).logs, run)
+        run.chmod(0o755)
+        assert files(tmp_path) == before
+
+    @pytest.mark.parametrize("limit", [0, 2_000, 40_000])
+    def test_a_full_disk_leaves_nothing_half_written(self, store: Store, limit: int) -> None:
+        store.write("w", [row(0)], {"c0": stitch(0)})
+        before, old = files(store.folder), resource.getrlimit(resource.RLIMIT_FSIZE)
+        big = {f"c{i}": {"weight": np.zeros(3000)} for i in (1, 2)}
+        rows = [row(i, error="x" * 40_000) for i in (1, 2)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+        try:
+            with pytest.raises(FulaError, match="cannot write"):
+                store.write("v", rows, big)
+            with pytest.raises(FulaError, match="cannot write"):
+                store.save_checkpoint("v", {"x": np.zeros(9000)}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert files(store.folder) == before
+        assert store.done() == {"c0"}
+
+    def test_temporary_files_of_dead_writers_are_removed_in_time(self, store: Store) -> None:
+        old, young = (store.folder / f".x.json.{n}.tmp" for n in "ab")
+        for path in (old, young):
+            path.write_text("half")
+        os.utime(old, (time.time() - 2 * 86_400,) * 2)
+        Store.create(store.folder, SPEC, plan())
+        assert young.exists() and not old.exists()
+
+
+def test_shards_are_plain_json(store: Store) -> None:
+    store.write("w", [row(0), row(1)])
+    content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())
+    assert [r["cell"] for r in content["rows"]] == ["c0", "c1"]
