@@ -1,1 +1,35 @@
-"""Data sources and streams."""
+"""Data: named sources, keyed randomness, and streams of device batches.
+
+A source (named data set, folder, archive, synthetic generator) is decoded once to uint8 and read
+through a stream. Importing this package imports neither torch nor Pillow nor DALI; each name below
+loads its module on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "images": ("ImageSet", "Source", "check_classes"),
+    "randomness": ("Augmentation", "EpochDraw", "draw_epoch"),
+    "augment": ("Normalisation",),
+    "sources": ("load_source", "source_names"),
+    "streams": (
+        "Batch", "ReferenceStream", "ResidentStream", "Stream", "evaluation_batches",
+        "open_stream", "take",
+    ),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = list(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
