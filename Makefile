@@ -1,0 +1,52 @@
+# Every target does its own set-up: Python >= 3.11, git, make and a C++ compiler are enough.
+# The virtual environment is made once and reused; an existing one is only added to.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
+PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py
+
+.PHONY: help quickstart test test-slow gpu-check lint bench install
+help:
+	@echo "make quickstart   install, stitch two small networks, write a report (a few minutes)"
+	@echo "make test         install, run the tests"
+	@echo "make test-slow    the tests that CI runs on top: packaging, embedding, sanitizers"
+	@echo "make gpu-check    the tests that need a CUDA device"
+	@echo "make lint | bench"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python " \
+	  + sys.version.split()[0] + "; 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(NATIVE) $(PACKAGES)
+	$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(BIN)/python $(NATIVE) $(PACKAGES)
+	$(PIP) install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed
+
+quickstart: install
+	$(BIN)/fula-fast sweep fula_fast/recipes/quickstart.toml --out $(RUN)
+	@echo "report: $(abspath $(RUN))/report.html"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+gpu-check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed-test
+	$(BIN)/fula-fast bench
