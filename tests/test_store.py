@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 import torch
+from pyarrow import parquet
 
 from fula_fast.errors import FulaError
 from fula_fast.store import COLUMNS, Store, StoreWarning
 
-SPEC = {"name": "t", "epochs": 30, "donors": [{"name": "a", "seed": 0}], "seeds": [0, 1]}
+SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
 
 def plan(cells: int = 6) -> dict:
@@ -117,11 +117,11 @@ class TestCells:
 
 class TestRefusals:
     def test_another_spec_is_refused_with_the_difference(self, store: Store) -> None:
-        donors = [{"name": "a", "seed": 5}]
+        donors = {"a": {"seed": 5, "width": 8}}
         with pytest.raises(FulaError) as caught:
-            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": None}, plan())
+            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, plan())
         message = str(caught.value)
-        assert "epochs: 30 -> 5; donors[0].seed: 0 -> 5; x: (absent) -> null" in message
+        assert "(donors.a.seed: 0 -> 5; epochs: 30 -> 5; x: unset -> 1)" in message
         assert "seeds" not in message and "\n" not in message
 
     def test_the_same_spec_keeps_the_stored_plan(self, store: Store) -> None:

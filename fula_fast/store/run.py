@@ -6,12 +6,12 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from .differences import describe_differences
+from ..spec import difference
 from .files import folder as made
 from .files import remove_stale, write_json, writing
 from .shards import (
@@ -67,8 +67,8 @@ class Store:
         store = cls.open(folder)
         if store.spec != spec:
             raise FulaError(
-                f"'{folder}' holds a run of another spec "
-                f"({describe_differences(store.spec, spec)}); give another --out, or the old spec"
+                f"'{folder}' holds a run of another spec ({_shown(difference(store.spec, spec))}); "
+                "give another --out, or the old spec"
             )
         if store._planned.keys() != {cell["id"] for cell in plan["cells"]}:
             raise FulaError(
@@ -137,10 +137,10 @@ class Store:
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell, as CPU tensors by name; raises `FulaError` if unknown."""
         for shard in self._all():
-            if shard.stitches and any(
-                r["cell"] == cell and r["status"] == "ok" for r in shard.rows
-            ):
-                if tensors := read_tensors(shard.stitches, f"{cell}/")[0]:
+            ok = {row["cell"] for row in shard.rows if row["status"] == "ok"}
+            if shard.stitches and cell in ok:
+                tensors, _ = read_tensors(shard.stitches, f"{cell}/")
+                if tensors:
                     return tensors
         raise FulaError(f"'{self.folder}' holds no stitch of cell '{cell}'; see its results.csv")
 
@@ -163,7 +163,7 @@ class Store:
 
     def add_launch(self, info: Mapping[str, Any]) -> None:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         name = f"{now:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
         write_json(self.folder / "launches" / name, {"started": now.isoformat(), **info})
 
@@ -256,6 +256,11 @@ class Store:
 
     def _warn(self, path: Path, reason: str, effect: str) -> None:
         warnings.warn(f"'{path}' is damaged: {reason}; {effect}", StoreWarning, stacklevel=2)
+
+
+def _shown(lines: list[str], most: int = 8) -> str:
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "; ".join(lines[:most] + more)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def write_shard(
     head = {
         "format": FORMAT,
         "wave": wave_id,
-        "written": datetime.now(timezone.utc).isoformat(),
+        "written": datetime.now(UTC).isoformat(),
         "stitches": stitches and {"file": stitches.name, "bytes": stitches.stat().st_size},
         "digest": _digest(rows),
     }

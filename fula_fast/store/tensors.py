@@ -27,7 +27,7 @@ def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]
+        names = [name for name in sorted(file.keys()) if name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         return tensors, json.loads(file.metadata()["meta"])
 
