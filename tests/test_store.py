@@ -121,7 +121,7 @@ class TestRefusals:
         with pytest.raises(FulaError) as caught:
             Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, plan())
         message = str(caught.value)
-        assert "(donors.a.seed: 0 -> 5; epochs: 30 -> 5; x: unset -> 1)" in message
+        assert "(epochs: 30 -> 5; donors.a.seed: 0 -> 5; x: unset -> 1)" in message
         assert "seeds" not in message and "\n" not in message
 
     def test_the_same_spec_keeps_the_stored_plan(self, store: Store) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from ..spec import difference
+from .differences import describe_differences
 from .files import folder as made
 from .files import remove_stale, write_json, writing
 from .shards import (
@@ -67,7 +67,7 @@ class Store:
         store = cls.open(folder)
         if store.spec != spec:
             raise FulaError(
-                f"'{folder}' holds a run of another spec ({_shown(difference(store.spec, spec))}); "
+                f"'{folder}' holds a run of another spec ({describe_differences(store.spec, spec)}); "
                 "give another --out, or the old spec"
             )
         if store._planned.keys() != {cell["id"] for cell in plan["cells"]}:
@@ -256,11 +256,6 @@ class Store:
 
     def _warn(self, path: Path, reason: str, effect: str) -> None:
         warnings.warn(f"'{path}' is damaged: {reason}; {effect}", StoreWarning, stacklevel=2)
-
-
-def _shown(lines: list[str], most: int = 8) -> str:
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "; ".join(lines[:most] + more)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
