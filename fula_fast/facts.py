@@ -1,0 +1,136 @@
+"""What planning must know about data and donors: shapes, classes, costs. No torch.
+
+Facts of named data sets are constants here; those of folders and archives are read from the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from .errors import FulaError
+from .tables import DataSpec, DonorSpec
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Image shape (C, H, W), number of classes and of training images."""
+
+    shape: Shape
+    classes: int
+    train_images: int
+
+
+_NAMED = {  # side in pixels, classes, training images
+    "digits": (8, 10, 1442),
+    "mnist": (28, 10, 60_000),
+    "fashion-mnist": (28, 10, 60_000),
+    "cifar10": (32, 10, 50_000),
+    "cifar100": (32, 100, 50_000),
+    "svhn": (32, 10, 73_257),
+}
+
+
+def data_facts(data: DataSpec) -> DataFacts:
+    """Facts of a data set: nominal for those known by name, else read from the data itself."""
+    if data.source in _NAMED:
+        side, classes, images = _NAMED[data.source]
+        side = data.size or side
+        return DataFacts((data.channels, side, side), classes, images)
+    from .pipelines import load_source
+
+    source = load_source(
+        data.source,
+        data_dir=data.data_dir,
+        size=data.size,
+        channels=data.channels,
+        download=data.download,
+        **data.options,
+    )
+    return DataFacts(tuple(source.image_shape), source.num_classes, len(source.train))
+
+
+@dataclass(frozen=True)
+class DonorFacts:
+    """A donor as planning sees it; tuples run over sites 1 … k.
+
+    `shapes`: of the activation, without the batch axis. `flops`: of the stage that ends there, per
+    image. `saved`: elements that the stage keeps for its backward pass, per image. `classes`,
+    `head_flops`: of the head.
+    """
+
+    name: str
+    input_shape: Shape
+    classes: int
+    shapes: tuple[Shape, ...]
+    flops: tuple[int, ...]
+    saved: tuple[int, ...]
+    head_flops: int
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.shapes)
+
+    def elements(self, site: int) -> int:
+        """Elements of one image's activation at a site (0: the image)."""
+        return prod(self.shapes[site - 1] if site else self.input_shape)
+
+    def flops_between(self, start: int, stop: int) -> int:
+        """FLOPs per image of the stages behind site `start` up to site `stop`."""
+        return sum(self.flops[start:stop])
+
+
+def donor_facts(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+    """Facts of a donor for data of this shape; raises `FulaError` for an unknown model."""
+    from .models.families import DEFAULTS
+
+    if not donor.model:
+        raise FulaError(
+            f"[donors.{donor.name}] has no model; name the architecture of its checkpoint, "
+            "for example model = 'resnet18'"
+        )
+    facts = _of_layout if donor.model in DEFAULTS else _of_description
+    try:
+        return facts(donor, data, hook)
+    except FulaError as error:
+        raise FulaError(f"[donors.{donor.name}] {error}") from None
+
+
+def _request(donor: DonorSpec, data: DataFacts, hook: str) -> dict[str, Any]:
+    shape = {"num_classes": data.classes, "input_shape": data.shape, "hook": hook}
+    return shape | donor.build_options()
+
+
+def _of_layout(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+    """The project's own architectures: walked layer by layer."""
+    from .memory import saved_elements
+    from .models.families import layout_of
+    from .models.layout import walk
+
+    layout = layout_of(donor.model, **_request(donor, data, hook))
+    shape, shapes, flops, saved = data.shape, [], [], []
+    for stage in layout.stages:
+        saved.append(saved_elements(stage.layers, shape)[0])
+        cost = walk(stage.layers, shape)
+        shape = cost.shape
+        shapes.append(shape)
+        flops.append(cost.flops)
+    head = walk(layout.head, shape).flops
+    return DonorFacts(
+        donor.name, data.shape, data.classes, tuple(shapes), tuple(flops), tuple(saved), head
+    )
+
+
+def _of_description(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+    """Other models: from their description, with the usual number of saved maps."""
+    from .memory import usual_saved
+    from .models import describe
+
+    found = describe(donor.model, **_request(donor, data, hook))
+    shapes = tuple(tuple(site.shape) for site in found.sites)
+    flops = tuple(site.flops for site in found.sites)
+    saved = tuple(map(usual_saved, shapes))
+    return DonorFacts(donor.name, data.shape, data.classes, shapes, flops, saved, found.head.flops)
