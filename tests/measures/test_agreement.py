@@ -1,0 +1,104 @@
+"""Agreement and R^2 against NumPy and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import cohen_kappa_score, r2_score
+
+from fula_fast.measures.agreement import (
+    Agreement,
+    SiteFit,
+    error_consistency,
+    hard_agreement,
+    r_squared,
+    residual_squares,
+    right,
+    soft_agreement,
+)
+
+LANES, SAMPLES, CLASSES = 3, 50, 7
+
+
+@pytest.fixture
+def logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    hint = 2 * torch.nn.functional.one_hot(labels, CLASSES)
+    lanes = torch.randn(LANES, SAMPLES, CLASSES, generator=generator) + hint
+    return lanes, torch.randn(SAMPLES, CLASSES, generator=generator) + hint, labels
+
+
+def numpy_soft(a: np.ndarray, b: np.ndarray) -> float:
+    values = []
+    for x, y in zip(a.astype(float), b.astype(float), strict=True):
+        p, q = np.exp(x) / np.exp(x).sum(), np.exp(y) / np.exp(y).sum()
+        values.append(p @ q / max(p @ p, q @ q))
+    return float(np.mean(values))
+
+
+def test_each_lane_against_numpy(logits) -> None:
+    lanes, end, labels = logits
+    mine, theirs = right(lanes, labels), right(end, labels)
+    b = (end.numpy().argmax(1) == labels.numpy()).astype(int)
+    for lane in range(LANES):
+        a = (lanes[lane].numpy().argmax(1) == labels.numpy()).astype(int)
+        assert hard_agreement(mine, theirs)[lane] == pytest.approx((a == b).mean(), abs=1e-12)
+        expected = cohen_kappa_score(a, b)
+        assert error_consistency(mine, theirs)[lane] == pytest.approx(expected, abs=1e-12)
+        expected = numpy_soft(lanes[lane].numpy(), end.numpy())
+        assert soft_agreement(lanes, end)[lane] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_stream_equals_all_samples_together(logits) -> None:
+    lanes, end, labels = logits
+    stream = Agreement((LANES,))
+    for start, stop in ((0, 20), (20, 21), (21, 50)):
+        stream.add(lanes[:, start:stop], end[start:stop], labels[start:stop])
+    result = stream.result()
+    mine, theirs = right(lanes, labels), right(end, labels)
+    assert torch.allclose(result["accuracy"], mine.double().mean(-1))
+    assert torch.allclose(result["agreement_hard"], hard_agreement(mine, theirs))
+    assert torch.allclose(result["agreement_soft"], soft_agreement(lanes, end), atol=1e-12)
+    assert torch.allclose(result["kappa"], error_consistency(mine, theirs), atol=1e-12)
+
+
+def test_the_same_model_agrees_fully(logits) -> None:
+    _, end, labels = logits
+    single = Agreement()
+    single.add(end, end, labels)
+    result = single.result()
+    assert result["agreement_soft"].item() == pytest.approx(1, abs=1e-12)
+    assert result["agreement_hard"].item() == 1 and result["kappa"].item() == pytest.approx(1)
+
+
+def test_soft_agreement_by_hand() -> None:
+    p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
+    assert soft_agreement(p.log(), q.log()).item() == pytest.approx(0.5 / 0.82, abs=1e-6)
+
+
+def test_kappa_of_two_perfect_models_is_undefined() -> None:
+    always = torch.ones(4, dtype=torch.bool)
+    assert error_consistency(always, always).isnan()
+
+
+def test_r_squared_against_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randn(20, 4, 3, 3, generator=generator) + 5
+    lanes = target + torch.tensor([0.1, 1.0]).view(2, 1, 1, 1, 1) * torch.randn(
+        2, 20, 4, 3, 3, generator=generator
+    )
+    fit = SiteFit(2)
+    for part in (slice(0, 13), slice(13, 20)):
+        rows = lanes[:, part].flatten(0, 1)  # (L*B, C, H, W)
+        fit.add(residual_squares(rows, target[part], 2), target[part])
+    for lane in range(2):
+        expected = r2_score(target.double().flatten(), lanes[lane].double().flatten())
+        assert fit.result()[lane].item() == pytest.approx(expected, abs=1e-10)
+        assert r_squared(lanes[lane], target).item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_predicting_the_global_mean_has_zero_r_squared() -> None:
+    target = torch.arange(12.0).view(4, 3)
+    assert r_squared(torch.full_like(target, 5.5), target).item() == pytest.approx(0, abs=1e-12)
