@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LISTED = 20
+
 
 class FulaError(Exception):
     """A user's mistake or an unusable input; the command line prints it without a traceback."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest valid name, else the list of valid names."""
+    """`"; did you mean 'x'?"` for the closest valid name, else the first valid names."""
     valid = sorted(valid)
     close = get_close_matches(name, valid, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; valid: {', '.join(valid)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    rest = f" … ({len(valid)} in all)" if len(valid) > _LISTED else ""
+    return f"; valid: {', '.join(valid[:_LISTED])}{rest}"

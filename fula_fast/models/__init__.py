@@ -7,12 +7,22 @@ from typing import Any
 
 _HOMES = {
     "Chain": "staged",
+    "Description": "description",
     "Norm2d": "staged",
+    "SiteInfo": "description",
     "Staged": "staged",
     "build": "registry",
+    "content_hash": "checkpoint",
+    "describe": "description",
+    "describe_staged": "description",
+    "load_checkpoint": "checkpoint",
+    "read_meta": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "sites_table": "description",
+    "stages": "cut",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,20 @@
-"""The project's own architectures, as layouts: ResNet-18/34/50 and VGG-16/19.
+"""The project's own architectures, as layouts: ResNet-18/34/50, VGG-16/19, ViT-Tiny/Base.
 
-Layer names, shapes and order are torchvision's, so its state dicts load. Pure data, no torch.
+Layer names, shapes and order are torchvision's (ViT: timm's), so its state dicts load. Pure data,
+no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import FulaError, nearest
 from .layout import (
+    Attention,
     AveragePool,
     Block,
+    ClassToken,
     Conv,
     Dropout,
     Flatten,
@@ -23,6 +26,7 @@ from .layout import (
     Relu,
     Shape,
     Stage,
+    Tokens,
     before_relu,
 )
 
@@ -53,10 +57,30 @@ VGGS = {
 }
 """Convolutions per resolution, and the convolutions (from 1) behind whose ReLU a site lies."""
 
+
+class _ViT(NamedTuple):
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+
+
+VITS = {"vit_tiny": _ViT(4, 192, 12, 3), "vit_base": _ViT(16, 768, 12, 12)}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {"stem": "lowres", "width": 64, "residuals": True} for name in RESNETS},
     **{name: {"stem": "lowres", "width": 64, "batch_norm": True} for name in VGGS},
+    **{name: {"every": 1} for name in VITS},
 }
+LIBRARIES = ("torchvision", "timm")
+
+
+def check_name(name: str) -> None:
+    """Raise `FulaError` unless `name` is one of ours, `torchvision:NAME` or `timm:NAME`."""
+    library, colon, rest = name.partition(":")
+    if name not in DEFAULTS and not (colon and rest and library in LIBRARIES):
+        known = [*DEFAULTS, *(f"{library}:NAME" for library in LIBRARIES)]
+        raise FulaError(f"unknown model '{name}'{nearest(name, known)}")
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,11 +91,28 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise FulaError(f"model '{name}' has no option '{key}'{nearest(key, defaults)}")
         if key == "stem" and value not in STEMS:
             raise FulaError(f"stem '{value}' of '{name}' is unknown{nearest(str(value), STEMS)}")
-        if key == "width" and (type(value) is not int or value < 1):
-            raise FulaError(f"width = {value!r} of '{name}' must be a whole number of at least 1")
+        if key in ("width", "every") and (type(value) is not int or value < 1):
+            raise FulaError(f"{key} = {value!r} of '{name}' must be a whole number of at least 1")
         if key in ("residuals", "batch_norm") and type(value) is not bool:
             raise FulaError(f"{key} = {value!r} of '{name}' must be true or false")
     return {**defaults, **options}
+
+
+def check_request(
+    name: str, num_classes: int, input_shape: Sequence[int], hook: str
+) -> tuple[int, ...]:
+    """Validate what every model takes; returns the input shape as a tuple."""
+    if hook not in HOOKS:
+        raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")
+    if type(num_classes) is not int or num_classes < 2:
+        raise FulaError(f"model '{name}' needs num_classes of at least 2, not {num_classes!r}")
+    shape = tuple(input_shape)
+    if len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
+        raise FulaError(
+            f"input_shape {list(shape)} of model '{name}' must be three positive whole numbers: "
+            "channels, height, width"
+        )
+    return shape
 
 
 def layout_of(
@@ -82,9 +123,12 @@ def layout_of(
     `stem`: `lowres` (ResNet: 3x3 stride-1 stem without max-pool, nine sites; VGG: one linear layer
     behind a global average) or `stock` (torchvision's model; ResNet: six sites). `width`: channels
     of the first layer, 64 in the published models. `residuals = False` removes skip connections
-    and their convolutions. `batch_norm`: the VGG variant with batch norm.
+    and their convolutions. `batch_norm`: the VGG variant with batch norm. `every`: a ViT has a site
+    behind each block, or behind each second one (2), counted so that the last block has one.
     """
     options = resolved_options(name, options)
+    if name in VITS:
+        return _vit(name, num_classes, input_shape, **options)
     channels = input_shape[0]
     if name in RESNETS:
         layout = _resnet(RESNETS[name], num_classes, channels, **options)
@@ -200,3 +244,23 @@ def _classifier(channels: int, num_classes: int) -> tuple[Layer, ...]:
         Dropout("classifier.5"),
         Linear("classifier.6", 4096, num_classes),
     )
+
+
+def _vit(name: str, num_classes: int, shape: Shape, *, every: int) -> Layout:
+    kind = VITS[name]
+    if shape[1] != shape[2] or shape[1] % kind.patch:
+        raise FulaError(
+            f"'{name}' needs square images of a multiple of {kind.patch} pixels, "
+            f"not {shape[1]}x{shape[2]}; resize them"
+        )
+    tokens = (shape[1] // kind.patch) ** 2 + 1
+    embedding = Conv("patch_embed.proj", shape[0], kind.dim, kind.patch, kind.patch, bias=True)
+    stages: list[Stage] = []
+    layers: list[Layer] = [embedding, Tokens("pos_embed", tokens, kind.dim)]
+    for index in range(kind.depth):
+        layers.append(Attention(f"blocks.{index}", kind.dim))
+        if (kind.depth - 1 - index) % every == 0:
+            stages.append(Stage(f"blocks.{index}", tuple(layers)))
+            layers = []
+    head = (ClassToken("norm", kind.dim), Linear("head", kind.dim, num_classes))
+    return Layout(tuple(stages), head)

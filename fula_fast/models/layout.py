@@ -151,7 +151,57 @@ class Block:
         return Cost(cost.shape, cost.parameters + skip.parameters, cost.flops + skip.flops)
 
 
-Layer = Conv | Norm | Relu | Dropout | MaxPool | AveragePool | Flatten | Linear | Block
+@dataclass(frozen=True)
+class Tokens:
+    """(D, h, w) patches to (N, D) tokens: a class token in front, position embeddings added."""
+
+    name: str
+    tokens: int
+    dim: int
+
+    def walk(self, shape: Shape) -> Cost:
+        return Cost((self.tokens, self.dim), (self.tokens + 1) * self.dim, 0)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A pre-norm transformer block over (N, D) with biases and an MLP of 4 D."""
+
+    name: str
+    dim: int
+
+    def walk(self, shape: Shape) -> Cost:
+        tokens, dim = shape
+        weights = 12 * dim**2
+        products = 2 * tokens * weights + 4 * tokens**2 * dim
+        return Cost(shape, weights + 13 * dim, products)
+
+
+@dataclass(frozen=True)
+class ClassToken:
+    """Layer norm, then the class token alone: (N, D) to (D,)."""
+
+    name: str
+    dim: int
+
+    def walk(self, shape: Shape) -> Cost:
+        return Cost((self.dim,), 2 * self.dim, 0)
+
+
+Layer = (
+    Conv
+    | Norm
+    | Relu
+    | Dropout
+    | MaxPool
+    | AveragePool
+    | Flatten
+    | Linear
+    | Block
+    | Tokens
+    | Attention
+    | ClassToken
+)
 
 
 def walk(layers: Iterable[Layer], shape: Shape) -> Cost:

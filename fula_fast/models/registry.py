@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import FulaError, nearest
+from .adapters import ADAPTERS, build_vit
 from .blocks import modules_of
-from .families import DEFAULTS, HOOKS, VGGS, layout_of, resolved_options
+from .families import VGGS, VITS, check_name, check_request, layout_of, resolved_options
 from .staged import Staged
 
 
@@ -26,32 +26,21 @@ def build(
     """A freshly initialised model, cut at its sites (torch's global generator draws the weights).
 
     `input_shape` is (C, H, W). `hook` places sites after (`post_relu`) or before (`pre_relu`,
-    Balogh & Jelasity 2023) the last ReLU of their block. `options` of ResNets and VGGs are those
-    of `families.layout_of`. Raises `FulaError` for an unknown name, option or value.
+    Balogh & Jelasity 2023) the last ReLU of their block. `options` of our own models are those of
+    `families.layout_of`; of `torchvision:NAME` and `timm:NAME` they are `sites` (submodule names,
+    default: the model's blocks) and arguments of that model's constructor. Raises `FulaError` for
+    an unknown name, option or value.
     """
+    check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
-    if name not in DEFAULTS:
-        raise FulaError(f"unknown model '{name}'{nearest(name, DEFAULTS)}")
-    options = resolved_options(name, options)
     request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
+    library = name.partition(":")[0]
+    if library in ADAPTERS:
+        return ADAPTERS[library](name, **request, **options)
+    options = resolved_options(name, options)
     plan = layout_of(name, **request, **options)
+    if name in VITS:
+        return build_vit(name, plan, options, **request)
     stages, head = modules_of(plan, normal_linear=name in VGGS)
     names = [stage.name for stage in plan.stages]
     return Staged(stages, head, name=name, options=options, site_names=names, **request)
-
-
-def check_request(
-    name: str, num_classes: int, input_shape: Sequence[int], hook: str
-) -> tuple[int, ...]:
-    """Validate what every model takes; returns the input shape as a tuple."""
-    if hook not in HOOKS:
-        raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")
-    if type(num_classes) is not int or num_classes < 2:
-        raise FulaError(f"model '{name}' needs num_classes of at least 2, not {num_classes!r}")
-    shape = tuple(input_shape)
-    if len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
-        raise FulaError(
-            f"input_shape {list(shape)} of model '{name}' must be three positive whole numbers: "
-            "channels, height, width"
-        )
-    return shape

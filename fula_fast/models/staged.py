@@ -8,7 +8,8 @@ name inside the stage: `stages.3.layer2.0.conv1.weight` is `layer2.0.conv1.weigh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ from torch import Tensor, nn
 from ..errors import FulaError
 
 _PLACE = re.compile(r"^(stages\.\d+|head)\.")
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Everything in eval mode and no gradients inside; each submodule's own mode afterwards."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child, training in modes:
+            child.training = training
 
 
 class Norm2d(nn.BatchNorm2d):
@@ -138,20 +152,13 @@ class Staged(nn.Module):
 
 
 def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
-    """Run one black image in eval mode; the modules' own modes are put back."""
-    modes = {module: module.training for module in staged.modules()}
     tensor = next(iter(staged.state().values()))
+    x = tensor.new_zeros((1, *staged.input_shape))
     shapes = []
-    staged.eval()
-    try:
-        with torch.no_grad():
-            x = tensor.new_zeros((1, *staged.input_shape))
-            for stage in staged.stages:
-                x = stage(x)
-                shapes.append(tuple(x.shape[1:]))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with eval_mode(staged):
+        for stage in staged.stages:
+            x = stage(x)
+            shapes.append(tuple(x.shape[1:]))
     return tuple(shapes)
 
 

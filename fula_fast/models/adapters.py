@@ -1,0 +1,175 @@
+"""Models of torchvision and timm as donors, cut behind their blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import FulaError, nearest
+from .cut import stages
+from .families import VITS
+from .layout import Layout
+from .staged import Staged
+
+_BLOCKS = (
+    r"encoder\.layers\.encoder_layer_\d+",
+    r"blocks\.\d+",
+    r"layer\d\.\d+",
+    r"features\.denseblock\d+",
+    r"trunk_output\.block\d+",
+    r"stages\.\d+",
+    r"features\.\d+",
+)
+"""Names of a model's blocks in torchvision and timm; the first pattern with two matches wins."""
+
+
+def build_vit(
+    name: str,
+    plan: Layout,
+    options: Mapping[str, Any],
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    hook: str,
+) -> Staged:
+    """timm's vision transformer of the size of `VITS[name]`, cut behind its blocks."""
+    timm = _timm(name)
+    kind = VITS[name]
+    module = timm.models.VisionTransformer(
+        img_size=input_shape[1],
+        patch_size=kind.patch,
+        in_chans=input_shape[0],
+        num_classes=num_classes,
+        embed_dim=kind.dim,
+        depth=kind.depth,
+        num_heads=kind.heads,
+    )
+    return stages(
+        module,
+        [stage.name for stage in plan.stages],
+        input_shape=input_shape,
+        num_classes=num_classes,
+        name=name,
+        hook=hook,
+        options=options,
+    )
+
+
+def build_torchvision(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    hook: str,
+    sites: Sequence[str] | None = None,
+    **arguments: Any,
+) -> Staged:
+    """`torchvision:NAME`; `arguments` go to its constructor."""
+    from torchvision import models
+
+    kind = name.partition(":")[2]
+    if kind not in models.list_models(module=models):
+        raise FulaError(f"torchvision has no model '{kind}'{nearest(kind, models.list_models())}")
+    if input_shape[0] != 3:
+        raise FulaError(f"'{name}' takes 3 channels, not {input_shape[0]}; load with channels = 3")
+    sizes = {"image_size": input_shape[1]} if kind.startswith("vit_") else {}
+    full = {"num_classes": num_classes, **sizes, **arguments}
+    module = _constructed(name, lambda: models.get_model(kind, **full))
+    return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
+
+
+def build_timm(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    hook: str,
+    sites: Sequence[str] | None = None,
+    **arguments: Any,
+) -> Staged:
+    """`timm:NAME`; `arguments` go to `timm.create_model`."""
+    timm = _timm(name)
+    kind = name.partition(":")[2]
+    if not timm.is_model(kind):
+        raise FulaError(f"timm has no model '{kind}'{nearest(kind, timm.list_models())}")
+    fixed = getattr(timm.get_pretrained_cfg(kind), "fixed_input_size", False)
+    sizes = {"img_size": input_shape[1]} if fixed else {}
+    full = {"num_classes": num_classes, "in_chans": input_shape[0], **sizes, **arguments}
+    module = _constructed(name, lambda: timm.create_model(kind, **full))
+    return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
+
+
+ADAPTERS: dict[str, Callable[..., Staged]] = {"torchvision": build_torchvision, "timm": build_timm}
+
+
+def _timm(name: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise FulaError(
+            f"model '{name}' needs timm, which is not installed; run: pip install timm"
+        ) from error
+    return timm
+
+
+def _constructed(name: str, construct: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return construct()
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise FulaError(
+            f"model '{name}' cannot be built: {reason}; check its options and input_shape"
+        ) from error
+
+
+def _adapted(
+    name: str,
+    module: nn.Module,
+    sites: Sequence[str] | None,
+    arguments: Mapping[str, Any],
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    hook: str,
+) -> Staged:
+    _check_channels_first(name, module)
+    sites = list(_blocks(name, module) if sites is None else sites)
+    staged = stages(
+        module,
+        sites,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        name=name,
+        hook=hook,
+        options={"sites": sites, **arguments},
+    )
+    if hook == "pre_relu" and any(len(shape) != 2 for shape in staged.site_shapes):
+        raise FulaError(
+            f"model '{name}' has no known pre-ReLU sites; use hook = 'post_relu', or our own "
+            "resnet18, resnet34, resnet50, vgg16, vgg19"
+        )
+    return staged
+
+
+def _check_channels_first(name: str, module: nn.Module) -> None:
+    layout = getattr(module, "output_fmt", None) or "NCHW"
+    if str(layout) == "NHWC" or type(module).__name__ == "SwinTransformer":
+        raise FulaError(
+            f"model '{name}' keeps channels last, which sites do not support; choose another model"
+        )
+
+
+def _blocks(name: str, module: nn.Module) -> list[str]:
+    names = [n for n, child in module.named_modules() if _is_block(child)]
+    for pattern in _BLOCKS:
+        matches = [n for n in names if re.fullmatch(pattern, n)]
+        if len(matches) > 1:
+            return matches
+    raise FulaError(f"the blocks of '{name}' have no known names; give sites = [...]")
+
+
+def _is_block(module: nn.Module) -> bool:
+    """A single layer is no block, but a ReLU ends one."""
+    return any(True for _ in module.children()) or isinstance(module, nn.ReLU)

@@ -1,0 +1,204 @@
+"""Donor checkpoints: safetensors with JSON metadata and a content hash.
+
+Files in PyTorch's own format are read too (state dicts only, never pickled code).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..errors import FulaError
+from .registry import build
+from .staged import Staged
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_RENAMES = (("shortcut", "downsample"), ("linear", "fc"))
+_SAFETENSORS_START = b"{"
+
+
+def content_hash(staged: Staged) -> str:
+    """SHA-256 (hex) over the sorted weights and buffers: name, shape, float32 bytes.
+
+    Independent of where sites lie: hooks and cuts do not change it.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(staged.state().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | None = None) -> str:
+    """Write a donor atomically, with `meta` (JSON-able) beside its description; returns its hash.
+
+    Raises `FulaError` where the file cannot be written; nothing is left half-written.
+    """
+    digest = content_hash(staged)
+    header = {
+        "fula_fast": "1",
+        "content_hash": digest,
+        "donor": json.dumps(_description(staged)),
+        "meta": json.dumps(dict(meta or {})),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in staged.state().items()}
+    _write_atomically(Path(path), to_bytes(tensors, header))
+    return digest
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The `meta` that `save_checkpoint` stored, and the `content_hash`."""
+    header = _header(Path(path))
+    return {**json.loads(header["meta"]), "content_hash": header["content_hash"]}
+
+
+def load_checkpoint(
+    path: str | Path, *, into: Staged | None = None, hook: str | None = None
+) -> Staged:
+    """The donor stored at `path`, on the CPU, in eval mode.
+
+    `into` gives the model to fill, needed for a file in PyTorch's format and for a module cut by
+    `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
+    Raises `FulaError` naming the file: missing, truncated, altered, or not fitting.
+    """
+    path = Path(path)
+    ours = _is_safetensors(path)
+    header = _header(path) if ours else {}
+    state = _safetensors_state(path) if ours else _torch_state(path)
+    staged = into if into is not None else _rebuild(path, header, hook)
+    try:
+        staged.load_state(state if header else _renamed(state, staged.state()))
+    except FulaError as error:
+        raise FulaError(f"checkpoint '{path}': {error}") from None
+    if header and content_hash(staged) != header["content_hash"]:
+        raise FulaError(f"checkpoint '{path}' was altered: its content hash differs; delete it")
+    return staged.eval()
+
+
+def _description(staged: Staged) -> dict[str, Any]:
+    return {
+        "name": staged.name,
+        "num_classes": staged.num_classes,
+        "input_shape": list(staged.input_shape),
+        "hook": staged.hook,
+        "options": staged.options,
+    }
+
+
+def _rebuild(path: Path, header: Mapping[str, str], hook: str | None) -> Staged:
+    if not header:
+        raise FulaError(
+            f"checkpoint '{path}' holds weights without a description; "
+            "say which model they are for (name, num_classes, input_shape)"
+        )
+    donor = json.loads(header["donor"])
+    if donor["name"].startswith("module:"):
+        raise FulaError(
+            f"checkpoint '{path}' is of your own module {donor['name'][7:]}; "
+            "cut it with stages(...) and pass it as `into`"
+        )
+    return build(
+        donor["name"],
+        num_classes=donor["num_classes"],
+        input_shape=donor["input_shape"],
+        hook=hook or donor["hook"],
+        **donor["options"],
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == _SAFETENSORS_START
+    except OSError as error:
+        raise FulaError(f"cannot read checkpoint '{path}': {error.strerror}") from None
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The metadata, or nothing where another program wrote the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+    return header if "fula_fast" in header else {}
+
+
+def _safetensors_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise _damaged(path, error) from None
+    while isinstance(state, Mapping):
+        inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
+        if not inner:
+            break
+        state = inner[0]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise FulaError(f"checkpoint '{path}' holds no state dict; save model.state_dict() instead")
+    return dict(state)
+
+
+def _damaged(path: Path, error: Exception) -> FulaError:
+    reason = str(error).split("\n")[0][:120] or type(error).__name__
+    return FulaError(
+        f"checkpoint '{path}' is truncated, damaged or no checkpoint ({reason}); "
+        "delete it to train again, or copy it again"
+    )
+
+
+def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring common foreign names to the architecture's own: prefixes, `shortcut`, `linear`."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return {_own_name(name, own): value for name, value in state.items()}
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+    if name in own:
+        return name
+    parts = name.split(".")
+    for foreign, native in _RENAMES:
+        parts = [native if part == foreign else part for part in parts]
+    candidate = ".".join(parts)
+    return candidate if candidate in own else name
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file in the same folder, fsync, rename."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise FulaError(f"cannot write checkpoint '{path}': {error.strerror}") from None

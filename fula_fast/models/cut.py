@@ -1,0 +1,221 @@
+"""Cut any module into stages, at submodules behind which a single tensor flows.
+
+The module is traced by `torch.fx` only as deep as the sites lie: everything else stays the
+module it was, under its own name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import FulaError, nearest
+from .families import check_request
+from .staged import Norm2d, Staged
+
+
+def stages(
+    module: nn.Module,
+    sites: Sequence[str],
+    *,
+    input_shape: Sequence[int],
+    num_classes: int | None = None,
+    name: str | None = None,
+    hook: str = "post_relu",
+    options: Mapping[str, Any] | None = None,
+) -> Staged:
+    """A donor from `module` (copied), with a site at the output of each submodule in `sites`.
+
+    `sites` are names of `module.named_modules()`, in the order in which they run. `input_shape` is
+    (C, H, W); `num_classes` is measured when not given. Batch norms over images become `Norm2d`.
+    Raises `FulaError` where the module cannot be traced, a name is unknown or repeated, a site is
+    no single tensor of two to four axes, or something else than the site's output is used behind
+    it (a skip connection across the cut).
+    """
+    _check_sites(module, sites)
+    module = _prepared(copy.deepcopy(module))
+    training = module.training
+    graph = _trace(module.eval(), sites)
+    ends = [_site_node(graph, module, site) for site in sites]
+    _check_chain(module, graph, sites, ends)
+    parts = [fx.GraphModule(module, part) for part in _split(graph, ends)]
+    label = name or f"module:{type(module).__name__}"
+    classes = _classes(label, parts, sites, input_shape, num_classes)
+    shape = check_request(label, classes, input_shape, hook)
+    staged = Staged(
+        parts[:-1],
+        parts[-1],
+        name=label,
+        num_classes=classes,
+        input_shape=shape,
+        hook=hook,
+        options=options,
+        site_names=sites,
+    )
+    return staged.train(training)
+
+
+def _check_sites(module: nn.Module, sites: Sequence[str]) -> None:
+    names = dict(module.named_modules())
+    if not sites:
+        raise FulaError("no sites given; name at least one submodule at whose output to cut")
+    for site in sites:
+        if site not in names or not site:
+            raise FulaError(
+                f"site '{site}' is no submodule of {type(module).__name__}{nearest(site, names)}"
+            )
+
+
+def _prepared(module: nn.Module) -> nn.Module:
+    """Plain `BatchNorm2d`s become `Norm2d`s; nothing works in place, or it could change a site."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = Norm2d
+        if getattr(child, "inplace", None) is True:
+            child.inplace = False
+    return module
+
+
+class _Tracer(fx.Tracer):
+    """Goes into a module only if a site lies inside it."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self._sites = sites
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(site.startswith(f"{module_qualified_name}.") for site in self._sites)
+
+
+def _trace(module: nn.Module, sites: Sequence[str]) -> fx.Graph:
+    original = type(module)
+
+    class OneInput(original):
+        """Fixes every other argument at its default: fx would make inputs of them."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return original.forward(self, x)
+
+    try:
+        module.__class__ = OneInput
+        return _Tracer(sites).trace(module)
+    except Exception as error:  # fx raises whatever the traced code raises
+        reason = str(error).split("\n")[0][:160]
+        raise FulaError(
+            f"{type(module).__name__} cannot be cut at {', '.join(sites)}: its forward cannot be "
+            f"traced ({reason}); choose sites outside the part with data-dependent control flow"
+        ) from error
+    finally:
+        module.__class__ = original
+
+
+def _site_node(graph: fx.Graph, module: nn.Module, site: str) -> fx.Node:
+    """The one graph node that is the output of submodule `site`."""
+    inner = [n for n in graph.nodes if n.op == "call_module" and n.target == site]
+    if not inner:
+        raise FulaError(
+            f"site '{site}' of {type(module).__name__} is never called by itself in a forward "
+            "pass; name a submodule that is called, and no site inside another"
+        )
+    if len(inner) > 1:
+        raise FulaError(
+            f"site '{site}' of {type(module).__name__} is called {len(inner)} times in a forward "
+            "pass; a site must be called exactly once"
+        )
+    return inner[0]
+
+
+def _check_chain(
+    module: nn.Module, graph: fx.Graph, sites: Sequence[str], ends: Sequence[fx.Node]
+) -> None:
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    ranks = [order[end] for end in ends]
+    if ranks != sorted(set(ranks)):
+        right = [site for _, site in sorted(zip(ranks, sites, strict=True))]
+        raise FulaError(f"sites must be in the order in which they run: {', '.join(right)}")
+    for site, end in zip(sites, ends, strict=True):
+        crossing = _crossing(order, end)
+        if crossing is not None:
+            raise FulaError(
+                f"{type(module).__name__} is no chain at site '{site}': '{crossing.name}' is still "
+                "used behind it (a skip connection?); choose a site where one tensor flows"
+            )
+
+
+def _crossing(order: dict[fx.Node, int], end: fx.Node) -> fx.Node | None:
+    """A value other than `end` that is made before it and used after it."""
+    for node, rank in order.items():
+        if rank >= order[end] or node.op == "get_attr":
+            continue
+        if any(order[user] > order[end] for user in node.users):
+            return node
+    return None
+
+
+def _split(graph: fx.Graph, ends: Sequence[fx.Node]) -> Iterator[fx.Graph]:
+    """One graph per stage, then the head; weights are fetched where they are used."""
+    constants = {node for node in graph.nodes if node.op == "get_attr"}
+    nodes = [node for node in graph.nodes if node not in constants]
+    entry = nodes.pop(0)
+    for end in [*ends, None]:
+        part = fx.Graph()
+        copies = {entry: part.placeholder("x")}
+        while nodes:
+            node = nodes.pop(0)
+            for constant in node.all_input_nodes:
+                if constant in constants and constant not in copies:
+                    copies[constant] = part.node_copy(constant)
+            copies[node] = part.node_copy(node, copies.__getitem__)
+            if node is end:
+                part.output(copies[node])
+                break
+        entry = end
+        yield part
+
+
+def _classes(
+    label: str,
+    parts: Sequence[nn.Module],
+    sites: Sequence[str],
+    input_shape: Sequence[int],
+    declared: int | None,
+) -> int:
+    """Run a black image through: every site one tensor, and as many logits as declared."""
+    weights = next((p for part in parts for p in part.parameters()), torch.zeros(()))
+    x = torch.zeros((1, *input_shape), dtype=weights.dtype, device=weights.device)
+    for site, part in zip([*sites, "the head"], parts, strict=True):
+        x = _checked_run(label, site, part, x)
+    if x.ndim != 2 or (declared is not None and x.shape[1] != declared):
+        raise FulaError(
+            f"model '{label}' gives outputs of shape {list(x.shape[1:])}, but num_classes is "
+            f"{declared}; set num_classes to its number of logits"
+        )
+    return x.shape[1]
+
+
+@torch.no_grad()
+def _checked_run(label: str, site: str, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    version = x._version
+    try:
+        y = part(x)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise FulaError(
+            f"model '{label}' does not run on an input of shape {list(x.shape[1:])}: "
+            f"{reason} (at {site}); check input_shape and the model's options"
+        ) from error
+    if not isinstance(y, torch.Tensor) or not 2 <= y.ndim <= 4 or y.shape[0] != 1:
+        raise FulaError(
+            f"'{site}' of model '{label}' gives no tensor of shape (B, C), (B, N, C) or "
+            "(B, C, H, W); choose another site"
+        )
+    if x._version != version:
+        raise FulaError(
+            f"model '{label}' changes its input in place on the way to '{site}'; "
+            "choose an earlier or later site before it"
+        )
+    return y
