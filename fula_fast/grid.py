@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -86,14 +86,14 @@ def expand(
     Raises `FulaError` for sites out of range and for combinations that mean nothing.
     """
     kept: dict[str, Cell] = {}
-    merged: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for cell, context in _points(spec, data, facts_of):
         name = cell_id(cell, context)
         if name in kept:
-            merged[cell.method, _differences(kept[name], cell)] += 1
+            merged[_differences(kept[name], cell)][cell.method] += 1
         else:
             kept[name] = replace(cell, id=name)
-    return tuple(kept.values()), tuple(_note(*key, n) for key, n in merged.items())
+    return tuple(kept.values()), tuple(_note(*found) for found in merged.items())
 
 
 def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Cell, Context]]:
@@ -205,19 +205,18 @@ def _check_shortcut(shortcut: Shortcut | None, data: DataFacts) -> None:
         )
 
 
-_FIELDS = ("front", "end", "alpha", "shortcut", "subset", "seed", "data_seed")
+_FIELDS = ("front", "end", "method", "alpha", "shortcut", "subset", "seed", "data_seed")
 
 
 def _differences(kept: Cell, other: Cell) -> tuple[str, ...]:
     """What two equal cells were asked to differ in."""
     fields = [f for f in _FIELDS if getattr(kept, f) != getattr(other, f)]
     a, b = kept.protocol, other.protocol
-    options = [f for f in type(a).model_fields if getattr(a, f) != getattr(b, f)]
-    label = [f"the name '{other.method}'"] if kept.method != other.method else []
-    return tuple(label + fields + options)
+    return (*fields, *(f for f in type(a).model_fields if getattr(a, f) != getattr(b, f)))
 
 
-def _note(method: str, fields: tuple[str, ...], count: int) -> str:
-    named = " and ".join(fields) or "anything: they are listed twice"
+def _note(fields: tuple[str, ...], methods: Counter[str]) -> str:
+    count = methods.total()
     cells = "1 cell was" if count == 1 else f"{count} cells were"
-    return f"{cells} merged with an equal one: here {method} does not depend on {named}"
+    reason = f"{' and '.join(fields)} makes no difference there" if fields else "listed twice"
+    return f"{cells} merged with an equal one ({', '.join(methods)}): {reason}"

@@ -1,0 +1,269 @@
+"""What a running sweep tells its user: a live display on a terminal, else a line per interval.
+
+The sweep calls the methods of `Progress` and knows nothing of displays; `Progress` itself is silent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERVAL = 10.0
+"""Seconds between two plain lines."""
+
+
+class Progress:
+    """The events of a run. This base class shows nothing."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def run_started(self, cells: int, done: int) -> None:
+        """A run of `cells` cells, of which `done` were finished before."""
+
+    def donor_started(self, name: str) -> None:
+        """A donor is trained (or loaded)."""
+
+    def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """`epoch` of `epochs` of a donor's training is over."""
+
+    def donor_done(self, name: str, accuracy: float) -> None:
+        """A donor is ready; `accuracy` on its test set, in [0, 1]."""
+
+    def wave_started(self, lanes: int, steps: int) -> None:
+        """A wave of `lanes` lanes begins, `steps` training steps long."""
+
+    def step(
+        self,
+        done: int,
+        images_per_s: float | None = None,
+        worst: float | None = None,
+        best: float | None = None,
+        memory: int | None = None,
+    ) -> None:
+        """`done` steps of the wave are over; `worst` and `best` are lane losses, memory is bytes."""
+
+    def cell_done(self, row: Mapping[str, Any]) -> None:
+        """A cell is finished; `row` is its result row."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know, on one line."""
+
+
+@dataclass
+class _Wave:
+    """The wave in progress, as the displays show it."""
+
+    lanes: int
+    steps: int
+    started: float
+    done: int = 0
+    first: int = 0
+    images_per_s: float | None = None
+    worst: float | None = None
+    best: float | None = None
+    memory: int | None = None
+
+    def rate(self, now: float) -> float:
+        """Steps per second since the wave's first report."""
+        seconds = now - self.started
+        return (self.done - self.first) / seconds if seconds > 0 else 0.0
+
+    def describe(self, now: float) -> str:
+        rate = self.rate(now)
+        parts = [f"step {self.done}/{self.steps}", f"{self.lanes} lanes", f"{rate:.2f} steps/s"]
+        if self.images_per_s is not None:
+            parts.append(f"{self.images_per_s:,.0f} images/s")
+        if self.best is not None and self.worst is not None:
+            parts.append(f"loss {self.best:.3f} to {self.worst:.3f}")
+        if self.memory is not None:
+            parts.append(f"{self.memory / 2**30:.1f} GiB")
+        if rate > 0:
+            parts.append(f"{duration((self.steps - self.done) / rate)} left")
+        return ", ".join(parts)
+
+
+class _Counting(Progress):
+    """Keeps what any display needs: counts, the wave in progress."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.cells = self.finished = self.failed = 0
+        self.wave: _Wave | None = None
+
+    def run_started(self, cells: int, done: int) -> None:
+        self.cells, self.finished = cells, done
+
+    def wave_started(self, lanes: int, steps: int) -> None:
+        self.wave = _Wave(lanes, steps, self.clock())
+
+    def step(
+        self,
+        done: int,
+        images_per_s: float | None = None,
+        worst: float | None = None,
+        best: float | None = None,
+        memory: int | None = None,
+    ) -> None:
+        wave = self.wave
+        if wave is None:
+            return
+        if wave.done == 0:  # the first step holds compilation, or a checkpoint's steps
+            wave.first, wave.started = done, self.clock()
+        wave.done, wave.images_per_s = done, images_per_s
+        wave.worst, wave.best, wave.memory = worst, best, memory
+
+    def cell_done(self, row: Mapping[str, Any]) -> None:
+        self.finished += 1
+        self.failed += row.get("status") == "failed"
+
+    def counts(self) -> str:
+        """ "3/45 cells", with the failed ones."""
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.finished}/{self.cells} cells{failed}"
+
+
+class LineProgress(_Counting):
+    """Plain lines: every event at once, steps and cells at most one line per interval."""
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(clock)
+        self.write, self.interval = write, interval
+        self.last = clock()
+
+    def run_started(self, cells: int, done: int) -> None:
+        super().run_started(cells, done)
+        self.write(f"{cells} cells, {done} done before")
+
+    def donor_started(self, name: str) -> None:
+        self.write(f"donor {name}: started")
+
+    def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        if self._due():
+            self.write(f"donor {name}: epoch {epoch}/{epochs}, loss {loss:.3f}")
+
+    def donor_done(self, name: str, accuracy: float) -> None:
+        self.write(f"donor {name}: test accuracy {accuracy:.4f}")
+
+    def wave_started(self, lanes: int, steps: int) -> None:
+        super().wave_started(lanes, steps)
+        self.write(f"wave: {lanes} lanes, {steps} steps")
+
+    def step(self, done: int, *args: Any, **values: Any) -> None:
+        super().step(done, *args, **values)
+        if self.wave is not None and self._due():
+            self.write(f"{self.wave.describe(self.clock())}; {self.counts()}")
+
+    def cell_done(self, row: Mapping[str, Any]) -> None:
+        super().cell_done(row)
+        if row.get("status") == "failed":
+            self.write(f"cell {row.get('cell')} failed: {row.get('error')}")
+        if self.finished == self.cells or self._due():
+            self.write(self.counts())
+
+    def note(self, text: str) -> None:
+        self.write(text)
+
+    def _due(self) -> bool:
+        now = self.clock()
+        if now - self.last < self.interval:
+            return False
+        self.last = now
+        return True
+
+
+class LiveProgress(_Counting):
+    """A live display: one bar for the cells, one for what is running; notes scroll above."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+        self.bars = Bars(*columns, TextColumn("{task.fields[text]}"), console=console)
+        self.total = self.bars.add_task("cells", total=None, text="")
+        self.current = self.bars.add_task("", total=None, text="", visible=False)
+
+    def __enter__(self) -> LiveProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bars.stop()
+
+    def run_started(self, cells: int, done: int) -> None:
+        super().run_started(cells, done)
+        self.bars.update(self.total, total=cells, completed=done)
+
+    def donor_started(self, name: str) -> None:
+        self._show(f"donor {name}", None, 0, "")
+
+    def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        self._show(f"donor {name}", epochs, epoch, f"epochs, loss {loss:.3f}")
+
+    def donor_done(self, name: str, accuracy: float) -> None:
+        self.bars.update(self.current, visible=False)
+        self.note(f"donor {name}: test accuracy {accuracy:.4f}")
+
+    def wave_started(self, lanes: int, steps: int) -> None:
+        super().wave_started(lanes, steps)
+        self._show("wave", steps, 0, f"{lanes} lanes")
+
+    def step(self, done: int, *args: Any, **values: Any) -> None:
+        super().step(done, *args, **values)
+        if self.wave is not None:
+            text = self.wave.describe(self.clock()).partition(", ")[2]
+            self._show("wave", self.wave.steps, done, text)
+
+    def cell_done(self, row: Mapping[str, Any]) -> None:
+        super().cell_done(row)
+        failed = f"{self.failed} failed" if self.failed else ""
+        self.bars.update(self.total, completed=self.finished, text=failed)
+        if row.get("status") == "failed":
+            self.note(f"cell {row.get('cell')} failed: {row.get('error')}")
+
+    def note(self, text: str) -> None:
+        self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self, name: str, total: int | None, done: int, text: str) -> None:
+        self.bars.update(
+            self.current, description=name, total=total, completed=done, text=text, visible=True
+        )
+
+
+def duration(seconds: float) -> str:
+    """ "1:02:03" or "2:03"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def open_progress() -> Progress:
+    """A live display where standard error is a terminal, else plain lines on standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return LiveProgress(console)
+    return LineProgress(lambda text: print(text, file=sys.stderr, flush=True))
