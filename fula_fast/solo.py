@@ -1,0 +1,169 @@
+"""The solo executor: one cell trained alone, in plain PyTorch.
+
+It is the oracle for the wave engine: front up to its site, stitch, tail; targets in one native pass
+of the end; no gradient where none is needed. Nothing is shared, fused or skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import batchnorm, objectives
+from .errors import FulaError
+from .initial import activations, check_sites
+from .models import Staged
+from .protocol import Protocol, term_weights
+from .stitch import Stitch
+
+Attacker = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
+
+
+class StitchedModel(nn.Module):
+    """h = end_tail . stitch . front, with its own copies of everything that may move.
+
+    Images (B, C, H, W) in, logits (B, classes) out. Donors passed in are never modified.
+    """
+
+    def __init__(
+        self, front: Staged, end: Staged, front_site: int, end_site: int, stitch: Stitch
+    ) -> None:
+        super().__init__()
+        check_sites(front, front_site, "front")
+        check_sites(end, end_site, "end")
+        self.front = batchnorm.frozen(copy.deepcopy(front))
+        self.tail = batchnorm.frozen(copy.deepcopy(end))
+        self.front_site, self.end_site = front_site, end_site
+        self.stitch = stitch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail.head(self.tail.run(self.at_stitch(x), self.end_site))
+
+    def at_stitch(self, x: Tensor) -> Tensor:
+        """The stitch's output, in the place of the end's own activation at its site."""
+        return self.stitch(self.front.run(x, 0, self.front_site))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One training step: the trained loss (0 for `dm`), all four objectives, and the terms from
+    the stitch's site to the last one."""
+
+    loss: float
+    values: dict[str, float]
+    terms: tuple[float, ...]
+
+
+class SoloCell:
+    """One cell: a stitch in training between two frozen donors.
+
+    Args: `front`, `end`: donors (left untouched). `front_site`, `end_site`: from 1. `objective`:
+    weights by name among hint, slm, tlm, fula (empty for `dm`: nothing is trained). `stitch`: the
+    initial stitch, trained in place. `steps`: of the whole training, for the schedule.
+    `attacker(logits_of, x, y)`: adversarial version of a batch, for alpha > 0.
+    """
+
+    def __init__(
+        self,
+        front: Staged,
+        end: Staged,
+        front_site: int,
+        end_site: int,
+        objective: Mapping[str, float],
+        protocol: Protocol,
+        stitch: Stitch,
+        steps: int,
+        *,
+        attacker: Attacker | None = None,
+    ) -> None:
+        self.model = StitchedModel(front, end, front_site, end_site, stitch)
+        self.native = batchnorm.frozen(copy.deepcopy(end))
+        self.objective, self.protocol = dict(objective), protocol
+        self.weights = term_weights(protocol.weighting, end.num_sites + 1 - end_site)
+        self.steps, self.done = steps, 0
+        self.attacker = attacker
+        self.optimiser = _optimiser(stitch, protocol) if objective else None
+
+    def step(self, x: Tensor, y: Tensor, attacked: Tensor | None = None) -> StepResult:
+        """One batch: x (B, C, H, W), y (B,); `attacked` (B,) marks the images to attack.
+
+        With batch norm under `train`, running statistics of front and tail move.
+        """
+        clean = x
+        if attacked is not None and attacked.any():
+            x = x.clone()
+            self._rules("running")
+            self.model.stitch.eval()
+            x[attacked] = self.attacker(self.model, clean[attacked], y[attacked])
+        self._rules("moving" if self.protocol.bn == "train" else "running")
+        target_input = x if self.protocol.attack_target == "adversarial" else clean
+        targets, target_logits = self._targets(target_input)
+        with torch.no_grad():
+            a = self.model.front.run(x, 0, self.model.front_site)
+        with torch.set_grad_enabled(bool(self.objective)):
+            values, terms = self._values(a, y, targets, target_logits)
+            loss = sum(weight * values[name] for name, weight in self.objective.items())
+        if self.objective:
+            self._update(loss)
+        self.done += 1
+        return StepResult(
+            float(torch.as_tensor(loss).detach()),
+            {name: float(value.detach()) for name, value in values.items()},
+            tuple(float(t.detach()) for t in terms),
+        )
+
+    def _rules(self, rule: batchnorm.Rule) -> None:
+        batchnorm.set_rule(self.model.front, rule)
+        batchnorm.set_rule(self.model.tail, rule)
+
+    @torch.no_grad()
+    def _targets(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        rule = "batch" if self.protocol.resolved_target_bn == "train" else "running"
+        with batchnorm.rule(self.native, rule):
+            sites = range(self.model.end_site, self.native.num_sites + 1)
+            targets = activations(self.native, x, sites)
+            return targets, self.native.head(targets[-1])
+
+    def _values(
+        self, a: Tensor, y: Tensor, targets: list[Tensor], target_logits: Tensor
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        self.model.stitch.train()
+        h = self.model.stitch(a)
+        tail, norm = self.model.tail, self.protocol.norm
+        terms = [objectives.term(h, targets[0], norm)]
+        for site, target in enumerate(targets[1:], self.model.end_site):
+            h = tail.run(h, site, site + 1)
+            terms.append(objectives.term(h, target, norm))
+        logits = tail.head(h)
+        values = objectives.values(terms, self.weights, tail.head(h), target_logits, y)
+        return values, terms
+
+    def _update(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise FulaError(
+                f"the loss became {float(loss.detach())} at step {self.done}; "
+                "lower lr, or check the donors' activations"
+            )
+        rate = learning_rate(self.protocol, self.done, self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+
+
+def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
+    """Rate at `step` of `steps`: constant, or times 0.1 at each third of the training."""
+    thirds = 3 * step // max(steps, 1) if protocol.schedule == "thirds" else 0
+    return protocol.lr * 0.1**thirds
+
+
+def _optimiser(stitch: Stitch, protocol: Protocol) -> torch.optim.Optimizer:
+    kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[protocol.optimiser]
+    extra = {"momentum": protocol.momentum} if protocol.optimiser == "sgd" else {}
+    # Adam's decay is the L2 form (added to the gradient), on weight and bias alike.
+    return kind(stitch.parameters(), lr=protocol.lr, weight_decay=protocol.weight_decay, **extra)

@@ -1,0 +1,109 @@
+"""Fixtures shared by all tests: the folder of real data, and the published golden numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The test data's folder, from FULA_TEST_DATA; the test skips where it is unset."""
+    folder = os.environ.get("FULA_TEST_DATA")
+    if not folder:
+        pytest.skip("FULA_TEST_DATA is unset: no folder with the real test data")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"FULA_TEST_DATA = {folder} is no folder")
+    return path.resolve()
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The published implementation's set-up and figures (float64)."""
+
+    front: object
+    end: object
+    images: object
+    labels: object
+    cases: list[dict]
+    initial: dict[str, np.ndarray]
+
+    def case(self, front_site: int, end_site: int, method: str) -> dict:
+        """The figures of one published run."""
+        return next(
+            c
+            for c in self.cases
+            if (c["front_site"], c["end_site"], c["method"]) == (front_site, end_site, method)
+        )
+
+    def donors(self):
+        """Fresh float64 copies of front and end."""
+        return copy.deepcopy(self.front).double(), copy.deepcopy(self.end).double()
+
+
+@pytest.fixture(scope="session")
+def golden(data_folder) -> Golden:
+    """Donors, images and figures of the published runs; skips where a part is not at hand."""
+    folder = data_folder.parent / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers beside the test data ({folder.name})")
+    steps = json.loads((folder / "published_steps.json").read_text())
+    initial = dict(np.load(folder / "published_init.npz"))
+    images, labels = _golden_images(data_folder / "cifar10-jpeg.tar.xz")
+    front, end = _golden_front(), _golden_end()
+    return Golden(_staged(front), _staged(end), images, labels, steps["cases"], initial)
+
+
+def _golden_front():
+    import torch
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    model = resnet18()
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    model.fc = torch.nn.Linear(512, 10)
+    return model.state_dict()
+
+
+def _golden_end():
+    import torch
+
+    pyautoattack = pytest.importorskip("pyautoattack")
+    path = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    return {k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()}
+
+
+def _staged(state):
+    from fula_fast.models import build
+
+    model = build("resnet18", num_classes=10, input_shape=(3, 32, 32))
+    model.load_state(state)
+    return model.eval()
+
+
+def _golden_images(archive: Path):
+    import torch
+    from PIL import Image
+
+    images, labels = [], []
+    with tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.isfile() and m.name.startswith("test/")]
+        classes = sorted({m.name.split("/")[1] for m in members})
+        for member in members:
+            if int(Path(member.name).stem) < 100:
+                pixels = Image.open(BytesIO(tar.extractfile(member).read()))
+                images.append(np.asarray(pixels))
+                labels.append(classes.index(member.name.split("/")[1]))
+    order = np.random.RandomState(0).permutation(1000)
+    pixels = np.stack(images)[order].astype(np.float32) / 255
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)[order]
