@@ -5,8 +5,10 @@ Facts of named data sets are constants here; those of folders and archives are r
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from .errors import FulaError
@@ -84,34 +86,53 @@ class DonorFacts:
 
 
 def donor_facts(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
-    """Facts of a donor for data of this shape; raises `FulaError` for an unknown model."""
+    """Facts of a donor for data of this shape; raises `FulaError` for an unknown model.
+
+    A checkpoint that describes its own model needs no `model` in the spec.
+    """
     from .models.families import DEFAULTS
 
-    if not donor.model:
-        raise FulaError(
-            f"[donors.{donor.name}] has no model; name the architecture of its checkpoint, "
-            "for example model = 'resnet18'"
-        )
-    facts = _of_layout if donor.model in DEFAULTS else _of_description
     try:
-        return facts(donor, data, hook)
+        model, request = _stored(donor) if not donor.model else (donor.model, _request(donor, data))
+        facts = _of_layout if model in DEFAULTS else _of_description
+        return facts(donor.name, model, request | {"hook": hook})
     except FulaError as error:
         raise FulaError(f"[donors.{donor.name}] {error}") from None
 
 
-def _request(donor: DonorSpec, data: DataFacts, hook: str) -> dict[str, Any]:
-    shape = {"num_classes": data.classes, "input_shape": data.shape, "hook": hook}
-    return shape | donor.build_options()
+def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
+    return {"num_classes": data.classes, "input_shape": data.shape} | donor.build_options()
 
 
-def _of_layout(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
+    """The model that a checkpoint's own header names, and how it is built."""
+    path = Path(donor.checkpoint)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length if length < 2**27 else 0))
+        stored = json.loads(header["__metadata__"]["donor"])
+    except OSError as error:
+        raise FulaError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError):
+        raise FulaError(
+            f"checkpoint '{path}' does not say which model it is for; "
+            "name it, for example model = 'resnet18'"
+        ) from None
+    shape = tuple(stored["input_shape"])
+    return stored["name"], {
+        "num_classes": stored["num_classes"], "input_shape": shape, **stored["options"]
+    }  # fmt: skip
+
+
+def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     """The project's own architectures: walked layer by layer."""
     from .memory import saved_elements
     from .models.families import layout_of
     from .models.layout import walk
 
-    layout = layout_of(donor.model, **_request(donor, data, hook))
-    shape, shapes, flops, saved = data.shape, [], [], []
+    layout = layout_of(model, **request)
+    shape, shapes, flops, saved = request["input_shape"], [], [], []
     for stage in layout.stages:
         saved.append(saved_elements(stage.layers, shape)[0])
         cost = walk(stage.layers, shape)
@@ -119,18 +140,18 @@ def _of_layout(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
         shapes.append(shape)
         flops.append(cost.flops)
     head = walk(layout.head, shape).flops
-    return DonorFacts(
-        donor.name, data.shape, data.classes, tuple(shapes), tuple(flops), tuple(saved), head
-    )
+    made_for = request["input_shape"], request["num_classes"]
+    return DonorFacts(name, *made_for, tuple(shapes), tuple(flops), tuple(saved), head)
 
 
-def _of_description(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     """Other models: from their description, with the usual number of saved maps."""
     from .memory import usual_saved
     from .models import describe
 
-    found = describe(donor.model, **_request(donor, data, hook))
+    found = describe(model, **request)
     shapes = tuple(tuple(site.shape) for site in found.sites)
     flops = tuple(site.flops for site in found.sites)
     saved = tuple(map(usual_saved, shapes))
-    return DonorFacts(donor.name, data.shape, data.classes, shapes, flops, saved, found.head.flops)
+    made_for = request["input_shape"], request["num_classes"]
+    return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops)

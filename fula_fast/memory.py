@@ -29,7 +29,7 @@ from pathlib import Path
 from .cell import Cell
 from .errors import FulaError
 from .facts import DonorFacts, Shape
-from .models.layout import Block, Layer, MaxPool, Norm, Relu, walk
+from .models.layout import Attention, Block, Layer, MaxPool, Norm, Relu, walk
 
 BYTES = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2}
 CPU_SHARE, GPU_SHARE = 0.60, 0.85
@@ -102,6 +102,8 @@ def _layer_saves(layer: Layer, before: Shape, after: Shape) -> int:
             return prod(before) + 4 * prod(after)
         case Block():
             return _block_saves(layer, before)
+        case Attention(dim=dim):  # also two attention maps per head of 64 features
+            return usual_saved(before) + 2 * max(dim // 64, 1) * before[0] ** 2
     return 0
 
 

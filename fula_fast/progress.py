@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ INTERVAL = 10.0
 class Progress:
     """The events of a run. This base class shows nothing."""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -200,12 +200,12 @@ class LiveProgress(_Counting):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn())
         self.bars = Bars(*columns, TextColumn("{task.fields[text]}"), console=console)
         self.total = self.bars.add_task("cells", total=None, text="")
         self.current = self.bars.add_task("", total=None, text="", visible=False)
 
-    def __enter__(self) -> LiveProgress:
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 
