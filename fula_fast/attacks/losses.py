@@ -1,0 +1,84 @@
+"""Per-image attack losses, all to be maximised, and the gradients of their sum.
+
+Samples never mix: the loss of a batch is the sum of its images' losses, so the gradient of one
+image, of any lane, does not depend on the others (in eval mode).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.reference import wide
+
+CE, DLR, TARGETED = 0, 1, 2
+"""Kinds of loss, as written in a batch's `kind` tensor."""
+
+MIN_CLASSES = {CE: 1, DLR: 3, TARGETED: 4}
+"""The fewest classes for which each loss is defined."""
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
+
+
+class Evaluation(NamedTuple):
+    """What one look at a batch of images gives: input gradient (N, C, H, W), per-image loss (N,),
+    and logits (N, classes) in float32 (float64 for float64 images)."""
+
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(logits)[label], (N, classes), (N,) -> (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, (N, classes), (N,) -> (N,).
+
+    (max of the other logits - own logit) / (largest - third largest + 1e-12); at least three
+    classes (Croce & Hein 2020, Eq. 6).
+    """
+    ranked, order = logits.sort(dim=1)
+    other = torch.where(order[:, -1] == labels, ranked[:, -2], ranked[:, -1])
+    return (other - _at(logits, labels)) / (ranked[:, -1] - ranked[:, -3] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Targeted difference of logits ratio, (N, classes), (N,), (N,) -> (N,).
+
+    (target logit - own logit) / (largest - mean of the third and fourth + 1e-12); at least four
+    classes (Croce & Hein 2020, Eq. 7).
+    """
+    ranked = logits.sort(dim=1)[0]
+    spread = ranked[:, -1] - 0.5 * (ranked[:, -3] + ranked[:, -4]) + 1e-12
+    return (_at(logits, targets) - _at(logits, labels)) / spread
+
+
+def _at(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def predict(logits: Tensor) -> Tensor:
+    """Predicted class (N,) int64; -1, which is no class and never right, where a logit is NaN."""
+    return torch.where(logits.isnan().any(1), -1, logits.max(1)[1])
+
+
+def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Evaluation:
+    """Logits, losses `loss_of(logits)` (N,) and the gradient of their sum with respect to `x`.
+
+    The images keep their dtype; logits of a narrower dtype are widened before the loss. A NaN in
+    the gradient is replaced by 0: it points nowhere, and the image must stay in its range.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = wide(logits_fn(x))
+        loss = loss_of(logits)
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+    return Evaluation(grad.nan_to_num_(nan=0.0), loss.detach(), logits.detach())

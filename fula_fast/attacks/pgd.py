@@ -1,0 +1,178 @@
+"""Projected gradient descent in pixel space (Madry et al. 2018), l-inf and l2.
+
+One implementation serves training and evaluation, single models and lanes: `pgd` is plain tensor
+code without host synchronisation, so it may stand inside a larger captured step; `PGD` captures
+the loop by itself. Images of several lanes are concatenated along the batch, (L*B, C, H, W).
+
+    adversarial = pgd(model, images, labels, Attack(steps=10))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FulaError
+from ..kernels import pgd_step
+from ..protocol import Attack
+from .capture import Replay, check_mode, compiled
+from .losses import LogitsFn, cross_entropy, evaluate
+
+GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images (N, C, H, W) -> (gradient of the summed loss to ascend, per-image loss (N,))."""
+
+
+@contextmanager
+def eval_mode(model: object) -> Iterator[None]:
+    """Every module of `model` in eval mode, its own modes put back afterwards."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+
+
+def start_point(x: Tensor, noise: Tensor | None, eps: float) -> Tensor:
+    """`x` displaced by eps * `noise` (in the unit ball; see `start_noise`), kept in [0, 1]."""
+    if noise is None:
+        return x
+    return (x + eps * noise.to(x)).clamp(0, 1)
+
+
+def pgd_from(
+    gradient_fn: GradientFn,
+    x: Tensor,
+    attack: Attack,
+    *,
+    noise: Tensor | None = None,
+    keep: str = "last",
+) -> Tensor:
+    """Adversarial versions of `x` (N, C, H, W) in [0, 1], from any gradient.
+
+    `attack.steps` ascent steps, all taken. keep: "last" returns the last iterate; "best" that of
+    the highest loss, the start and the last included (one more gradient). noise: see
+    `start_point`; needed if and only if `attack.random_start`. Raises `FulaError` otherwise.
+    """
+    _check(attack, noise, keep)
+    x = x.detach()
+    current = start_point(x, noise, attack.eps)
+    if keep == "last":
+        for _ in range(attack.steps):
+            current = _stepped(current, gradient_fn(current)[0], x, attack)
+        return current
+    return _best_iterate(gradient_fn, current, x, attack)
+
+
+def _stepped(current: Tensor, grad: Tensor, x: Tensor, attack: Attack) -> Tensor:
+    return pgd_step(current, grad, x, attack.step, attack.eps, attack.norm)
+
+
+def _best_iterate(gradient_fn: GradientFn, current: Tensor, x: Tensor, attack: Attack) -> Tensor:
+    best, best_loss = current, None
+    for step in range(attack.steps + 1):
+        grad, loss = gradient_fn(current)
+        if best_loss is not None:
+            better = loss > best_loss
+            best = torch.where(better.reshape(-1, *[1] * (x.dim() - 1)), current, best)
+            best_loss = torch.where(better, loss, best_loss)
+        else:
+            best_loss = loss
+        if step < attack.steps:
+            current = _stepped(current, grad, x, attack)
+    return best
+
+
+def _check(attack: Attack, noise: Tensor | None, keep: str) -> None:
+    if keep not in ("last", "best"):
+        raise FulaError(f"keep = '{keep}': must be 'last' or 'best'")
+    if attack.random_start != (noise is not None):
+        rule = "needs the start noise" if attack.random_start else "takes no start noise"
+        raise FulaError(
+            f"random_start = {attack.random_start} {rule}; "
+            "set random_start = true and pass noise = start_noise(...), or neither"
+        )
+
+
+def pgd(
+    logits_fn: LogitsFn,
+    x: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    *,
+    noise: Tensor | None = None,
+    targeted: bool = False,
+    keep: str = "last",
+) -> Tensor:
+    """PGD on the cross-entropy to `labels` (N,): away from them, or towards them if `targeted`.
+
+    logits_fn: a module (run in eval mode, its modes put back) or any function of the images. The
+    images' losses are summed, so independent images never mix. Images keep their dtype and must be
+    float32 or float64: a narrower one cannot hold the eps-ball.
+    """
+    if x.dtype not in (torch.float32, torch.float64):
+        raise FulaError(f"images are {x.dtype}: an attack needs float32 or float64; use x.float()")
+    sign = -1.0 if targeted else 1.0
+
+    def gradient(current: Tensor) -> tuple[Tensor, Tensor]:
+        seen = evaluate(logits_fn, current, lambda z: sign * cross_entropy(z, labels))
+        return seen.grad, seen.loss
+
+    with eval_mode(logits_fn):
+        return pgd_from(gradient, x, attack, noise=noise, keep=keep)
+
+
+class PGD:
+    """`pgd` with its loop captured in one CUDA graph per input shape.
+
+    mode: "auto" captures on CUDA and runs eagerly elsewhere; "eager"; "compiled" passes the model
+    through torch.compile; "captured" needs CUDA. `compile` adds torch.compile to a captured loop.
+    After a call `mode` says what ran ("eager", "compiled", "captured"); the captured loop equals
+    the eager one. The model's weights are read in place at every replay.
+    """
+
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        attack: Attack,
+        *,
+        targeted: bool = False,
+        keep: str = "last",
+        mode: str = "auto",
+        compile: bool = False,
+    ) -> None:
+        check_mode(mode)
+        self._model = logits_fn
+        self._compiled = compile or mode == "compiled"
+        self._asked = mode
+        forward = compiled(logits_fn) if self._compiled else logits_fn
+
+        def loop(x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
+            return pgd(forward, x, labels, attack, noise=noise, targeted=targeted, keep=keep)
+
+        self._replay = Replay(loop, captured=mode in ("auto", "captured"))
+
+    @property
+    def mode(self) -> str:
+        """What the last call ran: "eager", "compiled" or "captured"."""
+        if self._replay.mode == "captured":
+            return "captured"
+        return "compiled" if self._compiled else "eager"
+
+    @property
+    def replays(self) -> int:
+        """How often a captured loop was replayed."""
+        return self._replay.replays
+
+    def __call__(self, x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Adversarial versions of `x` (N, C, H, W) for `labels` (N,); see `pgd`."""
+        if self._asked == "captured" and not x.is_cuda:
+            raise FulaError("mode = 'captured' needs images on a CUDA device; use mode = 'auto'")
+        with eval_mode(self._model):
+            return self._replay(x, labels, *([] if noise is None else [noise.to(x)]))

@@ -1,0 +1,99 @@
+"""Small random networks, the reference package's robust CIFAR-10 network, and real images."""
+
+from __future__ import annotations
+
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import resnet18
+
+no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny networks gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_net(classes: int = 6, seed: int = 0, dropout: nn.Module | None = None) -> nn.Module:
+    """A convolutional net for 3x8x8 images, in eval mode, with lively batch-norm statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        dropout or nn.Identity(),
+        nn.Flatten(),
+        nn.Linear(12 * 16, classes),
+    )
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if "num_batches" not in name:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.25)
+            if name.endswith("running_var") or (value.dim() == 1 and name.endswith("weight")):
+                value.abs_().add_(0.5)
+    return net.eval()
+
+
+def small_batch(net: nn.Module, count: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images with the labels that `net` gives them, the last one of five mislabelled."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, 3, 8, 8, generator=generator)
+    with torch.no_grad():
+        logits = net(x)
+    labels = logits.argmax(1)
+    labels[4::5] = (labels[4::5] + 1) % logits.shape[1]
+    return x, labels
+
+
+@pytest.fixture(scope="session")
+def robust_net() -> nn.Module:
+    """The adversarially trained ResNet-18 shipped with the reference package, in eval mode."""
+    pyautoattack = pytest.importorskip("pyautoattack")
+    path = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    net = resnet18(num_classes=10)
+    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    net.maxpool = nn.Identity()
+    net.load_state_dict(
+        {k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()}
+    )
+    return net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def cifar(data_folder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fifty CIFAR-10 test images of each class, classes interleaved: (500, 3, 32, 32), (500,)."""
+    found: dict[tuple[int, int], np.ndarray] = {}
+    classes: list[str] = []
+    with tarfile.open(data_folder / "cifar10-jpeg.tar.xz") as archive:
+        for member in archive:
+            part, _, rest = member.name.partition("/")
+            if part == "train" and len(found) == 500:
+                break
+            path = Path(rest)
+            if part != "test" or not member.isfile() or int(path.stem) >= 50:
+                continue
+            if path.parent.name not in classes:
+                classes.append(path.parent.name)
+            image = Image.open(BytesIO(archive.extractfile(member).read()))
+            found[int(path.stem), classes.index(path.parent.name)] = np.asarray(image)
+    assert classes == sorted(classes), "class folders stand in alphabetical order"
+    order = sorted(found)
+    pixels = np.stack([found[key] for key in order]).astype(np.float32) / 255
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(
+        [label for _, label in order]
+    )
