@@ -12,14 +12,22 @@ from typing import Any
 
 _HOME = {
     "images": ("ImageSet", "Source", "check_classes"),
+    "files": ("FileSet",),
     "randomness": ("Augmentation", "EpochDraw", "draw_epoch"),
     "augment": ("Normalisation",),
+    "shortcuts": ("Markers", "Shortcut", "draw_markers"),
     "sources": ("load_source", "source_names"),
     "streams": (
-        "Batch", "ReferenceStream", "ResidentStream", "Stream", "evaluation_batches",
-        "open_stream", "take",
+        "Batch",
+        "ReferenceStream",
+        "ResidentStream",
+        "Stream",
+        "into_buffers",
+        "open_stream",
     ),
-}  # fmt: skip
+    "evaluate": ("evaluation_batches", "take"),
+    "dali_stream": ("DaliStream",),
+}
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = list(_MODULE)

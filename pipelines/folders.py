@@ -1,8 +1,13 @@
-"""Class folders `<split>/<class>/<image>`: index, checks, and decoding once into the cache."""
+"""Class folders `<split>/<class>/<image>`: an index of files, labels and classes, with checks.
+
+The index holds names, not images, so a folder of any size is a few bytes a file; a very long one is
+memory-mapped from the cache.
+"""
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +15,36 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FulaError
-from .cache import build_once, content_digest, load_array, save_arrays
-from .decode import EXTENSIONS, decode_file, decode_files
-from .images import ImageSet, check_classes
+from .cache import build_once, load_array, save_arrays
+from .images import check_classes
 
-_log = logging.getLogger(__name__)
-_CHUNK = 1024
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_SPLITS = ("test", "val")
+_MAPPED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class FolderIndex:
-    """The image files of one split, by class then name: `files`, `labels` int64, `classes`."""
+    """The files of one split, by class then name.
+
+    `names` (N,) fixed-width bytes, relative to `root`; `labels` int64 (N,); `classes`.
+    """
 
     root: Path
-    files: tuple[Path, ...]
+    names: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, i: int) -> Path:
+        """The file of sample `i`."""
+        return self.root / os.fsdecode(self.names[i])
+
+    def only(self, kept: np.ndarray) -> FolderIndex:
+        """The samples where `kept` (bool (N,) or indices) says so."""
+        return FolderIndex(self.root, self.names[kept], self.labels[kept], self.classes)
 
 
 def has_splits(folder: Path) -> bool:
@@ -35,7 +53,9 @@ def has_splits(folder: Path) -> bool:
 
 
 def index_splits(
-    folder: Path, classes: Sequence[str] | None = None
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    extensions: tuple[str, ...] = EXTENSIONS,
 ) -> tuple[FolderIndex, FolderIndex]:
     """The training and test files of `folder`; both splits must hold the same classes."""
     if not has_splits(folder):
@@ -44,100 +64,51 @@ def index_splits(
             "data_dir at a folder that has"
         )
     test = next(t for t in TEST_SPLITS if (folder / t).is_dir())
-    train_index = index_folder(folder / "train", classes)
-    test_index = index_folder(folder / test, classes)
+    train_index = index_folder(folder / "train", classes, extensions)
+    test_index = index_folder(folder / test, classes, extensions)
     check_classes(train_index.classes, test_index.classes, "train/", f"{test}/")
     return train_index, test_index
 
 
-def index_folder(root: Path, classes: Sequence[str] | None = None) -> FolderIndex:
-    """Index `root/<class>/<image>`; labels follow `classes`, or the sorted folder names."""
-    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def index_folder(
+    root: Path,
+    classes: Sequence[str] | None = None,
+    extensions: tuple[str, ...] = EXTENSIONS,
+) -> FolderIndex:
+    """Index `root/<class>/<file>`; labels follow `classes`, or the sorted folder names."""
+    order = _class_order(root, classes)
+    names: list[bytes] = []
+    counts: list[int] = []
+    for name in order:
+        members = sorted(e.name for e in os.scandir(root / name) if _wanted(e, extensions))
+        if not members:
+            raise FulaError(
+                f"class folder '{root / name}' has no {extensions[0]} or like file; fill or "
+                "remove it"
+            )
+        names += [os.fsencode(f"{name}/{member}") for member in members]
+        counts.append(len(members))
+    labels = np.repeat(np.arange(len(order)), counts)
+    return FolderIndex(root, _mapped(np.array(names)), labels, order)
+
+
+def _class_order(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
+    found = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
     if not found:
         raise FulaError(f"folder '{root}' has no class folders; it needs {root.name}/<class>/")
     order = tuple(found if classes is None else classes)
     if sorted(order) != found:
-        check_classes(order, found, "classes", f"folder '{root}'")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(order):
-        members = sorted(p for p in (root / name).iterdir() if p.suffix.lower() in EXTENSIONS)
-        if not members:
-            raise FulaError(f"class folder '{root / name}' has no images; fill or remove it")
-        files += members
-        labels += [label] * len(members)
-    return FolderIndex(root, tuple(files), np.array(labels, dtype=np.int64), order)
+        check_classes(sorted(order), found, "classes = [...]", f"folder '{root}'")
+    return order
 
 
-def decoded(
-    index: FolderIndex, size: int | None, channels: int, on_error: str = "raise"
-) -> ImageSet:
-    """All images of `index`, square at `size`, decoded once and kept in the cache.
-
-    `size` None takes the first image's own size, which must then be every image's. With
-    `on_error="skip"` unreadable files are left out, logged, and named in `skipped`.
-    """
-    if on_error not in ("raise", "skip"):
-        raise FulaError(f"on_error = '{on_error}' must be 'raise' or 'skip'")
-    shape = _image_shape(index, size, channels)
-    key = content_digest(index.files, index.root)
-    kind = f"decoded/pillow-{shape[0]}x{shape[1]}x{channels}-{on_error}"
-    entry = build_once(kind, key, lambda folder: _decode_into(folder, index, size, shape, on_error))
-    kept = load_array(entry, "kept")
-    skipped = tuple(str(index.files[i]) for i in np.flatnonzero(~kept))
-    if skipped:
-        _log.warning("%d unreadable images skipped, first '%s'", len(skipped), skipped[0])
-    labels = index.labels[kept]
-    _check_filled(labels, index)
-    return ImageSet(load_array(entry, "images"), labels, index.classes, skipped)
+def _wanted(entry: os.DirEntry, extensions: tuple[str, ...]) -> bool:
+    return entry.name.lower().endswith(extensions) and not entry.name.startswith(".")
 
 
-def _image_shape(index: FolderIndex, size: int | None, channels: int) -> tuple[int, int, int]:
-    if size is not None:
-        return size, size, channels
-    return decode_file(index.files[0], None, channels).shape
-
-
-def _decode_into(
-    folder: Path, index: FolderIndex, size: int | None, shape: tuple[int, int, int], on_error: str
-) -> None:
-    """Fill the cache entry chunk by chunk, through a memory map."""
-    total = len(index.files)
-    target = np.lib.format.open_memmap(
-        folder / "all.npy", mode="w+", dtype=np.uint8, shape=(total, *shape)
-    )
-    kept = np.zeros(total, dtype=bool)
-    done = 0
-    for start in range(0, total, _CHUNK):
-        paths = index.files[start : start + _CHUNK]
-        for i, pixels in enumerate(decode_files(paths, size, shape[2], on_error)):
-            if pixels is None:
-                continue
-            if pixels.shape != shape:
-                raise FulaError(
-                    f"image '{paths[i]}' is {pixels.shape[1]}x{pixels.shape[0]}, the first one "
-                    f"{shape[1]}x{shape[0]}; give one size = N for all"
-                )
-            target[done] = pixels
-            kept[start + i] = True
-            done += 1
-    _finish(folder, target, kept, done)
-
-
-def _finish(folder: Path, target: np.memmap, kept: np.ndarray, done: int) -> None:
-    target.flush()
-    if done == len(kept):
-        (folder / "all.npy").rename(folder / "images.npy")
-    else:
-        save_arrays(folder, images=target[:done])
-        (folder / "all.npy").unlink()
-    save_arrays(folder, kept=kept)
-
-
-def _check_filled(labels: np.ndarray, index: FolderIndex) -> None:
-    counts = np.bincount(labels, minlength=len(index.classes))
-    if counts.min() == 0:
-        name = index.classes[int(counts.argmin())]
-        raise FulaError(
-            f"class '{name}' of '{index.root}' has no readable image; repair or remove it"
-        )
+def _mapped(names: np.ndarray) -> np.ndarray:
+    """`names`, through a memory map in the cache when they are many."""
+    if names.nbytes < _MAPPED_BYTES:
+        return names
+    key = hashlib.sha256(names).hexdigest()
+    return load_array(build_once("indexes", key, lambda f: save_arrays(f, names=names)), "names")

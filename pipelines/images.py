@@ -70,12 +70,11 @@ class ImageSet:
 
     def first_classes(self, count: int) -> ImageSet:
         """The samples of the first `count` classes by label; the class list stays whole."""
-        if not 1 <= count <= self.num_classes:
-            raise FulaError(f"subset of {count} classes: there are 1 … {self.num_classes} classes")
+        check_subset(count, self.num_classes)
         if count == self.num_classes:
             return self
         kept = np.flatnonzero(self.labels < count)
-        return ImageSet(self.images[kept], self.labels[kept], self.classes)
+        return ImageSet(self.images[kept], self.labels[kept], self.classes, self.skipped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +111,12 @@ class Source:
         """SHA-256 over both sets' content."""
         both = self.train.content_hash + self.test.content_hash
         return hashlib.sha256(both.encode()).hexdigest()
+
+
+def check_subset(count: int, num_classes: int) -> None:
+    """Raise `FulaError` unless the first `count` of `num_classes` classes are a subset."""
+    if not 1 <= count <= num_classes:
+        raise FulaError(f"a subset of {count} classes: give 1 … {num_classes}")
 
 
 def check_classes(

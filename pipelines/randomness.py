@@ -1,4 +1,4 @@
-"""The randomness of an epoch as arrays: order, crops, flips, marker places and marker noise.
+"""The randomness of an epoch as arrays: order, crops, flips; markers are in `shortcuts`.
 
 Every array is a pure function of (seed, epoch, sample index), drawn on the host with NumPy's Philox
 generator in counter mode, one stream per purpose. Only raw 64-bit words are used, so the numbers do
@@ -59,18 +59,13 @@ class EpochDraw:
     """One epoch's random numbers; all but `order` are indexed by sample.
 
     `order` (n,) int64 is the permutation. The crop of sample i starts at row `dy[i]`, column
-    `dx[i]` of the padded image, 0 … 2·pad, and is mirrored afterwards where `flip[i]`. `marker_y`,
-    `marker_x` (n,) are top-left marker places and `marker_noise` (n, s, s, C) float32 in [0, 1);
-    they are there only where a shortcut asks for them.
+    `dx[i]` (int32) of the padded image, 0 … 2·pad, and is mirrored afterwards where `flip[i]`.
     """
 
     order: np.ndarray
     dy: np.ndarray
     dx: np.ndarray
     flip: np.ndarray
-    marker_y: np.ndarray | None = None
-    marker_x: np.ndarray | None = None
-    marker_noise: np.ndarray | None = None
 
 
 def words(seed: int, epoch: int, purpose: Purpose, count: int) -> np.ndarray:
@@ -100,34 +95,15 @@ def permutation(seed: int, epoch: int, purpose: Purpose, count: int) -> np.ndarr
 
 
 def draw_epoch(
-    n: int,
-    seed: int,
-    epoch: int,
-    augmentation: Augmentation = NO_AUGMENTATION,
-    *,
-    marker_room: tuple[int, int] | None = None,
-    marker_shape: tuple[int, int, int] | None = None,
+    n: int, seed: int, epoch: int, augmentation: Augmentation = NO_AUGMENTATION
 ) -> EpochDraw:
-    """Draw the epoch of `n` samples.
-
-    `marker_room` = (H - s, W - s), the largest top-left place of a marker, asks for random places;
-    `marker_shape` = (s, s, C) asks for fresh marker noise.
-    """
+    """Draw order, crops and flips of the epoch of `n` samples."""
     span = 2 * augmentation.pad + 1
-    places = (None, None)
-    if marker_room is not None:
-        places = (
-            below(words(seed, epoch, Purpose.MARKER_Y, n), marker_room[0] + 1),
-            below(words(seed, epoch, Purpose.MARKER_X, n), marker_room[1] + 1),
-        )
     return EpochDraw(
         order=permutation(seed, epoch, Purpose.ORDER, n),
         dy=below(words(seed, epoch, Purpose.CROP_Y, n), span),
         dx=below(words(seed, epoch, Purpose.CROP_X, n), span),
         flip=_flips(n, seed, epoch, augmentation.flip),
-        marker_y=places[0],
-        marker_x=places[1],
-        marker_noise=None if marker_shape is None else _noise(n, seed, epoch, marker_shape),
     )
 
 
@@ -135,8 +111,3 @@ def _flips(n: int, seed: int, epoch: int, flip: bool) -> np.ndarray:
     if not flip:
         return np.zeros(n, dtype=bool)
     return (words(seed, epoch, Purpose.FLIP, n) >> np.uint64(63)).astype(bool)
-
-
-def _noise(n: int, seed: int, epoch: int, shape: tuple[int, int, int]) -> np.ndarray:
-    raw = words(seed, epoch, Purpose.MARKER_NOISE, n * int(np.prod(shape)))
-    return uniform(raw).reshape(n, *shape)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import FulaError, nearest
 from .cache import is_archive, unpacked
-from .folders import decoded, has_splits, index_splits
+from .files import decoded, file_set
+from .folders import has_splits, index_splits
 from .images import ImageSet, Source, resized, with_channels
 
 _DIGITS = tuple("0123456789")
@@ -151,13 +152,19 @@ def _fashion_mnist(folder: Path, size: int | None, channels: int, download: bool
 
 @source("cifar10")
 def _cifar10(
-    folder: Path, size: int | None, channels: int, download: bool, *, on_error: str = "raise"
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    on_error: str = "raise",
+    decoder: str = "auto",
 ) -> Source:
     """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files."""
     if (folder / "cifar-10-batches-py").is_dir() or download:
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
     root = _class_folders("cifar10", folder, "cifar")
-    return _from_folder("cifar10", root, size, channels, None, on_error)
+    return _from_folder("cifar10", root, size, channels, on_error=on_error, decoder=decoder)
 
 
 @source("cifar100")
@@ -182,13 +189,17 @@ def _imagefolder(
     path: str | None = None,
     classes: Sequence[str] | None = None,
     on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = True,
 ) -> Source:
     """Class folders under train/ and test/ or val/, or an archive of them.
 
-    `path` names the folder (default: the data folder), `classes` the label order.
+    `path` names the folder (default: the data folder), `classes` the label order. `cached = false`
+    leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     """
     root = _class_folders("imagefolder", Path(path) if path else folder, None)
-    return _from_folder("imagefolder", root, size, channels, classes, on_error)
+    settings = {"on_error": on_error, "decoder": decoder}
+    return _from_folder("imagefolder", root, size, channels, classes, cached, **settings)
 
 
 def _from_folder(
@@ -196,11 +207,13 @@ def _from_folder(
     root: Path,
     size: int | None,
     channels: int,
-    classes: Sequence[str] | None,
-    on_error: str,
+    classes: Sequence[str] | None = None,
+    cached: bool = True,
+    **settings: str,
 ) -> Source:
+    load = decoded if cached else file_set
     train, test = index_splits(root, classes)
-    return Source(name, *(decoded(index, size, channels, on_error) for index in (train, test)))
+    return Source(name, *(load(index, size, channels, **settings) for index in (train, test)))
 
 
 def _class_folders(name: str, folder: Path, prefix: str | None) -> Path:

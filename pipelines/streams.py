@@ -1,12 +1,12 @@
 """Streams: device batches of an image set, the same numbers from every backend.
 
 `reference` augments in NumPy and is the oracle; `resident` keeps the set as uint8 on the device and
-augments there.
+augments there; `dali` decodes, crops and flips in DALI with prefetch, for sets of any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,8 +22,12 @@ from .augment import (
     to_float_tensor,
     to_floats,
 )
+from .files import FileSet
 from .images import ImageSet
-from .randomness import Augmentation, EpochDraw, Purpose, draw_epoch, permutation
+from .randomness import Augmentation, EpochDraw, draw_epoch
+from .shortcuts import Markers, Shortcut, draw_markers, paste, paste_tensor
+
+BACKENDS = ("reference", "resident", "dali")
 
 
 class Batch(NamedTuple):
@@ -44,84 +48,145 @@ class Stream(Protocol):
         """Batches `start_step` … `steps` - 1 of the epoch."""
         ...
 
+    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        """The same for samples in an `order` (int64, any length) of the caller's."""
+        ...
 
-class _StreamBase:
-    """What every backend shares: the sizes, and the draw of an epoch."""
+
+class StreamBase:
+    """What every backend shares: sizes, the draw of an epoch, and sharding.
+
+    `shard` = (k, n) keeps every n-th sample of the epoch's order, from the k-th on.
+    """
 
     def __init__(
         self,
-        image_set: ImageSet,
+        image_set: ImageSet | FileSet,
         batch_size: int,
         seed: int,
         augmentation: Augmentation,
         *,
+        shortcut: Shortcut | None = None,
         normalisation: Normalisation | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.image_set = image_set
         self.batch_size = batch_size
-        self.steps = len(image_set) // batch_size if batch_size > 0 else 0
-        if self.steps == 0:
-            raise FulaError(
-                f"batch size {batch_size} must lie in 1 … {len(image_set)}, the number of images"
-            )
+        self.steps = len(image_set) // shard[1] // batch_size
         self.seed = seed
         self.augmentation = augmentation
+        self.shortcut = shortcut
         self.normalisation = normalisation
         self.device = torch.device(device)
         self.dtype = dtype
+        self.shard = shard
 
     def draw(self, epoch: int) -> EpochDraw:
-        """The epoch's random numbers."""
+        """The epoch's order, crops and flips of all samples."""
         return draw_epoch(len(self.image_set), self.seed, epoch, self.augmentation)
 
+    def markers(self, epoch: int) -> Markers | None:
+        """The epoch's markers, where there is a shortcut."""
+        if self.shortcut is None:
+            return None
+        images = self.image_set
+        return draw_markers(
+            self.shortcut, images.labels, images.num_classes, images.image_shape, self.seed, epoch
+        )
 
-class ReferenceStream(_StreamBase):
-    """The oracle: NumPy on the host, one batch at a time, then a copy to the device."""
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples of this stream's shard, in the epoch's order."""
+        shard, shards = self.shard
+        return self.draw(epoch).order[shard::shards]
+
+    def slices(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
+        """The sample indices of each whole batch."""
+        for step in range(start_step, len(order) // self.batch_size):
+            yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        draw = self.draw(epoch)
-        for step in range(start_step, self.steps):
-            yield self._batch(
-                draw, draw.order[step * self.batch_size : (step + 1) * self.batch_size]
+        """Batches `start_step` … `steps` - 1 of the epoch."""
+        order = self.order(epoch)[: self.steps * self.batch_size]
+        return self.batches(epoch, order, start_step)
+
+    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        raise NotImplementedError
+
+
+class ReferenceStream(StreamBase):
+    """The oracle: NumPy on the host, one batch at a time, then a copy to the device."""
+
+    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        draw, markers = self.draw(epoch), self.markers(epoch)
+        for index in self.slices(order, start_step):
+            crops = crop_flip(
+                self.image_set.gather(index),
+                draw.dy[index],
+                draw.dx[index],
+                draw.flip[index],
+                self.augmentation.pad,
             )
-
-    def _batch(self, draw: EpochDraw, index: np.ndarray) -> Batch:
-        crops = crop_flip(
-            self.image_set.gather(index),
-            draw.dy[index],
-            draw.dx[index],
-            draw.flip[index],
-            self.augmentation.pad,
-        )
-        floats = normalised(to_floats(crops), self.normalisation)
-        return _to_batch(floats, self.image_set.labels[index], index, self.device, self.dtype)
+            yield finished(self, crops, markers, index)
 
 
-class ResidentStream(_StreamBase):
+def finished(
+    like: StreamBase, pixels: np.ndarray, markers: Markers | None, index: np.ndarray
+) -> Batch:
+    """Reference: uint8 pixels (B, H, W, C) to a batch with markers, normalised, on the device."""
+    floats = to_floats(pixels)
+    if markers is not None:
+        floats = paste(floats, markers, index)
+    images = on_device(normalised(floats, like.normalisation), like.device)
+    labels = on_device(like.image_set.labels[index], like.device)
+    return Batch(images.permute(0, 3, 1, 2).to(like.dtype), labels, on_device(index, like.device))
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array as a tensor on `device`; to CUDA from pinned memory, without waiting."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class ResidentStream(StreamBase):
     """The set as uint8 on the device, augmented there by tensor operations.
 
     `epoch` iterates. A captured step instead calls `load_epoch` outside the graph, which refills the
-    same device buffers, and `batch_at` inside it: pure tensor operations without host contact.
+    same device buffers, and `batch_at` inside it: pure tensor operations without host contact. One
+    epoch is loaded at a time: starting another ends an iteration in progress.
     """
 
     def __init__(self, image_set: ImageSet, *args, **kwargs) -> None:
         super().__init__(image_set, *args, **kwargs)
-        self._images = torch.from_numpy(np.ascontiguousarray(image_set.images)).to(self.device)
-        self._labels = torch.from_numpy(image_set.labels).to(self.device)
+        if not isinstance(image_set, ImageSet):
+            raise FulaError(
+                "a resident stream needs decoded images, these stay files; use stream = 'dali', or "
+                "load them with cached = true"
+            )
+        self._images = on_device(image_set.images, self.device)
+        self._labels = on_device(image_set.labels, self.device)
         self._numbers: dict[str, torch.Tensor] = {}
+        self._loaded = 0
 
-    def load_epoch(self, epoch: int) -> None:
+    def load_epoch(self, epoch: int, order: np.ndarray | None = None) -> None:
         """Put the epoch's random numbers into the device buffers (in place after the first)."""
-        for name, array in vars(self.draw(epoch)).items():
-            if array is None:
-                continue
-            host = torch.from_numpy(np.ascontiguousarray(array))
-            if name in self._numbers:
+        draw, markers = self.draw(epoch), self.markers(epoch)
+        order = self.order(epoch) if order is None else order
+        self._store(order=order, dy=draw.dy, dx=draw.dx, flip=draw.flip)
+        if markers is not None:
+            self._store(**{f"marker_{name}": array for name, array in vars(markers).items()})
+        self._loaded += 1
+
+    def _store(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            host = on_device(array, self.device)
+            if name in self._numbers and self._numbers[name].shape == host.shape:
                 self._numbers[name].copy_(host)
             else:
-                self._numbers[name] = host.to(self.device)
+                self._numbers[name] = host.clone()
 
     def batch_at(self, step: torch.Tensor | int) -> Batch:
         """Batch number `step` of the loaded epoch; `step` may be a device scalar (int64)."""
@@ -136,86 +201,82 @@ class ResidentStream(_StreamBase):
             numbers["flip"][index],
             self.augmentation.pad,
         )
-        floats = normalised_tensor(to_float_tensor(crops), self.normalisation)
-        images = floats.permute(0, 3, 1, 2).to(self.dtype)
-        return Batch(images, self._labels[index], index)
+        floats = to_float_tensor(crops)
+        if self.shortcut is not None:
+            floats = paste_tensor(
+                floats,
+                numbers["marker_table"][numbers["marker_index"][index]],
+                numbers["marker_y"][index],
+                numbers["marker_x"][index],
+            )
+        floats = normalised_tensor(floats, self.normalisation)
+        return Batch(floats.permute(0, 3, 1, 2).to(self.dtype), self._labels[index], index)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        self.load_epoch(epoch)
-        for step in range(start_step, self.steps):
+    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        self.load_epoch(epoch, order)
+        loaded = self._loaded
+        for step in range(start_step, len(order) // self.batch_size):
+            if self._loaded != loaded:
+                raise RuntimeError("another epoch of this resident stream was begun; open a second")
             yield self.batch_at(step)
 
 
-_BACKENDS = {"reference": ReferenceStream, "resident": ResidentStream}
+def into_buffers(batches: Iterable[Batch], buffers: Batch) -> Iterator[Batch]:
+    """Each batch copied into the same `buffers`, the static inputs of a captured step.
+
+    Host batches go through pinned memory; no copy waits for the device.
+    """
+    for batch in batches:
+        for source, target in zip(batch, buffers, strict=True):
+            if target.is_cuda and not source.is_cuda:
+                source = source.pin_memory()
+            target.copy_(source, non_blocking=True)
+        yield buffers
 
 
 def open_stream(
-    image_set: ImageSet,
+    image_set: ImageSet | FileSet,
     *,
     batch_size: int,
     seed: int,
     augmentation: Augmentation,
     backend: str = "resident",
+    shortcut: Shortcut | None = None,
     normalisation: Normalisation | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    shard: tuple[int, int] = (0, 1),
 ) -> Stream:
-    """A training stream over `image_set` by the named backend; all give the same batches."""
-    if backend not in _BACKENDS:
-        raise FulaError(f"unknown stream '{backend}'{nearest(backend, _BACKENDS)}")
-    return _BACKENDS[backend](
+    """A training stream over `image_set` by the named backend; all give the same batches.
+
+    Raises `FulaError` for an unknown backend, a batch larger than the (shard's) data, and for
+    `dali` where it is not installed.
+    """
+    if not 0 <= shard[0] < shard[1]:
+        raise FulaError(f"shard {shard[0]} of {shard[1]}: shards are numbered from 0")
+    mine = len(image_set) // shard[1]
+    if not 1 <= batch_size <= mine:
+        raise FulaError(f"batch size {batch_size} must lie in 1 … {mine}, the number of images")
+    return backend_class(backend)(
         image_set,
         batch_size,
         seed,
         augmentation,
+        shortcut=shortcut,
         normalisation=normalisation,
         device=device,
         dtype=dtype,
+        shard=shard,
     )
 
 
-def _to_batch(
-    floats: np.ndarray,
-    labels: np.ndarray,
-    index: np.ndarray,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Batch:
-    images = torch.from_numpy(floats).permute(0, 3, 1, 2).to(device=device, dtype=dtype)
-    return Batch(images, torch.from_numpy(labels).to(device), torch.from_numpy(index).to(device))
+def backend_class(name: str) -> type[StreamBase]:
+    """The stream class of the named backend."""
+    if name == "dali":
+        from .dali_stream import DaliStream
 
-
-def evaluation_batches(
-    image_set: ImageSet,
-    batch_size: int = 512,
-    device: str | torch.device = "cpu",
-    *,
-    normalisation: Normalisation | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Batch]:
-    """Every image once, in order, without augmentation; the last batch may be smaller."""
-    if batch_size < 1:
-        raise FulaError(f"batch size {batch_size} must be at least 1")
-    for start in range(0, len(image_set), batch_size):
-        index = np.arange(start, min(start + batch_size, len(image_set)))
-        floats = normalised(to_floats(image_set.gather(index)), normalisation)
-        yield _to_batch(floats, image_set.labels[index], index, torch.device(device), dtype)
-
-
-def take(
-    image_set: ImageSet,
-    count: int,
-    seed: int,
-    device: str | torch.device = "cpu",
-    *,
-    normalisation: Normalisation | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """`count` different random images (count, C, H, W), un-augmented: the samples of DM."""
-    if not 1 <= count <= len(image_set):
-        raise FulaError(
-            f"{count} samples asked from {len(image_set)} images; take 1 … {len(image_set)}, or all"
-        )
-    index = permutation(seed, 0, Purpose.TAKE, len(image_set))[:count]
-    floats = normalised(to_floats(image_set.gather(index)), normalisation)
-    return _to_batch(floats, image_set.labels[index], index, torch.device(device), dtype).images
+        return DaliStream
+    classes = {"reference": ReferenceStream, "resident": ResidentStream}
+    if name not in classes:
+        raise FulaError(f"unknown stream '{name}'{nearest(name, BACKENDS)}")
+    return classes[name]

@@ -16,7 +16,7 @@ from fula_fast.pipelines import (
     take,
 )
 
-BACKENDS = ("reference", "resident")
+BACKENDS = ("reference", "resident", "dali")
 
 
 @pytest.fixture(scope="module")

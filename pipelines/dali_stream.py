@@ -1,0 +1,150 @@
+"""The DALI stream: decode (or take from memory), crop and flip in DALI, ahead of the consumer.
+
+Order, crops and flips come from the host arrays through external sources, pixels leave DALI as
+uint8, and markers and floats are made on our side, so batches equal the reference bit for bit from
+decoded pixels on. A thread keeps `PREFETCH` batches ready; an abandoned epoch costs nothing, and
+resuming starts at any step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import FulaError
+from .augment import normalised_tensor, to_float_tensor
+from .dali import DaliDecoder, decoded_files, new_pipeline
+from .decode import Decoder
+from .files import FileSet
+from .images import with_channels
+from .randomness import EpochDraw
+from .shortcuts import Markers, paste_tensor
+from .streams import Batch, StreamBase, on_device
+
+PREFETCH = 3
+
+
+def _check_decoder(decoder: Decoder, device: torch.device) -> None:
+    """Files decode here as they do when gathered, or batches would not equal the reference."""
+    if not isinstance(decoder, DaliDecoder):
+        raise FulaError(
+            f"stream = 'dali' over files decodes with DALI, but they were loaded for "
+            f"{decoder.name}; load them with decoder = 'dali'"
+        )
+    if decoder.device == "gpu" and device.type != "cuda":
+        raise FulaError(
+            f"decoder = 'dali-gpu' needs a CUDA device, the stream is on '{device}'; use decoder = "
+            "'dali'"
+        )
+
+
+class DaliStream(StreamBase):
+    """A stream through DALI over an `ImageSet` (in memory or mapped) or a `FileSet`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._from_files = isinstance(self.image_set, FileSet)
+        if self._from_files:
+            _check_decoder(self.image_set.decoder, self.device)
+        self._pipeline = self._build()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fula-dali")
+
+    def _build(self):
+        """Input (files or images) -> square uint8 -> zero-padded crop -> flip."""
+        device_id = self.device.index or 0 if self.device.type == "cuda" else None
+        pipeline = new_pipeline(self.batch_size, device_id)
+        from nvidia.dali import fn, types
+
+        _, height, width = self.image_set.image_shape
+        with pipeline:
+            if self._from_files:
+                images = decoded_files(self.image_set.size, self.image_set.decoder.device)
+            else:
+                images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, ndim=3)
+            images = images if device_id is None else images.gpu()
+            start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+            images = fn.slice(
+                images,
+                start=start,
+                shape=[height, width],
+                axes=[0, 1],
+                out_of_bounds_policy="pad",
+                fill_values=0,
+            )
+            flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+            pipeline.set_outputs(fn.flip(images, horizontal=flip))
+        pipeline.build()
+        return pipeline
+
+    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        draw, markers = self.draw(epoch), self.markers(epoch)
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for index in self.slices(order, start_step):
+                ahead.append(self._thread.submit(self._batch, draw, markers, index))
+                if len(ahead) > PREFETCH:
+                    yield self._ready(ahead)
+            while ahead:
+                yield self._ready(ahead)
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _ready(self, ahead: deque[Future[Batch]]) -> Batch:
+        batch = ahead.popleft().result()
+        if self.device.type == "cuda":  # made on the thread's stream, used on the caller's
+            for tensor in batch:
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return batch
+
+    def _batch(self, draw: EpochDraw, markers: Markers | None, index: np.ndarray) -> Batch:
+        if self.device.type != "cuda":
+            return self._finish(self._run(draw, index), markers, index)
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            batch = self._finish(self._run(draw, index), markers, index)
+        stream.synchronize()  # DALI's buffer and the pinned host arrays are free again
+        return batch
+
+    def _run(self, draw: EpochDraw, index: np.ndarray) -> torch.Tensor:
+        """uint8 crops (B, H, W, C) of the samples `index`, on the stream's device."""
+        corner = np.stack([draw.dy[index], draw.dx[index]], 1) - self.augmentation.pad
+        inputs = {"start": corner.astype(np.int32), "flip": draw.flip[index].astype(np.int32)}
+        if self._from_files:
+            return self._run_files(inputs, index)
+        (out,) = self._pipeline.run(images=self.image_set.gather(index), **inputs)
+        return self._tensor(out)
+
+    def _run_files(self, inputs: dict[str, np.ndarray], index: np.ndarray) -> torch.Tensor:
+        paths = [self.image_set.index.path(i) for i in index]
+        try:
+            files = [np.fromfile(path, dtype=np.uint8) for path in paths]
+            (out,) = self._pipeline.run(files=files, **inputs)
+        except (RuntimeError, OSError):
+            self._pipeline = self._build()
+            self.image_set.gather(index)  # names the file, as DALI does not
+            raise
+        pixels = self._tensor(out)
+        if self.image_set.channels == 3:
+            return pixels
+        return on_device(with_channels(pixels.cpu().numpy(), 1), self.device)
+
+    def _tensor(self, out: Any) -> torch.Tensor:
+        if self.device.type == "cuda":
+            return torch.from_dlpack(out.as_tensor())
+        return torch.from_numpy(np.array(out.as_tensor()))
+
+    def _finish(self, crops: torch.Tensor, markers: Markers | None, index: np.ndarray) -> Batch:
+        floats = to_float_tensor(crops)
+        if markers is not None:
+            table = markers.table[markers.index[index]]
+            places = (table, markers.y[index], markers.x[index])
+            floats = paste_tensor(floats, *(on_device(p, self.device) for p in places))
+        images = normalised_tensor(floats, self.normalisation).permute(0, 3, 1, 2).to(self.dtype)
+        labels = on_device(self.image_set.labels[index], self.device)
+        return Batch(images, labels, on_device(index, self.device))

@@ -1,0 +1,83 @@
+"""Un-augmented images: evaluation batches in order, and random samples for the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..errors import FulaError
+from .augment import Normalisation
+from .files import FileSet
+from .images import ImageSet
+from .randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
+from .shortcuts import Shortcut, draw_markers, evaluation_markers
+from .streams import Batch, ReferenceStream, finished
+
+
+def evaluation_batches(
+    image_set: ImageSet | FileSet,
+    batch_size: int = 512,
+    device: str | torch.device = "cpu",
+    *,
+    shortcut: Shortcut | None = None,
+    marker_set: str = "shortcut",
+    normalisation: Normalisation | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Batch]:
+    """Every image once, in order, without augmentation; the last batch may be smaller.
+
+    With a `shortcut`, `marker_set` is `shortcut` (each image carries its class's marker), `clean`
+    (none) or `rolled` (each image of class c carries the marker of class c - 1).
+    """
+    if batch_size < 1:
+        raise FulaError(f"batch size {batch_size} must be at least 1")
+    markers = None
+    if shortcut is not None:
+        markers = evaluation_markers(
+            shortcut, marker_set, image_set.labels, image_set.num_classes, image_set.image_shape
+        )
+    like = _plain(image_set, batch_size, device, normalisation, dtype)
+    for start in range(0, len(image_set), batch_size):
+        index = np.arange(start, min(start + batch_size, len(image_set)))
+        yield finished(like, image_set.gather(index), markers, index)
+
+
+def take(
+    image_set: ImageSet | FileSet,
+    count: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    *,
+    shortcut: Shortcut | None = None,
+    normalisation: Normalisation | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """`count` different random images (count, C, H, W), un-augmented, with the shortcut if given.
+
+    The samples of the closed form (DM).
+    """
+    if not 1 <= count <= len(image_set):
+        raise FulaError(
+            f"{count} samples asked from {len(image_set)} images; take 1 … {len(image_set)}, or all"
+        )
+    index = permutation(seed, 0, Purpose.TAKE, len(image_set))[:count]
+    markers = None
+    if shortcut is not None:
+        sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)
+        markers = draw_markers(shortcut, *sizes, seed, EVALUATION)
+    like = _plain(image_set, count, device, normalisation, dtype)
+    return finished(like, image_set.gather(index), markers, index).images
+
+
+def _plain(image_set, batch_size, device, normalisation, dtype) -> ReferenceStream:
+    return ReferenceStream(
+        image_set,
+        batch_size,
+        0,
+        NO_AUGMENTATION,
+        normalisation=normalisation,
+        device=device,
+        dtype=dtype,
+    )

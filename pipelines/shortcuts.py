@@ -1,0 +1,212 @@
+"""Shortcuts: small markers that give the class away (FuLA preprint, section on shortcuts).
+
+A marker is pasted after augmentation, as floats, so its pixels are exact whatever the crop. Classes
+have a pattern (`pixel`, `aruco`) or fresh `noise`; places are fixed per class or random per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import FulaError, nearest
+from .aruco import COUNT as ARUCO_COUNT
+from .aruco import marker_bits
+from .randomness import EVALUATION, Purpose, below, permutation, uniform, words
+
+if TYPE_CHECKING:
+    import torch
+
+PATTERNS = ("pixel", "aruco", "noise")
+LOCATIONS = ("class", "random")
+MARKER_SETS = ("shortcut", "clean", "rolled")
+_MOST_COLOURS = 128
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A marker of `size` x `size` pixels; `seed` fixes the classes' patterns and places.
+
+    `pattern`: `pixel` one colour per class, `aruco` one DICT_4X4_100 marker per class, `noise`
+    fresh uniform noise per image. `location`: `class` or `random`.
+    """
+
+    pattern: str
+    location: str
+    size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, valid in (("pattern", PATTERNS), ("location", LOCATIONS)):
+            value = getattr(self, option)
+            if value not in valid:
+                raise FulaError(f"unknown shortcut {option} '{value}'{nearest(value, valid)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Markers:
+    """The marker of every sample: `table[index[i]]` goes on sample i at row `y[i]`, column `x[i]`.
+
+    `table` (M, s, s, C) float32 in [0, 1]; `index` int64, `y`, `x` int32, all (N,).
+    """
+
+    table: np.ndarray
+    index: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+
+
+def draw_markers(
+    shortcut: Shortcut,
+    labels: np.ndarray,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    epoch: int,
+    *,
+    rolled: bool = False,
+) -> Markers:
+    """One epoch's markers of the samples with `labels` (N,), for images (C, H, W) = `image_shape`.
+
+    `rolled` gives every image of class c the marker, and the place, of class c - 1.
+    """
+    channels, height, width = image_shape
+    room = (height - shortcut.size, width - shortcut.size)
+    if shortcut.size < 1 or min(room) < 0:
+        raise FulaError(
+            f"a marker of {shortcut.size} pixels does not fit {height}x{width} images; give a "
+            f"size of 1 … {min(height, width)}"
+        )
+    carried = (labels - 1) % num_classes if rolled else labels
+    y, x = _places(shortcut, carried, num_classes, room, seed, epoch)
+    if shortcut.pattern == "noise":
+        table = _noise(len(labels), (shortcut.size, shortcut.size, channels), seed, epoch)
+        return Markers(table, np.arange(len(labels)), y, x)
+    return Markers(class_patterns(shortcut, num_classes, channels), carried, y, x)
+
+
+def evaluation_markers(
+    shortcut: Shortcut,
+    which: str,
+    labels: np.ndarray,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+) -> Markers | None:
+    """The markers of an evaluation set: `shortcut`, `clean` (None), or `rolled`."""
+    if which not in MARKER_SETS:
+        raise FulaError(f"unknown evaluation set '{which}'{nearest(which, MARKER_SETS)}")
+    if which == "clean":
+        return None
+    return draw_markers(
+        shortcut,
+        labels,
+        num_classes,
+        image_shape,
+        shortcut.seed,
+        EVALUATION,
+        rolled=which == "rolled",
+    )
+
+
+def class_patterns(shortcut: Shortcut, num_classes: int, channels: int) -> np.ndarray:
+    """The classes' markers, float32 (classes, s, s, C): colours or ArUco bits, permuted by seed."""
+    order = permutation(shortcut.seed, 0, Purpose.CLASS_PATTERN, num_classes)
+    size = shortcut.size
+    if shortcut.pattern == "pixel":
+        colours = np.array(distant_colours(num_classes, channels), dtype=np.float32)[order]
+        return np.broadcast_to(
+            colours[:, None, None, :], (num_classes, size, size, channels)
+        ).copy()
+    if num_classes > ARUCO_COUNT:
+        raise FulaError(
+            f"{num_classes} classes, but there are {ARUCO_COUNT} ArUco markers; use pattern = "
+            "'pixel' or 'noise'"
+        )
+    if size % 4:
+        raise FulaError(f"an ArUco marker of {size} pixels: its 4x4 bits need a multiple of 4")
+    bits = marker_bits()[:num_classes][order].repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+    return np.repeat(bits[..., None], channels, axis=-1).astype(np.float32)
+
+
+def class_places(
+    shortcut: Shortcut, num_classes: int, room: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The classes' top-left rows and columns, uniform over 0 … room."""
+    y, x = (
+        below(words(shortcut.seed, 0, purpose, num_classes), extent + 1)
+        for purpose, extent in zip((Purpose.CLASS_Y, Purpose.CLASS_X), room, strict=True)
+    )
+    return y, x
+
+
+@lru_cache(maxsize=8)
+def distant_colours(count: int, channels: int) -> tuple[tuple[float, ...], ...]:
+    """`count` colours by farthest-point sampling of linspace(0, 1, count)**channels.
+
+    Starts at the grid's first point; each next point is the one farthest from those taken, the
+    first such in grid order.
+    """
+    if count > _MOST_COLOURS:
+        raise FulaError(
+            f"{count} classes: pattern 'pixel' separates at most {_MOST_COLOURS} colours; use "
+            "pattern = 'noise'"
+        )
+    axis = np.arange(count, dtype=np.float32)
+    grid = np.stack(np.meshgrid(*[axis] * channels, indexing="ij"), -1).reshape(-1, channels)
+    taken = [0]
+    nearest_taken = np.full(len(grid), np.inf, dtype=np.float32)
+    for _ in range(count - 1):
+        step = ((grid - grid[taken[-1]]) ** 2).sum(-1)  # integers: ties are exact
+        nearest_taken = np.minimum(nearest_taken, step)
+        taken.append(int(nearest_taken.argmax()))
+    values = np.linspace(0, 1, count)
+    return tuple(tuple(float(values[int(g)]) for g in grid[i]) for i in taken)
+
+
+def _places(
+    shortcut: Shortcut,
+    labels: np.ndarray,
+    num_classes: int,
+    room: tuple[int, int],
+    seed: int,
+    epoch: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    if shortcut.location == "class":
+        y, x = class_places(shortcut, num_classes, room)
+        return y[labels], x[labels]
+    y, x = (
+        below(words(seed, epoch, purpose, len(labels)), extent + 1)
+        for purpose, extent in zip((Purpose.MARKER_Y, Purpose.MARKER_X), room, strict=True)
+    )
+    return y, x
+
+
+def _noise(n: int, shape: tuple[int, int, int], seed: int, epoch: int) -> np.ndarray:
+    raw = words(seed, epoch, Purpose.MARKER_NOISE, n * int(np.prod(shape)))
+    return uniform(raw).reshape(n, *shape)
+
+
+def paste(images: np.ndarray, markers: Markers, index: np.ndarray) -> np.ndarray:
+    """Reference: float32 `images` (B, H, W, C) of the samples `index`, with their markers."""
+    out = images.copy()
+    size = markers.table.shape[1]
+    for place, i in enumerate(index):
+        y, x = markers.y[i], markers.x[i]
+        out[place, y : y + size, x : x + size] = markers.table[markers.index[i]]
+    return out
+
+
+def paste_tensor(
+    images: torch.Tensor, patterns: torch.Tensor, y: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    """`images` (B, H, W, C) with `patterns` (B, s, s, C) at rows `y`, columns `x` (B,)."""
+    import torch
+
+    side = torch.arange(patterns.shape[1], device=images.device)
+    rows = (y[:, None] + side)[:, :, None]  # (B, s, 1)
+    columns = (x[:, None] + side)[:, None, :]  # (B, 1, s)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.index_put((batch, rows, columns), patterns)
