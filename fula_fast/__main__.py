@@ -1,0 +1,5 @@
+"""`python -m fula_fast` is `fula-fast`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,246 @@
+"""The command line: `fula-fast --help`.
+
+Nothing heavy is imported before a command's work starts, so that help and argument errors answer
+at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from . import __version__
+from .errors import FulaError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class _LightHelp:
+    """Newer typer validates an absent --help with pydantic; a plain default spares its import."""
+
+    def get_help_option(self, ctx: typer.Context) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None and option.default is None:
+            option.default = False
+        return option
+
+
+class _Command(_LightHelp, TyperCommand):
+    pass
+
+
+class _Group(_LightHelp, TyperGroup):
+    pass
+
+
+app = typer.Typer(
+    name="fula-fast",
+    cls=_Group,
+    help="Model stitching: how functionally similar are these networks, layer by layer?",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def command(name: str, resume: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command whose mistakes are one line on standard error, never a traceback.
+
+    `resume`: how to go on after Ctrl-C, with the command's own arguments as fields.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @app.command(name, cls=_Command)
+        @functools.wraps(function)
+        def guarded(**arguments: Any) -> None:
+            try:
+                code = function(**arguments)
+            except FulaError as error:
+                _complain(f"error: {error}")
+                code = BAD_INPUT
+            except KeyboardInterrupt:
+                _complain(f"interrupted{'; ' if resume else ''}{resume.format(**arguments)}")
+                code = INTERRUPTED
+            raise typer.Exit(code or 0)
+
+        return guarded
+
+    return register
+
+
+def _complain(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fula-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A spec file (.toml), or a shipped recipe's name.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set protocol.epochs=5"),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
+]
+
+
+@command("sweep", resume="finished cells are kept; go on with: fula-fast sweep {spec} --resume")
+def sweep(
+    spec: SpecArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/NAME by the spec's name when not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run: missing and failed cells only.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, waves, memory and work; do nothing.")
+    ] = False,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
+    ] = False,
+    executor: Annotated[
+        str | None, typer.Option(metavar="wave|solo", help="Waves of lanes, or cell by cell.")
+    ] = None,
+    engine_mode: Annotated[
+        str | None,
+        typer.Option(metavar="auto|eager|compiled|captured", help="How a wave step is run."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|fp64|fp32|tf32|bf16", help="Of activations.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
+    ] = False,
+) -> int:
+    """Run a grid of stitched models and write its report."""
+    from .spec import load_spec
+
+    engine = {"device": device, "executor": executor, "mode": engine_mode}
+    engine |= {"precision": precision, "memory": memory}
+    flags = [f"engine.{key}={value}" for key, value in engine.items() if value is not None]
+    loaded = load_spec(spec, [*(overrides or ()), *flags])
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        return _show_plan(loaded, folder)
+    from .progress import open_progress
+    from .sweep import run_sweep
+
+    with open_progress() as progress:
+        summary = run_sweep(
+            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress, profile=profile
+        )
+    print(summary)
+    return FAILED if summary.failed else 0
+
+
+def _show_plan(spec: Any, folder: Path) -> int:
+    from .machine import resources
+    from .plan import plan
+    from .planview import print_plan
+    from .store import Store
+
+    found = resources(spec.engine)
+    planned = plan(
+        spec,
+        device=found.device,
+        precision=found.precision,
+        mode=spec.engine.mode,
+        budget=found.budget,
+    )
+    done = Store.open(folder).done() if (folder / "plan.json").exists() else ()
+    print_plan(planned, done)
+    return 0
+
+
+@command("sites")
+def sites(
+    model: Annotated[str, typer.Argument(help="A model's name: resnet18, vgg16, timm:NAME, …")],
+    size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the images.")] = 3,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the head.")] = 10,
+    hook: Annotated[
+        str, typer.Option(metavar="post_relu|pre_relu", help="Where a site lies.")
+    ] = "post_relu",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Of the model: --option width=16"),
+    ] = None,
+) -> None:
+    """Print a model's sites with shapes, parameters and FLOPs."""
+    from rich.console import Console
+
+    from .models import describe, sites_table
+    from .specfile import parse_override
+
+    options = {parts[0]: value for parts, value in map(parse_override, option or ())}
+    found = describe(model, classes, (channels, size, size), hook, **options)
+    Console(width=None if sys.stdout.isatty() else 120).print(sites_table(found))
+
+
+@command("report")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a sweep.")],
+) -> None:
+    """Write a run's report again: report.html with its plots beside it."""
+    from .report import write_report
+
+    print(write_report(run))
+
+
+@command("doctor")
+def doctor() -> None:
+    """Show versions, hardware, and which backend each operator uses and why."""
+    from .doctor import print_report
+
+    print_report()
+
+
+@command("bench")
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One benchmark; all when not given.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Earlier results to set beside.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the results as JSON.")
+    ] = None,
+) -> int:
+    """Run benchmarks that ship with the package."""
+    from .benchmarks import run_benchmarks
+
+    return run_benchmarks(name, compare=compare, save=save)
+
+
+def main() -> None:
+    """The entry point of `fula-fast`."""
+    app(prog_name="fula-fast")

@@ -1,0 +1,101 @@
+"""A plan as text for the terminal: what would be computed, at what cost, and what is done."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from .cell import Cell
+from .plan import Plan
+
+_SHOWN_WAVES = 20
+
+
+def plan_view(plan: Plan, done: Collection[str] = ()) -> RenderableType:
+    """Donors, cells by pair and method, waves with memory and FLOPs, totals.
+
+    `done`: ids of the cells that are finished already.
+    """
+    return Group(*_parts(plan, frozenset(done)))
+
+
+def print_plan(plan: Plan, done: Collection[str] = ()) -> None:
+    """The view on standard output, as wide as it needs to be where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(plan_view(plan, done))
+
+
+def _parts(plan: Plan, done: frozenset[str]) -> Iterator[RenderableType]:
+    yield _cells(plan, done)
+    yield _waves(plan, done)
+    for note in plan.notes:
+        yield f"note: {note}"
+    yield _totals(plan, done)
+
+
+def _cells(plan: Plan, done: frozenset[str]) -> Table:
+    groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    for cell in plan.cells:
+        groups[cell.front, cell.end, cell.method, cell.protocol.preset].append(cell)
+    table = _table("Cells", "front", "end", "method", "protocol", "sites", "cells", "done")
+    for names, cells in groups.items():
+        finished = sum(cell.id in done for cell in cells)
+        sites = len({(cell.front_site, cell.end_site) for cell in cells})
+        table.add_row(*names, *map(str, (sites, len(cells), finished)))
+    return table
+
+
+def _waves(plan: Plan, done: frozenset[str]) -> Table:
+    table = _table("Waves", "wave", "front", "end", "lanes", "done", "steps", "memory", "work")
+    for wave in plan.waves[:_SHOWN_WAVES]:
+        finished = sum(cell.id in done for cell in wave.cells)
+        counts = map(str, (len(wave.cells), finished, wave.steps))
+        names = (wave.id, wave.key.front, wave.key.end)
+        table.add_row(*names, *counts, bytes_text(wave.memory), flops_text(wave.flops))
+    if (rest := len(plan.waves) - _SHOWN_WAVES) > 0:
+        table.add_row(f"and {rest} more")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    text = {"front", "end", "method", "protocol", "wave"}
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right")
+    return table
+
+
+def _totals(plan: Plan, done: frozenset[str]) -> str:
+    finished = sum(cell.id in done for cell in plan.cells)
+    methods = Counter(cell.method for cell in plan.cells)
+    budget = "" if plan.budget is None else f" (budget {bytes_text(plan.budget)})"
+    largest = max((wave.memory for wave in plan.waves), default=0)
+    return (
+        f"{plan.name}: {len(plan.cells)} cells "
+        f"({', '.join(f'{n} {m}' for m, n in methods.items())}), {finished} done; "
+        f"{len(plan.waves)} waves, {flops_text(plan.flops)} of stitch training, largest wave "
+        f"{bytes_text(largest)}{budget}; {plan.device}, {plan.precision}, {plan.mode}"
+    )
+
+
+def bytes_text(size: float) -> str:
+    """Bytes with a binary unit: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
+
+
+def flops_text(flops: float) -> str:
+    """FLOPs with a decimal unit: "3.2 PFLOP"."""
+    for unit in ("", "k", "M", "G", "T"):
+        if flops < 1000:
+            return f"{flops:.3g} {unit}FLOP"
+        flops /= 1000
+    return f"{flops:,.1f} PFLOP"
