@@ -45,6 +45,8 @@ COLUMNS: dict[str, str] = {
     "weighting": "string",
     "bn": "string",
     "epochs": "int64",
+    "front_sites": "int64",
+    "end_sites": "int64",
 }
 """Columns of every table, in order, with their Arrow types. Others follow: `version_*` (strings),
 then measures by name (doubles, booleans or strings; lists and objects as JSON strings)."""

@@ -1,0 +1,252 @@
+"""`report.html`: one file with its pictures inside, readable on paper and without a network."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import tomli_w
+
+from .. import __version__
+from ..store import COLUMNS, Store
+from ..store.files import folder as made
+from ..store.files import replacing
+from .heat_map import heat_map
+from .stitching_plot import stitching_plot
+from .studies import METRICS, Row, Study, studies, title, varying
+from .style import label, look, save
+from .summary import HEADINGS, cells_of, findings, percent
+
+MOST_ROWS = 4
+"""Settings in one stitching plot; further ones get further figures."""
+
+HEAT_METRICS = ("accuracy", "robust_accuracy", "agreement_soft")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page: SVG as a data URI, its PNG's name in `plots/`, and its caption."""
+
+    source: str
+    png: str
+    caption: str
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write `report.html` and `plots/` into a run's folder, also for an unfinished run.
+
+    Returns the path of the page. Raises `FulaError` where there is no run, or no writable folder.
+    """
+    store = Store.open(run_folder)
+    rows = store.rows()
+    axes = tuple(store.spec.get("grid", {}).get("axes", {}))
+    found = studies(rows, axes)
+    plots = _fresh(store.folder / "plots")
+    with look():
+        stitching = _stitching_plots(found, plots)
+        cross_layer = _heat_maps(found, plots)
+    page = _template().render(
+        name=store.spec.get("name", store.folder.name),
+        version=__version__,
+        progress=_progress(store, rows),
+        findings=_findings(found),
+        headings=HEADINGS,
+        stitching=stitching,
+        cross_layer=cross_layer,
+        failed=[row for row in rows if row["status"] == "failed"],
+        table=_table(rows),
+        donors=_donors(rows),
+        times=_times(rows),
+        machine=_machine(store, rows),
+        spec=tomli_w.dumps(_without_null(store.spec)),
+    )
+    path = store.folder / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
+
+
+def _fresh(plots: Path) -> Path:
+    """The folder of plots, without those of an earlier report."""
+    made(plots)
+    for kind in ("stitching", "cross-layer"):
+        for old in (*plots.glob(f"{kind}-*.svg"), *plots.glob(f"{kind}-*.png")):
+            old.unlink(missing_ok=True)
+    return plots
+
+
+def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
+    shown, pictures = varying(found), []
+    pairs: dict[tuple[str, str], list[Study]] = {}
+    for study in found:
+        if study.same_site() and study.metrics():
+            pairs.setdefault((study.front, study.end), []).append(study)
+    for pair, of_pair in pairs.items():
+        for start in range(0, len(of_pair), MOST_ROWS):
+            part = of_pair[start : start + MOST_ROWS]
+            drawn = stitching_plot(part, shown)
+            path = save(drawn, plots / _name("stitching", pair, start // MOST_ROWS, len(of_pair)))
+            pictures.append(_picture(path, _stitching_caption(part)))
+    return pictures
+
+
+def _stitching_caption(part: list[Study]) -> str:
+    seeds = max(s.curve(m, k).seeds for s in part for m in s.methods for k in s.metrics())
+    band = f"Lines are means of {seeds} seeds, bands reach from the lowest to the highest. "
+    return (
+        f"Stitching plot, front {part[0].front}, end {part[0].end}: each point is a model stitched "
+        "at corresponding sites. The open points are the whole end model (left) and the whole "
+        f"front model (right). {band if seeds > 1 else 'One seed per point. '}"
+        "A gap is a cell that failed or is missing."
+    )
+
+
+def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
+    shown, pictures = varying(found), []
+    for number, study in enumerate(s for s in found if s.cross_layer):
+        for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
+            name = _name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
+            path = save(heat_map(study, metric, shown), plots / name)
+            pictures.append(_picture(path, _heat_caption(study, metric)))
+    return pictures
+
+
+def _heat_caption(study: Study, metric: str) -> str:
+    seeds = len({(row.get("seed"), row.get("data_seed")) for row in study.rows})
+    return (
+        f"{METRICS[metric]} of every front site (rows, {study.front}) into every end site (columns, "
+        f"{study.end}){f', mean of {seeds} seeds' if seeds > 1 else ''}. Self-Accuracy: how often "
+        "a layer is most similar to itself, per row (bold: the row's largest); in parentheses for (M + Mᵀ)/2; ties share "
+        "their credit."
+    )
+
+
+def _name(kind: str, pair: tuple[str, str], number: int, count: int) -> str:
+    text = "-".join((kind, *pair, *([str(number + 1)] if count > 1 else [])))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + ".svg"
+
+
+def _picture(path: Path, caption: str) -> Picture:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Picture(f"data:image/svg+xml;base64,{data}", path.with_suffix(".png").name, caption)
+
+
+def _progress(store: Store, rows: list[Row]) -> dict[str, int]:
+    planned, ok = len(store.plan["cells"]), sum(row["status"] == "ok" for row in rows)
+    counts = {"planned": planned, "ok": ok, "failed": len(rows) - ok}
+    return counts | {"missing": planned - len(rows)}
+
+
+def _findings(found: list[Study]) -> list[dict[str, Any]]:
+    shown = varying(found)
+    return [
+        {
+            "title": f"{study.front} → {study.end}",
+            "setting": title(study, shown),
+            "rows": [(*cells_of(f), _both(f.self_accuracy)) for f in findings(study)],
+        }
+        for study in found
+    ]
+
+
+def _both(scores: tuple[float, float] | None) -> str:
+    return "{:.0%} ({:.0%})".format(*scores) if scores else "–"
+
+
+def _table(rows: list[Row]) -> dict[str, Any]:
+    """Every number: columns that vary as a table, those equal in all rows once above it."""
+    extra = sorted({name for row in rows for name in row} - set(COLUMNS))
+    names = [n for n in (*COLUMNS, *extra) if any(row.get(n) is not None for row in rows)]
+    same = {n: rows[0].get(n) for n in names if _constant(rows, n)}
+    names = [n for n in names if n not in same and n != "error"]  # errors have a table of their own
+    return {
+        "names": names,
+        "numeric": [all(isinstance(row.get(n), _NUMBER) for row in rows) for n in names],
+        "rows": [[_shown(row.get(name)) for name in names] for row in rows],
+        "same": [(name, _shown(value)) for name, value in same.items()],
+    }
+
+
+_NUMBER = (int, float, type(None))
+
+
+def _constant(rows: list[Row], name: str) -> bool:
+    return len(rows) > 1 and name != "cell" and len({str(row.get(name)) for row in rows}) == 1
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _donors(rows: list[Row]) -> list[tuple[str, str, str, str]]:
+    """(name, sites, accuracy, content hash) of every donor that a row names."""
+    donors: dict[str, tuple[str, str, str, str]] = {}
+    for row in rows:
+        for side in ("front", "end"):
+            accuracy = row.get(f"{side}_accuracy")
+            if row["status"] == "ok" and row[side] not in donors:
+                donors[row[side]] = (
+                    row[side],
+                    _shown(row.get(f"{side}_sites")),
+                    percent(np.nan if accuracy is None else accuracy),
+                    row.get(f"{side}_hash") or "",
+                )
+    return list(donors.values())
+
+
+def _times(rows: list[Row]) -> list[tuple[str, int, str, str]]:
+    """(method, cells, total and median seconds of training) of the `ok` rows."""
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        if row["status"] == "ok" and row.get("train_seconds") is not None:
+            seconds.setdefault(label(row["method"]), []).append(row["train_seconds"])
+    return [(m, len(s), f"{sum(s):.1f}", f"{np.median(s):.3g}") for m, s in seconds.items()]
+
+
+_MACHINE = ("device", "precision", "engine_mode")
+
+
+def _machine(store: Store, rows: list[Row]) -> list[tuple[str, str]]:
+    """Versions and hardware: from the rows, and from the notes of every launch."""
+    names = sorted({n for row in rows for n in row if n.startswith("version_")})
+    facts = [(n.removeprefix("version_"), _values(rows, n)) for n in (*_MACHINE, *names)]
+    launches = store.launches()
+    facts.append(("launches", str(len(launches))))
+    return [fact for fact in facts if fact[1]] + list(_flat(launches[-1] if launches else {}))
+
+
+def _values(rows: list[Row], name: str) -> str:
+    return ", ".join(dict.fromkeys(str(row[name]) for row in rows if row.get(name)))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _shown(item)
+
+
+def _without_null(value: Any) -> Any:
+    """TOML has no null: an unset key is left out."""
+    if isinstance(value, Mapping):
+        return {k: _without_null(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return ["none" if v is None else _without_null(v) for v in value]
+    return value
