@@ -130,7 +130,7 @@ def explain(error: ValidationError, root: type[BaseModel], table: str = "") -> F
         where = _table(table, path[:-1])
         return FulaError(f"{where}key '{path[-1]}' is missing; it has no default")
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
-    if isinstance(first["input"], Mapping):
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
         return FulaError(f"{_table(table, path)}{message}")
     where, key = _split(path)
     shown = "" if first["type"] == "value_error" else f" = {first['input']!r}"
