@@ -81,8 +81,8 @@ def gather_crop_flip(
     inside = _within(ys, height)[:, :, None] & _within(xs, width)[:, None, :]
     rows = index[:, None] * height + ys.clamp(0, height - 1)
     flat = rows[:, :, None] * width + xs.clamp(0, width - 1)[:, None, :]  # (B, H, W)
-    pixels = images.view(-1, images.shape[-1])[flat.reshape(-1)]
-    return pixels.view(*flat.shape, -1) * inside[..., None]
+    pixels = images.view(-1, images.shape[-1]).index_select(0, flat.reshape(-1))
+    return pixels.view(*flat.shape, -1).mul_(inside.to(torch.uint8)[..., None])
 
 
 def _within(places: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,0 +1,47 @@
+"""Test data and a cache of the session's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded data goes to a folder of this session, unless FULA_TEST_CACHE names one to keep."""
+    kept = os.environ.get("FULA_TEST_CACHE")
+    folder = kept or str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FULA_CACHE", folder)
+        patch.delenv("FULA_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with the archives of real data."""
+    folder = os.environ.get("FULA_TEST_DATA")
+    if not folder:
+        pytest.skip("FULA_TEST_DATA is unset: no real data")
+    return Path(folder)
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    """`make_folder({"train/cat": 3, ...})`: class folders of smooth random 20x24 PNG images."""
+
+    def make(counts: dict[str, int], name: str = "data") -> Path:
+        rng = np.random.default_rng(0)
+        for folder, count in counts.items():
+            (tmp_path / name / folder).mkdir(parents=True)
+            for i in range(count):
+                small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+                large = small.resize((24, 20), Image.Resampling.BICUBIC)
+                large.save(tmp_path / name / folder / f"{i:03}.png")
+        return tmp_path / name
+
+    return make
