@@ -297,8 +297,9 @@ def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int
 def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
     tail = end.flops_between(cell.end_site, end.num_sites) + end.head_flops
     stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
-    trained = {"hint": stitch * 3}.get(cell.method, 3 * stitch + 2 * tail)
-    work = trained if cell.objective else stitch + tail
+    work = stitch + tail  # dm: one forward pass moves the running statistics
+    if cell.objective:
+        work = 3 * stitch + (0 if set(cell.objective) == {"hint"} else 2 * tail)
     if cell.alpha > 0:
         lead = front.flops_between(0, cell.front_site)
         per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps

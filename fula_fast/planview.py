@@ -87,7 +87,7 @@ def bytes_text(size: float) -> str:
     """Bytes with a binary unit: "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:,.1f} GiB"
 

@@ -11,13 +11,14 @@ from fula_fast.grid import expand, same_sites, site_pairs
 from fula_fast.spec import load_spec
 
 IMAGE = (3, 32, 32)
+DATA = DataFacts(IMAGE, 10, 1000)
 
 
 def donor(name="a", sites=9, classes=10, shape=(4, 8, 8)):
     return DonorFacts(name, IMAGE, classes, (shape,) * sites, (1,) * sites, (1,) * sites, 1)
 
 
-def cells_of(grid, donors=None, protocol=None, data=DataFacts(IMAGE, 10, 1000), **tables):
+def cells_of(grid, donors=None, protocol=None, data=DATA, **tables):
     """Cells and notes of a grid between the described donors `a` and `b`."""
     donors = donors or {"a": donor("a"), "b": donor("b")}
     spec = load_spec(

@@ -1,0 +1,127 @@
+"""The memory model: amounts, what a stage saves (against autograd), and its published figures."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fula_fast.errors import FulaError
+from fula_fast.facts import DataFacts, donor_facts
+from fula_fast.memory import Lane, available_memory, budget, lane_bytes, wave_bytes
+from fula_fast.tables import DonorSpec
+
+MIB = 2**20
+
+
+def facts(model="resnet18", side=32, **options):
+    return donor_facts(
+        DonorSpec(name="x", model=model, **options), DataFacts((3, side, side), 10, 1), "post_relu"
+    )
+
+
+@pytest.mark.parametrize(
+    "amount, expected",
+    [
+        ("8GiB", 8 * 2**30),
+        ("1.5 GB", 1_500_000_000),
+        ("512mib", 512 * MIB),
+        ("10%", 100),
+        ("4096", 4096),
+        (4096, 4096),
+    ],
+)
+def test_amounts(amount, expected):
+    assert budget(amount, available=1000) == expected
+
+
+@pytest.mark.parametrize("amount", ["", "lots", "8XB", "-3", "0", "0%", "101%", "8 G B", "2k"])
+def test_amounts_that_are_none(amount):
+    with pytest.raises(FulaError, match="memory"):
+        budget(amount, available=1000)
+
+
+def test_available_memory_is_the_least_of_machine_and_cgroup(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("1000000\n")
+    assert available_memory(tmp_path) == 2_000_000
+
+
+def test_a_full_width_lane_has_the_published_size():
+    """270 MiB at site 1 and 2 MiB at site 9, saved in bf16 at batch 128, before working room."""
+    end = facts()
+    saved = 2 * 128 * (end.elements(1) + sum(end.saved[1:]))
+    assert round(saved / MIB) == 270
+    assert 2 * 128 * end.elements(9) == 2 * MIB
+    assert 270 * MIB < lane_bytes(Lane(1, 1, False), end, end, 128, 2) < 300 * MIB
+
+
+@pytest.mark.parametrize(
+    "model, side, options",
+    [
+        ("resnet18", 16, {"width": 8}),
+        ("resnet50", 16, {"width": 8}),
+        ("resnet18", 32, {"width": 8, "stem": "stock"}),
+        ("resnet18", 16, {"width": 8, "residuals": False}),
+        ("vgg16", 32, {"width": 8}),
+        ("vgg19", 32, {"width": 8, "batch_norm": False}),
+    ],
+)
+@pytest.mark.parametrize("hook", ["post_relu", "pre_relu"])
+def test_saved_elements_are_what_autograd_keeps(model, side, options, hook):
+    """Counted by hooks on autograd itself: each kept storage once, weights and statistics not."""
+    import torch
+
+    from fula_fast.models import build
+
+    donor = DonorSpec(name="x", model=model, **options)
+    expected = donor_facts(donor, DataFacts((3, side, side), 10, 1), hook)
+    staged = build(
+        model, num_classes=10, input_shape=(3, side, side), hook=hook, **donor.build_options()
+    )
+    staged.requires_grad_(False).train()
+    batch = 2
+    x = torch.rand(batch, 3, side, side, requires_grad=True)
+    for site, stage in enumerate(staged.stages, 1):
+        x = x.detach().requires_grad_()
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            if tensor.dim() == 4 and tensor.shape[0] == batch:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.nbytes // 4
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = stage(x)
+        kept.pop(x.untyped_storage().data_ptr(), None)  # the stage before owns its output
+        assert sum(kept.values()) <= batch * expected.saved[site - 1] * 1.001
+        assert sum(kept.values()) >= batch * expected.saved[site - 1] * 0.6
+        x = y
+
+
+lanes = st.builds(Lane, st.integers(1, 9), st.integers(1, 9), st.booleans())
+
+
+@given(st.lists(lanes, min_size=1, max_size=6), lanes)
+def test_a_lane_more_needs_more(some, another):
+    donor = facts(width=8)
+    before = wave_bytes(some, donor, donor, 16, "fp32")
+    assert wave_bytes([*some, another], donor, donor, 16, "fp32") > before
+
+
+@given(lanes)
+def test_precision_batch_and_attack_cost_memory(lane):
+    donor = facts(width=8)
+    each = [wave_bytes([lane], donor, donor, 16, p) for p in ("bf16", "fp32", "fp64")]
+    assert each == sorted(each) and each[0] < each[-1]
+    assert wave_bytes([lane], donor, donor, 32, "fp32") > each[1]
+    plain = Lane(lane.front_site, lane.end_site, False)
+    attacked = Lane(lane.front_site, lane.end_site, True)
+    assert wave_bytes([attacked], donor, donor, 16, "fp32") > wave_bytes(
+        [plain], donor, donor, 16, "fp32"
+    )
