@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,39 +11,47 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from ..grid import same_sites
 from .self_accuracy import self_accuracy
 from .studies import METRICS, Study, title
 from .style import figure, label
 
 COLOURS = "cividis"  # even for colour-blind readers, and monotone in grey
 MOST_COLUMNS = 3
+CELL = 0.34  # inches
 
 
 def heat_map(study: Study, metric: str, shown: set[str]) -> Figure:
-    """All methods of a study on one colour scale, with numbers, and Self-Accuracy in the titles."""
-    columns = min(len(study.methods), MOST_COLUMNS)
-    rows = math.ceil(len(study.methods) / columns)
-    wide, high = (0.34 * max(n, 4) for n in (study.sites[1], study.sites[0]))
-    drawn = figure(1.0 + columns * (wide + 0.7), 0.7 + rows * (high + 0.9))
-    panels = drawn.subplots(rows, columns, squeeze=False).flatten()
-    factor = 100 if metric.endswith("accuracy") else 1
-    matrices = {method: factor * study.matrix(method, metric) for method in study.methods}
+    """All methods of a study on one colour scale, with numbers, and Self-Accuracy in the titles.
+
+    Bold: the largest number of its row. Framed: the same-site cells.
+    """
+    percent = metric.endswith("accuracy")
+    matrices = {m: (100 if percent else 1) * study.matrix(m, metric) for m in study.methods}
+    drawn, panels = _canvas(len(matrices), study.sites)
     low, high = scale(list(matrices.values()))
     for axes, (method, matrix) in zip(panels, matrices.items(), strict=False):
-        image = _panel(axes, matrix, low, high, digits=0 if factor == 100 else 2)
+        image = _image(axes, matrix, low, high)
+        _write_numbers(axes, matrix, image, digits=0 if percent else 2)
+        _frame(axes, same_sites(*study.sites))
         axes.set_title(f"{label(method)}{_self_text(matrix)}")
-    for axes in panels[len(matrices) :]:
-        axes.set_axis_off()
-    drawn.colorbar(
-        image,
-        ax=panels,
-        shrink=0.8,
-        pad=0.02,
-        label=f"{METRICS[metric]}{' (%)' if factor == 100 else ''}",
-    )
+    unit = f"{METRICS[metric]} (%)" if percent else METRICS[metric]
+    drawn.colorbar(image, ax=panels, shrink=0.8, pad=0.02, label=unit)
     words = ", ".join(filter(None, (f"{study.front} → {study.end}", title(study, shown))))
     drawn.suptitle(words, weight="bold", x=0.01, ha="left")
     return drawn
+
+
+def _canvas(count: int, sites: tuple[int, int]) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` panels for matrices of (front, end) sites, as even as they go."""
+    rows = math.ceil(count / MOST_COLUMNS)
+    columns = math.ceil(count / rows)
+    high, wide = (CELL * max(n, 5) for n in sites)
+    drawn = figure(1.2 + columns * (wide + 0.7), 0.7 + rows * (high + 0.9))
+    panels = drawn.subplots(rows, columns, squeeze=False).flatten()
+    for spare in panels[count:]:
+        spare.set_axis_off()
+    return drawn, panels
 
 
 def scale(matrices: list[np.ndarray]) -> tuple[float, float]:
@@ -52,9 +60,7 @@ def scale(matrices: list[np.ndarray]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
-def _panel(axes: Axes, matrix: np.ndarray, low: float, high: float, *, digits: int) -> AxesImage:
-    image = axes.imshow(matrix, cmap=COLOURS, vmin=low, vmax=high)
-    axes.set_facecolor("white")
+def _image(axes: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage:
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -62,6 +68,10 @@ def _panel(axes: Axes, matrix: np.ndarray, low: float, high: float, *, digits: i
     axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1))
     axes.set_xlabel("End site")
     axes.set_ylabel("Front site")
+    return axes.imshow(matrix, cmap=COLOURS, vmin=low, vmax=high)
+
+
+def _write_numbers(axes: Axes, matrix: np.ndarray, image: AxesImage, digits: int) -> None:
     peaks = np.where(np.isnan(matrix), -np.inf, matrix).max(axis=1)
     for row, column, text, dark in _numbers(matrix, image, digits):
         axes.text(
@@ -69,11 +79,14 @@ def _panel(axes: Axes, matrix: np.ndarray, low: float, high: float, *, digits: i
             color="white" if dark else "black",
             weight="bold" if matrix[row, column] == peaks[row] else "normal",
         )  # fmt: skip
-    for place in range(min(matrix.shape)):  # the diagonal, seen on dark and on light colours
+
+
+def _frame(axes: Axes, pairs: Iterable[tuple[int, int]]) -> None:
+    """Black on white, so that a frame is seen on dark and on light colours."""
+    for front, end in pairs:
         for colour, width in (("white", 2.2), ("black", 0.9)):
-            corner = place - 0.5, place - 0.5
+            corner = end - 1.5, front - 1.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=colour, lw=width))
-    return image
 
 
 def _numbers(

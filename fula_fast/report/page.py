@@ -128,10 +128,10 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
 def _heat_caption(study: Study, metric: str) -> str:
     seeds = len({(row.get("seed"), row.get("data_seed")) for row in study.rows})
     return (
-        f"{METRICS[metric]} of every front site (rows, {study.front}) into every end site (columns, "
-        f"{study.end}){f', mean of {seeds} seeds' if seeds > 1 else ''}. Self-Accuracy: how often "
-        "a layer is most similar to itself, per row (bold: the row's largest); in parentheses for (M + Mᵀ)/2; ties share "
-        "their credit."
+        f"{METRICS[metric]} of every front site (rows, {study.front}) into every end site "
+        f"(columns, {study.end}){f', mean of {seeds} seeds' if seeds > 1 else ''}. Framed: "
+        "same-site; bold: the row's largest. Self-Accuracy: how often a layer is most similar to "
+        "itself, per row; in parentheses for (M + Mᵀ)/2; ties share their credit."
     )
 
 

@@ -28,10 +28,11 @@ def stitching_plot(found: Sequence[Study], shown: set[str]) -> Figure:
     for row, study in zip(panels, found, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             _panel(axes, study, metric, marks(methods))
-            setting = title(study, shown)
-            axes.set_title(f"{METRICS[metric]} ({setting})" if setting else METRICS[metric])
+            if study is found[0]:
+                axes.set_title(METRICS[metric])
             if study is not found[-1]:
                 axes.set_xlabel("")
+        row[0].set_ylabel(title(study, shown).replace(", ", "\n"), weight="bold")
     for percent in (True, False):
         chosen = [_percent(metric) == percent for metric in metrics]
         _share_scale([axes for row in panels for axes in row[chosen]], 100 if percent else 1)

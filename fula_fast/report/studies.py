@@ -28,7 +28,7 @@ METRICS = {
     "shortcut_accuracy": "Accuracy with shortcut",
     "clean_accuracy": "Accuracy without shortcut",
     "rolled_accuracy": "Accuracy with rolled shortcut",
-    "agreement_soft": "Soft agreement with the end model",
+    "agreement_soft": "Soft agreement",
 }
 """What a stitching plot can show, in this order: column -> title."""
 

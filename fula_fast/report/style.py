@@ -33,6 +33,7 @@ RC = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
+    "text.parse_math": False,  # a donor may have a $ in its name
     "svg.fonttype": "path",  # the same on every reader's machine
     "svg.hashsalt": "fula_fast",
 }
