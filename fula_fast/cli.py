@@ -53,7 +53,7 @@ app = typer.Typer(
 def command(name: str, resume: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command whose mistakes are one line on standard error, never a traceback.
 
-    `resume`: how to go on after Ctrl-C, with the command's own arguments as fields.
+    `resume`: how to go on after Ctrl-C.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +66,7 @@ def command(name: str, resume: str = "") -> Callable[[Callable[..., Any]], Calla
                 _complain(f"error: {error}")
                 code = BAD_INPUT
             except KeyboardInterrupt:
-                _complain(f"interrupted{'; ' if resume else ''}{resume.format(**arguments)}")
+                _complain(f"interrupted{'; ' if resume else ''}{resume}")
                 code = INTERRUPTED
             raise typer.Exit(code or 0)
 
@@ -106,7 +106,7 @@ DeviceOption = Annotated[
 ]
 
 
-@command("sweep", resume="finished cells are kept; go on with: fula-fast sweep {spec} --resume")
+@command("sweep", resume="finished cells are kept: the same command with --resume goes on")
 def sweep(
     spec: SpecArgument,
     out: Annotated[
