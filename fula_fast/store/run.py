@@ -67,8 +67,8 @@ class Store:
         store = cls.open(folder)
         if store.spec != spec:
             raise FulaError(
-                f"'{folder}' holds a run of another spec ({describe_differences(store.spec, spec)}); "
-                "give another --out, or the old spec"
+                f"'{folder}' holds a run of another spec "
+                f"({describe_differences(store.spec, spec)}); give another --out, or the old spec"
             )
         if store._planned.keys() != {cell["id"] for cell in plan["cells"]}:
             raise FulaError(
