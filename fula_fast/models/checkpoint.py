@@ -31,14 +31,15 @@ _SAFETENSORS_START = b"{"
 
 
 def content_hash(staged: Staged) -> str:
-    """SHA-256 (hex) over the sorted weights and buffers: name, shape, float32 bytes.
+    """SHA-256 (hex) over the sorted weights and buffers: name, shape, bytes (floats as float32).
 
     Independent of where sites lie: hooks and cuts do not change it.
     """
     digest = hashlib.sha256()
     for name, value in sorted(staged.state().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+        plain = value.detach().float() if value.is_floating_point() else value
+        digest.update(plain.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -122,9 +123,10 @@ def _rebuild(path: Path, header: Mapping[str, str], hook: str | None) -> Staged:
 def _is_safetensors(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
-            return file.read(9)[8:] == _SAFETENSORS_START
+            starts_right = file.read(9)[8:] == _SAFETENSORS_START
     except OSError as error:
         raise FulaError(f"cannot read checkpoint '{path}': {error.strerror}") from None
+    return starts_right or path.suffix == ".safetensors"
 
 
 def _header(path: Path) -> dict[str, str]:

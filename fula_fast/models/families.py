@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ..errors import FulaError, nearest
@@ -28,6 +29,7 @@ from .layout import (
     Stage,
     Tokens,
     before_relu,
+    walk,
 )
 
 HOOKS = ("post_relu", "pre_relu")
@@ -125,15 +127,16 @@ def layout_of(
     of the first layer, 64 in the published models. `residuals = False` removes skip connections
     and their convolutions. `batch_norm`: the VGG variant with batch norm. `every`: a ViT has a site
     behind each block, or behind each second one (2), counted so that the last block has one.
+    Raises `FulaError` for a bad option and for images too small for the model.
     """
     options = resolved_options(name, options)
-    if name in VITS:
-        return _vit(name, num_classes, input_shape, **options)
-    channels = input_shape[0]
     if name in RESNETS:
-        layout = _resnet(RESNETS[name], num_classes, channels, **options)
+        layout = _resnet(RESNETS[name], num_classes, input_shape[0], **options)
+    elif name in VGGS:
+        layout = _vgg(VGGS[name], num_classes, input_shape[0], **options)
     else:
-        layout = _vgg(VGGS[name], num_classes, channels, **options)
+        layout = _vit(name, num_classes, input_shape, **options)
+    walk(chain(*(stage.layers for stage in layout.stages), layout.head), input_shape)
     return before_relu(layout) if hook == "pre_relu" else layout
 
 

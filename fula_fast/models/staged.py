@@ -138,17 +138,18 @@ class Staged(nn.Module):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Copy `state`, under the architecture's own names, into this model.
 
-        Missing `num_batches_tracked` counters are left as they are. Raises `FulaError` for any
-        other missing or left-over name and for a wrong shape.
+        `num_batches_tracked` counters may be missing or left over. Raises `FulaError` for any other
+        missing or left-over name and for a wrong shape.
         """
         own = self.state()
         _check_names(self.name, own, state)
-        for name, value in state.items():
-            if own[name].shape != value.shape:
-                raise FulaError(_shape_message(self, name, own[name], value))
+        for name, value in own.items():
+            if name in state and state[name].shape != value.shape:
+                raise FulaError(_shape_message(self, name, value, state[name]))
         with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+            for name, value in own.items():
+                if name in state:
+                    value.copy_(state[name])
 
 
 def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
@@ -164,7 +165,7 @@ def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
 
 def _check_names(model: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
-    extra = [n for n in given if n not in own]
+    extra = sorted(n for n in given if n not in own and not n.endswith("num_batches_tracked"))
     if missing or extra:
         parts = [
             f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''} ({len(names)} in all)"

@@ -1,0 +1,121 @@
+"""ViTs, torchvision and timm models as donors."""
+
+import sys
+
+import pytest
+import torch
+import torchvision
+
+from fula_fast.errors import FulaError
+from fula_fast.models import build
+
+
+def _x(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_vit_tiny_is_timms():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    reference = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10
+    ).eval()
+    torch.manual_seed(0)
+    ours = build("vit_tiny", num_classes=10, input_shape=(3, 32, 32)).eval()
+    assert ours.state().keys() == reference.state_dict().keys()
+    x = _x(2, 3, 32, 32)
+    assert torch.equal(ours(x), reference(x))
+    assert ours.site_shapes == ((65, 192),) * 12
+    assert ours.head.get_submodule("head").out_features == 10
+
+
+def test_vit_every_second_block_ends_before_the_head():
+    pytest.importorskip("timm")
+    model = build("vit_tiny", num_classes=10, input_shape=(1, 28, 28), every=2)
+    assert model.site_names == tuple(f"blocks.{i}" for i in (1, 3, 5, 7, 9, 11))
+
+
+def test_vit_base_is_timms():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        reference = timm.create_model("vit_base_patch16_224", num_classes=10)
+    ours = build("vit_base", num_classes=10, input_shape=(3, 32, 32))
+    shapes = {name: value.shape for name, value in reference.state_dict().items()}
+    found = {name: value.shape for name, value in ours.state().items()}
+    del shapes["pos_embed"], found["pos_embed"]  # the only one that depends on the image size
+    assert found == shapes
+
+
+def test_without_timm_the_install_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for name in ("vit_tiny", "timm:resnet18"):
+        with pytest.raises(FulaError, match="pip install timm"):
+            build(name, num_classes=10, input_shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "name, theirs, size, sites",
+    [
+        ("torchvision:resnet18", "resnet18", 32, 8),
+        ("torchvision:mobilenet_v2", "mobilenet_v2", 32, 19),
+        ("torchvision:densenet121", "densenet121", 32, 4),
+    ],
+)
+def test_torchvision_models_keep_their_function(name, theirs, size, sites):
+    torch.manual_seed(0)
+    reference = getattr(torchvision.models, theirs)(num_classes=10).eval()
+    torch.manual_seed(0)
+    ours = build(name, num_classes=10, input_shape=(3, size, size)).eval()
+    assert ours.num_sites == sites
+    x = _x(2, 3, size, size)
+    torch.testing.assert_close(ours(x), reference(x), rtol=1e-6, atol=1e-6)
+    assert ours.state().keys() == reference.state_dict().keys()
+
+
+def test_torchvision_vit_has_token_sites():
+    ours = build("torchvision:vit_b_32", num_classes=10, input_shape=(3, 64, 64))
+    assert ours.site_shapes == ((5, 768),) * 12
+
+
+def test_timm_convolutional_model():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    reference = timm.create_model("resnet18", num_classes=10).eval()
+    torch.manual_seed(0)
+    ours = build("timm:resnet18", num_classes=10, input_shape=(3, 32, 32)).eval()
+    x = _x(2, 3, 32, 32)
+    assert torch.equal(ours(x), reference(x))
+
+
+def test_given_sites_and_constructor_options():
+    ours = build(
+        "torchvision:resnet18",
+        num_classes=10,
+        input_shape=(3, 32, 32),
+        sites=["maxpool", "layer4"],
+        zero_init_residual=True,
+    )
+    assert ours.site_names == ("maxpool", "layer4")
+    assert ours.state()["layer1.0.bn2.weight"].count_nonzero() == 0
+    assert ours.options == {"sites": ["maxpool", "layer4"], "zero_init_residual": True}
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("torchvision:resnt18", {}, "did you mean 'resnet18'"),
+        ("torchvison:resnet18", {}, "unknown model"),
+        ("torchvision:resnet18", {"input_shape": (1, 32, 32)}, "takes 3 channels"),
+        ("torchvision:resnet18", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("torchvision:resnet18", {"hook": "pre_relu"}, "no known pre-ReLU sites"),
+        ("torchvision:swin_t", {}, "channels last"),
+        ("timm:resnt18", {}, "timm has no model 'resnt18'"),
+        ("vit_tiny", {"input_shape": (3, 30, 30)}, "multiple of 4 pixels"),
+        ("vit_tiny", {"every": 0}, "every = 0"),
+    ],
+)
+def test_mistakes_are_explained(name, change, message):
+    if name.startswith(("timm", "vit")):
+        pytest.importorskip("timm")
+    with pytest.raises(FulaError, match=message):
+        build(name, **{"num_classes": 10, "input_shape": (3, 32, 32), **change})

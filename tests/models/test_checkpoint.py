@@ -1,0 +1,218 @@
+"""Checkpoints: round trips, foreign names, damage, atomic writing."""
+
+import hashlib
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fula_fast.errors import FulaError
+from fula_fast.models import (
+    build,
+    content_hash,
+    load_checkpoint,
+    read_meta,
+    save_checkpoint,
+    stages,
+)
+
+SHAPE = (3, 16, 16)
+
+
+def _model(**options):
+    return build("resnet18", **{"num_classes": 5, "input_shape": SHAPE, "width": 4, **options})
+
+
+@pytest.fixture
+def donor():
+    torch.manual_seed(0)
+    model = _model()
+    model(torch.rand(8, *SHAPE))  # running statistics off their start
+    return model.eval()
+
+
+@pytest.fixture
+def saved(donor, tmp_path):
+    path = tmp_path / "donor.safetensors"
+    save_checkpoint(donor, path, {"recipe": {"seed": 3}, "note": "naïve"})
+    return path
+
+
+def test_round_trip(donor, saved):
+    loaded = load_checkpoint(saved)
+    assert loaded.state().keys() == donor.state().keys()
+    for name, value in donor.state().items():
+        assert (
+            torch.equal(loaded.state()[name], value) and loaded.state()[name].dtype == value.dtype
+        )
+    assert (loaded.name, loaded.options, loaded.hook) == (donor.name, donor.options, donor.hook)
+    assert (loaded.num_classes, loaded.input_shape) == (5, SHAPE)
+    assert not loaded.training
+    meta = read_meta(saved)
+    assert meta["recipe"] == {"seed": 3} and meta["note"] == "naïve"
+    assert meta["content_hash"] == content_hash(donor) == content_hash(loaded)
+
+
+def test_the_file_is_plain_safetensors_under_torchvision_names(donor, saved):
+    tensors = load_file(saved)
+    assert tensors.keys() == donor.state().keys()
+    assert torch.equal(tensors["layer1.0.conv1.weight"], donor.state()["layer1.0.conv1.weight"])
+
+
+def test_content_hash_by_hand(donor):
+    digest = hashlib.sha256()
+    for name in sorted(donor.state()):
+        array = donor.state()[name].numpy()
+        digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+    assert content_hash(donor) == digest.hexdigest()
+
+
+def test_content_hash_sees_weights_but_neither_hook_nor_memory_format(donor):
+    other = _model(hook="pre_relu")
+    other.load_state(donor.state())
+    other.to(memory_format=torch.channels_last)
+    assert content_hash(other) == content_hash(donor)
+    other.state()["fc.bias"][0] += 1e-6
+    assert content_hash(other) != content_hash(donor)
+
+
+def test_the_hook_may_be_chosen_when_loading(donor, saved):
+    before = load_checkpoint(saved, hook="pre_relu")
+    x = torch.rand(2, *SHAPE)
+    assert torch.equal(before(x), donor(x))
+    assert torch.equal(before.run(x, 0, 4).relu(), donor.run(x, 0, 4))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "net"])
+def test_pytorch_files_with_common_names(donor, tmp_path, prefix, wrapper):
+    names = {"downsample": "shortcut", "fc": "linear"}
+    state = {}
+    for name, value in donor.state().items():
+        foreign = ".".join(names.get(part, part) for part in name.split("."))
+        state[prefix + foreign] = value
+    path = tmp_path / "theirs.pt"
+    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, path)
+    loaded = load_checkpoint(path, into=_model())
+    assert content_hash(loaded) == content_hash(donor)
+
+
+def test_the_robust_network_that_pyautoattack_ships():
+    """A real foreign checkpoint; its digest as published (names, then bytes)."""
+    pyautoattack = pytest.importorskip("pyautoattack")
+    path = os.path.join(os.path.dirname(pyautoattack.__file__), "examples", "model_test.pt")
+    empty = build("resnet18", num_classes=10, input_shape=(3, 32, 32))
+    state = load_checkpoint(path, into=empty).state()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].numpy().tobytes())
+    assert digest.hexdigest()[:16] == "f777b95437aee61a"
+
+
+def test_old_files_without_batch_counters_are_read(donor, tmp_path):
+    state = {k: v for k, v in donor.state().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pt")
+    loaded = load_checkpoint(tmp_path / "old.pt", into=_model())
+    assert torch.equal(loaded.state()["bn1.running_var"], donor.state()["bn1.running_var"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.remove, ("/nonexistent",)
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_truncated, _flipped, lambda p: p.write_bytes(b"")])
+def test_a_damaged_file_is_named(saved, damage):
+    damage(saved)
+    with pytest.raises(FulaError, match=r"donor\.safetensors.*(truncated|altered)") as caught:
+        load_checkpoint(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_pytorch_file_is_named(donor, tmp_path, share):
+    path = tmp_path / "theirs.pt"
+    torch.save(donor.state(), path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(FulaError, match=r"theirs\.pt' is truncated, damaged") as caught:
+        load_checkpoint(path, into=_model())
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_code_never_runs(tmp_path):
+    path = tmp_path / "evil.pt"
+    torch.save({"weight": Evil()}, path)
+    with pytest.raises(FulaError, match=r"evil\.pt"):
+        load_checkpoint(path, into=_model())
+
+
+def test_what_is_missing_or_does_not_fit_is_explained(donor, saved, tmp_path):
+    with pytest.raises(FulaError, match="cannot read checkpoint .*absent"):
+        load_checkpoint(tmp_path / "absent.safetensors")
+    with pytest.raises(FulaError, match="have 5 classes .* has 10; set num_classes = 5"):
+        load_checkpoint(saved, into=_model(num_classes=10))
+    with pytest.raises(FulaError, match=r"'conv1.weight' has shape \(4, 3, 3, 3\).*\(8, 3, 3, 3\)"):
+        load_checkpoint(saved, into=_model(width=8))
+    with pytest.raises(FulaError, match=r"unknown layer2.0.downsample.0.weight, .*15 in all.*check the model's"):
+        load_checkpoint(saved, into=_model(residuals=False))
+    torch.save(donor.state(), tmp_path / "plain.pt")
+    with pytest.raises(FulaError, match=r"plain\.pt' holds weights without a description"):
+        load_checkpoint(tmp_path / "plain.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(FulaError, match="holds no state dict"):
+        load_checkpoint(tmp_path / "list.pt", into=_model())
+
+
+def test_nothing_is_half_written(donor, tmp_path, monkeypatch):
+    path = tmp_path / "donor.safetensors"
+    save_checkpoint(donor, path)
+    before = path.read_bytes()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FulaError, match="cannot write checkpoint .*No space left"):
+        save_checkpoint(_model(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_users_module_is_loaded_into_its_cut(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
+    staged = stages(net, ["1"], input_shape=SHAPE)
+    path = tmp_path / "mine.safetensors"
+    digest = save_checkpoint(staged, path)
+    with pytest.raises(FulaError, match="your own module Sequential.*`into`"):
+        load_checkpoint(path)
+    again = stages(nn.Sequential(*map(_fresh, net)), ["1"], input_shape=SHAPE)
+    assert content_hash(load_checkpoint(path, into=again)) == digest
+
+
+def _fresh(module):
+    return type(module)(*_ARGUMENTS.get(type(module), ()))
+
+
+_ARGUMENTS = {nn.Conv2d: (3, 4, 3), nn.Linear: (4 * 14 * 14, 5)}
+
+
+def test_metadata_is_json_in_the_header(saved):
+    content = saved.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert json.loads(header["donor"])["name"] == "resnet18"
+    assert json.loads(header["meta"])["recipe"] == {"seed": 3}
