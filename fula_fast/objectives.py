@@ -23,23 +23,25 @@ def term(h: Tensor, g: Tensor, norm: Norm = "batch") -> Tensor:
     """||h - g|| / ||g|| of (B, ...) tensors: over the whole batch, or per sample and then the mean.
 
     No gradient flows to `g`. At h = g the gradient is zero. A target that is zero everywhere in
-    the scope has no scale: its ratio is defined as 0 when h equals it and infinite otherwise.
+    the scope has no relative distance: its ratio and gradient are zero.
     """
     dims = tuple(range(h.dim())) if norm == "batch" else tuple(range(1, h.dim()))
     g = g.detach()
     distance = torch.linalg.vector_norm(h - g, dim=dims)
     scale = torch.linalg.vector_norm(g, dim=dims)
-    return torch.where(distance == 0, distance, distance / scale).mean()
+    one = torch.ones_like(scale)
+    return torch.where(scale == 0, 0 * distance, distance / scale.where(scale != 0, one)).mean()
 
 
-def soft_label_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """SLM: cross-entropy of (B, C) logits to softmax of the end's, less the target's entropy.
+def soft_label_losses(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """SLM of every lane: (L, B, C) logits against the end's, (B, C) or (L, B, C), to (L,).
 
-    The subtracted constant makes it a KL divergence: zero at agreement, with the same gradient
-    (Csiszarik et al. 2021).
+    Cross-entropy to softmax of the end's logits, less the targets' entropy: the subtracted constant
+    makes it a KL divergence, zero at agreement, with the same gradient (Csiszarik et al. 2021).
     """
-    target = target_logits.detach().log_softmax(1)
-    return F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean")
+    target = target_logits.detach().log_softmax(-1)
+    each = (target.exp() * (target - logits.log_softmax(-1))).sum(-1)
+    return each.mean(-1)
 
 
 def values(
@@ -53,7 +55,7 @@ def values(
     return {
         "hint": terms[0],
         "fula": sum(w * t for w, t in zip(weights, terms, strict=True) if w),
-        "slm": soft_label_loss(logits, targets),
+        "slm": soft_label_losses(logits[None], targets)[0],
         "tlm": F.cross_entropy(logits, labels),
     }
 

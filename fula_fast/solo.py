@@ -7,18 +7,25 @@ of the end; no gradient where none is needed. Nothing is shared, fused or skippe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from . import batchnorm, objectives
+from .attacks.pgd import pgd
+from .attacks.starts import start_noise
+from .cell import Cell
 from .errors import FulaError
 from .initial import activations, check_sites
+from .measures.agreement import Agreement
 from .models import Staged
+from .pipelines import Batch
 from .protocol import Protocol, term_weights
 from .stitch import Stitch
+from .task import Outcome, WaveTask, attacked_mask, non_finite, stitches_of
 
 Attacker = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
@@ -108,7 +115,7 @@ class SoloCell:
             values, terms = self._values(a, y, targets, target_logits)
             loss = sum(weight * values[name] for name, weight in self.objective.items())
         if self.objective:
-            self._update(loss)
+            self._update(loss, terms)
         self.done += 1
         return StepResult(
             float(torch.as_tensor(loss).detach()),
@@ -142,12 +149,9 @@ class SoloCell:
         values = objectives.values(terms, self.weights, tail.head(h), target_logits, y)
         return values, terms
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
         if not torch.isfinite(loss):
-            raise FulaError(
-                f"the loss became {float(loss.detach())} at step {self.done}; "
-                "lower lr, or check the donors' activations"
-            )
+            raise non_finite(float(loss.detach()), self.done, [float(t.detach()) for t in terms])
         rate = learning_rate(self.protocol, self.done, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -167,3 +171,92 @@ def _optimiser(stitch: Stitch, protocol: Protocol) -> torch.optim.Optimizer:
     extra = {"momentum": protocol.momentum} if protocol.optimiser == "sgd" else {}
     # Adam's decay is the L2 form (added to the gradient), on weight and bias alike.
     return kind(stitch.parameters(), lr=protocol.lr, weight_decay=protocol.weight_decay, **extra)
+
+
+def run_wave(task: WaveTask) -> Iterator[Outcome]:
+    """Run a wave's cells one after another; a cell that fails does not stop the others."""
+    stitches = stitches_of(task)
+    for cell in task.cells:
+        try:
+            yield run_cell(task, cell, stitches[cell.id])
+        except FulaError as error:
+            yield Outcome(cell, error=str(error))
+
+
+def run_cell(task: WaveTask, cell: Cell, stitch: Stitch) -> Outcome:
+    """Train and measure one cell of a task."""
+    started = time.perf_counter()
+    solo = SoloCell(
+        task.front.to(task.device, task.dtype),
+        task.end.to(task.device, task.dtype),
+        cell.front_site,
+        cell.end_site,
+        cell.objective,
+        cell.protocol,
+        stitch.to(task.device, task.dtype),
+        task.steps,
+    )
+    task.progress.wave_started(1, task.steps)
+    loss = _train(task, cell, solo)
+    seconds = time.perf_counter() - started
+    metrics = {"loss": loss, "train_seconds": seconds, "engine_mode": "solo"}
+    for name, batches in task.evaluations.items():
+        found = evaluate(solo.model, solo.native, batches(), task.dtype)
+        prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
+        metrics |= {prefix + key: value for key, value in found.items()}
+    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict()))
+
+
+def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:
+    """All epochs; returns the mean loss of the last one (None where nothing is trained)."""
+    last = None
+    for epoch in range(task.epochs if cell.trains and task.stream is not None else 0):
+        losses = []
+        for step, batch in enumerate(task.stream.epoch(epoch)):
+            x = batch.images.to(task.dtype)
+            if cell.alpha > 0:
+                mask = attacked_mask(cell, epoch, step, len(x)).to(x.device)
+                solo.attacker = _attacker(cell, epoch, batch.index[mask])
+                result = solo.step(x, batch.labels, mask)
+            else:
+                result = solo.step(x, batch.labels)
+            losses.append(result.loss)
+            task.progress.step(solo.done)
+        last = sum(losses) / len(losses)
+    return last if cell.objective else None
+
+
+def _attacker(cell: Cell, epoch: int, index: Tensor) -> Attacker:
+    """PGD with the protocol's settings; the start noise of an image is keyed by its number."""
+    attack = cell.protocol.attack
+
+    def attacker(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        noise = None
+        if attack.random_start:
+            noise = start_noise(
+                attack.norm, index.tolist(), x.shape[1:], seed=cell.data_seed, stream=epoch
+            ).to(x)
+        return pgd(model, x, y, attack, noise=noise)
+
+    return attacker
+
+
+@torch.no_grad()
+def evaluate(
+    model: StitchedModel, end: Staged, batches: Iterator[Batch], dtype: torch.dtype
+) -> dict[str, float]:
+    """Top-1, agreement with the end donor, and term(j) over a whole test set, in eval mode."""
+    batchnorm.set_rule(model, "running")
+    model.eval()
+    agreement = Agreement((), next(model.parameters()).device)
+    distance = scale = 0.0
+    with batchnorm.rule(end, "running"):
+        for batch in batches:
+            x = batch.images.to(dtype)
+            h, g = model.at_stitch(x), end.run(x, 0, model.end_site)
+            distance += float((h - g).double().square().sum())
+            scale += float(g.double().square().sum())
+            logits = model.tail.head(model.tail.run(h, model.end_site))
+            agreement.add(logits, end.head(end.run(g, model.end_site)), batch.labels)
+    found = {name: float(value) for name, value in agreement.result().items()}
+    return found | {"term_stitch": (distance / scale) ** 0.5 if scale else 0.0}

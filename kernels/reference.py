@@ -64,7 +64,7 @@ def term(dist2: Tensor, norm2: Tensor, scope: str = "batch") -> Tensor:
 
 def _ratio(dist2: Tensor, norm2: Tensor) -> Tensor:
     """sqrt(dist2 / norm2), with value and gradient zero where either is zero."""
-    known = (dist2 > 0) & (norm2 > 0)
+    known = (dist2 != 0) & (norm2 != 0)  # true for NaN, which must come through
     one = torch.ones_like(dist2)
     root = torch.where(known, dist2, one).sqrt() / torch.where(known, norm2, one).sqrt()
     return torch.where(known, root, torch.zeros_like(root))

@@ -1,0 +1,190 @@
+"""All stitches of a wave: groups of lanes with the same pair of sites, over one flat buffer.
+
+A group's maps are one batched product of shape (lanes, out, in); a front activation that several
+lanes share is never copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..stitch import Stitch, from_rows, resize, to_rows
+from .lanes import Lane
+
+NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
+
+
+@dataclass
+class Group:
+    """Lanes (wave numbers) that join the same two sites.
+
+    `params`: trained tensors by their name in `Stitch`, each (n, *shape), views of the flat buffer
+    (plain copies where nothing is trained). `running`: running statistics of the stitch's own
+    batch norms, (n, C).
+    """
+
+    front_site: int
+    end_site: int
+    lanes: tuple[int, ...]
+    trained: bool
+    template: Stitch
+    params: dict[str, Tensor]
+    running: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.lanes)
+
+    def forward(self, a: Tensor, *, own: bool, training: bool) -> Tensor:
+        """Front activations (B, *source), or (n*B, *source) when each lane has its `own`, to
+        (n*B, *target): the batched form of `Stitch.forward`."""
+        geometry = self.template.geometry
+        size = geometry.target[1:] if geometry.resizes else None
+        first = size is not None and (geometry.shrinks or self.template.norm_in is not None)
+        if first:
+            a = resize(a, size)
+        x = a.unflatten(0, (self.count, -1)) if own else a[None]
+        y = self._product(x, *self._maps(x, training))
+        if self.template.norm_out is not None:
+            y = self._normed_out(y, training)
+        return y if first or size is None else resize(y, size)
+
+    def _maps(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Weight (n, out, in) and bias (n, out), with the batch norm before the map folded in."""
+        weight = self.params["weight"]
+        bias = self.params.get("bias")
+        bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+        if self.template.norm_in is None:
+            return weight, bias
+        mean, var = self._statistics("norm_in", x, training)
+        scale = self.params["norm_in.weight"] * (var + NORM_EPS).rsqrt()
+        shift = self.params["norm_in.bias"] - scale * mean
+        return weight * scale[:, None, :], bias + torch.einsum("noi,ni->no", weight, shift)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        index = [0] * self.count if x.shape[0] == 1 else list(range(self.count))
+        if "position_weight" not in self.params:
+            return kernels.stitch_hint(x, weight, bias, index)[0]
+        rows = torch.stack([to_rows(part) for part in x])  # (S, B, P1, C1)
+        y = kernels.stitch_hint(rows, weight, bias, index)[0].unflatten(0, (self.count, -1))
+        mapped = torch.einsum("npq,nbqc->nbpc", self.params["position_weight"].to(y.dtype), y)
+        mapped = mapped + self.params["position_bias"].to(y.dtype)[:, None, :, None]
+        return from_rows(mapped.flatten(0, 1), self.template.geometry.target)
+
+    def _normed_out(self, y: Tensor, training: bool) -> Tensor:
+        lanes = y.unflatten(0, (self.count, -1))
+        mean, var = self._statistics("norm_out", lanes, training)
+        scale = self.params["norm_out.weight"] * (var + NORM_EPS).rsqrt()
+        shift = self.params["norm_out.bias"] - scale * mean
+        shape = _feature_view(lanes)
+        return (lanes * scale.view(shape).to(y.dtype) + shift.view(shape).to(y.dtype)).flatten(0, 1)
+
+    def _statistics(self, norm: str, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of features, (n, C); in training the running ones follow."""
+        stored = [self.running[f"{norm}.running_{s}"] for s in ("mean", "var")]
+        if not training:
+            return stored[0], stored[1]
+        axes = [d for d in range(x.dim()) if d not in (0, _feature_axis(x))]
+        wide = x.to(stored[0].dtype)
+        var, mean = torch.var_mean(wide, axes, correction=0)
+        samples = wide[0].numel() // mean.shape[1]
+        with torch.no_grad():
+            for buffer, value in ((stored[0], mean), (stored[1], var * samples / (samples - 1))):
+                buffer.lerp_(value.expand_as(buffer), NORM_MOMENTUM)
+        return mean, var
+
+
+def _feature_axis(x: Tensor) -> int:
+    """Of (S, B, C, H, W), (S, B, N, C) or (S, B, C)."""
+    return 3 if x.dim() == 4 else 2
+
+
+def _feature_view(x: Tensor) -> list[int]:
+    return [size if d in (0, _feature_axis(x)) else 1 for d, size in enumerate(x.shape)]
+
+
+class Bank:
+    """The groups of a wave, in the order of their end site; `flat` holds all trained numbers.
+
+    `lane_of` (P,): lane of each number of `flat`. Parameters are float32, or float64 with it.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        stitches: Mapping[str, Stitch],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        members: dict[tuple[int, int, bool], list[int]] = {}
+        for number, lane in enumerate(lanes):
+            members.setdefault((lane.end_site, lane.front_site, lane.trained), []).append(number)
+        self.groups = [
+            _new_group(key, numbers, [stitches[lanes[n].cell.id] for n in numbers], device, dtype)
+            for key, numbers in sorted(members.items())
+        ]
+        self._flatten(device, dtype)
+
+    def _flatten(self, device: torch.device, dtype: torch.dtype) -> None:
+        tensors = [(g, n, t) for g in self.groups if g.trained for n, t in g.params.items()]
+        total = sum(t.numel() for _, _, t in tensors)
+        self.flat = torch.empty(total, dtype=dtype, device=device)
+        self.lane_of = torch.empty(total, dtype=torch.int32, device=device)
+        self.slots: list[tuple[Tensor, int]] = []
+        start = 0
+        for group, name, tensor in tensors:
+            part = slice(start, start + tensor.numel())
+            self.flat[part] = tensor.flatten()
+            numbers = torch.tensor(group.lanes, dtype=torch.int32, device=device)
+            self.lane_of[part] = numbers.repeat_interleave(prod(tensor.shape[1:]))
+            leaf = self.flat[part].view(tensor.shape).detach().requires_grad_()
+            group.params[name] = leaf
+            self.slots.append((leaf, start))
+            start = part.stop
+
+    def bind_gradients(self, grad: Tensor) -> None:
+        """Let autograd accumulate into slices of `grad` (P,)."""
+        for leaf, start in self.slots:
+            leaf.grad = grad[start : start + leaf.numel()].view(leaf.shape)
+
+    def lane_state(self, number: int) -> dict[str, Tensor]:
+        """The stitch of one lane under `Stitch`'s names (copies)."""
+        group = next(g for g in self.groups if number in g.lanes)
+        at = group.lanes.index(number)
+        parts = {**group.params, **group.running}
+        return {name: tensor[at].detach().clone() for name, tensor in parts.items()}
+
+    def running(self) -> dict[str, Tensor]:
+        """Running statistics of the stitches' own batch norms, for checkpoints."""
+        return {
+            f"{number}.{name}": tensor
+            for number, group in enumerate(self.groups)
+            for name, tensor in group.running.items()
+        }
+
+
+def _new_group(
+    key: tuple[int, int, bool],
+    numbers: Sequence[int],
+    stitches: Sequence[Stitch],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Group:
+    end_site, front_site, trained = key
+    states = [stitch.state_dict() for stitch in stitches]
+    stacked = {
+        name: torch.stack([s[name] for s in states]).to(device, dtype)
+        for name in states[0]
+        if not name.endswith("num_batches_tracked")
+    }
+    running = {n: t for n, t in stacked.items() if "running_" in n}
+    params = {n: t for n, t in stacked.items() if n not in running}
+    return Group(front_site, end_site, tuple(numbers), trained, stitches[0], params, running)
+
+

@@ -1,0 +1,141 @@
+"""Lanes: what each cell of a wave needs of the shared step, and the route that serves them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..cell import Cell
+from ..protocol import term_weights
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A cell as the engine sees it.
+
+    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `slm`, `tlm`:
+    weights of the task losses. `trained`: its stitch has an objective (all but `dm`).
+    """
+
+    cell: Cell
+    site_weights: tuple[float, ...]
+    slm: float
+    tlm: float
+
+    @property
+    def front_site(self) -> int:
+        return self.cell.front_site
+
+    @property
+    def end_site(self) -> int:
+        return self.cell.end_site
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.cell.objective)
+
+    @cached_property
+    def reach(self) -> int:
+        """Deepest site that its loss needs; k + 1 is the head; 0 for a lane without a loss."""
+        if self.slm or self.tlm:
+            return len(self.site_weights) + 1
+        return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
+
+
+def lane_of(cell: Cell, sites: int) -> Lane:
+    """The lane of a cell whose end has `sites` sites."""
+    weights = [0.0] * sites
+    fula = cell.objective.get("fula", 0.0)
+    if fula:
+        shares = term_weights(cell.protocol.weighting, sites + 1 - cell.end_site)
+        for site, share in enumerate(shares, cell.end_site):
+            weights[site - 1] += fula * share
+    weights[cell.end_site - 1] += cell.objective.get("hint", 0.0)
+    slm, tlm = (cell.objective.get(name, 0.0) for name in ("slm", "tlm"))
+    return Lane(cell, tuple(weights), slm, tlm)
+
+
+def in_order(cells: Sequence[Cell], sites: int) -> list[Lane]:
+    """Lanes in the order in which they join the tail; those that never enter it come last.
+
+    Lanes that run a stage together then mostly are neighbours, so that slices serve for copies.
+    """
+    lanes = [lane_of(cell, sites) for cell in cells]
+    return sorted(
+        lanes,
+        key=lambda lane: (lane.reach <= lane.end_site, lane.end_site, lane.front_site, lane.reach),
+    )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What happens at one end site s of a route.
+
+    The lanes in flight with gradient are picked by `keep` (positions among them), which leaves
+    `running`; those at `leave` are done, or turn to statistics only. Both kinds, `running` and
+    `tracking`, run stage s. Then lanes join at the site: `enter_grad` go on with gradient,
+    `ending` come for their own term alone, and `enter_stat` go on for their statistics.
+    """
+
+    site: int
+    keep: tuple[int, ...]
+    leave: tuple[int, ...]
+    running: tuple[int, ...]
+    tracking: tuple[int, ...]
+    enter_grad: tuple[int, ...]
+    enter_stat: tuple[int, ...]
+    ending: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The path of all lanes through the end's tail: one stop per site, then the head.
+
+    `head`: lanes whose logits are wanted, `head_keep` their positions among those in flight.
+    """
+
+    stops: tuple[Stop, ...]
+    head: tuple[int, ...]
+    head_keep: tuple[int, ...]
+
+
+def route_of(lanes: Sequence[Lane], sites: int, *, full: bool, to_head: bool = False) -> Route:
+    """Simulate the lanes' way once.
+
+    `full`: lanes run on to the last site without gradient where their loss ends, so that their
+    running statistics move. `to_head`: every lane goes to the head (evaluation, attacks).
+    """
+    reach = [sites + 1 if to_head else lane.reach for lane in lanes]
+    flying: tuple[int, ...] = ()
+    tracking: tuple[int, ...] = ()
+    stops = []
+    for site in range(1, sites + 1):
+        keep = tuple(p for p, lane in enumerate(flying) if reach[lane] >= site)
+        leave = tuple(p for p, lane in enumerate(flying) if reach[lane] < site)
+        running = tuple(flying[p] for p in keep)
+        if full:
+            tracking = tracking + tuple(flying[p] for p in leave)
+        here = sorted(
+            (i for i, lane in enumerate(lanes) if lane.end_site == site),
+            key=lambda i: (lanes[i].front_site, lanes[i].trained, i),  # groups stay together
+        )
+        enter_grad = tuple(i for i in here if reach[i] > site)
+        ending = tuple(i for i in here if reach[i] == site)
+        enter_stat = tuple(i for i in here if full and reach[i] <= site)
+        stops.append(Stop(site, keep, leave, running, tracking, enter_grad, enter_stat, ending))
+        flying = running + enter_grad
+        tracking = tracking + enter_stat
+    head_keep = tuple(p for p, lane in enumerate(flying) if reach[lane] == sites + 1)
+    return Route(tuple(stops), tuple(flying[p] for p in head_keep), head_keep)
+
+
+def runs(positions: Sequence[int]) -> list[slice]:
+    """Maximal slices of consecutive positions, in order: [0, 1, 2, 5] is 0:3, 5:6."""
+    found: list[slice] = []
+    for p in positions:
+        if found and found[-1].stop == p:
+            found[-1] = slice(found[-1].start, p + 1)
+        else:
+            found.append(slice(p, p + 1))
+    return found

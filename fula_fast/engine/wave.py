@@ -1,0 +1,253 @@
+"""A wave in training: the shared step of all its lanes.
+
+One pass of the front and one native pass of the end serve every lane; the tail runs once per stage
+for all lanes that have entered; one backward pass of the sum of the lanes' losses; one optimiser
+step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import kernels
+from ..cell import Cell
+from ..models import Staged
+from ..objectives import soft_label_losses
+from ..stitch import Stitch
+from .bank import Bank
+from .lanenorm import lane_norms, settling_steps
+from .lanes import Lane, in_order, route_of
+from .network import Network, Runner, run_plain, statistics, take_lanes
+from .optim import FlatOptimiser
+
+Targets = Mapping[int, tuple[tuple[int, ...], Tensor]]
+
+
+class Wave:
+    """Lanes that train together, step by step.
+
+    Args: `cells` that share what a wave shares; `front`, `end`: donors, never modified;
+    `stitches`: initial stitch by cell id; `steps`: of the whole training; `dtype`: of activations
+    (stitches stay float32, or float64 with it); `settle`: let lanes whose loss needs no tail run it
+    for the last steps only (`False` runs it always, as a lone cell would).
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        front: Staged,
+        end: Staged,
+        stitches: Mapping[str, Stitch],
+        steps: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        settle: bool = True,
+        runner: Runner = run_plain,
+    ) -> None:
+        self.device = torch.device(device)
+        self.lanes = in_order(cells, end.num_sites)
+        self.protocol = cells[0].protocol  # for what the wave shares
+        self.steps, self.dtype = steps, dtype
+        numbers = torch.float64 if dtype == torch.float64 else torch.float32
+        self.bank = Bank(self.lanes, stitches, self.device, numbers)
+        self.attacked = any(cell.alpha > 0 for cell in cells)
+        self.network = Network(
+            front, end, self.lanes, self.bank,
+            shared=not self.attacked, dtype=dtype, device=self.device, runner=runner,
+        )  # fmt: skip
+        protocols = [lane.cell.protocol for lane in self.lanes]
+        self.optimiser = FlatOptimiser(self.bank.flat, self.bank.lane_of, protocols, steps)
+        self.bank.bind_gradients(self.optimiser.grad)
+        self._start_records()
+        self._plan_phases(end.num_sites, settle)
+
+    def _start_records(self) -> None:
+        count, sites = len(self.lanes), self.network.native.num_sites
+        new = dict(dtype=torch.float64, device=self.device)
+        self.alive = torch.ones(count, dtype=torch.bool, device=self.device)
+        self.dead_at = torch.full((count,), -1, dtype=torch.int64, device=self.device)
+        self.loss = torch.zeros(count, **new)
+        self.epoch_loss, self.epoch_steps = torch.zeros(count, **new), torch.zeros((), **new)
+        self.terms = torch.full((count, sites), float("nan"), **new)
+
+    def _plan_phases(self, sites: int, settle: bool) -> None:
+        """Routes of the two phases: before and after lanes without a functional term settle."""
+        moving = self.protocol.bn == "train"
+        norms = [*lane_norms(self.network.tail), *lane_norms(self.network.front)]
+        needed = settling_steps(norms) if settle and not self.attacked else None
+        last = self.steps if needed is None else needed
+        self.settling_from = max(self.steps - last, 0) if moving else self.steps
+        self.routes = {
+            full: route_of(self.lanes, sites, full=full) for full in ([False, True] if moving else [False])
+        }
+        self.trained = [n for n, lane in enumerate(self.lanes) if lane.trained]
+        self.first_step = 0 if self.trained else self.settling_from
+
+    def full_at(self, step: int) -> bool:
+        """Whether step number `step` moves the statistics of all lanes."""
+        return True in self.routes and step >= self.settling_from
+
+    def step(
+        self, x: Tensor, y: Tensor, number: int, x_attacked: Tensor | None = None
+    ) -> None:
+        """Training step `number` on images x (B, C, H, W) with labels y (B,).
+
+        `x_attacked` (L*B, C, H, W): each lane's own batch, in an attacked wave.
+        """
+        full = self.full_at(number)
+        lanes = list(range(len(self.lanes))) if full else self.trained
+        route = self.routes[full]
+        rule = "moving" if self.protocol.bn == "train" else "running"
+        x = x.to(self.dtype)
+        own = x if x_attacked is None else take_lanes(x_attacked.to(self.dtype), len(self.lanes), lanes)
+        with torch.no_grad():
+            targets = self._targets(x, own, lanes)
+            fronts = self.network.fronts(own, lanes, rule)
+        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
+        flight = self.network.fly(route, fronts, order, rule, training=True)
+        losses = self._losses(flight, targets, y)
+        self._update(losses, number)
+
+    def _targets(self, x: Tensor, own: Tensor, lanes: Sequence[int]) -> Targets:
+        rule = "batch" if self.protocol.resolved_target_bn == "train" else "running"
+        depth = {n: self._target_depth(self.lanes[n]) for n in lanes}
+        depth = {n: d for n, d in depth.items() if d}
+        if not depth:
+            return {}
+        if self.network.shared:
+            return self.network.targets(x, depth, rule)
+        if self.protocol.attack_target == "clean":
+            x = x.repeat(len(depth), *[1] * (x.dim() - 1))
+        else:
+            x = take_lanes(own, len(lanes), [list(lanes).index(n) for n in depth])
+        return self.network.targets(x, depth, rule)
+
+    def _target_depth(self, lane: Lane) -> int:
+        """Deepest native activation that the lane's loss compares with; k + 1: the logits."""
+        if lane.slm:
+            return self.network.native.num_sites + 1
+        return max((s for s, w in enumerate(lane.site_weights, 1) if w), default=0)
+
+    # Losses
+
+    def _losses(self, flight, targets: Targets, y: Tensor) -> Tensor:
+        """Loss of every lane, (L,), with graph; zero for a lane without an objective."""
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        losses = torch.zeros(len(self.lanes), dtype=kind, device=self.device)
+        for site, lanes, activation in flight.terms:
+            wanted = [p for p, n in enumerate(lanes) if self.lanes[n].site_weights[site - 1]]
+            if wanted:
+                losses = self._add_terms(losses, site, lanes, activation, wanted, targets[site])
+        if flight.logits is not None:
+            losses = self._add_tasks(losses, flight, targets, y)
+        return losses
+
+    def _add_terms(self, losses, site, lanes, activation, wanted, target) -> Tensor:
+        chosen = [lanes[p] for p in wanted]
+        dist2, norm2 = self._distances(lanes, activation, wanted, chosen, target)
+        values = self._terms(dist2, norm2, chosen)
+        weights = [self.lanes[n].site_weights[site - 1] for n in chosen]
+        index = self.network.index(tuple(chosen))
+        with torch.no_grad():
+            self.terms[index, site - 1] = values.detach().double()
+        return _add(losses, index, values * values.new_tensor(weights), self.device)
+
+    def _distances(self, lanes, activation, wanted, chosen, target) -> tuple[Tensor, Tensor]:
+        """Squared distances (n, B) of the chosen lanes to their targets, and the targets' norms."""
+        served, g = target
+        picked = take_lanes(activation, len(lanes), wanted)
+        if served:
+            g = self.network.pick(g, served, chosen)
+            flat = kernels.hint_terms([picked], [g])[0]
+            norms = kernels.squared_norm(g)
+            return flat.view(len(chosen), -1), norms.view(len(chosen), -1)
+        return kernels.hint_terms([picked], [g])[0], kernels.squared_norm(g)
+
+    def _terms(self, dist2: Tensor, norm2: Tensor, lanes: Sequence[int]) -> Tensor:
+        """Normalised terms; lanes may differ in their norm's scope."""
+        scopes = [self.lanes[n].cell.protocol.norm for n in lanes]
+        if len(set(scopes)) == 1:
+            return kernels.term(dist2, norm2, scopes[0])
+        sample = torch.tensor([s == "sample" for s in scopes], device=self.device)
+        each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
+        return torch.where(sample, *each)
+
+    def _add_tasks(self, losses, flight, targets: Targets, y: Tensor) -> Tensor:
+        logits = flight.logits.to(losses.dtype)
+        for name in ("slm", "tlm"):
+            wanted = [p for p, n in enumerate(flight.head) if getattr(self.lanes[n], name)]
+            if not wanted:
+                continue
+            chosen = [flight.head[p] for p in wanted]
+            own = logits if len(wanted) == len(flight.head) else logits[wanted]
+            values = self._task(name, own, chosen, targets, y)
+            weights = values.new_tensor([getattr(self.lanes[n], name) for n in chosen])
+            losses = _add(losses, self.network.index(tuple(chosen)), values * weights, self.device)
+        return losses
+
+    def _task(self, name, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
+        """(n, B, classes) to (n,): mean over the batch."""
+        if name == "slm":
+            served, g = targets[self.network.native.num_sites + 1]
+            if served:
+                g = self.network.pick(g, served, chosen).unflatten(0, (len(chosen), -1))
+            return soft_label_losses(logits, g.to(logits.dtype))
+        expanded = y.expand(len(chosen), -1).flatten()
+        each = F.cross_entropy(logits.flatten(0, 1), expanded, reduction="none")
+        return each.view(len(chosen), -1).mean(1)
+
+    # Update
+
+    def _update(self, losses: Tensor, number: int) -> None:
+        finite = torch.isfinite(losses.detach())
+        dying = self.alive & ~finite
+        self.dead_at.copy_(torch.where(dying, number, self.dead_at))
+        self.alive.logical_and_(finite)
+        kept = torch.where(self.alive, losses.detach().double(), self.loss)
+        self.loss.copy_(torch.where(dying, losses.detach().double(), kept))
+        self.epoch_loss.add_(torch.where(self.alive, self.loss, 0.0))
+        self.epoch_steps.add_(1)
+        if losses.requires_grad:
+            # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
+            losses.sum().backward()
+        self.optimiser.step(self.alive)
+
+    # State
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training has changed, by name (not copied): what a checkpoint holds."""
+        parts = {
+            "optimiser": self.optimiser.state(),
+            "front": statistics(self.network.front),
+            "tail": statistics(self.network.tail),
+            "stitch": self.bank.running(),
+            "record": {
+                name: getattr(self, name)
+                for name in ("alive", "dead_at", "loss", "epoch_loss", "epoch_steps", "terms")
+            },
+        }
+        return {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
+
+    @torch.no_grad()
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """Copy a checkpoint's tensors into place."""
+        for name, tensor in self.state().items():
+            tensor.copy_(saved[name])
+
+    def snapshot(self) -> Callable[[], None]:
+        """Copy the state now; the returned function puts it back bit for bit."""
+        kept = {name: tensor.clone() for name, tensor in self.state().items()}
+        return lambda: self.load_state(kept)
+
+
+def _add(losses: Tensor, index: Tensor | slice, values: Tensor, device: torch.device) -> Tensor:
+    if isinstance(index, slice):
+        index = torch.arange(index.start, index.stop, device=device)
+    return losses.index_add(0, index, values.to(losses.dtype))
+
+
