@@ -65,6 +65,7 @@ def write_report(run_folder: str | Path) -> Path:
         donors=_donors(rows),
         times=_times(rows),
         machine=_machine(store, rows),
+        notes=store.plan.get("notes", ()),
         spec=tomli_w.dumps(_without_null(store.spec)),
     )
     path = store.folder / "report.html"

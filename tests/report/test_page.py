@@ -81,7 +81,14 @@ def test_every_number_and_error_is_there(reported) -> None:
         assert row["status"] == "failed" or f"{row['accuracy']:.4g}" in page.text
     assert "loss is <nan> at step 7" in page.text  # escaped in the source
     assert "1 cell failed" in page.text and "2 of 677 cells are missing" in page.text
-    for words in ("2.11.0", "a processor", 'source = "digits"', "0f0f0f0f", "Self-Accuracy"):
+    for words in (
+        "2.11.0",
+        "a processor",
+        'source = "digits"',
+        "0f0f0f0f",
+        "Self-Accuracy",
+        "were merged",
+    ):
         assert words in page.text
 
 
