@@ -23,6 +23,7 @@ import torch
 from .errors import FulaError
 from .models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from .models.families import DEFAULTS, resolved_options
+from .pipelines import Normalisation, Shortcut, Source
 from .protocol import Attack
 from .training import (
     Adversary,
@@ -35,7 +36,6 @@ from .training import (
 )
 
 if TYPE_CHECKING:
-    from .pipelines import Normalisation, Source
     from .tables import DonorSpec
 
 __all__ = [
@@ -85,7 +85,7 @@ def donor_recipe(
     pad: int = 4,
     flip: bool = True,
     normalisation: Normalisation | None = None,
-    shortcut: Mapping[str, Any] | None = None,
+    shortcut: Shortcut | None = None,
     adversarial: Attack | None = None,
     alpha: float = 0.0,
     permute_labels: bool = False,
@@ -107,7 +107,7 @@ def donor_recipe(
         "pad": pad,
         "flip": flip,
         "normalisation": None if normalisation is None else asdict(normalisation),
-        "shortcut": None if shortcut is None else dict(shortcut),
+        "shortcut": None if shortcut is None else asdict(shortcut),
         "adversarial": adversarial.model_dump() if adversarial is not None and alpha else None,
         "alpha": alpha,
         "permute_labels": permute_labels,
@@ -130,7 +130,7 @@ def recipe_of(
         pad=4 if donor.crop_padding is None else donor.crop_padding,
         flip=True if donor.flip is None else donor.flip,
         normalisation=normalisation,
-        shortcut=None if donor.shortcut is None else donor.shortcut.model_dump(),
+        shortcut=donor.shortcut and Shortcut(**donor.shortcut.model_dump()),
         adversarial=_plain_attack(donor.adversarial),
         alpha=0.0 if donor.adversarial is None else donor.adversarial.alpha,
         permute_labels=donor.permute_labels,
@@ -229,8 +229,6 @@ def _train(
     attack: Adversary | None,
     progress: Callable[[EpochReport], None] | None,
 ) -> DonorMetrics:
-    from .pipelines import Normalisation
-
     if attack is None and recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
     moments = recipe["normalisation"]
@@ -241,11 +239,12 @@ def _train(
         input_shape=source.image_shape,
         options=recipe["options"],
     )
-    given = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "shortcut", "alpha")
+    given = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
     metrics = train_donor(
         staged,
         source,
         **{key: recipe[key] for key in (*given, "permute_labels")},
+        shortcut=recipe["shortcut"] and Shortcut(**recipe["shortcut"]),
         normalisation=moments and Normalisation(tuple(moments["mean"]), tuple(moments["std"])),
         stream=stream,
         device=device,

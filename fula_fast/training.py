@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from .pipelines import (
     Augmentation,
     ImageSet,
     Normalisation,
+    Shortcut,
     Source,
     evaluation_batches,
     open_stream,
@@ -117,7 +118,7 @@ def train_donor(
     pad: int = 4,
     flip: bool = True,
     normalisation: Normalisation | None = None,
-    shortcut: Any = None,
+    shortcut: Shortcut | None = None,
     stream: str = "resident",
     device: str | torch.device = "cpu",
     precision: str = "fp32",
@@ -131,7 +132,8 @@ def train_donor(
 
     The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). `permute_labels` gives each image the label of another one, a control. `precision` is
+    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training image
+    the label of another one, a control. `precision` is
     fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a
     model that does not fit the data, an unknown recipe, and a loss that is not finite (with its
     epoch and step).
@@ -141,8 +143,7 @@ def train_donor(
     _check_attack(alpha, attack, normalisation)
     place = torch.device(device)
     data = permuted(source.train, seed) if permute_labels else source.train
-    marked = {} if shortcut is None else {"shortcut": shortcut}
-    common = {"normalisation": normalisation, "device": place, **marked}
+    common = {"normalisation": normalisation, "shortcut": shortcut, "device": place}
     staged.to(place, memory_format=torch.channels_last)
     last, seconds = None, 0.0
     if plan.epochs:
@@ -272,7 +273,10 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
     """The same images, each with the label of another: their labels in a keyed random order."""
     key = np.array([seed, _PERMUTE], dtype=np.uint64)
     order = np.argsort(np.random.Philox(key=key).random_raw(len(images)), kind="stable")
-    return ImageSet(images.images, images.labels[order], images.classes)
+    labels = images.labels[order]
+    if isinstance(images, ImageSet):
+        return replace(images, labels=labels)
+    return replace(images, index=replace(images.index, labels=labels))
 
 
 def check_fit(staged: Staged, source: Source) -> None:
