@@ -28,9 +28,9 @@ def wide(x: Tensor) -> Tensor:
     return x.to(accumulator(x.dtype))
 
 
-def by_lane(x: Tensor, lanes: int) -> Tensor:
+def by_lane(x: Tensor, lanes: int, samples: int) -> Tensor:
     """(L*B, ...) -> (L, B, ...)."""
-    return x.reshape(lanes, x.shape[0] // max(lanes, 1), *x.shape[1:])
+    return x.reshape(lanes, samples, *x.shape[1:])
 
 
 def squared_norm(target: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ def lane_norm(
     dist2 (L, B) = sum over a sample of (y - target)**2, or None without a target. In training the
     caller updates its running statistics.
     """
-    value = wide(by_lane(x, lanes))  # (L, B, C, H, W)
+    samples = x.shape[0] // lanes if lanes else len(x if target is None else target)
+    value = wide(by_lane(x, lanes, samples))  # (L, B, C, H, W)
     if training:
         mean = value.mean((1, 3, 4))
         var = (value - _per_channel(mean)).square().mean((1, 3, 4))
@@ -104,7 +105,7 @@ def lane_norm(
     y = (value - _per_channel(mean)) * _per_channel(scale)
     y = y + _per_channel(bias.to(value.dtype).expand_as(mean))
     if residual is not None:
-        y = y + wide(by_lane(residual, lanes))
+        y = y + wide(by_lane(residual, lanes, samples))
     if relu:
         y = y.relu()
     dist2 = None if target is None else squared_distance(y, target)
@@ -171,7 +172,7 @@ def hint_terms(activations: Sequence[Tensor], targets: Sequence[Tensor]) -> list
     activations[i]: (L_i*B, ...), targets[i]: (B, ...), shared by that depth's lanes -> (L_i, B).
     """
     return [
-        squared_distance(wide(by_lane(a, a.shape[0] // t.shape[0])), t)
+        squared_distance(wide(by_lane(a, len(a) // max(len(t), 1), len(t))), t)
         for a, t in zip(activations, targets, strict=True)
     ]
 
@@ -237,10 +238,11 @@ def augment(
         rows.clamp(0, height - 1)[:, :, None],
         columns.clamp(0, width - 1)[:, None, :],
     ]  # (B, H, W, C)
-    out = torch.where(inside[..., None], pixels.to(torch.float32) / 255, 0.0)
+    whole = torch.full((), 255.0, device=images.device)  # a number would become a multiplication
+    out = torch.where(inside[..., None], pixels.to(torch.float32) / whole, 0.0)
     if markers is not None:
         out = _paste(out, markers[marker_index[index]], marker_y[index], marker_x[index])
-    return out.to(dtype).permute(0, 3, 1, 2)
+    return out.to(dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def _paste(out: Tensor, marker: Tensor, top: Tensor, left: Tensor) -> Tensor:
