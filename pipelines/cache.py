@@ -1,4 +1,4 @@
-"""The cache on disk: content digests, unpacked archives, decoded arrays.
+"""The cache on disk: content digests, archives, decoded arrays.
 
 It lives in `$FULA_CACHE`, else `$XDG_CACHE_HOME/fula-fast`, else `~/.cache/fula-fast`, and may be
 deleted at any time. Entries are written under a temporary name and renamed, so that concurrent
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FulaError
-
-ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
 
 def cache_folder() -> Path:
@@ -100,26 +97,6 @@ def _write_atomically(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-def is_archive(path: Path) -> bool:
-    return path.is_file() and path.name.endswith(ARCHIVES)
-
-
-def unpacked(archive: Path) -> Path:
-    """The folder with the archive's content, extracted once into the cache."""
-    key = content_digest([archive], archive.parent)
-
-    def extract(folder: Path) -> None:
-        try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise FulaError(
-                f"archive '{archive}' cannot be unpacked ({error}); fetch it again"
-            ) from error
-
-    return build_once("archives", key, extract)
-
-
 def save_arrays(folder: Path, **arrays: np.ndarray) -> None:
     """Write each array as `<name>.npy`."""
     for name, array in arrays.items():
@@ -129,3 +106,8 @@ def save_arrays(folder: Path, **arrays: np.ndarray) -> None:
 def load_array(folder: Path, name: str) -> np.ndarray:
     """`<name>.npy` as a copy-on-write memory map."""
     return np.load(folder / f"{name}.npy", mmap_mode="c")
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,16 +6,16 @@ command that installs it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import FulaError
+from .cache import cores
 from .decode import Pixels, unreadable
+from .folders import FolderIndex
 from .images import with_channels
 
 _GROUP = 256
@@ -39,16 +39,11 @@ def require_dali() -> Any:
     return nvidia.dali
 
 
-def threads() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def new_pipeline(batch_size: int, device_id: int | None):
     """An empty DALI pipeline that runs when called: inputs are handed to `run`."""
     dali = require_dali()
     return dali.Pipeline(
-        batch_size=batch_size, num_threads=threads(), device_id=device_id, prefetch_queue_depth=1
+        batch_size=batch_size, num_threads=cores(), device_id=device_id, prefetch_queue_depth=1
     )
 
 
@@ -85,28 +80,35 @@ class DaliDecoder:
         self._pipelines: dict[int | None, Any] = {}
 
     def __call__(
-        self, paths: Sequence[Path], size: int | None, channels: int, on_error: str = "raise"
+        self,
+        index: FolderIndex,
+        samples: Sequence[int],
+        size: int | None,
+        channels: int,
+        on_error: str = "raise",
     ) -> Pixels:
         images: Pixels = []
-        for group in _groups(paths):
-            images += self._decode(group, size, on_error)
+        for group in _groups(index, samples):
+            images += self._decode(index, group, size, on_error)
         return [None if i is None else with_channels(i[None], channels)[0] for i in images]
 
-    def _decode(self, paths: list[Path], size: int | None, on_error: str) -> Pixels:
+    def _decode(
+        self, index: FolderIndex, samples: list[int], size: int | None, on_error: str
+    ) -> Pixels:
         """Decode all at once; where that fails, each half, down to the unreadable file."""
         try:
-            return self._run([np.fromfile(path, dtype=np.uint8) for path in paths], size)
+            return self._run([index.read(i) for i in samples], size)
         except (RuntimeError, OSError) as error:
             self._pipelines.clear()  # one that has failed is no longer valid
-            if len(paths) == 1:
+            if len(samples) == 1:
                 if on_error == "skip":
                     return [None]
-                raise unreadable(paths[0], reason(error)) from error
-        half = len(paths) // 2
+                raise unreadable(index.where(samples[0]), reason(error)) from error
+        half = len(samples) // 2
         return [
             image
-            for part in (paths[:half], paths[half:])
-            for image in self._decode(part, size, on_error)
+            for part in (samples[:half], samples[half:])
+            for image in self._decode(index, part, size, on_error)
         ]
 
     def _run(self, files: list[np.ndarray], size: int | None) -> list[np.ndarray]:
@@ -120,16 +122,16 @@ class DaliDecoder:
         return [np.array(host.at(i)) for i in range(len(files))]
 
 
-def _groups(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Paths in groups of bounded count and bytes, so that huge images do not pile up decoded."""
-    group: list[Path] = []
+def _groups(index: FolderIndex, samples: Sequence[int]) -> Iterator[list[int]]:
+    """Samples in groups of bounded count and bytes, so that huge images do not pile up decoded."""
+    group: list[int] = []
     total = 0
-    for path in paths:
-        size = path.stat().st_size if path.exists() else 0
+    for i in samples:
+        size = index.size(i)
         if group and (len(group) == _GROUP or total + size > _GROUP_BYTES):
             yield group
             group, total = [], 0
-        group.append(path)
+        group.append(i)
         total += size
     if group:
         yield group

@@ -121,9 +121,8 @@ class DaliStream(StreamBase):
         return self._tensor(out)
 
     def _run_files(self, inputs: dict[str, np.ndarray], index: np.ndarray) -> torch.Tensor:
-        paths = [self.image_set.index.path(i) for i in index]
         try:
-            files = [np.fromfile(path, dtype=np.uint8) for path in paths]
+            files = [self.image_set.index.read(i) for i in index]
             (out,) = self._pipeline.run(files=files, **inputs)
         except (RuntimeError, OSError):
             self._pipeline = self._build()

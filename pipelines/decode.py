@@ -7,15 +7,16 @@ decoder's name and version are part of the cache's key.
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from ..errors import FulaError, nearest
+from .cache import cores
+from .folders import FolderIndex
 from .images import fit, with_channels
 
 DECODERS = ("auto", "pillow", "dali", "dali-gpu")
@@ -23,7 +24,7 @@ Pixels = list["np.ndarray | None"]
 
 
 class Decoder(Protocol):
-    """Files to uint8 (H, W, C) arrays, in order.
+    """The files of `samples` to uint8 (H, W, C) arrays, in order.
 
     `size` None keeps each file's own size. A file that cannot be read raises `FulaError` naming
     it, or gives None with `on_error="skip"`.
@@ -32,7 +33,12 @@ class Decoder(Protocol):
     name: str
 
     def __call__(
-        self, paths: Sequence[Path], size: int | None, channels: int, on_error: str = "raise"
+        self,
+        index: FolderIndex,
+        samples: Sequence[int],
+        size: int | None,
+        channels: int,
+        on_error: str = "raise",
     ) -> Pixels: ...
 
 
@@ -56,21 +62,26 @@ class PillowDecoder:
         self.name = f"pillow{PIL.__version__}"
 
     def __call__(
-        self, paths: Sequence[Path], size: int | None, channels: int, on_error: str = "raise"
+        self,
+        index: FolderIndex,
+        samples: Sequence[int],
+        size: int | None,
+        channels: int,
+        on_error: str = "raise",
     ) -> Pixels:
-        def decode(path: Path) -> np.ndarray | None:
+        def decode(i: int) -> np.ndarray | None:
             try:
-                return decode_file(path, size, channels)
+                return decode_file(index, i, size, channels)
             except FulaError:
                 if on_error == "skip":
                     return None
                 raise
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return list(pool.map(decode, paths))
+        with ThreadPoolExecutor(min(8, cores())) as pool:
+            return list(pool.map(decode, samples))
 
 
-def decode_file(path: Path, size: int | None, channels: int) -> np.ndarray:
+def decode_file(index: FolderIndex, i: int, size: int | None, channels: int) -> np.ndarray:
     """One file as uint8 (H, W, channels) by Pillow.
 
     Grayscale, palette, CMYK, 16-bit and transparent images are converted (transparency is
@@ -79,18 +90,18 @@ def decode_file(path: Path, size: int | None, channels: int) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(index.read(i))) as image:
             upright = _rgb(image)
             pixels = np.asarray(upright if size is None else fit(upright, size))
             return with_channels(pixels[None], channels)[0]
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise unreadable(path, str(error)) from error
+        raise unreadable(index.where(i), str(error)) from error
 
 
-def unreadable(path: Path, reason: str) -> FulaError:
+def unreadable(place: str, reason: str) -> FulaError:
     """The error for an image file that cannot be decoded."""
     return FulaError(
-        f"image '{path}' cannot be read ({reason}); repair or remove it, or set on_error = 'skip'"
+        f"image '{place}' cannot be read ({reason}); repair or remove it, or set on_error = 'skip'"
     )
 
 

@@ -12,10 +12,10 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import FulaError, nearest
-from .cache import build_once, content_digest, load_array, save_arrays
+from .cache import build_once, load_array, save_arrays
 from .decode import Decoder, decode_file, open_decoder
 from .folders import FolderIndex
-from .images import ImageSet, check_subset
+from .images import ImageSet, check_size, check_subset
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1024
@@ -59,14 +59,13 @@ class FileSet:
         setting = (self.classes, self.size, self.channels, self.decoder.name)
         digest = hashlib.sha256(repr(setting).encode())
         for i in range(len(self)):
-            path = self.index.path(i)
-            digest.update(f"{self.index.names[i]!r} {path.stat().st_size}\n".encode())
+            name = self.index.tree.name(self.index.samples[i])
+            digest.update(f"{name!r} {self.index.size(i)}\n".encode())
         return digest.hexdigest()
 
     def gather(self, index: np.ndarray) -> np.ndarray:
         """Decode the samples `index` (k,) to uint8 (k, size, size, C)."""
-        images = self.decoder([self.index.path(i) for i in index], self.size, self.channels)
-        return np.stack(images)
+        return np.stack(self.decoder(self.index, index, self.size, self.channels))
 
     def first_classes(self, count: int) -> FileSet:
         """The samples of the first `count` classes by label; the class list stays whole."""
@@ -92,7 +91,7 @@ def decoded(
     shape = _first_shape(index, size, channels, on_error)
     entry = build_once(
         f"decoded/{reader.name}-{shape[0]}x{shape[1]}x{channels}-{on_error}",
-        content_digest(map(index.path, range(len(index))), index.root),
+        index.key(),
         lambda folder: _fill(folder, index, reader, size, shape, on_error),
     )
     kept = load_array(entry, "kept")
@@ -119,10 +118,11 @@ def file_set(
     _check_on_error(on_error)
     if size is None:
         raise FulaError("images that stay files need a size; give size = N")
+    check_size(size, channels)
     reader = open_decoder(decoder)
     if on_error == "raise":
         return FileSet(index, size, channels, reader)
-    key = content_digest(map(index.path, range(len(index))), index.root)
+    key = index.key()
     entry = build_once(f"readable/{reader.name}", key, lambda f: _scan(f, index, reader, channels))
     kept = load_array(entry, "kept")
     skipped = _report_skipped(index, kept)
@@ -139,21 +139,22 @@ def _first_shape(
 ) -> tuple[int, int, int]:
     """(H, W, C) of all images: square at `size`, or as the first readable one."""
     if size is not None:
+        check_size(size, channels)
         return size, size, channels
     for i in range(len(index)):
         try:
-            return decode_file(index.path(i), None, channels).shape
+            return decode_file(index, i, None, channels).shape
         except FulaError:
             if on_error == "raise":
                 raise
-    raise FulaError(f"folder '{index.root}' has no readable image; fetch it again")
+    raise FulaError(f"folder '{index.tree.root}' has no readable image; fetch it again")
 
 
 def _chunks(index: FolderIndex, reader: Decoder, size: int | None, channels: int, on_error: str):
     """(sample, pixels or None) of every file, in order."""
     for start in range(0, len(index), _CHUNK):
         samples = range(start, min(start + _CHUNK, len(index)))
-        images = reader([index.path(i) for i in samples], size, channels, on_error)
+        images = reader(index, samples, size, channels, on_error)
         yield from zip(samples, images, strict=True)
 
 
@@ -171,7 +172,7 @@ def _fill(
             continue
         if pixels.shape != shape:
             raise FulaError(
-                f"image '{index.path(i)}' is {pixels.shape[1]}x{pixels.shape[0]}, the first one "
+                f"image '{index.where(i)}' is {pixels.shape[1]}x{pixels.shape[0]}, the first one "
                 f"{shape[1]}x{shape[0]}; give one size = N for all"
             )
         target[done] = pixels
@@ -192,7 +193,7 @@ def _scan(folder, index: FolderIndex, reader: Decoder, channels: int) -> None:
 
 
 def _report_skipped(index: FolderIndex, kept: np.ndarray) -> tuple[str, ...]:
-    skipped = tuple(str(index.path(i)) for i in np.flatnonzero(~kept))
+    skipped = tuple(index.where(i) for i in np.flatnonzero(~kept))
     if skipped:
         _log.warning("%d unreadable images skipped, first '%s'", len(skipped), skipped[0])
     return skipped
@@ -203,6 +204,6 @@ def _filled(index: FolderIndex) -> FolderIndex:
     if counts.min() == 0:
         name = index.classes[int(counts.argmin())]
         raise FulaError(
-            f"class '{name}' of '{index.root}' has no readable image; repair or remove it"
+            f"class '{name}' of '{index.tree.root}' has no readable image; repair or remove it"
         )
     return index

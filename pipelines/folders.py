@@ -1,114 +1,128 @@
-"""Class folders `<split>/<class>/<image>`: an index of files, labels and classes, with checks.
-
-The index holds names, not images, so a folder of any size is a few bytes a file; a very long one is
-memory-mapped from the cache.
-"""
+"""Class folders `<split>/<class>/<file>` in a tree: an index of files and labels, with checks."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import FulaError
-from .cache import build_once, load_array, save_arrays
 from .images import check_classes
+from .trees import FileTree
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_SPLITS = ("test", "val")
-_MAPPED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class FolderIndex:
-    """The files of one split, by class then name.
+    """The files of one split, by class then name: no content, a few bytes a file.
 
-    `names` (N,) fixed-width bytes, relative to `root`; `labels` int64 (N,); `classes`.
+    `samples` int64 (N,) are places in `tree`; `labels` int64 (N,); `classes`.
     """
 
-    root: Path
-    names: np.ndarray
+    tree: FileTree
+    samples: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def path(self, i: int) -> Path:
-        """The file of sample `i`."""
-        return self.root / os.fsdecode(self.names[i])
+    def where(self, i: int) -> str:
+        """The place of sample `i`'s file, for messages."""
+        return self.tree.where(self.samples[i])
+
+    def read(self, i: int) -> np.ndarray:
+        """The bytes of sample `i`'s file, uint8 (length,). Raises `OSError`."""
+        return self.tree.read(self.samples[i])
+
+    def size(self, i: int) -> int:
+        """The length of sample `i`'s file in bytes; 0 if it is gone."""
+        try:
+            return self.tree.size(self.samples[i])
+        except OSError:
+            return 0
+
+    def key(self) -> str:
+        """SHA-256 of the files' content."""
+        return self.tree.key(self.samples)
 
     def only(self, kept: np.ndarray) -> FolderIndex:
-        """The samples where `kept` (bool (N,) or indices) says so."""
-        return FolderIndex(self.root, self.names[kept], self.labels[kept], self.classes)
+        """The samples where `kept` (bool (N,)) says so."""
+        return replace(self, samples=self.samples[kept], labels=self.labels[kept])
 
 
-def has_splits(folder: Path) -> bool:
-    """Whether `folder` holds class folders under train/ and under test/ or val/."""
-    return (folder / "train").is_dir() and any((folder / t).is_dir() for t in TEST_SPLITS)
+def splits_of(tree: FileTree) -> tuple[str, str] | None:
+    """The folders of the training and the test split, at the root or one level down."""
+    tops = ["", *sorted(f"{folder}/" for folder in tree.folders if "/" not in folder)]
+    for top in tops:
+        tests = [t for t in TEST_SPLITS if f"{top}{t}" in tree.folders]
+        if f"{top}train" in tree.folders and tests:
+            return f"{top}train", f"{top}{tests[0]}"
+    return None
 
 
 def index_splits(
-    folder: Path,
+    tree: FileTree,
     classes: Sequence[str] | None = None,
-    extensions: tuple[str, ...] = EXTENSIONS,
+    extensions: tuple[str, ...] = IMAGES,
 ) -> tuple[FolderIndex, FolderIndex]:
-    """The training and test files of `folder`; both splits must hold the same classes."""
-    if not has_splits(folder):
+    """The training and test files of `tree`; both splits must hold the same classes."""
+    splits = splits_of(tree)
+    if splits is None:
         raise FulaError(
-            f"folder '{folder}' has no train/<class>/ beside test/<class>/ or val/<class>/; point "
-            "data_dir at a folder that has"
+            f"'{tree.root}' has no train/<class>/ beside test/<class>/ or val/<class>/; point at "
+            "data that has"
         )
-    test = next(t for t in TEST_SPLITS if (folder / t).is_dir())
-    train_index = index_folder(folder / "train", classes, extensions)
-    test_index = index_folder(folder / test, classes, extensions)
-    check_classes(train_index.classes, test_index.classes, "train/", f"{test}/")
-    return train_index, test_index
+    train, test = (index_classes(tree, split, classes, extensions) for split in splits)
+    check_classes(train.classes, test.classes, f"{splits[0]}/", f"{splits[1]}/")
+    return train, test
 
 
-def index_folder(
-    root: Path,
+def index_classes(
+    tree: FileTree,
+    split: str,
     classes: Sequence[str] | None = None,
-    extensions: tuple[str, ...] = EXTENSIONS,
+    extensions: tuple[str, ...] = IMAGES,
 ) -> FolderIndex:
-    """Index `root/<class>/<file>`; labels follow `classes`, or the sorted folder names."""
-    order = _class_order(root, classes)
-    names: list[bytes] = []
-    counts: list[int] = []
-    for name in order:
-        members = sorted(e.name for e in os.scandir(root / name) if _wanted(e, extensions))
-        if not members:
-            raise FulaError(
-                f"class folder '{root / name}' has no {extensions[0]} or like file; fill or "
-                "remove it"
-            )
-        names += [os.fsencode(f"{name}/{member}") for member in members]
-        counts.append(len(members))
-    labels = np.repeat(np.arange(len(order)), counts)
-    return FolderIndex(root, _mapped(np.array(names)), labels, order)
+    """Index `split/<class>/<file>`; labels follow `classes`, or the sorted folder names."""
+    order = _class_order(tree, split, classes)
+    parts = [_files_in(tree, f"{split}/{name}", extensions) for name in order]
+    labels = np.repeat(np.arange(len(order)), [len(part) for part in parts])
+    return FolderIndex(tree, np.concatenate(parts), labels, order)
 
 
-def _class_order(root: Path, classes: Sequence[str] | None) -> tuple[str, ...]:
-    found = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+def _class_order(tree: FileTree, split: str, classes: Sequence[str] | None) -> tuple[str, ...]:
+    prefix = f"{split}/"
+    inside = (f[len(prefix) :] for f in tree.folders if f.startswith(prefix))
+    found = sorted(f for f in inside if "/" not in f)
     if not found:
-        raise FulaError(f"folder '{root}' has no class folders; it needs {root.name}/<class>/")
+        raise FulaError(f"'{tree.root}/{split}' has no class folders; it needs {split}/<class>/")
     order = tuple(found if classes is None else classes)
     if sorted(order) != found:
-        check_classes(sorted(order), found, "classes = [...]", f"folder '{root}'")
+        check_classes(sorted(order), found, "classes = [...]", f"'{tree.root}/{split}'")
     return order
 
 
-def _wanted(entry: os.DirEntry, extensions: tuple[str, ...]) -> bool:
-    return entry.name.lower().endswith(extensions) and not entry.name.startswith(".")
+def _files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.ndarray:
+    """Places of the files directly in `folder`; names are sorted, so they are neighbours."""
+    prefix = f"{folder}/".encode(errors="surrogateescape")
+    start, stop = np.searchsorted(tree.names, [prefix, prefix[:-1] + b"0"])  # "0" follows "/"
+    names = tree.names[start:stop].tolist()
+    wanted = [
+        start + i
+        for i, name in enumerate(names)
+        if b"/" not in name[len(prefix) :] and name.lower().endswith(_encoded(extensions))
+    ]
+    if not wanted:
+        raise FulaError(
+            f"class folder '{tree.root}/{folder}' has no {extensions[0]} or like file; fill or "
+            "remove it"
+        )
+    return np.array(wanted, dtype=np.int64)
 
 
-def _mapped(names: np.ndarray) -> np.ndarray:
-    """`names`, through a memory map in the cache when they are many."""
-    if names.nbytes < _MAPPED_BYTES:
-        return names
-    key = hashlib.sha256(names).hexdigest()
-    return load_array(build_once("indexes", key, lambda f: save_arrays(f, names=names)), "names")
+def _encoded(extensions: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(e.encode() for e in extensions)

@@ -138,10 +138,16 @@ def check_classes(
     )
 
 
-def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (N, H, W, 1 or 3) with `channels` channels: replicated, or ITU-R 601 luma."""
+def check_size(size: int | None, channels: int) -> None:
+    """Raise `FulaError` unless images can have this side and these channels."""
+    if size is not None and size < 1:
+        raise FulaError(f"size = {size} must be at least 1 pixel")
     if channels not in (1, 3):
         raise FulaError(f"channels = {channels} must be 1 or 3")
+
+
+def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (N, H, W, 1 or 3) with `channels` channels: replicated, or ITU-R 601 luma."""
     if images.shape[-1] == channels:
         return images
     if channels == 3:
@@ -167,8 +173,6 @@ def fit(image, size: int):
     """A Pillow image with its shorter side at `size` pixels, cropped to the central square."""
     from PIL import Image
 
-    if size < 1:
-        raise FulaError(f"size = {size} must be at least 1 pixel")
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

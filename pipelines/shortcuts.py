@@ -154,16 +154,20 @@ def distant_colours(count: int, channels: int) -> tuple[tuple[float, ...], ...]:
             f"{count} classes: pattern 'pixel' separates at most {_MOST_COLOURS} colours; use "
             "pattern = 'noise'"
         )
-    axis = np.arange(count, dtype=np.float32)
-    grid = np.stack(np.meshgrid(*[axis] * channels, indexing="ij"), -1).reshape(-1, channels)
-    taken = [0]
-    nearest_taken = np.full(len(grid), np.inf, dtype=np.float32)
+    shape = (count,) * channels
+    taken = [(0,) * channels]
+    nearest_taken = np.full(shape, np.inf, dtype=np.float32)
     for _ in range(count - 1):
-        step = ((grid - grid[taken[-1]]) ** 2).sum(-1)  # integers: ties are exact
-        nearest_taken = np.minimum(nearest_taken, step)
-        taken.append(int(nearest_taken.argmax()))
+        np.minimum(nearest_taken, _squared_distances(taken[-1], count), out=nearest_taken)
+        taken.append(tuple(int(k) for k in np.unravel_index(nearest_taken.argmax(), shape)))
     values = np.linspace(0, 1, count)
-    return tuple(tuple(float(values[int(g)]) for g in grid[i]) for i in taken)
+    return tuple(tuple(float(values[k]) for k in point) for point in taken)
+
+
+def _squared_distances(point: tuple[int, ...], count: int) -> np.ndarray:
+    """From every grid point to `point`, in grid steps: integers, so that ties are exact."""
+    along = [(np.arange(count, dtype=np.float32) - k) ** 2 for k in point]
+    return sum(np.ix_(*along))
 
 
 def _places(

@@ -10,14 +10,15 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from ..errors import FulaError, nearest
-from .cache import is_archive, unpacked
 from .files import decoded, file_set
-from .folders import has_splits, index_splits
-from .images import ImageSet, Source, resized, with_channels
+from .folders import index_splits, splits_of
+from .images import ImageSet, Source, check_size, resized, with_channels
+from .trees import FileTree, is_archive, open_tree
 
 _DIGITS = tuple("0123456789")
 _SOURCES: dict[str, Callable[..., Source]] = {}
@@ -64,7 +65,9 @@ def load_source(
                 + (nearest(option, known) if known else "; it takes none")
             )
     folder = Path(data_dir or os.environ.get("FULA_DATA") or "data")
-    return loader(folder, size, 3 if channels is None else channels, download, **options)
+    channels = 3 if channels is None else channels
+    check_size(size, channels)
+    return loader(folder, size, channels, download, **options)
 
 
 def _fitted(
@@ -122,9 +125,9 @@ def _npz(
 
 def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise FulaError(f"npz file '{file}' cannot be read ({error}); fetch it again") from error
     for key in ("train_x", "train_y", "test_x", "test_y"):
         if key not in arrays:
@@ -163,8 +166,8 @@ def _cifar10(
     """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files."""
     if (folder / "cifar-10-batches-py").is_dir() or download:
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
-    root = _class_folders("cifar10", folder, "cifar")
-    return _from_folder("cifar10", root, size, channels, on_error=on_error, decoder=decoder)
+    tree = class_folders("cifar10", folder, "cifar")
+    return from_folders("cifar10", tree, size, channels, on_error=on_error, decoder=decoder)
 
 
 @source("cifar100")
@@ -197,36 +200,39 @@ def _imagefolder(
     `path` names the folder (default: the data folder), `classes` the label order. `cached = false`
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     """
-    root = _class_folders("imagefolder", Path(path) if path else folder, None)
+    tree = class_folders("imagefolder", Path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
-    return _from_folder("imagefolder", root, size, channels, classes, cached, **settings)
+    return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 
 
-def _from_folder(
+def from_folders(
     name: str,
-    root: Path,
+    tree: FileTree,
     size: int | None,
     channels: int,
     classes: Sequence[str] | None = None,
     cached: bool = True,
     **settings: str,
 ) -> Source:
+    """A source of the class folders in `tree`, decoded into the cache or left as files."""
     load = decoded if cached else file_set
-    train, test = index_splits(root, classes)
+    train, test = index_splits(tree, classes)
     return Source(name, *(load(index, size, channels, **settings) for index in (train, test)))
 
 
-def _class_folders(name: str, folder: Path, prefix: str | None) -> Path:
-    """The folder with train/ and test/ or val/: `folder`, or one in it that starts with `prefix`."""
+def class_folders(name: str, folder: Path, prefix: str | None = None) -> FileTree:
+    """The tree with class folders: `folder` itself, or what in it starts with `prefix`."""
     if not folder.exists():
         raise FulaError(
             f"data folder '{folder}' for '{name}' does not exist; create it, or give data_dir"
         )
     inside = sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
-    for place in (folder, *inside):
-        root = unpacked(place) if is_archive(place) else place
-        if has_splits(root):
-            return root
+    places = inside if prefix and not (folder / "train").is_dir() else [folder]
+    for place in places or [folder]:
+        if place.is_dir() or is_archive(place):
+            tree = open_tree(place)
+            if splits_of(tree):
+                return tree
     raise FulaError(
         f"no '{name}' in '{folder}': it needs train/<class>/ beside test/<class>/ or val/<class>/, "
         "or an archive of them; point data_dir at it"

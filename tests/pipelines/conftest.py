@@ -1,4 +1,4 @@
-"""Test data and a cache of the session's own."""
+"""A cache of the session's own, and small folders of images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,6 @@ def _own_cache(tmp_path_factory):
         patch.setenv("FULA_CACHE", folder)
         patch.delenv("FULA_DATA", raising=False)
         yield
-
-
-@pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder with the archives of real data."""
-    folder = os.environ.get("FULA_TEST_DATA")
-    if not folder:
-        pytest.skip("FULA_TEST_DATA is unset: no real data")
-    return Path(folder)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_ten_colours_are_farthest_point_samples():
     grid = np.stack(np.meshgrid(*[np.arange(10)] * 3, indexing="ij"), -1).reshape(-1, 3)
     chosen = [grid[0]]
     while len(chosen) < 10:
-        distances = [min(int(((p - c) ** 2).sum()) for c in chosen) for p in grid]
+        distances = ((grid[:, None] - np.array(chosen)) ** 2).sum(-1).min(1)
         chosen.append(grid[int(np.argmax(distances))])
     assert np.allclose(distant_colours(10, 3), np.array(chosen) / 9)
     assert len(set(distant_colours(100, 3))) == 100

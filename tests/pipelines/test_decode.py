@@ -1,0 +1,178 @@
+"""Decoders: odd files, broken files, and agreement between Pillow and DALI."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fula_fast.errors import FulaError
+from fula_fast.pipelines.decode import decode_file, open_decoder
+from fula_fast.pipelines.folders import FolderIndex
+from fula_fast.pipelines.trees import FileTree
+
+DECODERS = ("pillow", "dali")
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    return small.resize((45, 35), Image.Resampling.BICUBIC)
+
+
+def _index(paths) -> FolderIndex:
+    """Files of one folder as an index in the given order."""
+    names = np.array([p.name.encode() for p in paths])
+    tree = FileTree(paths[0].parent, names, frozenset())
+    labels = np.zeros(len(paths), dtype=np.int64)
+    return FolderIndex(tree, np.arange(len(paths)), labels, ("all",))
+
+
+def _decode(decoder: str, paths, size, channels, on_error="raise"):
+    return open_decoder(decoder)(_index(paths), range(len(paths)), size, channels, on_error)
+
+
+def _saved(folder, image: Image.Image, name: str, **options):
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def _odd_files(folder, picture: Image.Image) -> dict[str, tuple]:
+    """Name -> (path, the pixels expected, tolerance in levels)."""
+    rgb = np.asarray(picture)
+    gray = np.asarray(picture.convert("L"))
+    palette = picture.quantize(16)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # shown turned by 90 degrees clockwise
+    wide = (gray.astype(np.uint16) << 8) | gray
+    alpha = picture.copy()
+    alpha.putalpha(100)
+    bits = picture.convert("1")
+    three = [
+        ("png", _saved(folder, picture, "a.png"), rgb, 0),
+        ("jpeg", _saved(folder, picture, "a.jpg", quality=100, subsampling=0), rgb, 6),
+        ("cmyk", _saved(folder, picture.convert("CMYK"), "c.jpg", quality=100), rgb, 6),
+        ("palette", _saved(folder, palette, "p.png"), np.asarray(palette.convert("RGB")), 0),
+        ("transparent", _saved(folder, alpha, "t.png"), rgb, 0),
+        ("bmp", _saved(folder, picture, "a.bmp"), rgb, 0),
+        ("webp", _saved(folder, picture, "a.webp", lossless=True), rgb, 0),
+        (
+            "turned",
+            _saved(folder, picture, "e.jpg", quality=100, subsampling=0, exif=rotated),
+            np.rot90(rgb, -1),
+            6,
+        ),
+    ]
+    one = [
+        ("gray", _saved(folder, picture.convert("L"), "g.jpg", quality=100), gray, 3),
+        ("gray-png", _saved(folder, picture.convert("L"), "g.png"), gray, 0),
+        ("16-bit", _saved(folder, Image.fromarray(wide), "w.png"), gray, 0),
+        ("1-bit", _saved(folder, bits, "b.png"), np.asarray(bits) * np.uint8(255), 0),
+    ]
+    one = [(n, p, np.repeat(pixels[..., None], 3, -1), t) for n, p, pixels, t in one]
+    return {name: (path, pixels, tolerance) for name, path, pixels, tolerance in three + one}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_odd_files_become_upright_rgb(tmp_path, picture, decoder):
+    files = _odd_files(tmp_path, picture)
+    decoded = _decode(decoder, [path for path, _, _ in files.values()], None, 3)
+    for (name, (_, expected, tolerance)), pixels in zip(files.items(), decoded, strict=True):
+        assert pixels.dtype == np.uint8 and pixels.shape == expected.shape, name
+        assert np.abs(pixels.astype(int) - expected).max() <= tolerance, name
+
+
+def test_both_decoders_give_the_same_pixels(tmp_path, picture):
+    paths = [path for path, _, _ in _odd_files(tmp_path, picture).values()]
+    ours = [_decode(d, paths, None, 3) for d in DECODERS]
+    assert all(np.array_equal(a, b) for a, b in zip(*ours, strict=True))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_channel_is_luma(tmp_path, picture, decoder):
+    path = _saved(tmp_path, picture, "a.png")
+    (pixels,) = _decode(decoder, [path], None, 1)
+    assert pixels.shape == (35, 45, 1)
+    assert np.abs(pixels[..., 0] - np.asarray(picture) @ LUMA).max() <= 0.51
+    assert np.array_equal(pixels[..., 0], np.asarray(picture.convert("L")))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_resizing_takes_the_central_square(tmp_path, decoder):
+    """A wide image whose middle is white and whose sides are black."""
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 20:40] = 255
+    path = _saved(tmp_path, Image.fromarray(pixels), "w.png")
+    tall = _saved(tmp_path, Image.fromarray(pixels.transpose(1, 0, 2)), "t.png")
+    for image in _decode(decoder, [path, tall], 10, 3):
+        assert image.shape == (10, 10, 3)
+        assert image[1:-1, 1:-1].min() >= 250  # the filter sees one pixel beyond the edge
+        assert image.min() >= 150
+
+
+def test_resized_pixels_agree_within_a_few_levels(tmp_path, picture):
+    path = _saved(tmp_path, picture, "a.png")
+    ours = [_decode(d, [path], 16, 3)[0].astype(int) for d in DECODERS]
+    assert np.abs(ours[0] - ours[1]).max() <= 20
+    assert np.abs(ours[0] - ours[1]).mean() <= 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_huge_image_is_shrunk(tmp_path, decoder):
+    pixels = np.full((6000, 8000, 3), 77, dtype=np.uint8)
+    path = _saved(tmp_path, Image.fromarray(pixels), "h.jpg")
+    (image,) = _decode(decoder, [path], 8, 3)
+    assert image.shape == (8, 8, 3) and np.abs(image.astype(int) - 77).max() <= 1
+
+
+def _broken_files(folder, picture) -> list:
+    jpeg = io.BytesIO()
+    picture.save(jpeg, "JPEG")
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    contents = {
+        "half.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],
+        "tail.jpg": jpeg.getvalue()[:-3],
+        "half.png": png.getvalue()[: len(png.getvalue()) // 2],
+        "empty.jpg": b"",
+        "page.jpg": b"<html>not found</html>",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents] + [folder / "missing.jpg"]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_broken_files_are_named(tmp_path, picture, decoder):
+    for path in _broken_files(tmp_path, picture):
+        with pytest.raises(FulaError, match=f"image '.*{path.name}' cannot be read") as error:
+            _decode(decoder, [path], 8, 3)
+        assert "\n" not in str(error.value) and "on_error = 'skip'" in str(error.value)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_broken_files_are_skipped_in_their_places(tmp_path, picture, decoder):
+    good = _saved(tmp_path, picture, "good.png")
+    mixed = [good]
+    for path in _broken_files(tmp_path, picture):
+        mixed += [path, good]
+    images = _decode(decoder, mixed, 8, 3, "skip")
+    expected = _decode(decoder, [good], 8, 3)[0]
+    assert all(np.array_equal(image, expected) for image in images[::2])
+    assert all(image is None for image in images[1::2])
+
+
+def test_unknown_decoder():
+    with pytest.raises(FulaError, match="unknown decoder 'pilow'; did you mean 'pillow'"):
+        open_decoder("pilow")
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(FulaError, match="cannot be read"):
+        decode_file(_index([_saved(tmp_path, picture, "a.png")]), 0, 8, 3)
