@@ -145,8 +145,7 @@ def sweep(
 
     engine = {"device": device, "executor": executor, "mode": engine_mode}
     engine |= {"precision": precision, "memory": memory}
-    flags = [f"engine.{key}={value}" for key, value in engine.items() if value is not None]
-    loaded = load_spec(spec, [*(overrides or ()), *flags])
+    loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
     folder = out or Path("runs") / loaded.name
     if dry_run:
         return _show_plan(loaded, folder)
@@ -159,6 +158,11 @@ def sweep(
         )
     print(summary)
     return FAILED if summary.failed else 0
+
+
+def _flags(values: dict[str, Any], table: str = "engine.") -> list[str]:
+    """Options given on the command line as overrides of a spec's table."""
+    return [f"{table}{key}={value}" for key, value in values.items() if value is not None]
 
 
 def _show_plan(spec: Any, folder: Path) -> int:
@@ -178,6 +182,80 @@ def _show_plan(spec: Any, folder: Path) -> int:
     done = Store.open(folder).done() if (folder / "plan.json").exists() else ()
     print_plan(planned, done)
     return 0
+
+
+@command("train", resume="donors that are trained are kept; the same command goes on")
+def train(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("donors"),
+    donor: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train a spec's donors, or find them trained, and print where their checkpoints lie."""
+    from .machine import resources
+    from .spec import load_spec
+
+    loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device})])
+    chosen = [loaded.donor(name) for name in donor or loaded.donors]
+    place = resources(loaded.engine).device
+    from .obtain import obtain_donor, open_source
+    from .progress import open_progress
+
+    with open_progress() as progress:
+        found = [
+            obtain_donor(d, open_source(d.data), cache_dir=out, device=place, progress=progress)
+            for d in chosen
+        ]
+    for each, trained in zip(chosen, found, strict=True):
+        print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")
+
+
+@command("attack")
+def attack(
+    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="A donor's checkpoint.")],
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="KEY=VALUE", help="Of its data: --data source=cifar10"),
+    ],
+    name: Annotated[
+        str, typer.Option("--attack", help="autoattack-rand, autoattack-standard, apgd20, pgd-N.")
+    ] = "autoattack-rand",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many test images.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the adversarial examples there (.npz).")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Of the attack: --option eps=8/255"),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure a donor's robust accuracy on the test images of its data."""
+    from .machine import resources
+    from .spec import EngineSpec, parse_table
+    from .specfile import apply_overrides, fractions
+    from .tables import DataSpec
+
+    table = parse_table(DataSpec, apply_overrides({}, data), "data")
+    engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
+    options = fractions(apply_overrides({}, option or ()))
+    place = resources(engine).device
+    from .attacks import attack_checkpoint
+    from .obtain import normalisation_of, open_source
+
+    result = attack_checkpoint(
+        checkpoint, open_source(table), name, limit=images, output=out,
+        normalisation=normalisation_of(table), device=place, **options,
+    )  # fmt: skip
+    print(
+        f"{result.attack} on {len(result.robust)} images: clean accuracy "
+        f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
+    )
 
 
 @command("sites")

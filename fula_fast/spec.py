@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +30,7 @@ from .tables import DataSpec, DonorSpec, OneShortcut, Table
 
 MEASURES = ("terms", "r2", "cka", "cka_unbiased", "rank", "penultimate")
 ROBUST = ("none", "autoattack-rand", "autoattack-standard", "apgd20")
+T = TypeVar("T", bound=Table)
 _PGD = re.compile(r"pgd-\d+")
 
 
@@ -268,6 +269,12 @@ class Spec(Table):
                     )
         return self
 
+    def donor(self, name: str) -> DonorSpec:
+        """The donor of that name; raises `FulaError` where there is none."""
+        if name not in self.donors:
+            raise FulaError(f"no donor '{name}' in the spec{nearest(name, self.donors)}")
+        return self.donors[name]
+
     @property
     def base_protocol(self) -> Protocol:
         """The preset of `[protocol]` with its overrides."""
@@ -317,6 +324,14 @@ def _plain(value: Any, key: str = "") -> Any:
     return value
 
 
+def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
+    """One table of a spec by itself; raises `FulaError` as `load_spec` does."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, model, name) from None
+
+
 def load_spec(
     source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()
 ) -> Spec:
@@ -327,10 +342,7 @@ def load_spec(
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
     table = fractions(apply_overrides(table, overrides))
-    try:
-        spec = Spec.model_validate(table)
-    except ValidationError as error:
-        raise explain(error, Spec) from None
+    spec = parse_table(Spec, table, "")
     _check_axes_free(spec)
     spec.protocols()
     for weighting in spec.grid.weightings:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .errors import nearest
 from .protocol import Attack
@@ -39,8 +47,14 @@ class DataSpec(Table):
 
     @field_validator("mean", "std", mode="before")
     @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int | float) else value
+    def _per_channel(cls, value: Any, info: ValidationInfo) -> Any:
+        """One number stands for every channel."""
+        channels = info.data.get("channels", 3)
+        if isinstance(value, int | float):
+            return (value,) * channels
+        if isinstance(value, list | tuple) and len(value) != channels:
+            raise ValueError(f"{list(value)} must be one number, or one per channel ({channels})")
+        return value
 
     @model_validator(mode="after")
     def _both_moments(self) -> DataSpec:

@@ -116,6 +116,7 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("evaluation.measures=['ckaa']", ["'ckaa'", "'cka'"]),
         ("evaluation.robust=pgd", ["'pgd'", "'pgd-10'"]),
         ("data.mean=0.5", ["mean and std"]),
+        ("data.mean=[0.5,0.5]", ["mean", "[0.5, 0.5]", "one per channel (3)"]),
         ("data.channels=2", ["channels = 2", "1 or 3"]),
         ("data=3", ["[data]", "must be a table"]),
         ("donors.a.min_accuracy=95", ["min_accuracy = 95"]),
@@ -184,6 +185,13 @@ def test_shortcuts_by_name(text, pattern, location):
     (found,) = load_spec(MINIMAL, [f"grid.shortcut={text}"]).grid.shortcut
     assert found == Shortcut(pattern=pattern, location=location)
     assert found.label == f"{pattern}+{location}"
+
+
+def test_one_moment_stands_for_every_channel():
+    data = load_spec(MINIMAL, ["data.mean=0.5", "data.std=[0.1,0.2,0.3]"]).data
+    assert (data.mean, data.std) == ((0.5,) * 3, (0.1, 0.2, 0.3))
+    gray = load_spec(MINIMAL, ["data={channels=1,mean=0.5,std=0.25}"]).data
+    assert (gray.mean, gray.std) == ((0.5,), (0.25,))
 
 
 def test_protocol_axes_are_every_combination_in_order():

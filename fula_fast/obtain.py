@@ -1,0 +1,86 @@
+"""From a spec's tables to loaded data and trained donors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .donors import Donor, donor_from_checkpoint, ensure_donor, recipe_of
+from .errors import FulaError
+from .pipelines import Normalisation, Source, load_source
+from .progress import Progress
+from .tables import DataSpec, DonorSpec
+
+
+def open_source(data: DataSpec) -> Source:
+    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or unreadable."""
+    return load_source(
+        data.source,
+        data_dir=data.data_dir,
+        size=data.size,
+        channels=data.channels,
+        download=data.download,
+        **data.options,
+    )
+
+
+def normalisation_of(data: DataSpec) -> Normalisation | None:
+    """The per-channel normalisation of a `[data]` table."""
+    return None if data.mean is None else Normalisation(data.mean, data.std)
+
+
+def obtain_donor(
+    spec: DonorSpec,
+    source: Source,
+    *,
+    cache_dir: str | Path,
+    hook: str = "post_relu",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> Donor:
+    """The donor of a `[donors.*]` table: from its checkpoint, from `cache_dir`, or trained now.
+
+    `source`: the donor's own data. Raises `FulaError` where the donor is unusable, or below its
+    `min_accuracy`.
+    """
+    progress = progress or Progress()
+    normalisation = normalisation_of(spec.data)
+    progress.donor_started(spec.name)
+    if spec.checkpoint:
+        donor = donor_from_checkpoint(
+            spec.checkpoint,
+            source,
+            model=spec.model,
+            options=spec.build_options(),
+            hook=hook,
+            normalisation=normalisation,
+            device=device,
+            precision=precision,
+        )
+        _check_accuracy(spec, donor)
+    else:
+        donor = ensure_donor(
+            recipe_of(spec, source, normalisation),
+            source,
+            cache_dir=cache_dir,
+            hook=hook,
+            stream=spec.data.stream,
+            device=device,
+            precision=precision,
+            min_accuracy=spec.min_accuracy,
+            replace_damaged=True,
+            progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
+        )
+    progress.donor_done(spec.name, donor.metrics.test_accuracy)
+    return donor
+
+
+def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:
+    got = donor.metrics.test_accuracy
+    if spec.min_accuracy is not None and got < spec.min_accuracy:
+        raise FulaError(
+            f"[donors.{spec.name}] checkpoint '{spec.checkpoint}' has test accuracy {got:.4f}, "
+            f"below min_accuracy = {spec.min_accuracy}; give another checkpoint"
+        )
