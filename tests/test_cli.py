@@ -72,6 +72,10 @@ def test_version(capsys):
         ("bench", "no-such-bench"),
         ("bench", "startup", "--compare", "no-such-file.json"),
         ("report", "no-such-run"),
+        ("train", "quickstart", "--donor", "z"),
+        ("attack", "no-such-file", "--data", "source=digits"),
+        ("attack", "no-such-file", "--data", "sorce=digits"),
+        ("attack", "no-such-file"),
     ],
 )
 def test_bad_input_exits_2_without_a_traceback(capsys, arguments):
@@ -128,6 +132,33 @@ def test_sites_prints_every_site(capsys):
     code, out, _ = run(capsys, "sites", "resnet18", "--option", "width=8", "--size", "16")
     assert code == 0
     assert all(name in out for name in ("stem", "layer1.0", "layer4.1", "64×2×2"))
+
+
+SMALL = ("--set", "donors.a.width=2", "--set", "donors.a.epochs=0", "--set", "data.size=8")
+
+
+def test_train_and_attack_a_donor(capsys, tmp_path):
+    folder = tmp_path / "donors"
+    weak = ("--set", "donors.a.min_accuracy=0.0")
+    train = ("train", "quickstart", "--donor", "a", "--device", "cpu", "--out", str(folder))
+    code, out, _ = run(capsys, *train, *SMALL, *weak)
+    (checkpoint,) = folder.glob("*.safetensors")
+    assert code == 0 and str(checkpoint) in out and "test accuracy 0." in out
+    code, out, _ = run(
+        capsys, "attack", str(checkpoint), "--data", "source=digits", "--data", "size=8",
+        "--attack", "pgd-1", "--images", "8", "--option", "eps=1/255", "--device", "cpu",
+        "--out", str(tmp_path / "examples.npz"),
+    )  # fmt: skip
+    assert code == 0 and out.startswith("pgd-1 on 8 images: clean accuracy")
+    assert (tmp_path / "examples.npz").exists()
+
+
+def test_a_donor_below_its_accuracy_is_bad_input(capsys, tmp_path):
+    code, _, err = run(
+        capsys, "train", "quickstart", "--donor", "a", "--device", "cpu",
+        "--out", str(tmp_path), *SMALL,
+    )  # fmt: skip
+    assert code == 2 and "min_accuracy = 0.95" in err
 
 
 class Summary:
