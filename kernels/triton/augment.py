@@ -1,7 +1,7 @@
 """A batch from the resident uint8 data set in one launch: gather, zero-pad, crop, flip, markers.
 
 One output element per lane of a program, channels-last, so stores are contiguous and a row of the
-source is read in order (backwards where flipped). Division by 255 is correctly rounded, as on a CPU.
+source is read in order (backwards where flipped). Division by 255 is correctly rounded, as a CPU's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .common import narrow
 
 
 @triton.jit
@@ -41,7 +43,7 @@ def augment_kernel(images, index, dy, dx, flip, markers, marker_index, marker_y,
         base = tl.load(marker_index + sample).to(tl.int64)
         base = base * (marker_height * marker_width * channels)
         value = tl.where(covered, tl.load(markers + base + entry, mask=covered, other=0.0), value)
-    tl.store(out + row.to(tl.int64) * size + at, value.to(out.dtype.element_ty), mask=held)
+    tl.store(out + row.to(tl.int64) * size + at, narrow(value, out), mask=held)
 
 
 def augment(

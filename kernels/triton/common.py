@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter multiplies bfloat16 as bit patterns; there products are taken in float32."""
 
@@ -93,9 +92,21 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def rectify(x):
-    """max(x, 0) that lets NaN through, so that a diverged lane shows."""
-    return tl.where(x < 0.0, 0.0, x)
+def rectify(x, floor):
+    """max(x, floor) that lets NaN through, so that a diverged lane shows."""
+    return tl.where(x < floor, floor, x)
+
+
+@triton.jit
+def narrow(x, like):
+    """`x` (float32) in the dtype that pointer `like` points to, rounded to nearest, ties to even.
+
+    Triton's interpreter cuts bfloat16 off instead; there the rounding is done here.
+    """
+    if INTERPRETED and like.dtype.element_ty == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -127,7 +138,7 @@ def sum_partials_kernel(partial, out, count, size, stride_count, stride_item,
         offsets = k.to(tl.int64)[:, None] * stride_count + (item * stride_item)[None, :]
         values = tl.load(partial + offsets, mask=(k < count)[:, None] & held[None, :], other=0.0)
         total += tl.sum(values, 0)
-    tl.store(out + item, total.to(out.dtype.element_ty), mask=held)
+    tl.store(out + item, narrow(total, out), mask=held)
 
 
 def sum_partials(partial: Tensor, dim: int, out: Tensor) -> Tensor:

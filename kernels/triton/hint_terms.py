@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import power_of_two
+from .common import narrow, power_of_two
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def gradients_kernel(activations, targets, grads, shares, firsts, pieces, sample
     value = tl.load(a + at, mask=at < size, other=0.0).to(tl.float32)
     apart = value - tl.load(t + at, mask=at < size, other=0.0).to(tl.float32)
     value = 2.0 * tl.load(share + row) * apart
-    tl.store(grad + at, value.to(grad.dtype.element_ty), mask=at < size)
+    tl.store(grad + at, narrow(value, grad), mask=at < size)
 
 
 class Depth(NamedTuple):

@@ -8,7 +8,8 @@ formula, `normalise` writes y and the squared distances from float32 values befo
 Backward, with d the gradient at the sum before the ReLU (incoming gradient plus
 2 * grad_dist2 * (y - target), zero where the ReLU is shut; y is recomputed):
 
-    training: dx = w * rsqrt(var + eps) * (d - mean(d) - xhat * mean(d * xhat));   eval: without means
+    training: dx = w * rsqrt(var + eps) * (d - mean(d) - xhat * mean(d * xhat))
+    eval:     dx = w * rsqrt(var + eps) * d
 
 `sums` yields sum(d), sum(d * xhat) per lane and channel, and writes d where a residual needs it;
 `input_gradient` then reads d back instead of recomputing it.
@@ -24,9 +25,10 @@ from torch import Tensor
 from .common import (
     ABSENT,
     load_tile,
+    narrow,
     power_of_two,
-    row_offsets,
     rectify,
+    row_offsets,
     row_tiles,
     store_sample_sums,
     sum_partials,
@@ -90,7 +92,7 @@ def merge_stats_kernel(partial, mean, var, lanes, channels, chunks,
     apart = means - centre[None, :]
     spread = tl.sum(spreads + rows * apart * apart, 0)
     tl.store(mean + lane * channels + column, centre, mask=held)
-    tl.store(var + lane * channels + column, rectify(spread) / count, mask=held)
+    tl.store(var + lane * channels + column, rectify(spread, 0.0) / count, mask=held)
 
 
 @triton.jit
@@ -106,7 +108,7 @@ def lane_affine(weight, bias, mean, var, lane, column, held, channels, affine_st
 @triton.jit
 def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
                      lanes, samples, positions, channels, tiles, parts, affine_stride, eps,
-                     x_strides, residual_strides, target_strides, y_strides, RELU: tl.constexpr,
+                     x_strides, residual_strides, target_strides, y_strides, floor,
                      POS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     lane = pid % lanes
@@ -126,11 +128,10 @@ def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
     if residual is not None:
         rows = row_offsets(first + sample, position, residual_strides)
         value += load_tile(residual, rows, column, residual_strides, mask).to(tl.float32)
-    if RELU:
-        value = rectify(value)
+    value = rectify(value, floor)
     rows = row_offsets(first + sample, position, y_strides)
     rows = rows[:, None] + (column.to(tl.int64) * y_strides[2])[None, :]
-    tl.store(y + rows, value.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + rows, narrow(value, y), mask=mask)
     if target is not None:
         rows = row_offsets(sample, position, target_strides)
         aimed = load_tile(target, rows, column, target_strides, mask).to(tl.float32)
@@ -140,9 +141,9 @@ def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
 
 
 @triton.jit
-def presum_gradient(x, residual, target, grad_y, grad_dist2, first, samples, sample, position, column,
-                    mask, centre, inverse, gain, offset, x_strides, residual_strides, target_strides,
-                    grad_strides, RELU: tl.constexpr):  # fmt: skip
+def presum_gradient(x, residual, target, grad_y, grad_dist2, first, samples, sample, position,
+                    column, mask, centre, inverse, gain, offset, x_strides, residual_strides,
+                    target_strides, grad_strides, floor):  # fmt: skip
     """(d, xhat) of a tile: the gradient at the sum before the ReLU, everything recomputed."""
     rows = row_offsets(first + sample, position, x_strides)
     value = load_tile(x, rows, column, x_strides, mask).to(tl.float32)
@@ -159,18 +160,15 @@ def presum_gradient(x, residual, target, grad_y, grad_dist2, first, samples, sam
         rows = row_offsets(sample, position, target_strides)
         aimed = load_tile(target, rows, column, target_strides, mask).to(tl.float32)
         share = tl.load(grad_dist2 + first + sample, mask=sample < samples, other=0.0)
-        y = rectify(value) if RELU else value
-        d += (2.0 * share)[:, None] * (y - aimed)
-    if RELU:  # a NaN passes the gradient on, as in PyTorch
-        d = tl.where(value <= 0.0, 0.0, d)
-    return tl.where(mask, d, 0.0), xhat
+        d += (2.0 * share)[:, None] * (rectify(value, floor) - aimed)
+    return tl.where(mask & ~(value <= floor), d, 0.0), xhat
 
 
 @triton.jit
 def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_out, partial,
                 lanes, samples, positions, channels, chunks, tiles, affine_stride, eps,
                 x_strides, residual_strides, target_strides, grad_strides, d_strides,
-                RELU: tl.constexpr, POS: tl.constexpr, ROWS: tl.constexpr,
+                floor, POS: tl.constexpr, ROWS: tl.constexpr,
                 COLS: tl.constexpr):  # fmt: skip
     """partial[lane, chunk] = (sum of d, sum of d * xhat) per channel; d itself where asked."""
     pid = tl.program_id(0)
@@ -190,12 +188,12 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
         d, xhat = presum_gradient(
             x, residual, target, grad_y, grad_dist2, first, samples, sample, position, column,
             mask, centre, inverse, gain, offset, x_strides, residual_strides, target_strides,
-            grad_strides, RELU,
+            grad_strides, floor,
         )  # fmt: skip
         if d_out is not None:
             rows = row_offsets(first + sample, position, d_strides)
             rows = rows[:, None] + (column.to(tl.int64) * d_strides[2])[None, :]
-            tl.store(d_out + rows, d.to(d_out.dtype.element_ty), mask=mask)
+            tl.store(d_out + rows, narrow(d, d_out), mask=mask)
         total += d
         product += tl.where(mask, d * xhat, 0.0)
     out = partial + (chunk * lanes + lane).to(tl.int64) * 2 * channels + column
@@ -207,7 +205,7 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
 def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_in,
                           sums, dx, lanes, samples, positions, channels, tiles, affine_stride, eps,
                           x_strides, residual_strides, target_strides, grad_strides, d_strides,
-                          dx_strides, RELU: tl.constexpr, TRAINING: tl.constexpr,
+                          dx_strides, floor, share,
                           POS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """dx of a tile, from d as stored by `sums_kernel` (d_in) or recomputed."""
     pid = tl.program_id(0)
@@ -231,10 +229,9 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
         d, xhat = presum_gradient(
             x, residual, target, grad_y, grad_dist2, first, samples, sample, position, column,
             mask, centre, inverse, gain, offset, x_strides, residual_strides, target_strides,
-            grad_strides, RELU,
+            grad_strides, floor,
         )  # fmt: skip
-    if TRAINING:
-        share = 1.0 / (samples * positions * 1.0)
+    if sums is not None:
         entry = sums + lane.to(tl.int64) * 2 * channels + column
         mean_d = tl.load(entry, mask=held, other=0.0) * share
         mean_dxhat = tl.load(entry + channels, mask=held, other=0.0) * share
@@ -242,7 +239,7 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
     rows = row_offsets(first + sample, position, dx_strides)
     rows = rows[:, None] + (column.to(tl.int64) * dx_strides[2])[None, :]
     value = d * (inverse * gain)[None, :]
-    tl.store(dx + rows, value.to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx + rows, narrow(value, dx), mask=mask)
 
 
 def like(x: Tensor) -> Tensor:
@@ -311,12 +308,17 @@ def lane_norm(
     normalise_kernel[(lanes * tiles * parts,)](
         flat.tensor, extra.tensor, aimed.tensor, weight, bias, mean, var, out.tensor, partial,
         lanes, samples, positions, channels, tiles, parts, _affine_stride(weight), eps,
-        flat.strides, extra.strides, aimed.strides, out.strides, RELU=relu,
+        flat.strides, extra.strides, aimed.strides, out.strides, _floor(relu),
         POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     if partial is not None:
         sum_partials(partial, 1, dist2)
     return y, dist2
+
+
+def _floor(relu: bool) -> float:
+    """What the sum is cut off below; a shut ReLU passes no gradient, a NaN does, as in PyTorch."""
+    return 0.0 if relu else float("-inf")
 
 
 def _affine_stride(weight: Tensor) -> int:
@@ -366,7 +368,7 @@ def _sums(inputs, constants, grad_dist2, lanes, eps, relu) -> Tensor:
     sums_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
         x.tensor, residual.tensor, target.tensor, *constants, grad.tensor, grad_dist2, d.tensor,
         partial, lanes, samples, positions, channels, chunks, tiles, _affine_stride(constants[0]),
-        eps, x.strides, residual.strides, target.strides, grad.strides, d.strides, RELU=relu,
+        eps, x.strides, residual.strides, target.strides, grad.strides, d.strides, _floor(relu),
         POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return sum_partials(partial, 0, partial.new_empty(lanes, 2, channels))
@@ -386,6 +388,6 @@ def _input_gradient(inputs, constants, grad_dist2, sums, dx, lanes, eps, relu, t
         x.tensor, residual.tensor, target.tensor, *constants, grad.tensor, grad_dist2, d.tensor,
         sums if training else None, out.tensor, lanes, samples, positions, channels, tiles,
         _affine_stride(constants[0]), eps, x.strides, residual.strides, target.strides,
-        grad.strides, d.strides, out.strides, RELU=relu, TRAINING=training,
-        POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+        grad.strides, d.strides, out.strides, _floor(relu),
+        1.0 / (samples * positions), POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip

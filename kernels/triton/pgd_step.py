@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import power_of_two
+from .common import narrow, power_of_two
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def linf_kernel(x, grad, clean, out, size, step, eps, BLOCK: tl.constexpr):
     moved = tl.load(x + at, mask=held, other=0.0).to(tl.float32)
     moved += step * sign(tl.load(grad + at, mask=held, other=0.0).to(tl.float32))
     value = clip(centre + clip(moved - centre, -eps, eps), 0.0, 1.0)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=held)
+    tl.store(out + at, narrow(value, out), mask=held)
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def l2_kernel(x, grad, clean, out, size, step, eps, BLOCK: tl.constexpr):
         moved = tl.load(x + first + at, mask=at < size, other=0.0).to(tl.float32) + pace * g
         centre = tl.load(clean + first + at, mask=at < size, other=0.0).to(tl.float32)
         value = clip(centre + (moved - centre) * shrink, 0.0, 1.0)
-        tl.store(out + first + at, value.to(out.dtype.element_ty), mask=at < size)
+        tl.store(out + first + at, narrow(value, out), mask=at < size)
 
 
 def pgd_step(

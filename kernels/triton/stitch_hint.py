@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import dot, load_tile, row_offsets, store_sample_sums, tile_rows
+from .common import dot, load_tile, narrow, row_offsets, store_sample_sums, tile_rows
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def stitch_kernel(x, weight, bias, x_index, target, target_index, grad_y, grad_d
     if y is not None:
         rows = row_offsets(first + sample, position, y_strides)
         rows = rows[:, None] + (column.to(tl.int64) * y_strides[2])[None, :]
-        tl.store(y + rows, acc.to(y.dtype.element_ty), mask=mask)
+        tl.store(y + rows, narrow(acc, y), mask=mask)
 
 
 @triton.jit
@@ -118,8 +118,8 @@ def fused_gradient_kernel(x, weight, bias, x_index, target, target_index, grad_y
             e = e.to(tl.bfloat16)
         acc = dot(tl.trans(e), a, acc, PRECISION)
     out = (split * lanes).to(tl.int64) * c2
-    tl.store(dw + out * c1 + block, acc.to(dw.dtype.element_ty), mask=within)
-    tl.store(db + out + lane * c2 + column, acc_b.to(db.dtype.element_ty), mask=held)
+    tl.store(dw + out * c1 + block, narrow(acc, dw), mask=within)
+    tl.store(db + out + lane * c2 + column, narrow(acc_b, db), mask=held)
 
 
 @triton.jit
@@ -150,16 +150,16 @@ def weight_gradient_kernel(x, x_index, e, dw, db, lanes, samples, positions, c1,
     out = (split * lanes).to(tl.int64) * c2
     block = (lane.to(tl.int64) * c2 + column)[:, None] * c1 + k[None, :]
     within = held[:, None] & used[None, :]
-    tl.store(dw + out * c1 + block, acc.to(dw.dtype.element_ty), mask=within)
+    tl.store(dw + out * c1 + block, narrow(acc, dw), mask=within)
     if part % blocks == 0:
-        tl.store(db + out + lane * c2 + column, acc_b.to(db.dtype.element_ty), mask=held)
+        tl.store(db + out + lane * c2 + column, narrow(acc_b, db), mask=held)
 
 
 @triton.jit
 def input_gradient_kernel(e, weight, order, starts, dx, samples, positions, c1, c2, fronts, tiles,
                           e_strides, dx_strides, PRECISION: tl.constexpr, POS: tl.constexpr,
                           ROWS: tl.constexpr, COLS: tl.constexpr, INNER: tl.constexpr):  # fmt: skip
-    """A tile of dx[front] = sum of e_l W_l over its lanes order[starts[front]:starts[front + 1]]."""
+    """A tile of dx[front] = sum of e_l W_l over the lanes l = order[starts[front]] onwards."""
     pid = tl.program_id(0)
     front = pid % fronts
     tile = (pid // fronts) % tiles
@@ -178,4 +178,4 @@ def input_gradient_kernel(e, weight, order, starts, dx, samples, positions, c1, 
             acc = dot(g, w, acc, PRECISION)
     rows = row_offsets(front.to(tl.int64) * samples + sample, position, dx_strides)
     rows = rows[:, None] + (column.to(tl.int64) * dx_strides[2])[None, :]
-    tl.store(dx + rows, acc.to(dx.dtype.element_ty), mask=valid[:, None] & held[None, :])
+    tl.store(dx + rows, narrow(acc, dx), mask=valid[:, None] & held[None, :])

@@ -192,7 +192,7 @@ def _groups(stitch: Stitch, grads: Grads) -> Iterator[tuple[Stitch, Grads, slice
 
 
 def _residual(stitch: Stitch, grads: Grads) -> Tensor:
-    """e = grad_y + 2 * grad_dist2 * (y - target), written; float32 where float16 has not the range."""
+    """e = grad_y + 2 * grad_dist2 * (y - target), in float32 where float16 has not the range."""
     if grads.dist2 is None:
         return grads.y
     lanes, samples, _, _, c2 = stitch.sizes()
