@@ -1,0 +1,3 @@
+#define FULA_ISA portable
+#define FULA_VECTOR_BYTES 16
+#include "simd/tables.h"
