@@ -167,7 +167,8 @@ class LineProgress(_Counting):
 
     def wave_started(self, lanes: int, steps: int) -> None:
         super().wave_started(lanes, steps)
-        self.write(f"wave: {lanes} lanes, {steps} steps")
+        if lanes > 1 or self._due():  # the solo executor has a wave for every cell
+            self.write(f"wave: {lanes} lanes, {steps} steps")
 
     def step(self, done: int, *args: Any, **values: Any) -> None:
         super().step(done, *args, **values)

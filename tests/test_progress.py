@@ -56,6 +56,15 @@ def test_the_rate_leaves_out_the_first_report():
     assert "5.00 steps/s" in written[-1] and "0:02 left" in written[-1]
 
 
+def test_waves_of_one_cell_keep_to_the_interval():
+    progress, written, clock = lines()
+    progress.wave_started(lanes=45, steps=9)
+    for _ in range(3):
+        clock.now += 4
+        progress.wave_started(lanes=1, steps=9)
+    assert written == ["wave: 45 lanes, 9 steps", "wave: 1 lanes, 9 steps"]
+
+
 def test_failed_cells_are_told_at_once_with_their_error():
     progress, written, _ = lines()
     progress.run_started(2, 0)
