@@ -1,0 +1,225 @@
+"""A sweep: validate, plan, train or load the donors, run every cell, write results and report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import FulaError
+from .machine import cpu_name, gpu_lines, resources
+from .plan import Plan, Wave, plan
+from .progress import Progress
+from .spec import Spec
+from .store import Store
+from .task import Outcome, WaveTask
+
+Executor = Callable[[WaveTask], Iterator[Outcome]]
+_PACKAGES = ("torch", "torchvision", "triton", "numpy")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a sweep ended. `cells`: planned; `failed`: cells without a result; `report`: its page."""
+
+    folder: Path
+    cells: int
+    failed: int
+    seconds: float
+    text: str
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        head = f"{self.cells} cells in {self.seconds:.0f} s{failed}; report: {self.report}"
+        return f"{self.text}\n{head}" if self.text else head
+
+
+def run_sweep(
+    spec: Spec,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    fail_fast: bool = False,
+    progress: Progress | None = None,
+    profile: bool = False,
+    donors: Path | None = None,
+) -> Summary:
+    """Run a spec into the folder `out`, and write its tables and report.
+
+    `resume`: go on with a run: missing and failed cells only. `fail_fast`: stop at the first failed
+    cell. `donors`: folder of trained donors. Raises `FulaError` for anything that concerns the
+    whole run: a bad spec, a folder that holds another run, a donor below its `min_accuracy`.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress()
+    store, planned = _open(spec, Path(out), resume)
+    todo = set(store.missing())
+    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
+    for note in planned.notes:
+        progress.note(note)
+    if todo:
+        from .workbench import Workbench
+
+        bench = Workbench(spec, planned, progress, donors=donors)
+        store.add_launch(_launch(planned))
+        for wave in planned.waves:
+            _run_wave(wave, bench, store, todo, fail_fast, profile)
+    return _finish(store, planned, time.perf_counter() - started)
+
+
+def _open(spec: Spec, folder: Path, resume: bool) -> tuple[Store, Plan]:
+    """The run's store and plan; a folder that holds a run is only touched with `resume`."""
+    exists = (folder / "spec.json").exists()
+    if exists and not resume:
+        _refuse_other(spec, folder)
+        raise FulaError(
+            f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
+            "or give another --out"
+        )
+    found = resources(spec.engine)
+    planned = plan(
+        spec,
+        device=found.device,
+        precision=found.precision,
+        mode=spec.engine.mode,
+        budget=found.budget,
+    )
+    store = Store.create(folder, _identity(spec), planned.to_json())
+    return store, Plan.from_json(store.plan) if exists else planned
+
+
+def _refuse_other(spec: Spec, folder: Path) -> None:
+    """`FulaError` with the difference where the folder's run has another spec."""
+    store = Store.open(folder)
+    Store.create(folder, _identity(spec), store.plan)
+
+
+def _identity(spec: Spec) -> dict[str, Any]:
+    """The spec without what changes no number of it: where and how fast it runs."""
+    dumped = spec.dump()
+    engine = dumped.get("engine", {})
+    return dumped | {"engine": {k: v for k, v in engine.items() if k not in ("memory", "device")}}
+
+
+def _run_wave(
+    wave: Wave, bench: Any, store: Store, todo: set[str], fail_fast: bool, profile: bool
+) -> None:
+    if not todo.intersection(cell.id for cell in wave.cells):
+        return
+    task = bench.task(wave)
+    hashes = _hashes(bench, wave)
+    store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
+    common = _common(bench, wave, hashes)
+    for outcome in _executor(bench.plan, wave, store, todo, profile)(task):
+        row = common | _row(outcome)
+        kept = {} if outcome.error else {outcome.cell.id: outcome.tensors}
+        store.write(wave.id, [row], kept)
+        bench.progress.cell_done(row)
+        if outcome.error and fail_fast:
+            raise FulaError(f"cell {outcome.cell.id} failed: {outcome.error} (--fail-fast)")
+
+
+def _executor(
+    planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool
+) -> Executor:
+    """Runs the wave's unfinished cells, alone or as lanes."""
+    if planned.executor == "solo":
+        from . import solo
+
+        return lambda task: solo.run_wave(_only(task, todo))
+    from . import engine
+
+    return lambda task: engine.run_wave(_only(task, todo), store, wave.id, profile=profile)
+
+
+def _only(task: WaveTask, todo: set[str]) -> WaveTask:
+    from dataclasses import replace
+
+    return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
+
+
+def _hashes(bench: Any, wave: Wave) -> dict[str, str]:
+    names = {"front": wave.key.front, "end": wave.key.end}
+    return {f"{r}_hash": bench.donor(n, wave.key.hook).content_hash for r, n in names.items()}
+
+
+def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Columns that all cells of a wave share."""
+    accuracies = {
+        f"{role}_accuracy": bench.donor(name, wave.key.hook).metrics.test_accuracy
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+    }
+    versions = {f"version_{name}": v for name, v in _versions().items()}
+    place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
+    return {**accuracies, **hashes, **place, **versions}
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    cell, rule = outcome.cell, outcome.cell.protocol
+    described = {
+        "cell": cell.id, "front": cell.front, "end": cell.end, "front_site": cell.front_site,
+        "end_site": cell.end_site, "method": cell.method, "protocol": rule.preset,
+        "alpha": cell.alpha, "shortcut": cell.shortcut_label, "subset": cell.subset,
+        "seed": cell.seed, "data_seed": cell.data_seed, "weighting": cell.weighting,
+        "bn": rule.bn, "epochs": rule.epochs, "dm_samples": str(rule.dm_samples),
+        "dm_stats": rule.dm_stats, "hook": rule.hook, "norm": rule.norm,
+        "status": "failed" if outcome.error else "ok", "error": outcome.error,
+    }  # fmt: skip
+    return described | outcome.metrics
+
+
+def _finish(store: Store, planned: Plan, seconds: float) -> Summary:
+    from .report import summary, write_report
+
+    store.write_tables()
+    write_report(store.folder)
+    rows = store.rows()
+    return Summary(
+        store.folder, len(planned.cells), len(store.missing()), seconds, summary(rows)
+    )
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _versions() -> dict[str, str]:
+    found = {"fula_fast": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # triton has no wheel for some systems
+            found[name] = "absent"
+    return found
+
+
+def _launch(planned: Plan) -> dict[str, Any]:
+    """What a report says of the machine and the command."""
+    import os
+
+    return {
+        "versions": _versions(),
+        "device": device_name(planned.device),
+        "gpus": list(gpu_lines()) if planned.device != "cpu" else [],
+        "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "precision": planned.precision,
+        "executor": planned.executor,
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }

@@ -1,0 +1,149 @@
+"""The workbench of a run: its data, donors and streams, each opened once and when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import pipelines
+from .cell import Cell
+from .donors import Donor
+from .errors import FulaError
+from .obtain import normalisation_of, obtain_donor, open_source
+from .pipelines import Augmentation, Batch, ImageSet, Source, Stream
+from .pipelines.cache import cache_folder
+from .plan import Plan, Wave
+from .progress import Progress
+from .spec import Spec
+from .tables import DataSpec
+from .task import WaveTask
+
+_DM_BATCH = 512
+
+
+class Workbench:
+    """Everything that the waves of one run need.
+
+    `plan`: decides device, precision and mode. `donors`: folder of trained donors, shared by all
+    runs of this user by default.
+    """
+
+    def __init__(
+        self, spec: Spec, plan: Plan, progress: Progress, *, donors: Path | None = None
+    ) -> None:
+        self.spec, self.plan, self.progress = spec, plan, progress
+        self.device = torch.device(plan.device)
+        self._donor_folder = donors
+        self._sources: dict[str, Source] = {}
+        self._donors: dict[tuple[str, str], Donor] = {}
+
+    def source(self, data: DataSpec) -> Source:
+        """The decoded data of a `[data]` table."""
+        key = data.model_dump_json(exclude={"stream", "mean", "std"})
+        if key not in self._sources:
+            self._sources[key] = open_source(data)
+        return self._sources[key]
+
+    def donor(self, name: str, hook: str) -> Donor:
+        """A donor, trained now if it is nowhere found, cut at `hook`; its classes must fit."""
+        if (name, hook) not in self._donors:
+            spec = self.spec.donor(name)
+            self._donors[name, hook] = obtain_donor(
+                spec,
+                self.source(spec.data),
+                cache_dir=self._donor_folder or cache_folder() / "donors",
+                hook=hook,
+                device=self.device,
+                precision="fp32" if self.plan.precision == "fp64" else self.plan.precision,
+                progress=self.progress,
+            )
+        return self._donors[name, hook]
+
+    def task(self, wave: Wave) -> WaveTask:
+        """A wave with its donors, streams and test sets."""
+        front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
+        self._check_shapes(front, end)
+        training = self._training_set(wave)
+        return WaveTask(
+            cells=wave.cells,
+            front=front.staged,
+            end=end.staged,
+            stream=self._stream(wave, training) if wave.key.epochs else None,
+            dm_images=partial(self._dm_images, wave.cells[0], training),
+            evaluations=dict(self._evaluations(wave.cells[0])),
+            epochs=wave.key.epochs,
+            device=self.device,
+            precision=self.plan.precision,
+            mode=self.plan.mode,
+            progress=self.progress,
+        )
+
+    def _check_shapes(self, front: Donor, end: Donor) -> None:
+        data = self.source(self.spec.data)
+        for donor in (front, end):
+            if tuple(donor.staged.input_shape) != tuple(data.image_shape):
+                raise FulaError(
+                    f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, the "
+                    f"data gives {data.image_shape} (C, H, W); set size and channels in [data]"
+                )
+
+    def _training_set(self, wave: Wave) -> ImageSet:
+        """Images that train the stitches: the run's, the sender's own, or the correlated set."""
+        data, kind = self.spec.data, wave.key.stitch_data
+        if kind == "sender":
+            data = self.spec.donor(wave.key.front).data or data
+        elif kind == "correlated":
+            data = data.model_copy(update={"options": {**data.options, "variant": "correlated"}})
+        train = self.source(data).train
+        return train if wave.key.subset is None else train.first_classes(wave.key.subset)
+
+    def _stream(self, wave: Wave, training: ImageSet) -> Stream:
+        cell = wave.cells[0]
+        return pipelines.open_stream(
+            training,
+            batch_size=wave.key.batch_size,
+            seed=wave.key.data_seed,
+            augmentation=Augmentation(wave.key.crop_padding, wave.key.flip),
+            backend=self.spec.data.stream,
+            shortcut=_shortcut(cell),
+            normalisation=normalisation_of(self.spec.data),
+            device=self.device,
+        )
+
+    def _dm_images(
+        self, cell: Cell, training: ImageSet, samples: int | str
+    ) -> Tensor | Iterable[Tensor]:
+        """Un-augmented training images with the shortcut on: some, or all in batches."""
+        options = {
+            "shortcut": _shortcut(cell),
+            "normalisation": normalisation_of(self.spec.data),
+            "device": self.device,
+        }
+        if samples == "all":
+            return (b.images for b in pipelines.evaluation_batches(training, _DM_BATCH, **options))
+        return pipelines.take(training, min(samples, len(training)), cell.data_seed, **options)
+
+    def _evaluations(self, cell: Cell) -> Iterator[tuple[str, Callable[[], Iterator[Batch]]]]:
+        test = self.source(self.spec.data).test
+        shortcut = _shortcut(cell)
+        sets = ["own", *(s for s in self.spec.evaluation.sets if shortcut and s != "shortcut")]
+        for name in sets:
+            yield name, partial(
+                pipelines.evaluation_batches,
+                test,
+                self.spec.evaluation.batch_size,
+                self.device,
+                shortcut=shortcut,
+                marker_set="shortcut" if name == "own" else name,
+                normalisation=normalisation_of(self.spec.data),
+            )
+
+
+def _shortcut(cell: Cell) -> pipelines.Shortcut | None:
+    if cell.shortcut is None:
+        return None
+    return pipelines.Shortcut(**cell.shortcut.model_dump())
