@@ -1,0 +1,235 @@
+"""Robust accuracy of models: the entry used by sweeps and the command line.
+
+result, = robust_evaluate(model, images, labels, "autoattack-rand", eps=8 / 255)
+result.robust_accuracy
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import FulaError, nearest
+from ..models import Staged, load_checkpoint
+from ..pipelines import Normalisation, Source
+from .autoattack import AttackOptions, Recipe, Run, parse, run
+from .losses import predict
+from .packed import as_packed
+from .record import Record
+
+
+@dataclass(frozen=True, eq=False)
+class RobustResult:
+    """How one model (lane) fared. All arrays are on the host, one row per image.
+
+    correct: the clean image is classified rightly; robust: and no attack changed that. logits and
+    predictions (-1: NaN): on the adversarial image where there is one, else on the clean one.
+    adversarial: those images (N, C, H, W), None unless asked for. gradients: image gradients taken
+    (every EOT sample counts); verified: images shown to the exact model. settings: the attack's
+    options, JSON-able. deterministic: None where it was not asked.
+    """
+
+    attack: str
+    correct: Tensor
+    robust: Tensor
+    predictions: Tensor
+    logits: Tensor
+    adversarial: Tensor | None
+    gradients: int
+    verified: int
+    deterministic: bool | None
+    mode: str
+    settings: dict[str, Any]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images classified rightly."""
+        return self.correct.double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of images classified rightly under attack."""
+        return self.robust.double().mean().item()
+
+    def row(self) -> dict[str, Any]:
+        """The columns of a results table."""
+        return {
+            "robust_attack": self.attack,
+            "robust_accuracy": self.robust_accuracy,
+            "robust_images": len(self.robust),
+            "robust_gradients": self.gradients,
+            "robust_verified": self.verified,
+            "robust_mode": self.mode,
+            **{f"robust_{name}": self.settings[name] for name in ("norm", "eps", "precision")},
+        }
+
+
+def robust_evaluate(
+    models: object,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    attack: str = "autoattack-rand",
+    *,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> list[RobustResult]:
+    """Attack every model on every image it classifies rightly; one result per model.
+
+    models: a module, a function of the images, a sequence of those, or a `PackedModel` (lanes that
+    share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
+    (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
+    attack: a name (see `autoattack`). options: fields of `AttackOptions`. device: where to
+    work; the models' own by default.
+
+    A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
+    `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
+    and too few classes for the attack's loss.
+    """
+    chosen = _options(options)
+    recipe = _adjusted(parse(attack), chosen)
+    packed = as_packed(models, compile=chosen.compile or chosen.mode == "compiled", device=device)
+    x, y = _tensors(images, labels, packed.device if device is None else device)
+    if chosen.mode == "captured" and not (x.is_cuda and packed.capturable):
+        raise FulaError(
+            "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
+            "use mode = 'auto'"
+        )
+    with torch.random.fork_rng():  # a random model starts alike; the caller's numbers are kept
+        torch.manual_seed(chosen.seed)
+        record = Record(packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images)
+        went = run(packed, record, recipe, chosen)
+    return [_result(record, lane, recipe, chosen, went) for lane in range(packed.lanes)]
+
+
+def _options(options: dict[str, Any]) -> AttackOptions:
+    known = [f.name for f in fields(AttackOptions)]
+    for name in options:
+        if name not in known:
+            raise FulaError(f"unknown attack option '{name}'{nearest(name, known)}")
+    return AttackOptions(**options)
+
+
+def _adjusted(recipe: Recipe, options: AttackOptions) -> Recipe:
+    """The recipe with the options' own numbers of iterations and samples, where given."""
+    return replace(recipe, steps=options.steps or recipe.steps, eot=options.eot or recipe.eot)
+
+
+def _tensors(
+    images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,) on `device`."""
+    if isinstance(images, np.ndarray):
+        channels_last = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] > 4
+        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = images.permute(0, 3, 1, 2) if channels_last else images
+    labels = torch.as_tensor(labels)
+    labels = labels if labels.dtype.is_floating_point else labels.to(torch.int64)
+    return images.to(device), labels.to(device)
+
+
+def _result(
+    record: Record, lane: int, recipe: Recipe, options: AttackOptions, went: Run
+) -> RobustResult:
+    logits = record.logits[lane]
+    return RobustResult(
+        attack=recipe.name,
+        correct=record.correct[lane],
+        robust=record.correct[lane] & ~record.fooled[lane],
+        predictions=predict(logits),
+        logits=logits,
+        adversarial=record.adversarial(lane),
+        gradients=int(record.gradients[lane]),
+        verified=int(record.verified[lane]),
+        deterministic=went.deterministic,
+        mode=went.mode,
+        settings=_settings(recipe, options, went),
+    )
+
+
+def _settings(recipe: Recipe, options: AttackOptions, went: Run) -> dict[str, Any]:
+    """Everything that decided the outcome, JSON-able."""
+    kept = {k: v for k, v in asdict(options).items() if k not in ("starts", "keep_images")}
+    return {**kept, "steps": recipe.steps, "eot": recipe.eot, "eot_taken": went.eot}
+
+
+def attack_checkpoint(
+    path: str | Path,
+    source: Source,
+    attack: str = "autoattack-rand",
+    *,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    normalisation: Normalisation | None = None,
+    into: Staged | None = None,
+    **options: Any,
+) -> RobustResult:
+    """Attack the donor stored at `path` on the (first `limit`) test images of `source`.
+
+    output: write the adversarial examples there (`save_examples`). normalisation: what the donor
+    was trained with, put before it, so that the attack stays in pixels. into: see
+    `load_checkpoint`. options: as for `robust_evaluate`. Raises `FulaError` where images and model
+    do not fit.
+    """
+    staged = load_checkpoint(path, into=into)
+    test = source.test
+    if tuple(staged.input_shape) != test.image_shape or staged.num_classes != test.num_classes:
+        raise FulaError(
+            f"checkpoint '{path}' takes images {tuple(staged.input_shape)} of "
+            f"{staged.num_classes} classes, but source '{source.name}' has {test.image_shape} of "
+            f"{test.num_classes}; give the donor's own source, or its size and channels"
+        )
+    model = staged if normalisation is None else Normalised(staged, normalisation)
+    images = np.ascontiguousarray(test.images[:limit])
+    (result,) = robust_evaluate(
+        model, images, test.labels[:limit], attack, keep_images=output is not None, **options
+    )
+    if output is not None:
+        save_examples(output, result, test.labels[:limit])
+    return result
+
+
+class Normalised(nn.Module):
+    """A model behind its per-channel normalisation; takes images in [0, 1]."""
+
+    def __init__(self, model: Staged, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.model = model
+        self.input_shape = model.input_shape
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(normalisation, name))
+            self.register_buffer(name, value[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to logits."""
+        return self.model((x - self.mean) / self.std)
+
+
+def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) -> None:
+    """Write a result's images as a compressed npz, atomically.
+
+    Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
+    fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
+    """
+    path = Path(path)
+    if result.adversarial is None:
+        raise FulaError("the adversarial images were not kept; attack with keep_images=True")
+    arrays = {
+        "adversarial": result.adversarial.float().numpy(),
+        "labels": np.asarray(labels),
+        **{n: getattr(result, n).numpy() for n in ("predictions", "correct", "robust")},
+        "settings": np.array(json.dumps({"attack": result.attack, **result.settings})),
+    }
+    try:
+        with NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as scratch:
+            np.savez_compressed(scratch, **arrays)
+        os.replace(scratch.name, path)
+    except OSError as error:
+        raise FulaError(f"adversarial examples '{path}' cannot be written: {error}") from None

@@ -1,0 +1,141 @@
+"""What an attack needs of the models: logits of a batch in which every image names its lane.
+
+A batch of images in flight is packed across lanes (the cells of a wave, or several models), so
+that it stays full. `Single` and `Lanes` adapt ordinary modules; an engine that shares work between
+its lanes brings its own `PackedModel`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FulaError
+from .capture import compiled
+from .fold import fold
+
+
+@runtime_checkable
+class PackedModel(Protocol):
+    """Models side by side, all with the same classes and input shape.
+
+    lanes: how many. device: where they are, None for functions that work anywhere. capturable:
+    `logits` may stand in a CUDA graph (no host synchronisation).
+    """
+
+    lanes: int
+    device: torch.device | None
+    capturable: bool
+
+    def logits(self, x: Tensor, lane: Tensor) -> Tensor:
+        """Eval-mode logits (N, classes) of images x (N, C, H, W) in [0, 1], image i by model
+        lane[i]; lane (N,) int64 on x's device. Images must not influence each other."""
+        ...
+
+    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> PackedModel:
+        """The same models for computing gradients only: in bfloat16, with batch norm folded."""
+        ...
+
+
+class Single:
+    """One module, or any function of the images, as a `PackedModel` of one lane.
+
+    A module is deep-copied, frozen and put into eval mode; the original is never touched. compile:
+    run the copy used for gradients through torch.compile.
+    """
+
+    lanes = 1
+    capturable = True
+
+    def __init__(
+        self, model: nn.Module | Callable[[Tensor], Tensor], *, compile: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:  # fmt: skip
+        self._compile = compile
+        self._model = _frozen(model).to(device) if isinstance(model, nn.Module) else model
+        weight = _weight(self._model)
+        self._dtype = None if weight is None else weight.dtype
+        self.device = None if weight is None else weight.device
+
+    def logits(self, x: Tensor, lane: Tensor) -> Tensor:
+        """Logits (N, classes) of x (N, C, H, W); see `PackedModel`."""
+        return self._model(x if self._dtype is None else x.to(self._dtype))
+
+    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Single:
+        """The copy that gradients are taken of; see `PackedModel`."""
+        if self._dtype is None:  # no weights: nothing to fold or to narrow
+            if bf16:
+                raise FulaError("a search in bfloat16 needs a module with weights")
+            return self
+        result = copy.copy(self)
+        result._model = fold(self._model, input_shape) if folded else copy.deepcopy(self._model)
+        if bf16:
+            result._dtype = torch.bfloat16
+            result._model.to(torch.bfloat16, memory_format=torch.channels_last)
+        if self._compile:
+            result._model = compiled(result._model)
+        return result
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """An eval-mode copy that takes no gradient; half-precision weights are widened to float32."""
+    result = copy.deepcopy(model).eval().requires_grad_(False)
+    weight = _weight(result)
+    narrow = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
+    return result.float() if narrow else result
+
+
+def _weight(model: object) -> Tensor | None:
+    """The first weight, if there is one."""
+    return next(model.parameters(), None) if isinstance(model, nn.Module) else None
+
+
+class Lanes:
+    """Several modules (or functions) as a `PackedModel`; each sees its own images of a batch.
+
+    Nothing is shared between the lanes, and finding a lane's images needs the host: an adapter for
+    convenience, not for speed.
+    """
+
+    capturable = False
+
+    def __init__(self, singles: Sequence[Single]) -> None:
+        self._singles = singles
+        self.lanes = len(singles)
+        self.device = singles[0].device
+
+    def logits(self, x: Tensor, lane: Tensor) -> Tensor:
+        """Logits (N, classes) of x (N, C, H, W); see `PackedModel`."""
+        order = lane.argsort(stable=True)
+        counts = torch.bincount(lane, minlength=self.lanes).tolist()
+        parts = x[order].split(counts)
+        seen = [
+            single.logits(part, lane)
+            for single, part in zip(self._singles, parts, strict=True)
+            if len(part)
+        ]
+        return torch.cat(seen)[order.argsort()]
+
+    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Lanes:
+        """The copies that gradients are taken of; see `PackedModel`."""
+        return Lanes([s.search(input_shape, bf16=bf16, folded=folded) for s in self._singles])
+
+
+def as_packed(
+    models: object, *, compile: bool = False, device: torch.device | str | None = None
+) -> PackedModel:
+    """A `PackedModel` from one, from a module or function, or from a sequence of those.
+
+    device: where copies of modules go; a `PackedModel` and functions stay where they are.
+    """
+    if isinstance(models, PackedModel):
+        return models
+    several = list(models) if isinstance(models, Sequence) else [models]
+    if not several:
+        raise FulaError("no model to attack; give at least one")
+    singles = [Single(model, compile=compile, device=device) for model in several]
+    return singles[0] if len(singles) == 1 else Lanes(singles)

@@ -1,0 +1,414 @@
+"""AutoAttack's flags against the reference package, and savings that must not change them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from fula_fast.attacks import RobustResult, Savings, robust_evaluate
+from fula_fast.attacks.autoattack import RECIPES, parse
+from fula_fast.errors import FulaError
+
+from .conftest import small_batch, small_net
+
+SEED = 5
+OFF = Savings(**{f.name: False for f in fields(Savings)})
+NORMS = {"linf": "Linf", "l2": "L2"}
+EPS = {"linf": 0.02, "l2": 0.3}
+
+
+def reference_starts(shape, norm):
+    """The start points of the reference, which seeds its generator anew for every batch."""
+
+    def starts(stage, lane, images):
+        torch.manual_seed(SEED)
+        size = (len(images), *shape)
+        return 2 * torch.rand(size) - 1 if norm == "linf" else torch.randn(size)
+
+    return starts
+
+
+def reference(net, x, labels, attacks, norm, eps, *, eot=1, steps=100, classes=10, batch_size=250):
+    runner = AutoAttack(net, norm=NORMS[norm], eps=eps, seed=SEED, version="standard")
+    runner.attacks_to_run = attacks
+    runner.apgd.eot_iter = eot
+    for attack in (runner.apgd, runner.apgd_targeted):
+        attack.n_iter = steps
+        attack.n_iter_2 = max(int(0.22 * steps), 1)
+        attack.n_iter_min = max(int(0.06 * steps), 1)
+        attack.size_decr = max(int(0.03 * steps), 1)
+    runner.apgd_targeted.n_target_classes = min(9, classes - 1)
+    found, _ = runner.run_standard_evaluation(x, labels, batch_size=batch_size)
+    with torch.no_grad():
+        return found, net(found).argmax(1) == labels
+
+
+def ours(net, x, labels, attack, norm="linf", eps=0.02, **options) -> RobustResult:
+    options.setdefault("starts", reference_starts(x.shape[1:], norm))
+    (result,) = robust_evaluate(
+        net, x, labels, attack, norm=norm, eps=eps, keep_images=True, **options
+    )
+    return result
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "attack, parts",
+    [("autoattack-rand", ["apgd-ce", "apgd-dlr"]), ("autoattack-standard", ["apgd-ce", "apgd-t"])],
+)
+def test_with_all_savings_off_every_pixel_equals_the_reference(norm, attack, parts):
+    net = small_net()
+    x, labels = small_batch(net, 24)
+    short = {"steps": 30, "eot": 3 if "rand" in attack else 1, "batch_size": 10}
+    found, robust = reference(net, x, labels, parts, norm, EPS[norm], classes=6, **short)
+    result = ours(net, x, labels, attack, norm, EPS[norm], savings=OFF, **short)
+    assert torch.equal(result.robust, robust)
+    assert torch.equal(result.adversarial, found)
+    assert 0 < robust.sum() < result.correct.sum(), "the images should not all share one fate"
+
+
+@pytest.mark.parametrize("saving", [f.name for f in fields(Savings)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_saving_changes_a_flag(saving, norm):
+    net = small_net()
+    x, labels = small_batch(net, 30)
+    keyed = {
+        "norm": norm,
+        "eps": EPS[norm],
+        "starts": None,
+        "batch_size": 12,
+        "steps": 30,
+        "eot": 4,
+    }
+    without = ours(net, x, labels, "autoattack-rand", savings=OFF, **keyed)
+    one = replace(OFF, **{saving: True})
+    saved = ours(net, x, labels, "autoattack-rand", savings=one, **keyed)
+    assert torch.equal(saved.robust, without.robust)
+    assert 0 < saved.robust.sum() < saved.correct.sum()
+    if saving in ("single_sample", "compaction"):
+        assert saved.gradients < without.gradients
+
+
+def test_all_savings_together_change_no_flag_and_save_most():
+    net = small_net()
+    x, labels = small_batch(net, 16)
+    keyed = {"eps": EPS["linf"], "starts": None, "batch_size": 6, "steps": 30}
+    without = ours(net, x, labels, "autoattack-rand", savings=OFF, **keyed)
+    saved = ours(net, x, labels, "autoattack-rand", **keyed)
+    assert torch.equal(saved.robust, without.robust)
+    assert saved.gradients < without.gradients / 20
+
+
+def test_counts_what_it_does():
+    """Savings off: steps + 1 looks of 20 samples per stage and image, and two more to ask for randomness;
+    nothing at all for images that are wrong from the start."""
+    net = small_net()
+    x, labels = small_batch(net, 10)
+    assert (RECIPES["autoattack-rand"].steps, RECIPES["autoattack-rand"].eot) == (100, 20)
+    result = ours(net, x, labels, "autoattack-rand", eps=1e-4, savings=OFF, steps=10)
+    assert result.correct.sum() == 8 and torch.equal(result.robust, result.correct)
+    assert result.gradients == 8 * (2 * 20 * 11 + 2) and result.verified == 0
+    saved = ours(net, x, labels, "autoattack-rand", eps=1e-4, steps=10)
+    assert saved.gradients == 8 * (2 * 11 + 2)
+    assert saved.settings["eot_taken"] == 1 and saved.deterministic
+
+
+def test_every_fooled_image_was_verified():
+    net = small_net()
+    x, labels = small_batch(net, 20)
+    result = ours(net, x, labels, "apgd-ce", eps=0.05)
+    fooled = result.correct & ~result.robust
+    assert result.verified == fooled.sum() > 0
+    with torch.no_grad():
+        logits = net(result.adversarial)
+    torch.testing.assert_close(result.logits, logits)
+    assert torch.equal(result.predictions, logits.argmax(1))
+    assert torch.equal(result.predictions == labels, result.robust)
+    assert torch.equal(result.adversarial[~fooled], x[~fooled])
+
+
+def test_restarts_equal_the_reference():
+    net = small_net()
+    x, labels = small_batch(net, 24)
+    runner = AutoAttack(net, norm="Linf", eps=0.02, seed=SEED, version="standard")
+    runner.attacks_to_run = ["apgd-ce"]
+    runner.apgd.n_restarts = 3
+    found, _ = runner.run_standard_evaluation(x, labels)
+
+    def starts(stage, lane, images):
+        if stage == 0:
+            torch.manual_seed(SEED)
+        return 2 * torch.rand(len(images), *x.shape[1:]) - 1
+
+    result = ours(net, x, labels, "apgd-ce", savings=OFF, restarts=3, starts=starts)
+    assert torch.equal(result.adversarial, found)
+
+
+def test_apgd20_is_twenty_steps_from_a_small_one():
+    recipe = parse("apgd20")
+    assert (recipe.steps, recipe.eot, recipe.first_step) == (20, 1, 2 / 255)
+    assert [stage.loss for stage in recipe.stages] == [0, 1]
+    net = small_net()
+    x, labels = small_batch(net, 20)
+    small = ours(net, x, labels, "apgd20", starts=None)
+    assert 0 < small.robust.sum() < small.correct.sum()
+    assert small.settings["steps"] == 20 and small.settings["eot"] == 1
+
+
+def test_pgd_by_its_number_of_steps():
+    net = small_net()
+    x, labels = small_batch(net, 20)
+    from torchattacks import PGD
+
+    theirs = PGD(net, eps=0.02, alpha=0.005, steps=7, random_start=False)(x, labels)
+    result = ours(net, x, labels, "pgd-7", step=0.005, batch_size=6, savings=OFF)
+    with torch.no_grad():
+        robust = result.correct & (net(theirs).argmax(1) == labels)
+    assert torch.equal(result.robust, robust) and 0 < robust.sum() < result.correct.sum()
+    fooled = result.correct & ~robust
+    torch.testing.assert_close(result.adversarial[fooled], theirs[fooled], rtol=0, atol=1e-6)
+    assert result.gradients == 7 * result.correct.sum() and result.verified == result.correct.sum()
+
+
+@pytest.mark.parametrize("attack", ["autoattack-rand", "pgd-5"])
+def test_lanes_packed_together_equal_models_alone(attack):
+    nets = [small_net(seed=s).double() for s in (0, 1, 2)]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(15, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = nets[0](x).argmax(1)
+    options = {"attack": attack, "eps": 0.02, "batch_size": 12, "keep_images": True}
+    options |= {"steps": 20} if attack != "pgd-5" else {}
+    together = robust_evaluate(nets, x, labels, **options)
+    for net, packed in zip(nets, together, strict=True):
+        (alone,) = robust_evaluate(net, x, labels, **options)
+        assert torch.equal(packed.correct, alone.correct)
+        assert torch.equal(packed.robust, alone.robust)
+        assert packed.gradients == alone.gradients and packed.verified == alone.verified
+        torch.testing.assert_close(packed.adversarial, alone.adversarial, rtol=0, atol=1e-9)
+    assert len({int(r.correct.sum()) for r in together}) > 1
+
+
+def test_bf16_search_is_confirmed_in_fp32_and_redone_for_survivors():
+    net = small_net()
+    x, labels = small_batch(net, 30)
+    exact = ours(net, x, labels, "autoattack-rand", starts=None)
+    narrow = ours(net, x, labels, "autoattack-rand", starts=None, precision="bf16")
+    fast = ours(net, x, labels, "autoattack-rand", starts=None, precision="fast")
+    assert not (narrow.robust & ~exact.robust).any(), "survivors face the fp32 attack too"
+    for result in (narrow, fast):
+        with torch.no_grad():
+            right = net(result.adversarial).argmax(1) == labels
+        assert torch.equal(right, result.robust)
+    assert (fast.robust != exact.robust).sum() <= 2
+    assert fast.gradients < narrow.gradients
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fast"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+def test_adversarial_images_stay_in_ball_and_pixel_range(precision, norm, dtype):
+    net = small_net()
+    x = (torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 255).round()
+    x[:5] = x[:5] // 128 * 255  # many pixels at the range's ends
+    x = x.byte() if dtype == torch.uint8 else (x / 255).to(dtype)
+    clean = x.double() / (255 if dtype == torch.uint8 else 1)
+    with torch.no_grad():
+        labels = net(clean.float()).argmax(1)
+    eps = 16 / 255 if norm == "linf" else 2.0
+    result = ours(net, x, labels, "apgd-ce", norm, eps, precision=precision, steps=8, starts=None)
+    assert (~result.robust).any()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    offset = (result.adversarial.double() - clean).flatten(1)
+    reach = offset.abs().amax(1) if norm == "linf" else offset.norm(dim=1)
+    assert reach.max() <= eps + 1e-6
+
+
+def test_full_hands_over_to_the_reference_package():
+    net = small_net()
+    x, labels = small_batch(net, 4)
+    standard = ours(net, x, labels, "autoattack-standard", eps=0.012, starts=None, steps=10)
+    assert standard.robust.any()
+    full = ours(net, x, labels, "autoattack-full", eps=0.012, starts=None, steps=10)
+    assert not (full.robust & ~standard.robust).any()
+    assert (full.adversarial - x).abs().max() <= 0.012 + 1e-6
+
+
+# unusual models
+
+
+class Noisy(nn.Module):
+    """Dropout that no mode switches off."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return self.net(nn.functional.dropout(x, 0.05, training=True))
+
+
+def test_a_random_model_keeps_all_samples_and_the_callers_generator():
+    net = Noisy()
+    x, labels = small_batch(net.net, 4)
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    result = ours(net, x, labels, "apgd-ce", eps=1e-4, starts=None, steps=9, eot=20)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not result.deterministic and result.settings["eot_taken"] == 20
+    again = ours(net, x, labels, "apgd-ce", eps=1e-4, starts=None, steps=9, eot=20)
+    assert torch.equal(again.adversarial, result.adversarial)
+    assert result.gradients == result.correct.sum() * (20 * 10 + 2)
+
+
+def test_dropout_off_in_eval_mode_is_deterministic_and_train_mode_is_left_alone():
+    net = small_net(dropout=nn.Dropout(0.5))
+    x, labels = small_batch(net, 10)
+    expected = ours(net, x, labels, "autoattack-rand")
+    net.train()
+    statistics = net[1].running_mean.clone()
+    result = ours(net, x, labels, "autoattack-rand")
+    assert net.training and net[6].training and torch.equal(net[1].running_mean, statistics)
+    assert result.deterministic and torch.equal(result.adversarial, expected.adversarial)
+
+
+def test_a_model_returning_nan_is_never_right():
+    x = torch.rand(4, 3, 8, 8)
+    result = ours(
+        lambda z: z.flatten(1)[:, :6] * torch.nan, x, torch.zeros(4).long(), "autoattack-rand"
+    )
+    assert result.clean_accuracy == result.robust_accuracy == 0
+    assert (result.predictions == -1).all() and result.gradients == 0
+
+
+def test_an_image_that_makes_the_model_return_nan_is_adversarial():
+    net = small_net()
+    x, labels = small_batch(net, 4)
+
+    def brittle(z):
+        moved = (z - x[0]).abs().amax((1, 2, 3)) > 1e-3
+        return torch.where(moved[:, None], torch.nan, net(z))
+
+    result = ours(brittle, x[:1], labels[:1], "apgd-ce")
+    assert result.correct.all() and not result.robust.any() and result.predictions.tolist() == [-1]
+    assert result.adversarial.isfinite().all()
+
+
+@pytest.mark.parametrize("classes, attack", [(1, "autoattack-rand"), (2, "apgd20"), (3, "apgd-t")])
+def test_too_few_classes_for_the_loss(classes, attack):
+    net = small_net(classes)
+    x = torch.rand(3, 3, 8, 8)
+    with pytest.raises(FulaError, match=f"the model has {classes}"):
+        ours(net, x, torch.zeros(3).long(), attack)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("attack", ["apgd-ce", "pgd-3"])
+def test_few_classes_suffice_for_cross_entropy(classes, attack):
+    net = small_net(classes)
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = net(x).argmax(1)
+    result = ours(net, x, labels, attack, eps=0.3, step=0.1)
+    assert result.correct.all()
+    assert result.robust.all() == (classes == 1)
+
+
+def test_four_classes_have_three_targets():
+    net = small_net(4)
+    x, labels = small_batch(net, 5)
+    found, _ = reference(net, x, labels, ["apgd-t"], "linf", 0.02, classes=4)
+    result = ours(net, x, labels, "apgd-t", savings=OFF)
+    assert torch.equal(result.adversarial, found)
+
+
+def test_images_of_one_class_only():
+    net = small_net()
+    x, labels = small_batch(net, 40)
+    chosen = labels == labels.mode().values
+    _, robust = reference(net, x[chosen], labels[chosen], ["apgd-ce", "apgd-dlr"], "linf", 0.02)
+    result = ours(net, x[chosen], labels[chosen], "autoattack-rand")
+    assert torch.equal(result.robust, robust) and chosen.sum() > 3
+
+
+@pytest.mark.parametrize("attack", ["autoattack-rand", "pgd-3", "autoattack-full"])
+def test_eps_zero_changes_nothing(attack):
+    net = small_net()
+    x, labels = small_batch(net, 10)
+    result = ours(net, x, labels, attack, eps=0)
+    assert torch.equal(result.robust, result.correct) and torch.equal(result.adversarial, x)
+    assert result.gradients == 0 and result.mode == "none" and result.deterministic is None
+
+
+X = torch.zeros(2, 3, 8, 8)
+Y = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    "x, labels, attack, options, message",
+    [
+        (X, Y + 6, "pgd-1", {}, "label 6 of image 0 is out of range: the model has 6 classes"),
+        (X, Y - 1, "pgd-1", {}, "label -1 of image 0"),
+        (X, Y.float(), "pgd-1", {}, "class indices"),
+        (X, Y[:1], "pgd-1", {}, "labels have shape"),
+        (X[:0], Y[:0], "pgd-1", {}, "no image"),
+        (X + 1.5, Y, "pgd-1", {}, "pixels range from 1.5 to 1.5"),
+        (X - 0.5, Y, "pgd-1", {}, "pixels range from -0.5"),
+        (X * torch.nan, Y, "pgd-1", {}, "pixels range"),
+        (X.long(), Y, "pgd-1", {}, "images are torch.int64"),
+        (X, Y, "autoatack-rand", {}, "did you mean 'autoattack-rand'"),
+        (X, Y, "pgd-0", {}, "at least one step"),
+        (X, Y, "pgd-1", {"esp": 1}, "unknown attack option 'esp'; did you mean 'eps'"),
+        (X, Y, "pgd-1", {"norm": "l1"}, "norm = 'l1'"),
+        (X, Y, "pgd-1", {"eps": -1.0}, "eps = -1.0"),
+        (X, Y, "pgd-1", {"batch_size": 0}, "batch_size = 0"),
+        (X, Y, "pgd-1", {"precision": "fp16"}, "unknown precision 'fp16'"),
+        (X, Y, "pgd-1", {"mode": "graph"}, "unknown mode 'graph'"),
+        (X, Y, "pgd-1", {"mode": "captured"}, "needs models on a CUDA device"),
+    ],
+)
+def test_mistakes_are_refused(x, labels, attack, options, message):
+    with pytest.raises(FulaError, match=message):
+        robust_evaluate(small_net(), x, labels, attack, **options)
+
+
+def test_no_model_and_functions_in_bf16_are_refused():
+    with pytest.raises(FulaError, match="no model"):
+        robust_evaluate([], X, Y, "pgd-1")
+    net = small_net()
+    with pytest.raises(FulaError, match="needs a module"):
+        robust_evaluate(lambda z: net(z), X, net(X).argmax(1), "pgd-1", precision="fast")
+
+
+# real network, real images
+
+
+def test_equals_the_reference_on_the_robust_network(robust_net, cifar):
+    x, labels = cifar[0][:8], cifar[1][:8]
+    found, robust = reference(
+        robust_net, x, labels, ["apgd-ce", "apgd-dlr"], "linf", 1 / 255, steps=6
+    )
+    short = {"eps": 1 / 255, "steps": 6, "eot": 1}
+    plain = ours(robust_net, x, labels, "autoattack-rand", savings=OFF, **short)
+    saved = ours(robust_net, x, labels, "autoattack-rand", **short)
+    assert torch.equal(plain.adversarial, found)
+    assert torch.equal(plain.robust, robust) and torch.equal(saved.robust, robust)
+    assert 0 < robust.sum() < plain.correct.sum()
+
+
+@pytest.mark.slow
+def test_rand_equals_the_reference_at_twenty_samples(robust_net, cifar):
+    """Exact equality of the flags of 32 images; the reference takes 20 minutes on two cores."""
+    torch.set_num_threads(2)
+    x, labels = cifar[0][:32], cifar[1][:32]
+    found, robust = reference(
+        robust_net, x, labels, ["apgd-ce", "apgd-dlr"], "linf", 8 / 255, eot=20
+    )
+    exact = replace(OFF, single_sample=True)
+    plain = ours(robust_net, x, labels, "autoattack-rand", eps=8 / 255, savings=exact)
+    assert torch.equal(plain.adversarial, found)
+    saved = ours(robust_net, x, labels, "autoattack-rand", eps=8 / 255)
+    torch.set_num_threads(1)
+    assert torch.equal(plain.robust, robust) and torch.equal(saved.robust, robust)

@@ -1,0 +1,109 @@
+"""Attacking a stored donor, and the files and table columns that come of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fula_fast.attacks import attack_checkpoint, robust_evaluate, save_examples
+from fula_fast.errors import FulaError
+from fula_fast.models import build, save_checkpoint
+from fula_fast.pipelines import ImageSet, Normalisation, Source
+
+CLASSES = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def donor():
+    torch.manual_seed(0)
+    return build("resnet18", num_classes=4, input_shape=(3, 16, 16), width=4).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(donor, tmp_path_factory):
+    path = tmp_path_factory.mktemp("donor") / "donor.safetensors"
+    save_checkpoint(donor, path)
+    return path
+
+
+def make_source(model, channels=3, size=16, classes=CLASSES) -> Source:
+    """Random images with the labels `model` gives them (0 where it takes no such images)."""
+    images = np.random.default_rng(0).integers(0, 256, (12, size, size, channels), dtype=np.uint8)
+    labels = np.zeros(12, dtype=np.int64)
+    if model is not None:
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            labels = model(x).argmax(1).numpy()
+    images = ImageSet(images, labels, classes)
+    return Source("random", images, images)
+
+
+def test_a_checkpoint_is_attacked_on_the_test_images(donor, checkpoint, tmp_path):
+    source = make_source(donor)
+    target = tmp_path / "examples.npz"
+    result = attack_checkpoint(checkpoint, source, "apgd20", limit=9, output=target, eps=0.05)
+    x = torch.from_numpy(source.test.images[:9]).permute(0, 3, 1, 2)
+    (direct,) = robust_evaluate(
+        donor, x, torch.from_numpy(source.test.labels[:9]), "apgd20", eps=0.05, keep_images=True
+    )
+    assert torch.equal(result.adversarial, direct.adversarial) and result.correct.all()
+    with np.load(target) as stored:
+        assert np.array_equal(stored["adversarial"], result.adversarial.numpy())
+        assert stored["adversarial"].dtype == np.float32
+        assert np.array_equal(stored["labels"], source.test.labels[:9])
+        for name in ("predictions", "correct", "robust"):
+            assert np.array_equal(stored[name], getattr(result, name).numpy())
+        settings = json.loads(str(stored["settings"]))
+    assert settings["attack"] == "apgd20" and settings["eps"] == 0.05
+    assert [p.name for p in tmp_path.iterdir()] == ["examples.npz"]
+
+
+def test_normalisation_goes_before_the_model(donor, checkpoint):
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+    def normalised(x):
+        return donor((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
+
+    source = make_source(normalised)
+    result = attack_checkpoint(
+        checkpoint, source, "pgd-2", eps=0.02, normalisation=Normalisation(mean, std)
+    )
+    assert result.correct.all() and result.robust_accuracy <= 1
+
+
+def test_numpy_images_may_be_channels_last(donor):
+    source = make_source(donor)
+    (last,) = robust_evaluate(donor, source.test.images, source.test.labels, "pgd-2")
+    first = np.moveaxis(source.test.images, 3, 1)
+    (as_tensor,) = robust_evaluate(
+        donor, torch.from_numpy(np.ascontiguousarray(first)), source.test.labels, "pgd-2"
+    )
+    assert torch.equal(last.robust, as_tensor.robust) and last.correct.all()
+
+
+def test_columns_of_a_results_table(donor):
+    source = make_source(donor)
+    (result,) = robust_evaluate(donor, source.test.images, source.test.labels, "apgd20", steps=3)
+    row = result.row()
+    assert row["robust_attack"] == "apgd20" and row["robust_images"] == 12
+    assert row["robust_accuracy"] == result.robust.double().mean()
+    assert row["robust_verified"] == result.verified and row["robust_mode"] == "eager"
+    assert row["robust_eps"] == 8 / 255 and row["robust_precision"] == "fp32"
+    assert json.loads(json.dumps(row)) == row
+    assert json.loads(json.dumps(result.settings)) == result.settings
+
+
+def test_mistakes_are_refused(donor, checkpoint, tmp_path):
+    with pytest.raises(FulaError, match=r"has \(1, 16, 16\)"):
+        attack_checkpoint(checkpoint, make_source(None, channels=1), "pgd-1")
+    with pytest.raises(FulaError, match="of 3; give the donor's own source"):
+        attack_checkpoint(checkpoint, make_source(None, classes=CLASSES[:3]), "pgd-1")
+    source = make_source(donor)
+    (result,) = robust_evaluate(donor, source.test.images, source.test.labels, "pgd-1")
+    with pytest.raises(FulaError, match="keep_images=True"):
+        save_examples(tmp_path / "x.npz", result, source.test.labels)
+    with pytest.raises(FulaError, match="cannot be written"):
+        attack_checkpoint(checkpoint, source, "pgd-1", output=tmp_path / "no" / "x.npz")
