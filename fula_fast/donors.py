@@ -195,7 +195,8 @@ def ensure_donor(
     path = donor_path(cache_dir, recipe)
     donor = _stored(path, recipe, hook, replace_damaged)
     if donor is None:
-        metrics = _train(recipe, source, path, stream, device, precision, compile, attack, progress)
+        how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
+        metrics = _train(recipe, source, path, attack, progress=progress, **how)
         loaded = load_checkpoint(path, hook=hook)
         donor = Donor(loaded, metrics, content_hash(loaded), path, dict(recipe), trained=True)
     _check_accuracy(donor, min_accuracy)
@@ -219,16 +220,9 @@ def _stored(
 
 
 def _train(
-    recipe: Mapping[str, Any],
-    source: Source,
-    path: Path,
-    stream: str,
-    device: str | torch.device,
-    precision: str,
-    compile: bool,
-    attack: Adversary | None,
-    progress: Callable[[EpochReport], None] | None,
+    recipe: Mapping[str, Any], source: Source, path: Path, attack: Adversary | None, **how: Any
 ) -> DonorMetrics:
+    """Train the recipe's donor, `how` as `train_donor` takes it, and save it with its metrics."""
     if attack is None and recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
     moments = recipe["normalisation"]
@@ -246,16 +240,13 @@ def _train(
         **{key: recipe[key] for key in (*given, "permute_labels")},
         shortcut=recipe["shortcut"] and Shortcut(**recipe["shortcut"]),
         normalisation=moments and Normalisation(tuple(moments["mean"]), tuple(moments["std"])),
-        stream=stream,
-        device=device,
-        precision=precision,
         attack=attack,
-        compile=compile,
-        progress=progress,
+        **how,
     )
-    made = {"device": str(device), "precision": precision, "torch": torch.__version__}
-    meta = {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
-    save_checkpoint(staged, path, meta)
+    made = {key: str(how[key]) for key in ("device", "precision")} | {"torch": torch.__version__}
+    save_checkpoint(
+        staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
+    )
     return metrics
 
 

@@ -385,3 +385,12 @@ def test_fast_recipe_reaches_the_quickstarts_accuracy(tmp_path):
             digits, model="resnet18", options={"width": 8}, seed=seed, pad=1, flip=False
         )
         ensure_donor(recipe, digits, cache_dir=tmp_path, min_accuracy=0.97)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(source):
+    losses = [
+        train_donor(_tiny(), source, **FAST, lr=1e-3, compile=compile).train_loss
+        for compile in (False, True)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

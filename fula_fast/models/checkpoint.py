@@ -149,8 +149,10 @@ def _safetensors_state(path: Path) -> dict[str, Tensor]:
 def _torch_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        raise _damaged(path, error) from None
+    except pickle.UnpicklingError:
+        raise _damaged(path, "it holds something else than tensors") from None
+    except Exception as error:  # damaged bytes may raise anything
+        raise _damaged(path, error) from error
     while isinstance(state, Mapping):
         inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
         if not inner:
@@ -161,7 +163,7 @@ def _torch_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _damaged(path: Path, error: Exception) -> FulaError:
+def _damaged(path: Path, error: Exception | str) -> FulaError:
     reason = str(error).split("\n")[0][:120] or type(error).__name__
     return FulaError(
         f"checkpoint '{path}' is truncated, damaged or no checkpoint ({reason}); "

@@ -153,10 +153,25 @@ def test_a_truncated_pytorch_file_is_named(donor, tmp_path, share):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_noise_is_named(donor, tmp_path, legacy):
+    """Bytes overwritten anywhere give one line, whatever torch's reader makes of them."""
+    path = tmp_path / "theirs.pt"
+    torch.save(donor.state(), path, _use_new_zipfile_serialization=not legacy)
+    clean = path.read_bytes()
+    for place in (0, 40, 400, 4000, len(clean) - 400):
+        noise = hashlib.sha256(str(place).encode()).digest()
+        path.write_bytes(clean[:place] + noise + clean[place + 32 :])
+        try:
+            load_checkpoint(path, into=_model())
+        except FulaError as error:
+            assert "theirs.pt" in str(error) and "\n" not in str(error)
+
+
 def test_pickled_code_never_runs(tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"weight": Evil()}, path)
-    with pytest.raises(FulaError, match=r"evil\.pt"):
+    with pytest.raises(FulaError, match=r"evil\.pt' .*something else than tensors"):
         load_checkpoint(path, into=_model())
 
 
@@ -167,7 +182,9 @@ def test_what_is_missing_or_does_not_fit_is_explained(donor, saved, tmp_path):
         load_checkpoint(saved, into=_model(num_classes=10))
     with pytest.raises(FulaError, match=r"'conv1.weight' has shape \(4, 3, 3, 3\).*\(8, 3, 3, 3\)"):
         load_checkpoint(saved, into=_model(width=8))
-    with pytest.raises(FulaError, match=r"unknown layer2.0.downsample.0.weight, .*15 in all.*check the model's"):
+    with pytest.raises(
+        FulaError, match=r"unknown layer2.0.downsample.0.weight, .*15 in all.*check the model's"
+    ):
         load_checkpoint(saved, into=_model(residuals=False))
     torch.save(donor.state(), tmp_path / "plain.pt")
     with pytest.raises(FulaError, match=r"plain\.pt' holds weights without a description"):
