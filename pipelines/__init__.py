@@ -27,6 +27,9 @@ _HOME = {
     ),
     "evaluate": ("evaluation_batches", "take"),
     "dali_stream": ("DaliStream",),
+    "noise": ("NoiseSet",),
+    "paired": ("PairedStream", "paired_evaluation"),
+    "imagenet": ("prepare_ls_imagenet_10",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -11,13 +11,14 @@ from ..errors import FulaError
 from .augment import Normalisation
 from .files import FileSet
 from .images import ImageSet
+from .noise import NoiseSet, noise_batch, refuse_pixels
 from .randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
 from .shortcuts import Shortcut, draw_markers, evaluation_markers
 from .streams import Batch, ReferenceStream, finished
 
 
 def evaluation_batches(
-    image_set: ImageSet | FileSet,
+    image_set: ImageSet | FileSet | NoiseSet,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
     *,
@@ -25,27 +26,36 @@ def evaluation_batches(
     marker_set: str = "shortcut",
     normalisation: Normalisation | None = None,
     dtype: torch.dtype = torch.float32,
+    order: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every image once, in order, without augmentation; the last batch may be smaller.
+
+    `order` (int64, any length) chooses other samples.
 
     With a `shortcut`, `marker_set` is `shortcut` (each image carries its class's marker), `clean`
     (none) or `rolled` (each image of class c carries the marker of class c - 1).
     """
     if batch_size < 1:
         raise FulaError(f"batch size {batch_size} must be at least 1")
+    if isinstance(image_set, NoiseSet):
+        refuse_pixels(shortcut, normalisation)
     markers = None
     if shortcut is not None:
         markers = evaluation_markers(
             shortcut, marker_set, image_set.labels, image_set.num_classes, image_set.image_shape
         )
     like = _plain(image_set, batch_size, device, normalisation, dtype)
-    for start in range(0, len(image_set), batch_size):
-        index = np.arange(start, min(start + batch_size, len(image_set)))
+    order = np.arange(len(image_set)) if order is None else order
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        if isinstance(image_set, NoiseSet):
+            yield noise_batch(image_set, index, 0, like.device, dtype)
+            continue
         yield finished(like, image_set.gather(index), markers, index)
 
 
 def take(
-    image_set: ImageSet | FileSet,
+    image_set: ImageSet | FileSet | NoiseSet,
     count: int,
     seed: int,
     device: str | torch.device = "cpu",
@@ -63,6 +73,9 @@ def take(
             f"{count} samples asked from {len(image_set)} images; take 1 … {len(image_set)}, or all"
         )
     index = permutation(seed, 0, Purpose.TAKE, len(image_set))[:count]
+    if isinstance(image_set, NoiseSet):
+        refuse_pixels(shortcut, normalisation)
+        return noise_batch(image_set, index, 0, torch.device(device), dtype).images
     markers = None
     if shortcut is not None:
         sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)

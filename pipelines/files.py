@@ -78,16 +78,16 @@ def decoded(
     size: int | None,
     channels: int,
     on_error: str = "raise",
-    decoder: str = "auto",
+    decoder: str | Decoder = "auto",
 ) -> ImageSet:
     """All images of `index`, square at `size`, decoded once and kept in the cache.
 
     `size` None takes the first image's own size, which must then be every image's. With
     `on_error="skip"` unreadable files are left out, logged, and named in `skipped`. `decoder`:
-    see `decode.open_decoder`; it is part of the cache's key.
+    a name (see `decode.open_decoder`) or a decoder of another kind; part of the cache's key.
     """
     _check_on_error(on_error)
-    reader = open_decoder(decoder)
+    reader = open_decoder(decoder) if isinstance(decoder, str) else decoder
     shape = _first_shape(index, size, channels, on_error)
     entry = build_once(
         f"decoded/{reader.name}-{shape[0]}x{shape[1]}x{channels}-{on_error}",

@@ -89,7 +89,7 @@ def index_classes(
 ) -> FolderIndex:
     """Index `split/<class>/<file>`; labels follow `classes`, or the sorted folder names."""
     order = _class_order(tree, split, classes)
-    parts = [_files_in(tree, f"{split}/{name}", extensions) for name in order]
+    parts = [files_in(tree, f"{split}/{name}", extensions) for name in order]
     labels = np.repeat(np.arange(len(order)), [len(part) for part in parts])
     return FolderIndex(tree, np.concatenate(parts), labels, order)
 
@@ -106,7 +106,7 @@ def _class_order(tree: FileTree, split: str, classes: Sequence[str] | None) -> t
     return order
 
 
-def _files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.ndarray:
+def files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.ndarray:
     """Places of the files directly in `folder`; names are sorted, so they are neighbours."""
     prefix = f"{folder}/".encode(errors="surrogateescape")
     start, stop = np.searchsorted(tree.names, [prefix, prefix[:-1] + b"0"])  # "0" follows "/"

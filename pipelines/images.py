@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import FulaError
+from .augment import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +80,15 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A named data set with its training and test images."""
+    """A named data set with its training and test images.
+
+    `normalisation` is the one its publication trains with; None leaves pixels in [0, 1].
+    """
 
     name: str
     train: ImageSet
     test: ImageSet
+    normalisation: Normalisation | None = None
 
     def __post_init__(self) -> None:
         check_classes(self.train.classes, self.test.classes, f"{self.name}: training", "test")

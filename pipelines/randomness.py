@@ -37,6 +37,10 @@ class Purpose(IntEnum):
     JITTER = 12
     PAIR = 13
     TEXTURE = 14
+    MIX = 15
+    NOISE_CENTRE = 16
+    NOISE_TRAIN = 17
+    NOISE_TEST = 18
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,7 @@ def open_stream(
     mine = len(image_set) // shard[1]
     if not 1 <= batch_size <= mine:
         raise FulaError(f"batch size {batch_size} must lie in 1 … {mine}, the number of images")
-    return backend_class(backend)(
+    return backend_class(backend, image_set)(
         image_set,
         batch_size,
         seed,
@@ -270,13 +270,16 @@ def open_stream(
     )
 
 
-def backend_class(name: str) -> type[StreamBase]:
-    """The stream class of the named backend."""
+def backend_class(name: str, image_set: ImageSet | FileSet) -> type[StreamBase]:
+    """The stream class of the named backend; made-up samples have the same one for all."""
+    if name not in BACKENDS:
+        raise FulaError(f"unknown stream '{name}'{nearest(name, BACKENDS)}")
+    if not isinstance(image_set, ImageSet | FileSet):
+        from .noise import NoiseStream
+
+        return NoiseStream
     if name == "dali":
         from .dali_stream import DaliStream
 
         return DaliStream
-    classes = {"reference": ReferenceStream, "resident": ResidentStream}
-    if name not in classes:
-        raise FulaError(f"unknown stream '{name}'{nearest(name, BACKENDS)}")
-    return classes[name]
+    return ReferenceStream if name == "reference" else ResidentStream

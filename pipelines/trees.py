@@ -112,7 +112,7 @@ def _mapped(names: np.ndarray) -> np.ndarray:
 
 def _archive(path: Path) -> FileTree:
     key = content_digest([path], path.parent)
-    entry = build_once("archives", key, lambda folder: _pack(path, folder))
+    entry = build_once("packed", key, lambda folder: _pack(path, folder))
     packed = entry / "content.bin"
     empty = packed.stat().st_size == 0
     return FileTree(

@@ -1,0 +1,112 @@
+"""Sources made from others: colour MNIST, LS-ImageNet-10, spectrograms, stylised images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import FulaError
+from .files import decoded
+from .folders import index_splits, splits_of
+from .images import ImageSet, Source, resized
+from .named import class_folders, from_folders, mnist
+from .sources import load_source
+from .trees import open_tree
+
+
+def colour_mnist(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    variant: str = "correlated",
+    seed: int = 0,
+) -> Source:
+    """Colour MNIST: correlated, digit, colour, colour-only, bw or mix (Smith et al. 2025)."""
+    from . import colour
+
+    chosen = colour.variant(variant)
+    if channels != 3:
+        raise FulaError(f"colour-mnist has 3 channels, not {channels}; leave channels out")
+    plain = mnist(folder, None, 1, download)
+    sets = [
+        colour.colour_set(images, variant, seed, split)
+        for split, images in enumerate((plain.train, plain.test))
+    ]
+    return Source(
+        f"colour-mnist/{variant}", *(_at(size, s) for s in sets), normalisation=chosen.normalisation
+    )
+
+
+def _at(size: int | None, images: ImageSet) -> ImageSet:
+    if size is None:
+        return images
+    return ImageSet(resized(images.images, size), images.labels, images.classes)
+
+
+def ls_imagenet_10(
+    folder: Path, size: int | None, channels: int, download: bool, *, on_error: str = "raise"
+) -> Source:
+    """Ten ImageNet classes at 32x32, made by `fula-fast data prepare ls-imagenet-10`."""
+    tree = class_folders("ls-imagenet-10", folder, "ls-imagenet-10")
+    return from_folders("ls-imagenet-10", tree, size, channels, on_error=on_error)
+
+
+def audiofolder(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    path: str | None = None,
+    rate: int = 8000,
+    duration: float = 1.0,
+    test_below: int = 5,
+    on_error: str = "raise",
+) -> Source:
+    """Wav files as log-mel spectrogram images (default 64x64).
+
+    Class folders under train/ and test/ or val/, or flat `<class>_..._<number>.wav` files whose
+    numbers under `test_below` are the test split. `rate` Hz and `duration` seconds fit every clip.
+    """
+    from .audio import WAV, SpectrogramDecoder, index_flat
+
+    if rate < 1000 or not 0 < duration <= 60:
+        raise FulaError(
+            f"audiofolder: rate {rate}, duration {duration}; give a rate of at least 1000 Hz and a "
+            "duration of 0 ... 60 s"
+        )
+    tree = open_tree(Path(path) if path else folder)
+    indices = index_splits(tree, None, WAV) if splits_of(tree) else index_flat(tree, test_below)
+    reader = SpectrogramDecoder(rate, duration)
+    side = 64 if size is None else size
+    return Source(
+        "audiofolder", *(decoded(index, side, channels, on_error, reader) for index in indices)
+    )
+
+
+def stylized(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    path: str | None = None,
+    base: str | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
+) -> Source:
+    """Stylised images: a folder at `path`, or the source `base` with its textures exchanged."""
+    if (path is None) == (base is None):
+        raise FulaError(
+            "stylized takes either path (a folder of stylised images) or base (a source whose "
+            "textures are exchanged); give one of the two"
+        )
+    if path:
+        tree = class_folders("stylized", Path(path))
+        return from_folders("stylized", tree, size, channels, on_error=on_error)
+    from .stylized import scrambled
+
+    plain = load_source(base, data_dir=folder, size=size, channels=channels, download=download)
+    sets = (scrambled(images, seed) for images in (plain.train, plain.test))
+    return Source(f"stylized/{plain.name}", *sets, normalisation=plain.normalisation)

@@ -1,0 +1,166 @@
+"""What `fula-fast data` does: list the sources, verify one, prepare one, show one."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FulaError
+from .images import Source
+from .sources import load_source, loader, source_names
+
+CHECKSUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A source's name, what it is, and its options with their defaults."""
+
+    name: str
+    summary: str
+    options: Mapping[str, Any]
+
+
+def list_sources() -> tuple[SourceInfo, ...]:
+    """Every source `load_source` knows."""
+    found = []
+    for name in source_names():
+        load = loader(name)
+        summary = inspect.getdoc(load).split("\n")[0]
+        found.append(SourceInfo(name, summary, dict(load.__kwdefaults__ or {})))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split: images by class name, unreadable files left out, images seen more than once."""
+
+    counts: Mapping[str, int]
+    skipped: tuple[str, ...]
+    repeated: int
+
+    @property
+    def images(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def balance(self) -> float:
+        """The smallest class over the largest: 1 is balanced."""
+        return min(self.counts.values()) / max(self.counts.values())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found: shape (C, H, W), both splits, content hash, and checked files."""
+
+    source: str
+    image_shape: tuple[int, ...]
+    train: SplitReport
+    test: SplitReport
+    shared: int
+    content_hash: str
+    checked_files: tuple[str, ...]
+
+
+def verify(name: str, **options: Any) -> Verification:
+    """Load a source whole and report counts, class balance and repeated images.
+
+    `options` are those of `load_source`; where the source can, unreadable images are left out and
+    named. Files listed in a `SHA256SUMS` beside the data are checked: `FulaError` names one whose
+    content is not the listed one. `shared` counts test images that are training images too.
+    """
+    checked = _check_sums(Path(options.get("data_dir") or options.get("path") or "data"))
+    if "on_error" in (loader(name).__kwdefaults__ or {}):
+        options = {"on_error": "skip"} | options
+    source = load_source(name, **options)
+    digests = [_image_digests(images) for images in (source.train, source.test)]
+    train, test = (
+        _split_report(images, found)
+        for images, found in zip((source.train, source.test), digests, strict=True)
+    )
+    shared = len(set(digests[1]) & set(digests[0]))
+    return Verification(
+        source.name, source.image_shape, train, test, shared, source.content_hash, checked
+    )
+
+
+def _split_report(images, digests: list[bytes]) -> SplitReport:
+    counts = np.bincount(images.labels, minlength=images.num_classes).tolist()
+    skipped = getattr(images, "skipped", ())
+    by_class = dict(zip(images.classes, counts, strict=True))
+    return SplitReport(by_class, skipped, len(digests) - len(set(digests)))
+
+
+def _image_digests(images) -> list[bytes]:
+    if not hasattr(images, "gather"):
+        return []  # made-up samples
+    digests = []
+    for start in range(0, len(images), 1024):
+        part = images.gather(np.arange(start, min(start + 1024, len(images))))
+        digests += [hashlib.blake2b(np.ascontiguousarray(x), digest_size=16).digest() for x in part]
+    return digests
+
+
+def _check_sums(place: Path) -> tuple[str, ...]:
+    """Names of the files that a `SHA256SUMS` beside the data lists and that are there, checked."""
+    folder = place if place.is_dir() else place.parent
+    listing = folder / CHECKSUMS
+    if not listing.is_file():
+        return ()
+    checked = []
+    for line in listing.read_text().splitlines():
+        expected, _, name = line.partition(" ")
+        file = folder / name.lstrip(" *")
+        if not expected or not file.is_file() or (place.is_file() and file != place):
+            continue
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise FulaError(
+                f"file '{file}' has SHA-256 {found[:12]}…, {CHECKSUMS} lists {expected[:12]}…; "
+                "fetch it again"
+            )
+        checked.append(file.name)
+    return tuple(checked)
+
+
+def prepare(
+    name: str, *, data_dir: str | Path | None = None, imagenet: str | Path | None = None, **options
+) -> str:
+    """Make a source ready to use and say what was done.
+
+    `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`;
+    every other source is downloaded if it can be and is not there, and decoded into the cache.
+    """
+    if name == "ls-imagenet-10":
+        return _prepare_imagenet(Path(data_dir or "data"), imagenet)
+    try:
+        source = load_source(name, data_dir=data_dir, **options)
+    except FulaError as error:
+        if "download = true" not in str(error):
+            raise
+        source = load_source(name, data_dir=data_dir, download=True, **options)
+    counts = f"{len(source.train)} training and {len(source.test)} test images"
+    return f"{source.name}: {counts}, {source.image_shape} (C, H, W)"
+
+
+def _prepare_imagenet(folder: Path, imagenet: str | Path | None) -> str:
+    from .imagenet import prepare_ls_imagenet_10
+
+    if imagenet is None:
+        raise FulaError("ls-imagenet-10 is built from ImageNet; give its folder as imagenet")
+    out = folder / "ls-imagenet-10"
+    return f"ls-imagenet-10: {prepare_ls_imagenet_10(imagenet, out)} images in {out}"
+
+
+def show_grid(source: Source, out: str | Path, **options: Any) -> Path:
+    """Draw a labelled contact sheet of `source`; options: `sheet.contact_sheet`."""
+    from .sheet import contact_sheet
+
+    return contact_sheet(source, Path(out), **options)
