@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,6 @@ class SoloCell:
         for site, target in enumerate(targets[1:], self.model.end_site):
             h = tail.run(h, site, site + 1)
             terms.append(objectives.term(h, target, norm))
-        logits = tail.head(h)
         values = objectives.values(terms, self.weights, tail.head(h), target_logits, y)
         return values, terms
 
@@ -173,22 +172,29 @@ def _optimiser(stitch: Stitch, protocol: Protocol) -> torch.optim.Optimizer:
     return kind(stitch.parameters(), lr=protocol.lr, weight_decay=protocol.weight_decay, **extra)
 
 
-def run_wave(task: WaveTask) -> Iterator[Outcome]:
+def run_wave(task: WaveTask) -> Iterator[list[Outcome]]:
     """Run a wave's cells one after another; a cell that fails does not stop the others."""
-    stitches = stitches_of(task)
+    front, end = (copy.deepcopy(m).eval().to(task.device) for m in (task.front, task.end))
+    stitches = stitches_of(replace(task, front=front, end=end))
+    front, end = front.to(task.dtype), end.to(task.dtype)
     for cell in task.cells:
         try:
-            yield run_cell(task, cell, stitches[cell.id])
+            yield [run_cell(task, cell, stitches[cell.id], front, end)[0]]
         except FulaError as error:
-            yield Outcome(cell, error=str(error))
+            yield [Outcome(cell, error=str(error))]
 
 
-def run_cell(task: WaveTask, cell: Cell, stitch: Stitch) -> Outcome:
-    """Train and measure one cell of a task."""
+def run_cell(
+    task: WaveTask, cell: Cell, stitch: Stitch, front: Staged, end: Staged
+) -> tuple[Outcome, StitchedModel]:
+    """Train and measure one cell of a task; gives its model too, with its own running statistics.
+
+    `front`, `end`: the task's donors on its device, in its dtype.
+    """
     started = time.perf_counter()
     solo = SoloCell(
-        task.front.to(task.device, task.dtype),
-        task.end.to(task.device, task.dtype),
+        front,
+        end,
         cell.front_site,
         cell.end_site,
         cell.objective,
@@ -204,7 +210,7 @@ def run_cell(task: WaveTask, cell: Cell, stitch: Stitch) -> Outcome:
         found = evaluate(solo.model, solo.native, batches(), task.dtype)
         prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
         metrics |= {prefix + key: value for key, value in found.items()}
-    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict()))
+    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict())), solo.model
 
 
 def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:

@@ -20,7 +20,7 @@ from .spec import Spec
 from .store import Store
 from .task import Outcome, WaveTask
 
-Executor = Callable[[WaveTask], Iterator[Outcome]]
+Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
 _PACKAGES = ("torch", "torchvision", "triton", "numpy")
 
 
@@ -120,13 +120,15 @@ def _run_wave(
     hashes = _hashes(bench, wave)
     store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
     common = _common(bench, wave, hashes)
-    for outcome in _executor(bench.plan, wave, store, todo, profile)(task):
-        row = common | _row(outcome)
-        kept = {} if outcome.error else {outcome.cell.id: outcome.tensors}
-        store.write(wave.id, [row], kept)
-        bench.progress.cell_done(row)
-        if outcome.error and fail_fast:
-            raise FulaError(f"cell {outcome.cell.id} failed: {outcome.error} (--fail-fast)")
+    for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
+        axes = bench.spec.grid.axes
+        rows = [common | _row(outcome) | _axis_columns(outcome, axes) for outcome in outcomes]
+        store.write(wave.id, rows, {o.cell.id: o.tensors for o in outcomes if not o.error})
+        for row in rows:
+            bench.progress.cell_done(row)
+        if fail_fast and (failed := [o for o in outcomes if o.error]):
+            raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
+    store.drop_checkpoint(wave.id)
 
 
 def _executor(
@@ -161,7 +163,11 @@ def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]
     }
     versions = {f"version_{name}": v for name, v in _versions().items()}
     place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
-    return {**accuracies, **hashes, **place, **versions}
+    sites = {
+        f"{role}_sites": bench.donor(name, wave.key.hook).staged.num_sites
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+    }
+    return {**accuracies, **sites, **hashes, **place, **versions}
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -171,11 +177,15 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "end_site": cell.end_site, "method": cell.method, "protocol": rule.preset,
         "alpha": cell.alpha, "shortcut": cell.shortcut_label, "subset": cell.subset,
         "seed": cell.seed, "data_seed": cell.data_seed, "weighting": cell.weighting,
-        "bn": rule.bn, "epochs": rule.epochs, "dm_samples": str(rule.dm_samples),
-        "dm_stats": rule.dm_stats, "hook": rule.hook, "norm": rule.norm,
+        "bn": rule.bn, "epochs": rule.epochs,
         "status": "failed" if outcome.error else "ok", "error": outcome.error,
     }  # fmt: skip
     return described | outcome.metrics
+
+
+def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
+    """One column for every protocol option that the grid varies."""
+    return {name: getattr(outcome.cell.protocol, name) for name in axes}
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Summary:

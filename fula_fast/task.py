@@ -34,7 +34,7 @@ class WaveTask:
     `front`, `end`: donors, cut at the cells' hook, never modified. `stream`: training batches, or
     None where no pass is made. `dm_images(samples)`: images for the closed form. `evaluations`:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
-    `mode`: `auto`, `eager`, `compiled` or `captured`.
+    `mode`: `auto`, `eager`, `compiled` or `captured`. `flops`: of the whole training, as planned.
     """
 
     cells: Sequence[Cell]
@@ -44,9 +44,10 @@ class WaveTask:
     dm_images: Callable[[int | str], Tensor | Iterable[Tensor]]
     evaluations: Mapping[str, Callable[[], Iterator[Batch]]]
     epochs: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     mode: str = "auto"
+    flops: float = 0.0
     progress: Progress = field(default_factory=Progress)
 
     @property

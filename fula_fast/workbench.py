@@ -79,6 +79,7 @@ class Workbench:
             device=self.device,
             precision=self.plan.precision,
             mode=self.plan.mode,
+            flops=wave.flops,
             progress=self.progress,
         )
 

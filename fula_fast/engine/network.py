@@ -113,6 +113,15 @@ class Network:
             found[site] = (() if self.shared else flying, x)
         return found
 
+    def native_evaluation(self, x: Tensor) -> list[Tensor]:
+        """The untouched end donor in eval mode: activations at sites 1 … k, then the logits."""
+        found = []
+        for stage in (*self.native.stages, self.native.head):
+            assign(self._norms[id(stage)], slice(0, 1), 1, "running")  # all lanes' rows are equal
+            x = self.runner(stage, x)
+            found.append(x)
+        return found
+
     def _leave(
         self, x: Tensor, flying: tuple[int, ...], stays: Callable[[int], bool]
     ) -> tuple[Tensor, tuple[int, ...]]:

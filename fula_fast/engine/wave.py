@@ -74,6 +74,7 @@ class Wave:
         self.loss = torch.zeros(count, **new)
         self.epoch_loss, self.epoch_steps = torch.zeros(count, **new), torch.zeros((), **new)
         self.terms = torch.full((count, sites), float("nan"), **new)
+        self._constants: dict[tuple, Tensor] = {}
 
     def _plan_phases(self, sites: int, settle: bool) -> None:
         """Routes of the two phases: before and after lanes without a functional term settle."""
@@ -88,6 +89,13 @@ class Wave:
         self.trained = [n for n, lane in enumerate(self.lanes) if lane.trained]
         self.first_step = 0 if self.trained else self.settling_from
 
+    def _constant(self, values: Sequence[float | bool], dtype: torch.dtype) -> Tensor:
+        """A vector made once: a captured step may not copy from the host."""
+        key = (dtype, *values)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=dtype, device=self.device)
+        return self._constants[key]
+
     def full_at(self, step: int) -> bool:
         """Whether step number `step` moves the statistics of all lanes."""
         return True in self.routes and step >= self.settling_from
@@ -99,7 +107,10 @@ class Wave:
 
         `x_attacked` (L*B, C, H, W): each lane's own batch, in an attacked wave.
         """
-        full = self.full_at(number)
+        self.run(x, y, self.full_at(number), x_attacked)
+
+    def run(self, x: Tensor, y: Tensor, full: bool, x_attacked: Tensor | None = None) -> None:
+        """One step in the given phase: tensor code alone, without host contact."""
         lanes = list(range(len(self.lanes))) if full else self.trained
         route = self.routes[full]
         rule = "moving" if self.protocol.bn == "train" else "running"
@@ -111,7 +122,7 @@ class Wave:
         order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
         flight = self.network.fly(route, fronts, order, rule, training=True)
         losses = self._losses(flight, targets, y)
-        self._update(losses, number)
+        self._update(losses)
 
     def _targets(self, x: Tensor, own: Tensor, lanes: Sequence[int]) -> Targets:
         rule = "batch" if self.protocol.resolved_target_bn == "train" else "running"
@@ -155,7 +166,7 @@ class Wave:
         index = self.network.index(tuple(chosen))
         with torch.no_grad():
             self.terms[index, site - 1] = values.detach().double()
-        return _add(losses, index, values * values.new_tensor(weights), self.device)
+        return _add(losses, index, values * self._constant(weights, values.dtype), self.device)
 
     def _distances(self, lanes, activation, wanted, chosen, target) -> tuple[Tensor, Tensor]:
         """Squared distances (n, B) of the chosen lanes to their targets, and the targets' norms."""
@@ -173,7 +184,7 @@ class Wave:
         scopes = [self.lanes[n].cell.protocol.norm for n in lanes]
         if len(set(scopes)) == 1:
             return kernels.term(dist2, norm2, scopes[0])
-        sample = torch.tensor([s == "sample" for s in scopes], device=self.device)
+        sample = self._constant([s == "sample" for s in scopes], torch.bool)
         each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
         return torch.where(sample, *each)
 
@@ -184,9 +195,9 @@ class Wave:
             if not wanted:
                 continue
             chosen = [flight.head[p] for p in wanted]
-            own = logits if len(wanted) == len(flight.head) else logits[wanted]
+            own = take_lanes(logits, len(flight.head), wanted)
             values = self._task(name, own, chosen, targets, y)
-            weights = values.new_tensor([getattr(self.lanes[n], name) for n in chosen])
+            weights = self._constant([getattr(self.lanes[n], name) for n in chosen], values.dtype)
             losses = _add(losses, self.network.index(tuple(chosen)), values * weights, self.device)
         return losses
 
@@ -203,10 +214,10 @@ class Wave:
 
     # Update
 
-    def _update(self, losses: Tensor, number: int) -> None:
+    def _update(self, losses: Tensor) -> None:
         finite = torch.isfinite(losses.detach())
         dying = self.alive & ~finite
-        self.dead_at.copy_(torch.where(dying, number, self.dead_at))
+        self.dead_at.copy_(torch.where(dying, self.optimiser.done, self.dead_at))
         self.alive.logical_and_(finite)
         kept = torch.where(self.alive, losses.detach().double(), self.loss)
         self.loss.copy_(torch.where(dying, losses.detach().double(), kept))
@@ -238,6 +249,11 @@ class Wave:
         """Copy a checkpoint's tensors into place."""
         for name, tensor in self.state().items():
             tensor.copy_(saved[name])
+
+    def start_epoch(self) -> None:
+        """Begin a new mean of the losses."""
+        self.epoch_loss.zero_()
+        self.epoch_steps.zero_()
 
     def snapshot(self) -> Callable[[], None]:
         """Copy the state now; the returned function puts it back bit for bit."""

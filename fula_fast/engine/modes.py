@@ -1,0 +1,91 @@
+"""How a wave's step is run: eager, compiled stage by stage, or captured whole in a CUDA graph.
+
+The mode that really ran stands in every result row. A mode that was asked for and cannot be had is
+an error; where `auto` settles for less, a note says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FulaError
+from ..task import WaveTask
+from .capture import Captured
+from .network import Runner, run_plain
+from .wave import Wave
+
+WORTH_COMPILING = 1e14
+"""FLOPs of a wave's training from which compiling (a minute or two) pays on a CPU."""
+
+
+class Stepper:
+    """Feeds a wave from its stream, one step after another. `mode`: what runs."""
+
+    def __init__(self, task: WaveTask, wave: Wave, mode: str) -> None:
+        self.task, self.wave, self.mode = task, wave, mode
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
+        """Take the steps of an epoch; yields each one's number within the training."""
+        first = epoch * self.task.stream.steps
+        for step, batch in enumerate(self.task.stream.epoch(epoch, start_step), start_step):
+            self._step(batch, first + step, epoch, step)
+            yield first + step
+
+    def _step(self, batch, number: int, epoch: int, step: int) -> None:
+        attacked = None
+        if self.wave.attacked:
+            attacked = self.wave.attack(batch, epoch, step)
+        self.wave.step(batch.images, batch.labels, number, attacked)
+
+
+def open_stepper(task: WaveTask, wave: Wave, mode: str) -> Stepper:
+    """The stepper of a wave in the mode that `runner_of` resolved."""
+    return Captured(task, wave) if mode == "captured" else Stepper(task, wave, mode)
+
+
+def runner_of(task: WaveTask) -> tuple[str, Runner]:
+    """The mode to run and how a stage is run in it.
+
+    `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
+    """
+    mode = _resolved(task)
+    return mode, run_plain if mode == "eager" else CompiledRunner()
+
+
+def _resolved(task: WaveTask) -> str:
+    cuda = task.device.type == "cuda"
+    if task.mode == "captured" and not cuda:
+        raise FulaError("engine mode 'captured' needs a CUDA device; use 'compiled' or 'eager'")
+    if task.mode != "auto":
+        return task.mode
+    if cuda:
+        if any(cell.alpha > 0 for cell in task.cells):
+            task.progress.note("an attacked wave is not captured yet: compiled instead")
+            return "compiled"
+        return "captured"
+    return "compiled" if task.flops >= WORTH_COMPILING else "eager"
+
+
+class CompiledRunner:
+    """Each stage through `torch.compile`, one specialisation per lane count and rule.
+
+    Dynamo gives up on a function after a few specialisations and goes on in eager mode with only a
+    log line: the limit is raised, and reaching it is an error.
+    """
+
+    LIMIT = 256
+
+    def __init__(self) -> None:
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, self.LIMIT)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * self.LIMIT)
+        config.fail_on_recompile_limit_hit = True
+        self._stages: dict[int, nn.Module] = {}
+
+    def __call__(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if id(stage) not in self._stages:
+            self._stages[id(stage)] = torch.compile(stage, dynamic=False)
+        return self._stages[id(stage)](x)
