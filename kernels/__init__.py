@@ -1,15 +1,11 @@
-"""The engine's own operators; see `reference` for what each computes."""
+"""The engine's own operators.
 
-from .reference import (
-    augment,
-    gram,
-    hint_terms,
-    lane_norm,
-    pgd_step,
-    squared_norm,
-    stitch_hint,
-    term,
-)
+`reference` says what each computes; `nouns` are the public functions, served by the backend that
+`backend` chooses.
+"""
+
+from .nouns import augment, gram, hint_terms, lane_norm, pgd_step, stitch_hint
+from .reference import squared_norm, term
 
 __all__ = [
     "augment",

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from ..errors import FulaError
 
-Index = Tensor | Sequence[int]
-
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums over tensors of `dtype` are taken."""
@@ -121,9 +119,9 @@ def stitch_hint(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    x_index: Index,
+    x_index: Sequence[int],
     target: Tensor | None = None,
-    target_index: Index | None = None,
+    target_index: Sequence[int] | None = None,
     write: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Each lane's affine stitch, and its distance to its target.
@@ -136,34 +134,32 @@ def stitch_hint(
     Returns y (L*B, C2, H, W), channels-last (or tokens (L*B, T, C2), or vectors), None when
     not `write`; and dist2 (L, B), None without a target.
     """
-    rows = gather(_channels_last(x), x_index)  # (L, B, ..., C1)
-    flat = rows.flatten(1, -2)
-    y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), flat, weight.to(x.dtype).mT)
-    y = y.reshape(*rows.shape[:-1], weight.shape[1])
+    features = gather(channels_last(x), x_index)  # (L, B, ..., C1)
+    rows = features.flatten(1, -2)
+    y = torch.baddbmm(bias.to(x.dtype).unsqueeze(1), rows, weight.to(x.dtype).mT)
+    y = y.reshape(*features.shape[:-1], weight.shape[1])
     dist2 = None
     if target is not None:
-        aimed = gather(_channels_last(target.detach()), target_index)
+        aimed = gather(channels_last(target.detach()), target_index)
         dist2 = (wide(y) - wide(aimed)).square().flatten(2).sum(2)
-    return (_channels_second(y.flatten(0, 1)) if write else None), dist2
+    return (channels_second(y).flatten(0, 1) if write else None), dist2
 
 
-def gather(x: Tensor, index: Index) -> Tensor:
-    """x[index] along the first axis; one index repeated by every lane copies nothing."""
-    if isinstance(index, Tensor):
-        return x.index_select(0, index)
+def gather(x: Tensor, index: Sequence[int]) -> Tensor:
+    """x[index] along the first axis, without a copy where all want the same one, or each its own."""
     if len(set(index)) == 1:
         return x[index[0]].expand(len(index), *x.shape[1:])
-    return x[list(index)]
+    return x if list(index) == list(range(len(x))) else x[list(index)]
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """(S, B, C, H, W) -> (S, B, H, W, C); tokens and vectors already end in their features."""
     return x.movedim(2, -1) if x.dim() == 5 else x
 
 
-def _channels_second(y: Tensor) -> Tensor:
-    """(L*B, H, W, C) -> (L*B, C, H, W)."""
-    return y.movedim(-1, 1) if y.dim() == 4 else y
+def channels_second(x: Tensor) -> Tensor:
+    """The inverse: (S, B, H, W, C) -> (S, B, C, H, W)."""
+    return x.movedim(-1, 2) if x.dim() == 5 else x
 
 
 def hint_terms(activations: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import laid_out, layout_of, like
 from .common import narrow, power_of_two
 
 
@@ -87,31 +88,10 @@ class Depth(NamedTuple):
         return self.target[0].numel() if len(self.target) else 0
 
 
-def _dense(x: Tensor) -> bool:
-    """Whether every sample is one contiguous run, sample after sample, in some layout."""
-    inner = sorted(
-        (
-            (stride, size)
-            for stride, size in zip(x.stride()[1:], x.shape[1:], strict=True)
-            if size > 1
-        )
-    )
-    expected = 1
-    for stride, size in inner:
-        if stride != expected:
-            return False
-        expected *= size
-    return len(x) <= 1 or x.stride(0) == expected
-
-
 def _depth(activation: Tensor, target: Tensor) -> Depth:
-    """Both in the activation's layout, copied only where they are not dense or differ."""
-    if not _dense(activation):
-        activation = activation.contiguous()
-    layout = torch.empty_like(activation[: len(target)])
-    if not _dense(target) or target.stride()[1:] != layout.stride()[1:]:
-        target = layout.copy_(target)
-    return Depth(activation, target)
+    """Both in the layout of `layout.like(activation)`, copied only where they are not."""
+    layout = layout_of(activation)
+    return Depth(laid_out(activation, layout), laid_out(target, layout))
 
 
 def _plan(depths: Sequence[Depth], programs: Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -149,7 +129,7 @@ def hint_terms_backward(
 ) -> list[Tensor]:
     """Gradients of the activations, from those of dist2 (L_i, B)."""
     depths = [_depth(a, t) for a, t in zip(activations, targets, strict=True)]
-    grads = [torch.empty_like(d.activation) for d in depths]
+    grads = [like(d.activation) for d in depths]
     live = [i for i, a in enumerate(activations) if a.numel()]
     if live:
         held = [depths[i] for i in live]

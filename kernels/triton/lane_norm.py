@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import like
 from .common import (
     ABSENT,
     load_tile,
@@ -203,11 +204,11 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
 
 @triton.jit
 def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_in,
-                          sums, dx, lanes, samples, positions, channels, tiles, affine_stride, eps,
+                          d_out, sums, dx, lanes, samples, positions, channels, tiles, affine_stride, eps,
                           x_strides, residual_strides, target_strides, grad_strides, d_strides,
                           dx_strides, floor, share,
                           POS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """dx of a tile, from d as stored by `sums_kernel` (d_in) or recomputed."""
+    """dx of a tile, from d as stored by `sums_kernel` (d_in), or recomputed and stored (d_out)."""
     pid = tl.program_id(0)
     lane = pid % lanes
     tile = (pid // lanes) % tiles
@@ -231,6 +232,10 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
             mask, centre, inverse, gain, offset, x_strides, residual_strides, target_strides,
             grad_strides, floor,
         )  # fmt: skip
+    if d_out is not None:
+        rows = row_offsets(first + sample, position, d_strides)
+        rows = rows[:, None] + (column.to(tl.int64) * d_strides[2])[None, :]
+        tl.store(d_out + rows, narrow(d, d_out), mask=mask)
     if sums is not None:
         entry = sums + lane.to(tl.int64) * 2 * channels + column
         mean_d = tl.load(entry, mask=held, other=0.0) * share
@@ -240,12 +245,6 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
     rows = rows[:, None] + (column.to(tl.int64) * dx_strides[2])[None, :]
     value = d * (inverse * gain)[None, :]
     tl.store(dx + rows, narrow(value, dx), mask=mask)
-
-
-def like(x: Tensor) -> Tensor:
-    """Uninitialised, of x's shape and dtype: contiguous if x is, channels-last otherwise."""
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    return torch.empty_like(x, memory_format=layout)
 
 
 def _chunks(samples: int, positions: int, tile: Tile) -> tuple[int, int, int]:
@@ -342,20 +341,19 @@ def lane_norm_backward(
     relu: bool,
     affine: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat, or None where nothing asks)."""
+    """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
     dx, dresidual = like(x), None if residual is None else like(x)
-    summed = training or affine
-    sums = x.new_zeros(lanes, 2, x.shape[1], dtype=torch.float32) if summed else None
+    sums = x.new_zeros(lanes, 2, x.shape[1], dtype=torch.float32) if affine else None
     if x.numel() == 0:
         return dx, dresidual, sums
     if grad_dist2 is None:
         target = None
     inputs = (view(x), view(residual), view(target), view(grad_y), view(dresidual))
     constants = (weight, bias, mean, var)
-    if summed or residual is not None:
+    if training or affine:
         sums = _sums(inputs, constants, grad_dist2, lanes, eps, relu)
     _input_gradient(inputs, constants, grad_dist2, sums, dx, lanes, eps, relu, training)
-    return dx, dresidual, sums if summed else None
+    return dx, dresidual, sums if affine else None
 
 
 def _sums(inputs, constants, grad_dist2, lanes, eps, relu) -> Tensor:
@@ -376,7 +374,8 @@ def _sums(inputs, constants, grad_dist2, lanes, eps, relu) -> Tensor:
 
 def _input_gradient(inputs, constants, grad_dist2, sums, dx, lanes, eps, relu, training) -> None:
     x, residual, target, grad, d = inputs
-    if d.tensor is not None:  # stored by `sums`: nothing is recomputed from these
+    stored = d.tensor is not None and sums is not None  # by `sums_kernel`: nothing is recomputed
+    if stored:
         residual = target = grad = ABSENT
         grad_dist2 = None
     out = view(dx)
@@ -385,9 +384,10 @@ def _input_gradient(inputs, constants, grad_dist2, sums, dx, lanes, eps, relu, t
     tile = choose("norm_gradient", x.tensor, channels)
     pos, tiles = row_tiles(samples, positions, tile.rows)
     input_gradient_kernel[(lanes * tiles * triton.cdiv(channels, tile.cols),)](
-        x.tensor, residual.tensor, target.tensor, *constants, grad.tensor, grad_dist2, d.tensor,
-        sums if training else None, out.tensor, lanes, samples, positions, channels, tiles,
-        _affine_stride(constants[0]), eps, x.strides, residual.strides, target.strides,
-        grad.strides, d.strides, out.strides, _floor(relu),
-        1.0 / (samples * positions), POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+        x.tensor, residual.tensor, target.tensor, *constants, grad.tensor, grad_dist2,
+        d.tensor if stored else None, None if stored else d.tensor, sums if training else None,
+        out.tensor, lanes, samples, positions, channels, tiles, _affine_stride(constants[0]), eps,
+        x.strides, residual.strides, target.strides, grad.strides, d.strides, out.strides,
+        _floor(relu), 1.0 / (samples * positions),
+        POS=pos, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip

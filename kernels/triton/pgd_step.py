@@ -8,11 +8,11 @@ A zero gradient or offset is left where it is.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import laid_out, layout_of, like
 from .common import narrow, power_of_two
 
 
@@ -76,9 +76,9 @@ def l2_kernel(x, grad, clean, out, size, step, eps, BLOCK: tl.constexpr):
 def pgd_step(
     x_adv: Tensor, grad: Tensor, x_clean: Tensor, step: float, eps: float, norm: str
 ) -> Tensor:
-    """The next x_adv, in the layout that `torch.empty_like(x_adv)` has."""
-    out = torch.empty_like(x_adv)
-    x, grad, clean = (_as_laid_out(t, out) for t in (x_adv, grad, x_clean))
+    """The next x_adv, as `layout.like(x_adv)`."""
+    out = like(x_adv)
+    x, grad, clean = (laid_out(t, layout_of(x_adv)) for t in (x_adv, grad, x_clean))
     if not out.numel():
         return out
     if norm == "linf":
@@ -91,8 +91,3 @@ def pgd_step(
             x, grad, clean, out, size, step, eps, BLOCK=power_of_two(size, 4096), num_warps=8
         )
     return out
-
-
-def _as_laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """`x` with exactly the strides of `like`, so that flat offsets agree."""
-    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)

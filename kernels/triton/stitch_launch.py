@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..layout import fronts_like, stitched
 from .common import channels_last, row_tiles, sum_partials
 from .stitch_hint import (
     fused_gradient_kernel,
@@ -57,6 +58,9 @@ class Grads(NamedTuple):
     dist2: Tensor | None
 
 
+NONE = Grads(None, None)
+
+
 def fronts(x: Tensor) -> Tensor:
     """(S, B, C, H, W), tokens (S, B, T, C) or vectors (S, B, C) as (S, B, C, positions)."""
     if x.dim() == 3:
@@ -71,13 +75,6 @@ def fronts(x: Tensor) -> Tensor:
 def by_position(y: Tensor | None) -> Tensor | None:
     """(L*B, C, H, W), tokens (L*B, T, C) or vectors (L*B, C) as (L*B, C, positions)."""
     return None if y is None else fronts(y.unsqueeze(0)).squeeze(0)
-
-
-def output(x: Tensor, count: int, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised (count, channels, H, W), channels-last; or tokens or vectors as x has them."""
-    places = x.shape[3:] if x.dim() == 5 else x.shape[2:-1]
-    y = x.new_empty(count, *places, channels, dtype=dtype)
-    return y.movedim(-1, 1) if x.dim() == 5 else y
 
 
 def strides(x: Tensor | None) -> tuple[int, ...]:
@@ -108,13 +105,13 @@ def stitch_hint(
     stitch = Stitch(x, weight.to(x.dtype).contiguous(), bias.contiguous(), x_index, target,
                     target_index)  # fmt: skip
     lanes, samples, _, _, c2 = stitch.sizes()
-    y = output(x, lanes * samples, c2) if write else None
+    y = stitched(x, lanes * samples, c2) if write else None
     dist2 = None if target is None else x.new_zeros(lanes, samples, dtype=torch.float32)
     _product(stitch, y, dist2)
     return y, dist2
 
 
-def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads=Grads(None, None)):
+def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grads = NONE):
     """y and dist2; or e into y where there is a gradient."""
     lanes, samples, positions, c1, c2 = stitch.sizes()
     if not lanes * samples * positions:
@@ -149,20 +146,23 @@ def stitch_hint_backward(
     x_index: Tensor,
     target: Tensor | None,
     target_index: Tensor | None,
-    need_dx: bool,
+    order: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(dW, db, dx or None), dW and db in the dtypes of `weight` and `bias`."""
+    """(dW, db, dx or None), dW and db in the dtypes of `weight` and `bias`.
+
+    order: where dx is wanted, (lanes sorted by front, where each front's lanes start, and the end).
+    """
     stitch = Stitch(x, weight.to(x.dtype).contiguous(), bias.contiguous(), x_index, target,
                     target_index)  # fmt: skip
     grads = Grads(grad_y, None if grad_dist2 is None else grad_dist2.contiguous())
     dw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     db = torch.zeros_like(bias, memory_format=torch.contiguous_format)
     if not weight.shape[0] * x.numel():
-        return dw, db, torch.zeros_like(x) if need_dx else None
-    if need_dx:
+        return dw, db, None if order is None else fronts_like(x).zero_()
+    if order is not None:
         e = _residual(stitch, grads)
         _weight_gradient(stitch, e, dw, db)
-        return dw, db, _input_gradient(stitch, e)
+        return dw, db, _input_gradient(stitch, e, *order)
     if grads.dist2 is not None and weight.shape[2] <= FUSED:
         _fused_gradient(stitch, grads, dw, db)
         return dw, db, None
@@ -197,7 +197,7 @@ def _residual(stitch: Stitch, grads: Grads) -> Tensor:
         return grads.y
     lanes, samples, _, _, c2 = stitch.sizes()
     dtype = torch.float32 if stitch.x.dtype == torch.float16 else stitch.x.dtype
-    e = output(stitch.x, lanes * samples, c2, dtype)
+    e = stitched(stitch.x, lanes * samples, c2, dtype)
     _product(stitch, e, None, grads)
     return e
 
@@ -258,20 +258,17 @@ def _weight_gradient(stitch: Stitch, e: Tensor, dw: Tensor, db: Tensor) -> None:
     _finish(partial_b, db)
 
 
-def _input_gradient(stitch: Stitch, e: Tensor) -> Tensor:
+def _input_gradient(stitch: Stitch, e: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """dx of every front, summed over its lanes in their order."""
     _, samples, positions, c1, c2 = stitch.sizes()
     count = stitch.x.shape[0]
-    dx = output(stitch.x, count * samples, c1)
-    order = torch.argsort(stitch.x_index, stable=True)
-    numbers = torch.arange(count + 1, device=order.device)
-    starts = torch.searchsorted(stitch.x_index[order], numbers.to(stitch.x_index.dtype))
+    dx = fronts_like(stitch.x)
     tile = choose("input_gradient", stitch.x, c1, c2)
     pos, tiles = row_tiles(samples, positions, tile.rows)
-    e, out = by_position(e), by_position(dx)
+    e, out = by_position(e), by_position(dx.flatten(0, 1))
     input_gradient_kernel[(count * tiles * triton.cdiv(c1, tile.cols),)](
         e, stitch.weight, order, starts, out, samples, positions, c1, c2, count, tiles,
         strides(e), strides(out), PRECISION=precision(e.dtype), POS=pos, ROWS=tile.rows,
         COLS=tile.cols, INNER=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return dx.unflatten(0, (count, samples))
+    return dx
