@@ -139,6 +139,43 @@ void hint_terms_backward(const Arrays &activations, const Arrays &targets, const
   run([&] { return fula_hint_terms_backward(count, a.data(), t.data(), d.data(), g.data()); });
 }
 
+void stitch_hint_forward(Array x, Array weight, Array bias, Array x_index, Maybe target,
+                         Maybe target_index, Maybe y, Maybe dist2) {
+  const Pointer px(x), pw(weight), pb(bias), pxi(x_index), pt(target), pti(target_index), py(y),
+      pd(dist2);
+  run([&] { return fula_stitch_hint_forward(px, pw, pb, pxi, pt, pti, py, pd); });
+}
+
+void stitch_hint_backward(Maybe dy, Maybe ddist2, Array x, Array weight, Array bias, Array x_index,
+                          Maybe target, Maybe target_index, Maybe y, Maybe dweight, Maybe dbias,
+                          Maybe dx) {
+  const Pointer pdy(dy), pdd(ddist2), px(x), pw(weight), pb(bias), pxi(x_index), pt(target),
+      pti(target_index), py(y), pdw(dweight), pdb(dbias), pdx(dx);
+  run([&] {
+    return fula_stitch_hint_backward(pdy, pdd, px, pw, pb, pxi, pt, pti, py, pdw, pdb, pdx);
+  });
+}
+
+void pgd_step(Array x_adv, Array grad, Array x_clean, double step, double eps,
+              const std::string &norm, Array out) {
+  if (norm != "linf" && norm != "l2") raise("norm = '" + norm + "': must be 'linf' or 'l2'");
+  const Pointer px(x_adv), pg(grad), pc(x_clean), po(out);
+  const int32_t kind = norm == "l2" ? FULA_L2 : FULA_LINF;
+  run([&] { return fula_pgd_step(px, pg, pc, step, eps, kind, po); });
+}
+
+void augment(Array images, Array index, Array dy, Array dx, Array flip, int64_t pad, Maybe markers,
+             Maybe marker_index, Maybe marker_y, Maybe marker_x, Array out) {
+  const Pointer pi(images), pn(index), py(dy), px(dx), pf(flip), pm(markers), pmi(marker_index),
+      pmy(marker_y), pmx(marker_x), po(out);
+  run([&] { return fula_augment(pi, pn, py, px, pf, pad, pm, pmi, pmy, pmx, po); });
+}
+
+void gram(Array x, Array y, bool accumulate, Array xtx, Array xty) {
+  const Pointer px(x), py(y), pxx(xtx), pxy(xty);
+  run([&] { return fula_gram(px, py, accumulate, pxx, pxy); });
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -163,4 +200,15 @@ NB_MODULE(_core, m) {
   m.def("hint_terms_forward", &hint_terms_forward, "activations"_a, "targets"_a, "dist2"_a);
   m.def("hint_terms_backward", &hint_terms_backward, "activations"_a, "targets"_a, "ddist2"_a,
         "dactivations"_a);
+  m.def("stitch_hint_forward", &stitch_hint_forward, "x"_a, "weight"_a, "bias"_a, "x_index"_a,
+        "target"_a.none(), "target_index"_a.none(), "y"_a.none(), "dist2"_a.none());
+  m.def("stitch_hint_backward", &stitch_hint_backward, "dy"_a.none(), "ddist2"_a.none(), "x"_a,
+        "weight"_a, "bias"_a, "x_index"_a, "target"_a.none(), "target_index"_a.none(),
+        "y"_a.none(), "dweight"_a.none(), "dbias"_a.none(), "dx"_a.none());
+  m.def("pgd_step", &pgd_step, "x_adv"_a, "grad"_a, "x_clean"_a, "step"_a, "eps"_a, "norm"_a,
+        "out"_a);
+  m.def("augment", &augment, "images"_a, "index"_a, "dy"_a, "dx"_a, "flip"_a, "pad"_a,
+        "markers"_a.none(), "marker_index"_a.none(), "marker_y"_a.none(), "marker_x"_a.none(),
+        "out"_a);
+  m.def("gram", &gram, "x"_a, "y"_a, "accumulate"_a, "xtx"_a, "xty"_a);
 }

@@ -86,9 +86,7 @@ fula_status read_depths(i64 count, const fula_tensor *activations, const fula_te
       FULA_TRY(check_all({a, t, d, {names.gradient, gradients + i, true, true}}, &device));
     else
       FULA_TRY(check_all({a, t, d}, &device));
-    if (device != FULA_CPU)
-      return refuse(FULA_ERROR_DEVICE, "%s is on a CUDA device: this build serves the CPU only",
-                    a.name);
+    FULA_TRY(serve_cpu(device));
     FULA_TRY(check_float(a));
     if (a.tensor->rank < 1)
       return refuse(FULA_ERROR_SHAPE, "%s has no axes: the first is the samples", a.name);

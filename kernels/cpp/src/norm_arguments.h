@@ -29,8 +29,7 @@ struct NormArguments {
                           const fula_tensor *var_given, const fula_tensor *residual_given,
                           const fula_tensor *target_given, const NormOptions &options,
                           int device) {
-    if (device != FULA_CPU)
-      return refuse(FULA_ERROR_DEVICE, "x is on a CUDA device: this build serves the CPU only");
+    FULA_TRY(serve_cpu(device));
     FULA_TRY(read_options(options));
     FULA_TRY(read_x(x_given));
     FULA_TRY(read_weight({"weight", weight_given}, &weight));

@@ -47,15 +47,48 @@ struct NormBackward {
   bool relu;
 };
 
+// One run of a stitch's output: y is what the product left, without the bias.
+struct StitchRow {
+  const void *y;     // A
+  const void *bias;  // A, one for the run (bias_step 0) or one an element (1); may be null
+  i64 bias_step;
+  const void *target;  // T, may be null
+  i64 length;
+};
+
 struct Ops {
   // Mean and sum of squared deviations of every channel of a tile.
   void (*moments[2])(const Tile &, const void *x, double *mean, double *m2);
   void (*norm_forward[2])(const Tile &, const NormForward &);
   void (*norm_sums[2])(const Tile &, const NormBackward &);
   void (*norm_backward[2])(const Tile &, const NormBackward &);  // index: channels-last
+
   // Sum of (a - g)^2 over n elements; da = coef * (a - g).
   double (*distance)(const void *a, const void *g, i64 n);
   void (*distance_grad)(const void *a, const void *g, double coef, void *da, i64 n);
+
+  // Products in sums. Panels are (k, panel) row-major; pack fills n <= panel columns of one from
+  // elements (k, j) at k * k_step + j * j_step.
+  i64 panel;
+  void (*pack)(const void *from, i64 k_step, i64 j_step, i64 k, i64 n, void *panel);
+  // c (m, n) = or += a (m, k) * panel, with a's element (i, k) at i * i_step + k * k_step.
+  void (*multiply)(const void *a, i64 i_step, i64 k_step, i64 m, i64 k, const void *panel, i64 n,
+                   void *c, i64 c_step, bool add);
+  void (*widen)(const void *from, i64 n, void *sums);
+  void (*narrow)(const void *sums, i64 n, void *to);
+  void (*to_double)(const void *from, i64 step, i64 n, double *to);
+
+  // Adds the bias, stores (unless out is null), returns the squared distance to the target.
+  double (*stitch_out)(const StitchRow &, void *out);
+  // In place of y: coef * (y + bias - target) [if there is a target] + dy [if given]; adds to sums
+  // (A) as the bias runs.
+  void (*stitch_delta)(const StitchRow &, const void *dy, double coef, void *delta, void *sums);
+
+  void (*pgd_linf)(const void *x, const void *grad, const void *clean, double step, double eps,
+                   void *out, i64 n);
+  void (*pgd_l2)(const void *x, const void *grad, const void *clean, double step, double eps,
+                 void *out, i64 n);
+  void (*pixels)(const std::uint8_t *from, i64 n, void *to);  // x / 255, rounded once
 };
 
 }  // namespace fula

@@ -122,6 +122,11 @@ fula_status check_all(const std::vector<Argument> &arguments, int *device) {
   return check_arguments(arguments, device);
 }
 
+fula_status serve_cpu(int device) {
+  if (device != FULA_CUDA) return FULA_OK;
+  return refuse(FULA_ERROR_DEVICE, "the tensors are on a CUDA device: this build serves the CPU");
+}
+
 fula_status check_shape(const Argument &a, const i64 *shape, int rank) {
   const bool same = a.tensor->rank == rank &&
                     std::memcmp(a.tensor->shape, shape, sizeof(i64) * rank) == 0;

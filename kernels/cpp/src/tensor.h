@@ -37,7 +37,9 @@ i64 element_count(const fula_tensor &t);
 fula_status check_all(std::initializer_list<Argument> arguments, int *device);
 fula_status check_all(const std::vector<Argument> &arguments, int *device);
 
-// Same shape: "x (2, 3) and y (2, 4): ..." otherwise.
+// Refuses CUDA tensors where there is no kernel for them.
+fula_status serve_cpu(int device);
+
 fula_status check_shape(const Argument &a, const i64 *shape, int rank);
 inline fula_status check_shape(const Argument &a, std::initializer_list<i64> shape) {
   return check_shape(a, shape.begin(), static_cast<int>(shape.size()));
