@@ -150,7 +150,7 @@ def sweep(
     if dry_run:
         return _show_plan(loaded, folder)
     from .progress import open_progress
-    from .sweep import run_sweep
+    from .sweeps import run_sweep
 
     with open_progress() as progress:
         summary = run_sweep(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import FulaError
-from .stitch import Geometry, resize, to_rows
+from .stitches import Geometry, resize, to_rows
 
 GRAM_LIMIT = 1e-7
 STREAMING_RCOND = 1e-4

@@ -15,7 +15,7 @@ from .dm import ClosedForm, Gram, cutoff, paired_rows, solve
 from .errors import FulaError
 from .models import Staged
 from .protocol import Protocol
-from .stitch import Shape, Stitch
+from .stitches import Shape, Stitch
 
 Pair = tuple[int, int]
 _DM_BATCH = 128

@@ -24,7 +24,7 @@ from .measures.agreement import Agreement
 from .models import Staged
 from .pipelines import Batch
 from .protocol import Protocol, term_weights
-from .stitch import Stitch
+from .stitches import Stitch
 from .task import Outcome, WaveTask, attacked_mask, non_finite, stitches_of
 
 Attacker = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]

@@ -17,7 +17,7 @@ from .models import Staged
 from .pipelines import Batch, Stream
 from .progress import Progress
 from .protocol import Protocol
-from .stitch import Stitch
+from .stitches import Stitch
 
 DTYPES = {
     "fp64": torch.float64,

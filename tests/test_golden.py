@@ -11,7 +11,7 @@ from fula_fast.dm import solve
 from fula_fast.initial import activations, initial_stitches
 from fula_fast.protocol import protocol
 from fula_fast.solo import SoloCell
-from fula_fast.stitch import Stitch
+from fula_fast.stitches import Stitch
 
 PAIRS = [(3, 3), (7, 3)]
 

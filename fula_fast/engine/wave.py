@@ -17,7 +17,7 @@ from .. import kernels
 from ..cell import Cell
 from ..models import Staged
 from ..objectives import soft_label_losses
-from ..stitch import Stitch
+from ..stitches import Stitch
 from .bank import Bank
 from .lanenorm import lane_norms, settling_steps
 from .lanes import Lane, in_order, route_of
