@@ -10,6 +10,7 @@ pyautoattack), `apgd20` (APGD-CE and -DLR, 20 iterations, first step 2/255), `ap
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from .packed import PackedModel
 from .pgd import pgd
 from .record import Record
 from .slots import Search, SearchOptions, Stage, Starts, fixed_sizes
-from .starts import start_noise
+from .starts import check_norm, start_noise
 
 PRECISIONS = ("fp32", "bf16", "fast")
 
@@ -110,7 +111,8 @@ class AttackOptions:
     """How an attack is run.
 
     norm, eps: the ball around each image, in pixels of [0, 1]. step: PGD's step size. steps, eot:
-    instead of the attack's own numbers of iterations and of EOT samples. seed: of the start noise. restarts: APGD runs per stage. batch_size: images in flight. precision: "fp32";
+    instead of the attack's own numbers of iterations and of EOT samples. seed: of the start noise. restarts: APGD runs per stage. batch_size: images in flight; by default 512 on
+    CUDA, 128 elsewhere. precision: "fp32";
     "bf16" searches in bfloat16, confirms every image in full precision and attacks the survivors
     again in full precision, so that its robust images are robust to the fp32 attack too; "fast"
     leaves that second attack out. mode: "auto" captures the iteration in a CUDA graph on CUDA;
@@ -126,7 +128,7 @@ class AttackOptions:
     eot: int | None = None
     seed: int = 0
     restarts: int = 1
-    batch_size: int = 128
+    batch_size: int | None = None
     precision: str = "fp32"
     mode: str = "auto"
     compile: bool = False
@@ -135,15 +137,27 @@ class AttackOptions:
     starts: Starts | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        APGDConfig(self.norm, self.eps)  # refuses another norm and a bad eps
+        _check_numbers(self, ("eps", "step"), float, "a finite number >= 0", least=0)
+        _check_numbers(self, ("restarts",), int, "a whole number >= 1", least=1)
+        optional = [name for name in ("batch_size", "steps", "eot") if getattr(self, name) is not None]
+        _check_numbers(self, optional, int, "a whole number >= 1", least=1)
+        check_norm(self.norm)
         check_mode(self.mode)
         if self.precision not in PRECISIONS:
             raise FulaError(
                 f"unknown precision '{self.precision}'{nearest(self.precision, PRECISIONS)}"
             )
-        for name in ("batch_size", "restarts", "steps", "eot"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise FulaError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+def _check_numbers(
+    options: AttackOptions, names: Sequence[str], kind: type, rule: str, *, least: int
+) -> None:
+    allowed = (int, float) if kind is float else int
+    for name in names:
+        value = getattr(options, name)
+        right = isinstance(value, allowed) and not isinstance(value, bool)
+        if not (right and math.isfinite(value) and value >= least):
+            raise FulaError(f"{name} = {value} must be {rule}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import FulaError, nearest
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
-from .autoattack import AttackOptions, Recipe, Run, parse, run
+from .autoattack import AttackOptions, Recipe, Run, Savings, parse, run
 from .losses import predict
 from .packed import as_packed
 from .record import Record
@@ -86,8 +86,8 @@ def robust_evaluate(
     models: a module, a function of the images, a sequence of those, or a `PackedModel` (lanes that
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
-    attack: a name (see `autoattack`). options: fields of `AttackOptions`. device: where to
-    work; the models' own by default.
+    attack: a name (see `autoattack`). options: fields of `AttackOptions`, and of `Savings` by their
+    own names (compaction=False). device: where to work; the models' own by default.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
@@ -97,6 +97,8 @@ def robust_evaluate(
     recipe = _adjusted(parse(attack), chosen)
     packed = as_packed(models, compile=chosen.compile or chosen.mode == "compiled", device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
+    if chosen.batch_size is None:
+        chosen = replace(chosen, batch_size=512 if x.is_cuda else 128)
     if chosen.mode == "captured" and not (x.is_cuda and packed.capturable):
         raise FulaError(
             "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
@@ -110,11 +112,16 @@ def robust_evaluate(
 
 
 def _options(options: dict[str, Any]) -> AttackOptions:
-    known = [f.name for f in fields(AttackOptions)]
+    """`AttackOptions` from its fields and, beside them, single savings by name."""
+    switches = [f.name for f in fields(Savings)]
+    known = [*(f.name for f in fields(AttackOptions)), *switches]
     for name in options:
         if name not in known:
             raise FulaError(f"unknown attack option '{name}'{nearest(name, known)}")
-    return AttackOptions(**options)
+    switched = {name: options[name] for name in switches if name in options}
+    rest = {name: value for name, value in options.items() if name not in switches}
+    chosen = AttackOptions(**rest)
+    return replace(chosen, savings=replace(chosen.savings, **switched))
 
 
 def _adjusted(recipe: Recipe, options: AttackOptions) -> Recipe:

@@ -81,4 +81,4 @@ def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]
         logits = wide(logits_fn(x))
         loss = loss_of(logits)
         (grad,) = torch.autograd.grad(loss.sum(), x)
-    return Evaluation(grad.nan_to_num_(nan=0.0), loss.detach(), logits.detach())
+    return Evaluation(grad.nan_to_num(nan=0.0), loss.detach(), logits.detach())
