@@ -99,9 +99,21 @@ def to_float_tensor(images: torch.Tensor) -> torch.Tensor:
     return images.float() / torch.full((), 255.0, device=images.device)
 
 
-def normalised_tensor(images: torch.Tensor, normalisation: Normalisation | None) -> torch.Tensor:
-    """float32 (B, H, W, C) normalised per channel, equal to `normalised` bit for bit."""
+Moments = tuple["torch.Tensor", "torch.Tensor"]
+
+
+def moments_on(normalisation: Normalisation | None, device: torch.device) -> Moments | None:
+    """Means and stds (C,) float32 on `device`, made once: a captured step may not copy from host."""
+    import torch
+
     if normalisation is None:
-        return images
-    mean, std = (images.new_tensor(v) for v in (normalisation.mean, normalisation.std))
-    return (images - mean) / std
+        return None
+    return tuple(
+        torch.tensor(v, dtype=torch.float32, device=device)
+        for v in (normalisation.mean, normalisation.std)
+    )
+
+
+def normalised_tensor(images: torch.Tensor, moments: Moments | None) -> torch.Tensor:
+    """float32 (B, H, W, C) normalised per channel, equal to `normalised` bit for bit."""
+    return images if moments is None else (images - moments[0]) / moments[1]

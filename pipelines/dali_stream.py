@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from ..errors import FulaError
-from .augment import normalised_tensor, to_float_tensor
 from .dali import DaliDecoder, decoded_files, new_pipeline
 from .decode import Decoder
 from .files import FileSet
 from .images import with_channels
 from .randomness import EpochDraw
-from .shortcuts import Markers, paste_tensor
+from .shortcuts import Markers
 from .streams import Batch, StreamBase, on_device
 
 PREFETCH = 3
@@ -104,10 +103,10 @@ class DaliStream(StreamBase):
 
     def _batch(self, draw: EpochDraw, markers: Markers | None, index: np.ndarray) -> Batch:
         if self.device.type != "cuda":
-            return self._finish(self._run(draw, index), markers, index)
+            return self.finish(self._run(draw, index), markers, index)
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            batch = self._finish(self._run(draw, index), markers, index)
+            batch = self.finish(self._run(draw, index), markers, index)
         stream.synchronize()  # DALI's buffer and the pinned host arrays are free again
         return batch
 
@@ -137,13 +136,3 @@ class DaliStream(StreamBase):
         if self.device.type == "cuda":
             return torch.from_dlpack(out.as_tensor())
         return torch.from_numpy(np.array(out.as_tensor()))
-
-    def _finish(self, crops: torch.Tensor, markers: Markers | None, index: np.ndarray) -> Batch:
-        floats = to_float_tensor(crops)
-        if markers is not None:
-            table = markers.table[markers.index[index]]
-            places = (table, markers.y[index], markers.x[index])
-            floats = paste_tensor(floats, *(on_device(p, self.device) for p in places))
-        images = normalised_tensor(floats, self.normalisation).permute(0, 3, 1, 2).to(self.dtype)
-        labels = on_device(self.image_set.labels[index], self.device)
-        return Batch(images, labels, on_device(index, self.device))

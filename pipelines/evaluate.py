@@ -14,7 +14,7 @@ from .images import ImageSet
 from .noise import NoiseSet, noise_batch, refuse_pixels
 from .randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
 from .shortcuts import Shortcut, draw_markers, evaluation_markers
-from .streams import Batch, ReferenceStream, finished
+from .streams import Batch, StreamBase, on_device
 
 
 def evaluation_batches(
@@ -51,7 +51,7 @@ def evaluation_batches(
         if isinstance(image_set, NoiseSet):
             yield noise_batch(image_set, index, 0, like.device, dtype)
             continue
-        yield finished(like, image_set.gather(index), markers, index)
+        yield like.finish(on_device(image_set.gather(index), like.device), markers, index)
 
 
 def take(
@@ -81,11 +81,11 @@ def take(
         sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)
         markers = draw_markers(shortcut, *sizes, seed, EVALUATION)
     like = _plain(image_set, count, device, normalisation, dtype)
-    return finished(like, image_set.gather(index), markers, index).images
+    return like.finish(on_device(image_set.gather(index), like.device), markers, index).images
 
 
-def _plain(image_set, batch_size, device, normalisation, dtype) -> ReferenceStream:
-    return ReferenceStream(
+def _plain(image_set, batch_size, device, normalisation, dtype) -> StreamBase:
+    return StreamBase(
         image_set,
         batch_size,
         0,

@@ -17,6 +17,7 @@ from .augment import (
     Normalisation,
     crop_flip,
     gather_crop_flip,
+    moments_on,
     normalised,
     normalised_tensor,
     to_float_tensor,
@@ -82,6 +83,7 @@ class StreamBase:
         self.device = torch.device(device)
         self.dtype = dtype
         self.shard = shard
+        self.moments = moments_on(normalisation, self.device)
 
     def draw(self, epoch: int) -> EpochDraw:
         """The epoch's order, crops and flips of all samples."""
@@ -114,6 +116,21 @@ class StreamBase:
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
         raise NotImplementedError
 
+    def finish(self, pixels: torch.Tensor, markers: Markers | None, index: np.ndarray) -> Batch:
+        """uint8 pixels (B, H, W, C) on the device to a batch: floats, markers, normalisation."""
+        floats = to_float_tensor(pixels)
+        if markers is not None:
+            table = markers.table[markers.index[index]]
+            places = (table, markers.y[index], markers.x[index])
+            floats = paste_tensor(floats, *(on_device(p, self.device) for p in places))
+        return self.batch(normalised_tensor(floats, self.moments), index)
+
+    def batch(self, images: torch.Tensor, index: np.ndarray) -> Batch:
+        """Finished images (B, H, W, C) with their labels."""
+        labels = on_device(self.image_set.labels[index], self.device)
+        images = images.permute(0, 3, 1, 2).to(self.dtype)
+        return Batch(images, labels, on_device(index, self.device))
+
 
 class ReferenceStream(StreamBase):
     """The oracle: NumPy on the host, one batch at a time, then a copy to the device."""
@@ -128,19 +145,10 @@ class ReferenceStream(StreamBase):
                 draw.flip[index],
                 self.augmentation.pad,
             )
-            yield finished(self, crops, markers, index)
-
-
-def finished(
-    like: StreamBase, pixels: np.ndarray, markers: Markers | None, index: np.ndarray
-) -> Batch:
-    """Reference: uint8 pixels (B, H, W, C) to a batch with markers, normalised, on the device."""
-    floats = to_floats(pixels)
-    if markers is not None:
-        floats = paste(floats, markers, index)
-    images = on_device(normalised(floats, like.normalisation), like.device)
-    labels = on_device(like.image_set.labels[index], like.device)
-    return Batch(images.permute(0, 3, 1, 2).to(like.dtype), labels, on_device(index, like.device))
+            floats = to_floats(crops)
+            floats = floats if markers is None else paste(floats, markers, index)
+            images = on_device(normalised(floats, self.normalisation), self.device)
+            yield self.batch(images, index)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -209,7 +217,7 @@ class ResidentStream(StreamBase):
                 numbers["marker_y"][index],
                 numbers["marker_x"][index],
             )
-        floats = normalised_tensor(floats, self.normalisation)
+        floats = normalised_tensor(floats, self.moments)
         return Batch(floats.permute(0, 3, 1, 2).to(self.dtype), self._labels[index], index)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
