@@ -122,9 +122,9 @@ class Bank:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        members: dict[tuple[int, int, bool], list[int]] = {}
+        members: dict[tuple, list[int]] = {}
         for number, lane in enumerate(lanes):
-            members.setdefault((lane.end_site, lane.front_site, lane.trained), []).append(number)
+            members.setdefault((lane.end_site, *lane.group), []).append(number)
         self.groups = [
             _new_group(key, numbers, [stitches[lanes[n].cell.id] for n in numbers], device, dtype)
             for key, numbers in sorted(members.items())
@@ -170,13 +170,13 @@ class Bank:
 
 
 def _new_group(
-    key: tuple[int, int, bool],
+    key: tuple,
     numbers: Sequence[int],
     stitches: Sequence[Stitch],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Group:
-    end_site, front_site, trained = key
+    end_site, front_site, trained, _ = key
     states = [stitch.state_dict() for stitch in stitches]
     stacked = {
         name: torch.stack([s[name] for s in states]).to(device, dtype)

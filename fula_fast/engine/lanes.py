@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +34,11 @@ class Lane:
     @property
     def trained(self) -> bool:
         return bool(self.cell.objective)
+
+    @property
+    def group(self) -> tuple[int, bool, float]:
+        """Lanes that join one end site with equal values here always run together."""
+        return self.front_site, self.trained, self.cell.alpha
 
     @cached_property
     def reach(self) -> int:
@@ -100,13 +105,21 @@ class Route:
     head_keep: tuple[int, ...]
 
 
-def route_of(lanes: Sequence[Lane], sites: int, *, full: bool, to_head: bool = False) -> Route:
-    """Simulate the lanes' way once.
+def route_of(
+    lanes: Sequence[Lane],
+    sites: int,
+    *,
+    full: bool,
+    to_head: bool = False,
+    only: Collection[int] | None = None,
+) -> Route:
+    """Simulate the way of the lanes (of those in `only`, where given) once.
 
     `full`: lanes run on to the last site without gradient where their loss ends, so that their
     running statistics move. `to_head`: every lane goes to the head (evaluation, attacks).
     """
     reach = [sites + 1 if to_head else lane.reach for lane in lanes]
+    chosen = range(len(lanes)) if only is None else sorted(only)
     flying: tuple[int, ...] = ()
     tracking: tuple[int, ...] = ()
     stops = []
@@ -117,8 +130,8 @@ def route_of(lanes: Sequence[Lane], sites: int, *, full: bool, to_head: bool = F
         if full:
             tracking = tracking + tuple(flying[p] for p in leave)
         here = sorted(
-            (i for i, lane in enumerate(lanes) if lane.end_site == site),
-            key=lambda i: (lanes[i].front_site, lanes[i].trained, i),  # groups stay together
+            (i for i in chosen if lanes[i].end_site == site),
+            key=lambda i: (*lanes[i].group, i),  # groups stay together
         )
         enter_grad = tuple(i for i in here if reach[i] > site)
         ending = tuple(i for i in here if reach[i] == site)

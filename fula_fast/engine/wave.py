@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
+from ..attacks import pgd, start_noise
 from ..cell import Cell
 from ..models import Staged
 from ..objectives import soft_label_losses
+from ..pipelines import Batch
 from ..stitches import Stitch
+from ..task import attacked_mask
 from .bank import Bank
 from .lanenorm import lane_norms, settling_steps
-from .lanes import Lane, in_order, route_of
+from .lanes import Lane, Route, in_order, route_of
 from .network import Network, Runner, run_plain, statistics, take_lanes
 from .optim import FlatOptimiser
 
@@ -75,6 +78,7 @@ class Wave:
         self.epoch_loss, self.epoch_steps = torch.zeros(count, **new), torch.zeros((), **new)
         self.terms = torch.full((count, sites), float("nan"), **new)
         self._constants: dict[tuple, Tensor] = {}
+        self._attack_routes: dict[tuple[int, ...], Route] = {}
 
     def _plan_phases(self, sites: int, settle: bool) -> None:
         """Routes of the two phases: before and after lanes without a functional term settle."""
@@ -123,6 +127,59 @@ class Wave:
         flight = self.network.fly(route, fronts, order, rule, training=True)
         losses = self._losses(flight, targets, y)
         self._update(losses)
+
+    # Attacks
+
+    def logits(self, x: Tensor, lanes: Sequence[int]) -> Tensor:
+        """Eval-mode logits of stitched models: x (n*B, C, H, W), a batch for each of `lanes`, to
+        (n*B, classes). Differentiable in x; an attacked wave's lanes alone have own batches."""
+        route = self._attack_route(tuple(lanes))
+        fronts = self.network.fronts(x.to(self.dtype), lanes, "running")
+        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
+        flight = self.network.fly(route, fronts, order, "running", training=False)
+        places = [flight.head.index(n) for n in lanes]
+        return take_lanes(flight.logits.flatten(0, 1), len(lanes), places)
+
+    def _attack_route(self, lanes: tuple[int, ...]) -> Route:
+        if lanes not in self._attack_routes:
+            sites = self.network.native.num_sites
+            self._attack_routes[lanes] = route_of(
+                self.lanes, sites, full=False, to_head=True, only=lanes
+            )
+        return self._attack_routes[lanes]
+
+    def attack(self, batch: Batch, epoch: int, step: int) -> Tensor:
+        """Each lane's own batch, (L*B, C, H, W): its share of images attacked on its stitched model
+        in eval mode, with the protocol's settings.
+
+        Lanes of one alpha are attacked together, on the same images: the share is drawn from the
+        data seed, which they have in common.
+        """
+        images = batch.images.to(self.optimiser.flat.dtype)
+        lanes = range(len(self.lanes))
+        own = images.expand(len(lanes), *images.shape).clone()
+        for alpha in sorted({lane.cell.alpha for lane in self.lanes}):
+            members = [n for n in lanes if self.lanes[n].cell.alpha == alpha]
+            mask = attacked_mask(self.lanes[members[0]].cell, epoch, step, len(images))
+            places = mask.nonzero()[:, 0].to(self.device)
+            if len(places):
+                found = self._attacked(batch, images, places, members, epoch)
+                own[torch.tensor(members)[:, None], places] = found
+        return own.flatten(0, 1)
+
+    def _attacked(self, batch, images, places, members, epoch: int) -> Tensor:
+        attack, count = self.protocol.attack, len(members)
+        noise = None
+        if attack.random_start:
+            numbers = batch.index[places].tolist()
+            shape = images.shape[1:]
+            seed = self.lanes[members[0]].cell.data_seed
+            drawn = start_noise(attack.norm, numbers, shape, seed=seed, stream=epoch)
+            noise = drawn.to(images).repeat(count, 1, 1, 1)
+        x = images[places].repeat(count, 1, 1, 1)
+        labels = batch.labels[places].repeat(count)
+        found = pgd(lambda z: self.logits(z, members), x, labels, attack, noise=noise)
+        return found.unflatten(0, (count, -1))
 
     def _targets(self, x: Tensor, own: Tensor, lanes: Sequence[int]) -> Targets:
         rule = "batch" if self.protocol.resolved_target_bn == "train" else "running"
