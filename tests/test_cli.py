@@ -178,9 +178,9 @@ def sweep_as(monkeypatch):
     def install(function):
         import types
 
-        module = types.ModuleType("fula_fast.sweep")
+        module = types.ModuleType("fula_fast.sweeps")
         module.run_sweep = function
-        monkeypatch.setitem(sys.modules, "fula_fast.sweep", module)
+        monkeypatch.setitem(sys.modules, "fula_fast.sweeps", module)
 
     return install
 

@@ -1,0 +1,362 @@
+"""The Python interface: one stitched model (`stitch`), or a whole grid of them (`sweep`).
+
+>>> found = fula_fast.stitch(front, end, 3, 3, "digits", method="fula")  # doctest: +SKIP
+>>> found.accuracy, found.model(images)  # doctest: +SKIP
+>>> results = fula_fast.sweep("quickstart", "runs/quickstart")  # doctest: +SKIP
+>>> results.rows, results.to_pandas()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from . import batchnorm, pipelines
+from .cell import Cell
+from .errors import FulaError, nearest
+from .initial import check_sites
+from .machine import resources
+from .models import Staged, load_checkpoint
+from .objectives import mixture
+from .pipelines import Augmentation, ImageSet, Normalisation, Source
+from .progress import Progress, open_progress
+from .protocol import METHODS, Protocol, term_weights
+from .protocol import protocol as preset
+from .results import Results
+from .solo import run_cell
+from .spec import EngineSpec, load_spec, parse_table
+from .specfile import explain
+from .stitches import Geometry, Stitch
+from .store import Store
+from .sweeps import run_sweep
+from .tables import OneShortcut, Table
+from .task import WaveTask, stitches_of
+
+Donor = Staged | str | Path
+Data = Source | str | Sequence[Any]
+
+_EVALUATION_BATCH = 500
+
+
+class _Options(Table):
+    """The plain arguments of `stitch` that are no protocol options, checked."""
+
+    front_site: int
+    end_site: int
+    seed: int = Field(ge=0)
+    data_seed: int = Field(ge=0)
+    alpha: float = Field(ge=0, le=1)
+    shortcut: OneShortcut
+    subset: int | None = Field(ge=1)
+    device: str
+    precision: Literal["fp32", "fp64"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stitched:
+    """A stitch after training, in its model, with its measures on the test images.
+
+    - `stitch`: the trained affine map; `stitch.weight` (features out, in), `stitch.bias` (out,).
+    - `model`: images (B, C, H, W) to logits (B, classes), in eval mode, with the running statistics
+      that this stitch's training left behind; the donors themselves are not touched.
+    - `accuracy`: top-1, in [0, 1]. `agreement_hard`: share of images that the stitched model and
+      the end both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
+      `kappa`: error consistency, agreement beyond chance.
+    - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
+      epoch, None where nothing is trained. `seconds`: of training.
+    """
+
+    method: str
+    front_site: int
+    end_site: int
+    protocol: Protocol
+    stitch: Stitch
+    model: nn.Module
+    accuracy: float
+    agreement_hard: float
+    agreement_soft: float
+    kappa: float
+    term_stitch: float
+    loss: float | None
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The measures by name."""
+        return {name: getattr(self, name) for name in _METRICS}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={v:.4g}" for k, v in self.metrics.items() if v is not None)
+        return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
+
+
+_METRICS = tuple(f.name for f in fields(Stitched) if f.type.startswith("float"))
+
+
+def stitch(
+    front: Donor,
+    end: Donor,
+    front_site: int,
+    end_site: int,
+    data: Data,
+    method: str | Mapping[str, float] = "fula",
+    protocol: str = "fula-v2",
+    *,
+    seed: int = 0,
+    data_seed: int | None = None,
+    alpha: float = 0.0,
+    shortcut: Any = None,
+    subset: int | None = None,
+    normalisation: Normalisation | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Stitched:
+    """Train one stitch from `front` at `front_site` into `end` at `end_site`, and measure it.
+
+    `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
+    of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
+    input), or a pair (train, test) of `ImageSet`s or of (images uint8 (N, H, W, C), labels (N,)).
+    `method`: dm, hint, slm, tlm, fula, or weights of the last four, as {"fula": 0.5, "tlm": 0.5}.
+    `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
+
+    `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.
+    `alpha`: attacked share of each batch. `shortcut`: marker pasted on all images, as of a spec
+    ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
+    `normalisation`: of the images; default: the source's own. `precision`: fp32 or fp64.
+
+    The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
+    out of range, donors and data that do not fit each other or the method, an unknown method,
+    protocol, option or source, and a loss that is not finite.
+    """
+    asked = {
+        "front_site": front_site, "end_site": end_site, "seed": seed, "alpha": alpha,
+        "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
+        "subset": subset, "device": device, "precision": precision,
+    }  # fmt: skip
+    given = parse_table(_Options, asked, "stitch")
+    rule = _protocol(protocol, options)
+    front, end = _donor(front, "front", rule), _donor(end, "end", rule)
+    source = _source(data, end)
+    cell = _cell(method, rule, given)
+    _check(cell, front, end, source)
+    images = _Images(source, cell, normalisation or source.normalisation, _device(given.device))
+    return _run(cell, front, end, images, given.precision, progress or Progress())
+
+
+def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
+    try:
+        return preset(name, **options)
+    except ValidationError as error:
+        raise explain(error, Protocol, "") from None
+
+
+def _cell(method: str | Mapping[str, float], rule: Protocol, given: _Options) -> Cell:
+    if isinstance(method, str) and method not in METHODS:
+        raise FulaError(f"unknown method '{method}'{nearest(method, METHODS)}")
+    name = method if isinstance(method, str) else "mixture"
+    return Cell(
+        "front", "end", given.front_site, given.end_site, name, mixture(method), rule,
+        given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
+    )  # fmt: skip
+
+
+def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
+    """The user's donor as a private copy in eval mode."""
+    if isinstance(given, str | Path):
+        return load_checkpoint(given, hook=rule.hook)
+    if not isinstance(given, Staged):
+        raise FulaError(
+            f"{role} is a {type(given).__name__}, not a model cut into stages; "
+            "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
+        )
+    if given.hook != rule.hook:
+        raise FulaError(
+            f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
+            f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
+        )
+    return copy.deepcopy(given).eval()
+
+
+def _source(data: Data, end: Staged) -> Source:
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, str):
+        channels, size = end.input_shape[:2]
+        return pipelines.load_source(data, size=size, channels=channels)
+    if isinstance(data, Sequence) and len(data) == 2:
+        train, test = (_image_set(part, end.num_classes) for part in data)
+        return Source("arrays", train, test)
+    raise FulaError(
+        f"data is a {type(data).__name__}; give a Source, the name of one, or (train, test), "
+        "each an ImageSet or (images, labels)"
+    )
+
+
+def _image_set(part: Any, classes: int) -> ImageSet:
+    if isinstance(part, ImageSet):
+        return part
+    if not (isinstance(part, Sequence) and len(part) == 2):
+        raise FulaError(
+            f"data has a {type(part).__name__} where a set of images belongs; "
+            "give an ImageSet or (images, labels)"
+        )
+    images, labels = (np.asarray(array) for array in part)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise FulaError(f"labels are {labels.dtype}; give whole numbers from 0")
+    names = tuple(map(str, range(max(classes, int(labels.max(initial=0)) + 1))))
+    return ImageSet(images, labels.astype(np.int64), names)
+
+
+def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
+    check_sites(front, cell.front_site, "front")
+    check_sites(end, cell.end_site, "end")
+    if "fula" in cell.objective:
+        term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
+    for role, donor in (("front", front), ("end", end)):
+        if donor.input_shape != source.image_shape:
+            raise FulaError(
+                f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
+                f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
+            )
+    if "tlm" in cell.objective:
+        _check_classes(front, end, source)
+    sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
+    if cell.method == "dm" and not sites.like:
+        raise FulaError(
+            f"dm needs sites of one form, not {sites.source} and {sites.target}; "
+            "choose other sites, or a trained method"
+        )
+
+
+def _check_classes(front: Staged, end: Staged, source: Source) -> None:
+    counts = {
+        "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
+    }  # fmt: skip
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise FulaError(
+            f"tlm trains on labels, which must mean the same to both donors and the data, but "
+            f"their class counts differ ({shown}); use another method, or donors of one task"
+        )
+
+
+def _device(asked: str) -> torch.device:
+    return torch.device(resources(parse_table(EngineSpec, {"device": asked}, "stitch")).device)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The source's images as a cell sees them."""
+
+    source: Source
+    cell: Cell
+    normalisation: Normalisation | None
+    device: torch.device
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        mark = self.cell.shortcut
+        return {
+            "shortcut": mark and pipelines.Shortcut(**mark.model_dump()),
+            "normalisation": self.normalisation,
+            "device": self.device,
+        }
+
+    @property
+    def training(self) -> ImageSet:
+        train, subset = self.source.train, self.cell.subset
+        return train if subset is None else train.first_classes(subset)
+
+    def stream(self) -> pipelines.Stream:
+        rule = self.cell.protocol
+        return pipelines.open_stream(
+            self.training,
+            batch_size=rule.batch_size,
+            seed=self.cell.data_seed,
+            augmentation=Augmentation(rule.crop_padding, rule.flip),
+            **self._options,
+        )
+
+    def closed_form(self, samples: int | str) -> Tensor | Iterator[Tensor]:
+        if samples == "all":
+            batches = pipelines.evaluation_batches(
+                self.training, _EVALUATION_BATCH, **self._options
+            )
+            return (batch.images for batch in batches)
+        count = min(samples, len(self.training))
+        return pipelines.take(self.training, count, self.cell.data_seed, **self._options)
+
+    def test(self) -> Callable[[], Iterator[pipelines.Batch]]:
+        test = self.source.test
+        return partial(pipelines.evaluation_batches, test, _EVALUATION_BATCH, **self._options)
+
+
+def _run(
+    cell: Cell, front: Staged, end: Staged, images: _Images, precision: str, progress: Progress
+) -> Stitched:
+    task = WaveTask(
+        (cell,),
+        front.float().to(images.device),
+        end.float().to(images.device),
+        images.stream() if cell.trains and cell.protocol.epochs else None,
+        images.closed_form,
+        {"test": images.test()},
+        cell.protocol.epochs,
+        device=images.device,
+        precision=precision,
+        progress=progress,
+    )
+    initial = stitches_of(task)[cell.id]
+    donors = (donor.to(task.dtype) for donor in (task.front, task.end))
+    outcome, model = run_cell(task, cell, initial, *donors)
+    measures = dict(outcome.metrics)
+    measures["seconds"] = measures.pop("train_seconds")
+    return Stitched(
+        cell.method, cell.front_site, cell.end_site, cell.protocol, model.stitch,
+        batchnorm.frozen(model), **{name: measures[name] for name in _METRICS},
+    )  # fmt: skip
+
+
+def sweep(
+    spec: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    fail_fast: bool = False,
+    quiet: bool = False,
+    donors: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> Results:
+    """Run a grid of stitched models; write its run folder and report, and return its table.
+
+    `spec`: a TOML file, a shipped recipe's name ("quickstart"), or the same tables as a
+    dictionary. `out`: the run's folder, by default runs/NAME. `resume`: go on with the run there:
+    missing and failed cells only. `donors`: folder of trained donors (default: the user's cache).
+    `overrides`: of the spec's keys, as {"protocol.epochs": 5} or texts as of `--set`.
+
+    A cell that fails leaves a row with `status` "failed"; the others go on, unless `fail_fast`.
+    Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
+    """
+    loaded = load_spec(spec, overrides)
+    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    with Progress() if quiet else open_progress() as progress:
+        found = run_sweep(
+            loaded,
+            folder,
+            resume=resume,
+            fail_fast=fail_fast,
+            progress=progress,
+            donors=None if donors is None else Path(donors),
+        )
+    return Results(folder, tuple(Store.open(folder).rows()), found.cells)

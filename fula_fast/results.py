@@ -1,0 +1,72 @@
+"""What a sweep gives back to Python: its table, and where it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import FulaError, nearest
+from .store import Store
+from .store.tables import table
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Results:
+    """A finished sweep: its table, and where it lies.
+
+    `rows`: one dictionary per cell, in the order of the plan; failed cells have `status` "failed"
+    and say why in `error`. `folder`: the run's folder. `cells`: how many were planned.
+    """
+
+    folder: Path
+    rows: tuple[dict[str, Any], ...]
+    cells: int
+
+    @property
+    def failed(self) -> tuple[dict[str, Any], ...]:
+        """Rows of the cells that failed."""
+        return tuple(row for row in self.rows if row["status"] == "failed")
+
+    @property
+    def report(self) -> Path:
+        """The run's report, one HTML page."""
+        return self.folder / "report.html"
+
+    def select(self, **columns: Any) -> list[dict[str, Any]]:
+        """The rows whose columns have these values: `select(method="fula", end_site=3)`."""
+        known = {name for row in self.rows for name in row}
+        for name in columns:
+            if self.rows and name not in known:
+                raise FulaError(f"the table has no column '{name}'{nearest(name, known)}")
+        return [r for r in self.rows if all(r.get(n) == value for n, value in columns.items())]
+
+    def to_arrow(self) -> pyarrow.Table:
+        """The table with typed columns, null where a cell has no value."""
+        return table(self.rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The table as a data frame; raises `FulaError` where pandas is not installed."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            raise FulaError(
+                "pandas is not installed; pip install pandas, or use rows or to_arrow()"
+            ) from None
+        return self.to_arrow().to_pandas()
+
+    def stitch(self, cell: str) -> dict[str, Tensor]:
+        """The trained stitch of a cell (a row's `cell`), as CPU tensors by name."""
+        return Store.open(self.folder).stitch(cell)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"Results({len(self.rows)} of {self.cells} cells{failed}, '{self.folder}')"
