@@ -64,8 +64,9 @@ def least_squares(x: Tensor, y: Tensor, rcond: float) -> ClosedForm:
     x (rows, c_in), y (rows, c_out), any float dtype; solved in float64 by QR and SVD.
     """
     augmented = torch.cat([x, x.new_ones(len(x), 1)], 1).double()
+    _check_finite(augmented, y)
     q, r = torch.linalg.qr(augmented)
-    u, s, vh = torch.linalg.svd(r)
+    u, s, vh = torch.linalg.svd(r, full_matrices=False)
     keep = s > rcond * s[0]
     inverse = torch.where(keep, 1 / s.where(keep, torch.ones_like(s)), torch.zeros_like(s))
     solution = vh.T @ (inverse[:, None] * (u.T @ (q.T @ y.double())))
@@ -92,7 +93,7 @@ class Gram:
         self.rows += len(x)
 
     def solve(self, rcond: float) -> ClosedForm:
-        """The least-squares map; `FulaError` for rcond under 1e-7 or with no rows."""
+        """The least-squares map; `FulaError` for rcond under 1e-7, no rows, or non-finite ones."""
         if self.xx is None:
             raise FulaError("DM has no samples; give dm_samples >= 1 and a non-empty training set")
         if rcond < GRAM_LIMIT:
@@ -100,6 +101,7 @@ class Gram:
                 f"rcond = {rcond} is below {GRAM_LIMIT}, the limit of the Gram path; "
                 "use a larger dm_rcond or a number of dm_samples instead of 'all'"
             )
+        _check_finite(self.xx, self.xy)
         values, vectors = torch.linalg.eigh(self.xx)
         keep = values > (rcond**2) * values[-1]
         inverse = torch.where(keep, 1 / values.where(keep, torch.ones_like(values)), 0.0)
@@ -124,9 +126,13 @@ def solve(
     if use_rows:
         return least_squares(*(torch.cat(part) for part in zip(*kept_rows, strict=True)), numeric)
     relative = cutoff(rcond, gram.rows, streaming_all)
-    if gram.xx is not None and not torch.isfinite(gram.xx).all():
-        raise FulaError("DM: the front's activations are not finite; check the donor")
     return gram.solve(relative)
+
+
+def _check_finite(x: Tensor, y: Tensor) -> None:
+    for role, values in (("front", x), ("end", y)):
+        if not torch.isfinite(values).all():
+            raise FulaError(f"DM: the {role}'s activations are not finite; check that donor")
 
 
 def _closed_form(solution: Tensor, kept: int, directions: int) -> ClosedForm:
