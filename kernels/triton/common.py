@@ -1,8 +1,9 @@
 """What every kernel and launcher shares: the row tiling, strided views, and sums of partials.
 
-A tile has ROWS rows: ROWS / POS samples of POS positions each, POS a power of two, so that a row's
-sample and position cost a shift and a mask, and a sum over a sample's rows is a reshape. Offsets of
-rows are 64-bit: the first layers of a large wave hold more than 2**31 elements.
+Rows are (sample, position) pairs of one lane, numbered through, cut into tiles of ROWS. Where every
+tensor's samples follow each other without a gap (FLAT: channels-last does) a row's offset is one
+product; else its number is split by a division. Offsets are 64-bit: the first layers of a large
+wave hold more than 2**31 elements.
 """
 
 from __future__ import annotations
@@ -52,33 +53,49 @@ def power_of_two(n: int, most: int) -> int:
     return min(triton.next_power_of_2(max(n, 1)), most)
 
 
-def row_tiles(samples: int, positions: int, rows: int) -> tuple[int, int]:
-    """(POS, number of tiles) that cover `samples` x `positions` with tiles of `rows` rows."""
-    pos = power_of_two(positions, rows)
-    return pos, triton.cdiv(samples, rows // pos) * triton.cdiv(positions, pos)
+def flat(positions: int, *views: View) -> bool:
+    """Whether the rows of all `views` lie at equal distances."""
+    return all(v.tensor is None or v.strides[0] == positions * v.strides[1] for v in views)
 
 
 @triton.jit
-def tile_rows(tile, samples, positions, POS: tl.constexpr, ROWS: tl.constexpr):
-    """Samples, positions and validity (ROWS,) of the rows of one tile."""
-    per_sample = tl.cdiv(positions, POS)
-    row = tl.arange(0, ROWS)
-    sample = (tile // per_sample) * (ROWS // POS) + row // POS
-    position = (tile % per_sample) * POS + row % POS
-    return sample, position, (sample < samples) & (position < positions)
+def tile_rows(tile, rows, ROWS: tl.constexpr):
+    """Numbers (ROWS,) of a tile's rows within their lane, and which of them exist."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    return row, row < rows
 
 
 @triton.jit
-def row_offsets(sample, position, strides):
-    """Offsets (ROWS,) of rows, 64-bit; strides are (sample, position, channel)."""
-    return sample.to(tl.int64) * strides[0] + position.to(tl.int64) * strides[1]
+def row_offsets(first, row, positions, strides, FLAT: tl.constexpr):
+    """64-bit offsets (ROWS,) of rows counted from sample `first`.
+
+    strides: (sample, position, channel).
+    """
+    row = row.to(tl.int64)
+    if FLAT:
+        return (first * positions + row) * strides[1]
+    return (first + row // positions) * strides[0] + (row % positions) * strides[1]
 
 
 @triton.jit
-def load_tile(pointer, rows, columns, strides, mask):
-    """A (ROWS, COLS) tile, zero where masked out."""
-    offsets = rows[:, None] + (columns.to(tl.int64) * strides[2])[None, :]
+def tile_offsets(first, row, column, positions, strides, FLAT: tl.constexpr):
+    """64-bit offsets (ROWS, COLS) of a tile."""
+    rows = row_offsets(first, row, positions, strides, FLAT)
+    return rows[:, None] + (column.to(tl.int64) * strides[2])[None, :]
+
+
+@triton.jit
+def load_tile(pointer, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
+    """A tile, zero where masked out."""
+    offsets = tile_offsets(first, row, column, positions, strides, FLAT)
     return tl.load(pointer + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, values, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
+    """Store float32 `values` in the dtype behind `pointer`."""
+    offsets = tile_offsets(first, row, column, positions, strides, FLAT)
+    tl.store(pointer + offsets, narrow(values, pointer), mask=mask)
 
 
 @triton.jit
@@ -107,23 +124,6 @@ def narrow(x, like):
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return x.to(like.dtype.element_ty)
-
-
-@triton.jit
-def store_sample_sums(partial, values, first, tile, part, parts, samples, positions,
-                      POS: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """Sum `values` (ROWS,) over each sample's rows into partial[first + sample, part'].
-
-    partial is (L*B, position tiles * parts); this program owns column (position tile, part).
-    """
-    per_sample = tl.cdiv(positions, POS)
-    group: tl.constexpr = ROWS // POS
-    sums = tl.sum(tl.reshape(values, (group, POS)), 1)
-    sample = (tile // per_sample) * group + tl.arange(0, group)
-    column = (tile % per_sample) * parts + part
-    tl.store(
-        partial + (first + sample) * (per_sample * parts) + column, sums, mask=sample < samples
-    )
 
 
 @triton.jit

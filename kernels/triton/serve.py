@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import FulaError
 from . import augment as _augment
 from . import hint_terms as _hint_terms
-from . import lane_norm as _lane_norm
+from . import norm_launch as _norm
 from . import pgd_step as _pgd_step
 from . import stitch_launch as _stitch
 
@@ -58,12 +58,19 @@ def lane_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(y, mean, var, dist2 or None)."""
     if training:
-        mean, var = _lane_norm.batch_statistics(x, lanes)
+        mean, var = _norm.batch_statistics(x, lanes)
     else:
-        mean, var = running_mean.contiguous(), running_var.contiguous()
-    weight, bias = weight.contiguous(), bias.contiguous()
-    y, dist2 = _lane_norm.lane_norm(x, weight, bias, mean, var, residual, target, lanes, eps, relu)
+        mean, var = running_mean, running_var
+    y, dist2 = _norm.lane_norm(
+        x, _as_norm(weight, bias, mean, var, eps, relu), residual, target, lanes
+    )
     return y, mean, var, dist2
+
+
+def _as_norm(
+    weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, relu: bool
+) -> _norm.Norm:
+    return _norm.Norm(*(t.contiguous() for t in (weight, bias, mean, var)), eps, relu)
 
 
 @_on_device
@@ -77,12 +84,16 @@ def lane_norm_backward(
     var: Tensor,
     residual: Tensor | None,
     target: Tensor | None,
-    *options,
+    lanes: int,
+    training: bool,
+    eps: float,
+    relu: bool,
+    affine: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
-    small = (t.contiguous() for t in (weight, bias, mean, var))
+    norm = _as_norm(weight, bias, mean, var, eps, relu)
     ddist2 = None if ddist2 is None else ddist2.contiguous()
-    return _lane_norm.lane_norm_backward(dy, ddist2, x, *small, residual, target, *options)
+    return _norm.lane_norm_backward(dy, ddist2, x, norm, residual, target, lanes, training, affine)
 
 
 @_on_device

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from ..layout import fronts_like, stitched
-from .common import channels_last, row_tiles, sum_partials
+from .common import View, channels_last, flat, sum_partials
 from .stitch_hint import (
     fused_gradient_kernel,
     input_gradient_kernel,
@@ -31,19 +31,19 @@ _PROGRAMS = 1024  # fills any current GPU a few times over
 
 
 class Stitch(NamedTuple):
-    """The forward inputs; weight in x's dtype."""
+    """The forward inputs as kernels take them: x and target located, weight in x's dtype."""
 
-    x: Tensor
+    x: View
     weight: Tensor
     bias: Tensor
     x_index: Tensor
-    target: Tensor | None
-    target_index: Tensor | None
+    target: View
+    target_index: Tensor
 
     def sizes(self) -> tuple[int, int, int, int, int]:
         """(lanes, samples, positions, c1, c2)."""
-        lanes, c2, c1 = self.weight.shape
-        return lanes, self.x.shape[1], fronts(self.x).shape[3], c1, c2
+        _, samples, c1, positions = self.x.tensor.shape
+        return len(self.weight), samples, positions, c1, self.weight.shape[1]
 
     def lanes_inner(self) -> bool:
         """Whether neighbours share a row tile (re-reading weights) or a lane (re-reading rows)."""
@@ -52,13 +52,10 @@ class Stitch(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """Incoming gradients: of y, of dist2, either may be absent."""
+    """Incoming gradients: of y (located), of dist2; either may be absent."""
 
-    y: Tensor | None
+    y: View
     dist2: Tensor | None
-
-
-NONE = Grads(None, None)
 
 
 def fronts(x: Tensor) -> Tensor:
@@ -72,17 +69,17 @@ def fronts(x: Tensor) -> Tensor:
     return channels_last(x.flatten(0, 1)).flatten(2).unflatten(0, x.shape[:2])
 
 
-def by_position(y: Tensor | None) -> Tensor | None:
-    """(L*B, C, H, W), tokens (L*B, T, C) or vectors (L*B, C) as (L*B, C, positions)."""
-    return None if y is None else fronts(y.unsqueeze(0)).squeeze(0)
-
-
-def strides(x: Tensor | None) -> tuple[int, ...]:
-    """(sample, position, channel, front) of a (fronts, samples, channels, positions) view."""
+def located(x: Tensor | None) -> View:
+    """Fronts or targets with their strides (sample, position, channel, front)."""
     if x is None:
-        return (0, 0, 0, 0)
-    front = x.stride(0) if x.dim() == 4 else 0
-    return x.stride(-3), x.stride(-1), x.stride(-2), front
+        return View(None, (0, 0, 0, 0))
+    x = fronts(x)
+    return View(x, (x.stride(1), x.stride(3), x.stride(2), x.stride(0)))
+
+
+def lanes_located(y: Tensor | None) -> View:
+    """Outputs (L*B, C, H, W), tokens (L*B, T, C) or vectors (L*B, C), likewise."""
+    return located(None if y is None else y.unsqueeze(0))
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -92,46 +89,52 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32"
 
 
+def _stitch(x, weight, bias, x_index, target, target_index) -> Stitch:
+    cast = weight.to(x.dtype).contiguous()
+    return Stitch(located(x), cast, bias.contiguous(), x_index, located(target), target_index)
+
+
 def stitch_hint(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     x_index: Tensor,
     target: Tensor | None,
-    target_index: Tensor | None,
+    target_index: Tensor,
     write: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(y or None, dist2 (L, B) or None)."""
-    stitch = Stitch(x, weight.to(x.dtype).contiguous(), bias.contiguous(), x_index, target,
-                    target_index)  # fmt: skip
+    stitch = _stitch(x, weight, bias, x_index, target, target_index)
     lanes, samples, _, _, c2 = stitch.sizes()
     y = stitched(x, lanes * samples, c2) if write else None
     dist2 = None if target is None else x.new_zeros(lanes, samples, dtype=torch.float32)
-    _product(stitch, y, dist2)
+    _product(stitch, y, dist2, _NONE)
     return y, dist2
 
 
-def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grads = NONE):
+_NONE = Grads(View(None, (0, 0, 0, 0)), None)
+
+
+def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grads) -> None:
     """y and dist2; or e into y where there is a gradient."""
     lanes, samples, positions, c1, c2 = stitch.sizes()
     if not lanes * samples * positions:
         return
-    x, target, given, out = fronts(stitch.x), stitch.target, by_position(grads.y), by_position(y)
-    target = None if target is None else fronts(target)
-    tile = choose("stitch", stitch.x, c2, c1)
-    pos, tiles = row_tiles(samples, positions, tile.rows)
-    parts = triton.cdiv(c2, tile.cols)
+    x, target, out = stitch.x, stitch.target, lanes_located(y)
+    tile = choose("stitch", x.tensor, c2, c1)
+    tiles, parts = triton.cdiv(samples * positions, tile.rows), triton.cdiv(c2, tile.cols)
     partial = None
     if dist2 is not None:
-        pieces = parts * triton.cdiv(positions, pos)
-        partial = x.new_empty(lanes * samples, pieces, dtype=torch.float32)
+        partial = dist2.new_empty(dist2.numel(), positions * parts)
     stitch_kernel[(lanes * tiles * parts,)](
-        x, stitch.weight, stitch.bias, stitch.x_index, target, stitch.target_index, given,
-        grads.dist2, out, partial, lanes, samples, positions, c1, c2, tiles, parts,
-        strides(x), strides(target), strides(given), strides(out),
-        GRADIENT=grads.dist2 is not None, PRECISION=precision(x.dtype),
-        LANES_INNER=stitch.lanes_inner(), POS=pos, ROWS=tile.rows, COLS=tile.cols,
-        INNER=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+        x.tensor, stitch.weight, stitch.bias, stitch.x_index, target.tensor, stitch.target_index,
+        grads.y.tensor, grads.dist2, out.tensor, partial,
+        lanes, samples, positions, c1, c2, tiles, parts,
+        x.strides, target.strides, grads.y.strides, out.strides,
+        GRADIENT=grads.dist2 is not None, PRECISION=precision(x.tensor.dtype),
+        LANES_INNER=stitch.lanes_inner(), FLAT=flat(positions, x, target, grads.y, out),
+        ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if partial is not None:
         sum_partials(partial, 1, dist2)
@@ -145,66 +148,69 @@ def stitch_hint_backward(
     bias: Tensor,
     x_index: Tensor,
     target: Tensor | None,
-    target_index: Tensor | None,
+    target_index: Tensor,
     order: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dW, db, dx or None), dW and db in the dtypes of `weight` and `bias`.
 
     order: where dx is wanted, (lanes sorted by front, where each front's lanes start, and the end).
     """
-    stitch = Stitch(x, weight.to(x.dtype).contiguous(), bias.contiguous(), x_index, target,
-                    target_index)  # fmt: skip
-    grads = Grads(grad_y, None if grad_dist2 is None else grad_dist2.contiguous())
+    stitch = _stitch(x, weight, bias, x_index, target, target_index)
+    grads = Grads(lanes_located(grad_y), None if grad_dist2 is None else grad_dist2.contiguous())
     dw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     db = torch.zeros_like(bias, memory_format=torch.contiguous_format)
-    if not weight.shape[0] * x.numel():
-        return dw, db, None if order is None else fronts_like(x).zero_()
+    dx = None if order is None else fronts_like(x).zero_()
+    if not len(weight) * x.numel():
+        return dw, db, dx
     if order is not None:
-        e = _residual(stitch, grads)
+        e = lanes_located(_residual(x, stitch, grads, grad_y))
         _weight_gradient(stitch, e, dw, db)
-        return dw, db, _input_gradient(stitch, e, *order)
-    if grads.dist2 is not None and weight.shape[2] <= FUSED:
+        _input_gradient(stitch, e, lanes_located(dx.flatten(0, 1)), *order)
+    elif grad_dist2 is not None and weight.shape[2] <= FUSED:
         _fused_gradient(stitch, grads, dw, db)
-        return dw, db, None
-    for part, given, lanes in _groups(stitch, grads):
-        _weight_gradient(part, _residual(part, given), dw[lanes], db[lanes])
-    return dw, db, None
+    else:
+        for part, given, whole, lanes in _groups(stitch, grads, grad_y):
+            e = lanes_located(_residual(x, part, given, whole))
+            _weight_gradient(part, e, dw[lanes], db[lanes])
+    return dw, db, dx
 
 
-def _groups(stitch: Stitch, grads: Grads) -> Iterator[tuple[Stitch, Grads, slice]]:
+def _groups(
+    stitch: Stitch, grads: Grads, grad_y: Tensor | None
+) -> Iterator[tuple[Stitch, Grads, Tensor | None, slice]]:
     """All lanes at once if e need not be written; else groups of at most WORKSPACE bytes of e."""
     lanes, samples, positions, _, c2 = stitch.sizes()
-    one = samples * positions * c2 * 4
-    size = lanes if grads.dist2 is None else max(WORKSPACE // one, 1)
+    size = lanes
+    if grads.dist2 is not None:
+        size = max(WORKSPACE // (samples * positions * c2 * 4), 1)
     for start in range(0, lanes, size):
         part = slice(start, min(start + size, lanes))
-        rows = slice(part.start * samples, part.stop * samples)
-        yield (
-            stitch._replace(
-                weight=stitch.weight[part],
-                bias=stitch.bias[part],
-                x_index=stitch.x_index[part],
-                target_index=None if stitch.target is None else stitch.target_index[part],
-            ),
-            Grads(*(None if g is None else g[r] for g, r in zip(grads, (rows, part), strict=True))),
-            part,
+        given = None if grad_y is None else grad_y[part.start * samples : part.stop * samples]
+        dist2 = None if grads.dist2 is None else grads.dist2[part]
+        lanes_of = stitch._replace(
+            weight=stitch.weight[part],
+            bias=stitch.bias[part],
+            x_index=stitch.x_index[part],
+            target_index=stitch.target_index[part],
         )
+        yield lanes_of, Grads(lanes_located(given), dist2), given, part
 
 
-def _residual(stitch: Stitch, grads: Grads) -> Tensor:
+def _residual(x: Tensor, stitch: Stitch, grads: Grads, grad_y: Tensor | None) -> Tensor:
     """e = grad_y + 2 * grad_dist2 * (y - target), in float32 where float16 has not the range."""
     if grads.dist2 is None:
-        return grads.y
+        return grad_y
     lanes, samples, _, _, c2 = stitch.sizes()
-    dtype = torch.float32 if stitch.x.dtype == torch.float16 else stitch.x.dtype
-    e = stitched(stitch.x, lanes * samples, c2, dtype)
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    e = stitched(x, lanes * samples, c2, dtype)
     _product(stitch, e, None, grads)
     return e
 
 
-def _splits(stitch: Stitch, parts: int, tiles: int) -> tuple[int, int]:
+def _splits(stitch: Stitch, parts: int, rows: int) -> tuple[int, int]:
     """(splits of the rows, row tiles a split): enough programs, bounded partial sums."""
-    lanes, _, _, c1, c2 = stitch.sizes()
+    lanes, samples, positions, c1, c2 = stitch.sizes()
+    tiles = triton.cdiv(samples * positions, rows)
     wanted = min(triton.cdiv(_PROGRAMS, lanes * parts), WORKSPACE // (lanes * c1 * c2 * 4), tiles)
     each = triton.cdiv(tiles, max(wanted, 1))
     return triton.cdiv(tiles, each), each
@@ -222,53 +228,53 @@ def _finish(partial: Tensor, out: Tensor) -> None:
 
 def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
-    x, target, given = fronts(stitch.x), fronts(stitch.target), by_position(grads.y)
-    tile = choose("fused_gradient", stitch.x, c2, c1)
-    pos, tiles = row_tiles(samples, positions, tile.rows)
+    x, target = stitch.x, stitch.target
+    tile = choose("fused_gradient", x.tensor, c2, c1)
     parts = triton.cdiv(c2, tile.cols)
-    splits, each = _splits(stitch, parts, tiles)
+    splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
     fused_gradient_kernel[(lanes * splits * parts,)](
-        x, stitch.weight, stitch.bias, stitch.x_index, target, stitch.target_index, given,
-        grads.dist2, partial_w, partial_b, lanes, samples, positions, c1, c2, splits, each, parts,
-        strides(x), strides(target), strides(given), PRECISION=precision(x.dtype),
-        LANES_INNER=stitch.lanes_inner(), POS=pos, ROWS=tile.rows, COLS=tile.cols,
-        DEPTH=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+        x.tensor, stitch.weight, stitch.bias, stitch.x_index, target.tensor, stitch.target_index,
+        grads.y.tensor, grads.dist2, partial_w, partial_b,
+        lanes, samples, positions, c1, c2, splits, each, parts,
+        x.strides, target.strides, grads.y.strides, PRECISION=precision(x.tensor.dtype),
+        LANES_INNER=stitch.lanes_inner(), FLAT=flat(positions, x, target, grads.y),
+        ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _finish(partial_w, dw)
     _finish(partial_b, db)
 
 
-def _weight_gradient(stitch: Stitch, e: Tensor, dw: Tensor, db: Tensor) -> None:
+def _weight_gradient(stitch: Stitch, e: View, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
-    x, e = fronts(stitch.x), by_position(e)
-    tile = choose("weight_gradient", stitch.x, c2, c1)
-    pos, tiles = row_tiles(samples, positions, tile.rows)
+    x = stitch.x
+    tile = choose("weight_gradient", x.tensor, c2, c1)
     blocks = triton.cdiv(c1, tile.inner)
     parts = triton.cdiv(c2, tile.cols) * blocks
-    splits, each = _splits(stitch, parts, tiles)
+    splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
     weight_gradient_kernel[(lanes * splits * parts,)](
-        x, stitch.x_index, e, partial_w, partial_b, lanes, samples, positions, c1, c2, splits,
-        each, blocks, parts, strides(x), strides(e), PRECISION=precision(x.dtype),
-        LANES_INNER=stitch.lanes_inner(), POS=pos, ROWS=tile.rows, COLS=tile.cols,
-        DEPTH=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+        x.tensor, stitch.x_index, e.tensor, partial_w, partial_b,
+        lanes, samples, positions, c1, c2, splits, each, blocks, parts, x.strides, e.strides,
+        PRECISION=precision(x.tensor.dtype), LANES_INNER=stitch.lanes_inner(),
+        FLAT=flat(positions, x, e), ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _finish(partial_w, dw)
     _finish(partial_b, db)
 
 
-def _input_gradient(stitch: Stitch, e: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+def _input_gradient(stitch: Stitch, e: View, dx: View, order: Tensor, starts: Tensor) -> None:
     """dx of every front, summed over its lanes in their order."""
     _, samples, positions, c1, c2 = stitch.sizes()
-    count = stitch.x.shape[0]
-    dx = fronts_like(stitch.x)
-    tile = choose("input_gradient", stitch.x, c1, c2)
-    pos, tiles = row_tiles(samples, positions, tile.rows)
-    e, out = by_position(e), by_position(dx.flatten(0, 1))
+    count = len(stitch.x.tensor)
+    tile = choose("input_gradient", stitch.x.tensor, c1, c2)
+    tiles = triton.cdiv(samples * positions, tile.rows)
     input_gradient_kernel[(count * tiles * triton.cdiv(c1, tile.cols),)](
-        e, stitch.weight, order, starts, out, samples, positions, c1, c2, count, tiles,
-        strides(e), strides(out), PRECISION=precision(e.dtype), POS=pos, ROWS=tile.rows,
-        COLS=tile.cols, INNER=tile.inner, num_warps=tile.warps, num_stages=tile.stages,
+        e.tensor, stitch.weight, order, starts, dx.tensor,
+        samples, positions, c1, c2, count, tiles, e.strides, dx.strides,
+        PRECISION=precision(e.tensor.dtype), FLAT=flat(positions, e, dx),
+        ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return dx
