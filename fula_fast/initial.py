@@ -55,7 +55,9 @@ def initial_stitches(
     """
     pairs = list(dict.fromkeys(pairs))
     front_shapes, end_shapes = front.site_shapes, end.site_shapes
-    stitches = {(i, j): new_stitch(front_shapes[i - 1], end_shapes[j - 1], protocol) for i, j in pairs}
+    stitches = {
+        (i, j): new_stitch(front_shapes[i - 1], end_shapes[j - 1], protocol) for i, j in pairs
+    }
     closed = [p for p in pairs if protocol.init == "dm" and stitches[p].geometry.like]
     forms = closed_forms(front, end, closed, protocol, images)
     for pair, stitch in stitches.items():
@@ -102,4 +104,3 @@ def _paired(
             a = dict(zip(fronts, activations(front, x, fronts), strict=True))
             g = dict(zip(ends, activations(end, x, ends), strict=True))
             yield {(i, j): (a[i], g[j]) for i, j in pairs}
-

@@ -24,6 +24,7 @@ from .measures.agreement import Agreement
 from .models import Staged
 from .pipelines import Batch
 from .protocol import Protocol, term_weights
+from .robust import attacked_images, robust_columns
 from .stitches import Stitch
 from .task import Outcome, WaveTask, attacked_mask, non_finite, stitches_of
 
@@ -210,7 +211,19 @@ def run_cell(
         found = evaluate(solo.model, solo.native, batches(), task.dtype)
         prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
         metrics |= {prefix + key: value for key, value in found.items()}
+    if cell.protocol.robust != "none":
+        metrics |= _robust(task, cell, solo)
     return Outcome(cell, metrics, dict(solo.model.stitch.state_dict())), solo.model
+
+
+def _robust(task: WaveTask, cell: Cell, solo: SoloCell) -> dict[str, object]:
+    batches = next(iter(task.evaluations.values()))()
+    images, labels = attacked_images(batches, task.robust_images)
+    with batchnorm.rule(solo.native, "running"), torch.no_grad():
+        end = solo.native.forward
+        return robust_columns(
+            solo.model, lambda x: end(x.to(task.dtype)), images, labels, cell.protocol
+        )[0]
 
 
 def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:

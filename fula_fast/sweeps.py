@@ -131,9 +131,7 @@ def _run_wave(
     store.drop_checkpoint(wave.id)
 
 
-def _executor(
-    planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool
-) -> Executor:
+def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool) -> Executor:
     """Runs the wave's unfinished cells, alone or as lanes."""
     if planned.executor == "solo":
         from . import solo
@@ -162,6 +160,11 @@ def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     versions = {f"version_{name}": v for name, v in _versions().items()}
+    accuracies |= {
+        f"{role}_robust_accuracy": found
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+        if (found := bench.robust_accuracy(name, wave)) is not None
+    }
     place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
     sites = {
         f"{role}_sites": bench.donor(name, wave.key.hook).staged.num_sites
@@ -194,9 +197,7 @@ def _finish(store: Store, planned: Plan, seconds: float) -> Summary:
     store.write_tables()
     write_report(store.folder)
     rows = store.rows()
-    return Summary(
-        store.folder, len(planned.cells), len(store.missing()), seconds, summary(rows)
-    )
+    return Summary(store.folder, len(planned.cells), len(store.missing()), seconds, summary(rows))
 
 
 def device_name(device: str) -> str:

@@ -35,6 +35,7 @@ class WaveTask:
     None where no pass is made. `dm_images(samples)`: images for the closed form. `evaluations`:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
     `mode`: `auto`, `eager`, `compiled` or `captured`. `flops`: of the whole training, as planned.
+    `robust_images`: how many test images are attacked (None: all).
     """
 
     cells: Sequence[Cell]
@@ -48,6 +49,7 @@ class WaveTask:
     precision: str = "fp32"
     mode: str = "auto"
     flops: float = 0.0
+    robust_images: int | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property

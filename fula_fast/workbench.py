@@ -18,6 +18,7 @@ from .pipelines import Augmentation, Batch, ImageSet, Source, Stream
 from .pipelines.cache import cache_folder
 from .plan import Plan, Wave
 from .progress import Progress
+from .robust import attacked_images, robust_columns
 from .spec import Spec
 from .tables import DataSpec
 from .task import WaveTask
@@ -40,6 +41,7 @@ class Workbench:
         self._donor_folder = donors
         self._sources: dict[str, Source] = {}
         self._donors: dict[tuple[str, str], Donor] = {}
+        self._robust: dict[tuple, float] = {}
 
     def source(self, data: DataSpec) -> Source:
         """The decoded data of a `[data]` table."""
@@ -80,8 +82,24 @@ class Workbench:
             precision=self.plan.precision,
             mode=self.plan.mode,
             flops=wave.flops,
+            robust_images=self.spec.evaluation.robust_images,
             progress=self.progress,
         )
+
+    def robust_accuracy(self, name: str, wave: Wave) -> float | None:
+        """Robust accuracy of a donor under the wave's attack (None without one): an end point of
+        the stitching plot. Measured once per donor and attack."""
+        rule = wave.protocol
+        if rule.robust == "none":
+            return None
+        key = (name, rule.robust, rule.attack, wave.key.shortcut)
+        if key not in self._robust:
+            batches = dict(self._evaluations(wave.cells[0]))["own"]()
+            images, labels = attacked_images(batches, self.spec.evaluation.robust_images)
+            donor = self.donor(name, wave.key.hook).staged.to(self.device)
+            (found,) = robust_columns(donor, donor, images, labels, rule)
+            self._robust[key] = found["robust_accuracy"]
+        return self._robust[key]
 
     def _check_shapes(self, front: Donor, end: Donor) -> None:
         data = self.source(self.spec.data)
@@ -133,14 +151,17 @@ class Workbench:
         shortcut = _shortcut(cell)
         sets = ["own", *(s for s in self.spec.evaluation.sets if shortcut and s != "shortcut")]
         for name in sets:
-            yield name, partial(
-                pipelines.evaluation_batches,
-                test,
-                self.spec.evaluation.batch_size,
-                self.device,
-                shortcut=shortcut,
-                marker_set="shortcut" if name == "own" else name,
-                normalisation=normalisation_of(self.spec.data),
+            yield (
+                name,
+                partial(
+                    pipelines.evaluation_batches,
+                    test,
+                    self.spec.evaluation.batch_size,
+                    self.device,
+                    shortcut=shortcut,
+                    marker_set="shortcut" if name == "own" else name,
+                    normalisation=normalisation_of(self.spec.data),
+                ),
             )
 
 

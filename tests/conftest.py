@@ -80,7 +80,9 @@ def _golden_end():
     pyautoattack = pytest.importorskip("pyautoattack")
     path = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
     state = torch.load(path, weights_only=True, map_location="cpu")
-    return {k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()}
+    return {
+        k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()
+    }
 
 
 def _staged(state):

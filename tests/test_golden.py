@@ -48,9 +48,13 @@ def _compare_end_state(cell, case, golden):
     np.testing.assert_allclose(weight.flatten()[: len(case["w"])], case["w"], **close)
     np.testing.assert_allclose(weight.norm(), case["w_norm"], **close)
     np.testing.assert_allclose((weight - start).norm(), case["dw_norm"], **close)
-    np.testing.assert_allclose(cell.model.stitch.bias.detach()[: len(case["b"])], case["b"], **close)
+    np.testing.assert_allclose(
+        cell.model.stitch.bias.detach()[: len(case["b"])], case["b"], **close
+    )
     front_norm = cell.model.front.state()["bn1.running_mean"]
-    np.testing.assert_allclose(front_norm[: len(case["front_bn1_mean"])], case["front_bn1_mean"], **close)
+    np.testing.assert_allclose(
+        front_norm[: len(case["front_bn1_mean"])], case["front_bn1_mean"], **close
+    )
     tail = cell.model.tail.state()
     for key, name in (("mean", "running_mean"), ("var", "running_var")):
         expected = case[f"end_last_bn_{key}"]

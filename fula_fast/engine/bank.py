@@ -186,5 +186,3 @@ def _new_group(
     running = {n: t for n, t in stacked.items() if "running_" in n}
     params = {n: t for n, t in stacked.items() if n not in running}
     return Group(front_site, end_site, tuple(numbers), trained, stitches[0], params, running)
-
-

@@ -81,7 +81,9 @@ class CompiledRunner:
     def __init__(self) -> None:
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, self.LIMIT)
-        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * self.LIMIT)
+        config.accumulated_recompile_limit = max(
+            config.accumulated_recompile_limit, 16 * self.LIMIT
+        )
         config.fail_on_recompile_limit_hit = True
         self._stages: dict[int, nn.Module] = {}
 

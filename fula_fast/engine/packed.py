@@ -46,10 +46,15 @@ class PackedWave:
         for site in range(1, deepest + 1):
             kept = [k for k, p in enumerate(flying) if self.sites[owners[p]][0] >= site]
             x, flying = _pick(x, kept, len(flying)), [flying[k] for k in kept]
-            x = self._stage(self.front.stages[site - 1], x, [owners[p] for p in flying], self.shared)
+            x = self._stage(
+                self.front.stages[site - 1], x, [owners[p] for p in flying], self.shared
+            )
             for lane in {o for o in (owners[p] for p in flying) if self.sites[o][0] == site}:
                 own = [k for k, p in enumerate(flying) if owners[p] == lane]
-                found[lane] = [flying[k] for k in own], self.stitches[lane](_pick(x, own, len(flying)))
+                found[lane] = (
+                    [flying[k] for k in own],
+                    self.stitches[lane](_pick(x, own, len(flying))),
+                )
         return found
 
     def _tails(self, parts: dict[int, tuple[list[int], Tensor]], owners: Sequence[int]) -> Tensor:

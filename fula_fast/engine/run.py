@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..measures.agreement import Agreement
+from ..robust import attacked_images, robust_columns
 from ..task import Outcome, WaveTask, non_finite, stitches_of
 from .lanes import route_of
 from .modes import Stepper, open_stepper, runner_of
+from .packed import PackedWave
 from .wave import Wave
 
 if TYPE_CHECKING:
@@ -37,14 +40,12 @@ def run_wave(
     stepper = open_stepper(task, wave, mode)
     _train(task, wave, stepper, store, wave_id)
     seconds = (time.perf_counter() - started) / len(wave.lanes)
-    measured = measure(wave, task)
+    measured = [a | b for a, b in zip(measure(wave, task), robust(wave, task), strict=True)]
     shared = {"train_seconds": seconds, "engine_mode": stepper.mode}
     yield [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
 
 
-def _train(
-    task: WaveTask, wave: Wave, stepper: Stepper, store: Store | None, wave_id: str
-) -> None:
+def _train(task: WaveTask, wave: Wave, stepper: Stepper, store: Store | None, wave_id: str) -> None:
     """All epochs that are not done yet. Steps that can change no result are not taken."""
     if task.stream is None:
         return
@@ -89,7 +90,9 @@ def _outcome(wave: Wave, number: int, metrics: dict[str, object]) -> Outcome:
     error = None
     if int(wave.dead_at[number]) >= 0:
         terms = wave.terms[number]
-        shown = terms[~torch.isnan(terms)].tolist() or terms[lane.end_site - 1 : lane.end_site].tolist()
+        shown = (
+            terms[~torch.isnan(terms)].tolist() or terms[lane.end_site - 1 : lane.end_site].tolist()
+        )
         error = str(non_finite(float(wave.loss[number]), int(wave.dead_at[number]), shown))
         metrics = {name: metrics[name] for name in ("train_seconds", "engine_mode")}
     elif lane.trained and float(wave.epoch_steps):
@@ -118,6 +121,36 @@ def measure(wave: Wave, task: WaveTask) -> list[dict[str, float]]:
             for lane, value in zip(found, column.tolist(), strict=True):
                 lane[prefix + key] = value
     return found
+
+
+def robust(wave: Wave, task: WaveTask) -> list[dict[str, object]]:
+    """Robust columns of every lane whose protocol names an attack; lanes that share its settings
+    are attacked together. A lane that failed in training is left out."""
+    found: list[dict[str, object]] = [{} for _ in wave.lanes]
+    together: dict[tuple, list[int]] = {}
+    for number, lane in enumerate(wave.lanes):
+        rule = lane.cell.protocol
+        if rule.robust != "none" and int(wave.dead_at[number]) < 0:
+            together.setdefault((rule.robust, rule.attack), []).append(number)
+    for members in together.values():
+        batches = next(iter(task.evaluations.values()))()
+        images, labels = attacked_images(batches, task.robust_images)
+        room = max(_IMAGE_ROOM // (4 * images.numel()), 1)  # adversarial images held at a time
+        for start in range(0, len(members), room):
+            part = members[start : start + room]
+            rule = wave.lanes[part[0]].cell.protocol
+            rows = robust_columns(PackedWave(wave, part), partial(_end, wave), images, labels, rule)
+            for number, row in zip(part, rows, strict=True):
+                found[number] = row
+    return found
+
+
+_IMAGE_ROOM = 2**30
+
+
+@torch.no_grad()
+def _end(wave: Wave, x: Tensor) -> Tensor:
+    return wave.network.native_evaluation(x.to(wave.dtype))[-1].float()
 
 
 def _parts(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -88,7 +88,8 @@ class Wave:
         last = self.steps if needed is None else needed
         self.settling_from = max(self.steps - last, 0) if moving else self.steps
         self.routes = {
-            full: route_of(self.lanes, sites, full=full) for full in ([False, True] if moving else [False])
+            full: route_of(self.lanes, sites, full=full)
+            for full in ([False, True] if moving else [False])
         }
         self.trained = [n for n, lane in enumerate(self.lanes) if lane.trained]
         self.first_step = 0 if self.trained else self.settling_from
@@ -104,9 +105,7 @@ class Wave:
         """Whether step number `step` moves the statistics of all lanes."""
         return True in self.routes and step >= self.settling_from
 
-    def step(
-        self, x: Tensor, y: Tensor, number: int, x_attacked: Tensor | None = None
-    ) -> None:
+    def step(self, x: Tensor, y: Tensor, number: int, x_attacked: Tensor | None = None) -> None:
         """Training step `number` on images x (B, C, H, W) with labels y (B,).
 
         `x_attacked` (L*B, C, H, W): each lane's own batch, in an attacked wave.
@@ -119,7 +118,11 @@ class Wave:
         route = self.routes[full]
         rule = "moving" if self.protocol.bn == "train" else "running"
         x = x.to(self.dtype)
-        own = x if x_attacked is None else take_lanes(x_attacked.to(self.dtype), len(self.lanes), lanes)
+        own = (
+            x
+            if x_attacked is None
+            else take_lanes(x_attacked.to(self.dtype), len(self.lanes), lanes)
+        )
         with torch.no_grad():
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
@@ -322,5 +325,3 @@ def _add(losses: Tensor, index: Tensor | slice, values: Tensor, device: torch.de
     if isinstance(index, slice):
         index = torch.arange(index.start, index.stop, device=device)
     return losses.index_add(0, index, values.to(losses.dtype))
-
-

@@ -58,7 +58,9 @@ def stitches(cells, front, end):
 
 
 def run_wave(cells, front, end, steps=STEPS, **options):
-    wave = Wave(cells, front, end, stitches(cells, front, end), steps, dtype=torch.float64, **options)
+    wave = Wave(
+        cells, front, end, stitches(cells, front, end), steps, dtype=torch.float64, **options
+    )
     for number, (x, y) in enumerate(batches(steps)):
         wave.step(x, y, number)
     return wave
@@ -144,7 +146,9 @@ def test_rules_shared_by_a_wave(shared):
 
 
 site = st.integers(1, SITES)
-method = st.sampled_from(["dm", "hint", "slm", "tlm", "fula", {"fula": 0.2, "slm": 0.3, "tlm": 0.5}])
+method = st.sampled_from(
+    ["dm", "hint", "slm", "tlm", "fula", {"fula": 0.2, "slm": 0.3, "tlm": 0.5}]
+)
 options = st.fixed_dictionaries(
     {
         "weighting": st.sampled_from(["uniform", "last", "cutoff=1", "cutoff=3"]),
@@ -179,7 +183,11 @@ def test_lanes_without_a_functional_term_settle_at_the_end(momentum):
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = momentum
-    cells = [cell(0, 8, 7, "hint"), cell(1, 8, 8, "dm"), cell(2, 9, 7, "fula", weighting="cutoff=1")]
+    cells = [
+        cell(0, 8, 7, "hint"),
+        cell(1, 8, 8, "dm"),
+        cell(2, 9, 7, "fula", weighting="cutoff=1"),
+    ]
     steps = {0.1: 220, 0.3: 70, 0.9: 20, None: 12}[momentum]
     short, whole = run_wave(cells, *pair, steps), run_wave(cells, *pair, steps, settle=False)
     skipped = short.settling_from
@@ -210,4 +218,6 @@ def test_a_lane_with_a_non_finite_loss_leaves_the_others_alone():
     for number, lane in enumerate(plain.lanes):
         at = next(n for n, other in enumerate(mixed.lanes) if other.cell.id == lane.cell.id)
         for name, value in plain.bank.lane_state(number).items():
-            torch.testing.assert_close(mixed.bank.lane_state(at)[name], value, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(
+                mixed.bank.lane_state(at)[name], value, rtol=1e-12, atol=1e-14
+            )
