@@ -41,7 +41,7 @@ def data_facts(data: DataSpec) -> DataFacts:
     if data.source in _NAMED:
         side, classes, images = _NAMED[data.source]
         side = data.size or side
-        return DataFacts((data.channels, side, side), classes, images)
+        return DataFacts((data.channels, side, side), classes, _limited(images, data))
     from .pipelines import load_source
 
     source = load_source(
@@ -52,7 +52,12 @@ def data_facts(data: DataSpec) -> DataFacts:
         download=data.download,
         **data.options,
     )
-    return DataFacts(tuple(source.image_shape), source.num_classes, len(source.train))
+    images = _limited(len(source.train), data)
+    return DataFacts(tuple(source.image_shape), source.num_classes, images)
+
+
+def _limited(images: int, data: DataSpec) -> int:
+    return images if data.train_images is None else min(images, data.train_images)
 
 
 @dataclass(frozen=True)

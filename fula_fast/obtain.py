@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .donors import Donor, donor_from_checkpoint, ensure_donor, recipe_of
 from .errors import FulaError
-from .pipelines import Normalisation, Source, load_source
+from .pipelines import ImageSet, Normalisation, Source, load_source
 from .progress import Progress
 from .tables import DataSpec, DonorSpec
 
 
 def open_source(data: DataSpec) -> Source:
     """The decoded data of a `[data]` table; raises `FulaError` where it is missing or unreadable."""
-    return load_source(
+    source = load_source(
         data.source,
         data_dir=data.data_dir,
         size=data.size,
@@ -23,6 +24,18 @@ def open_source(data: DataSpec) -> Source:
         download=data.download,
         **data.options,
     )
+    limits = {"train": data.train_images, "test": data.test_images}
+    return replace(source, **{s: _evenly(source, s, n) for s, n in limits.items() if n is not None})
+
+
+def _evenly(source: Source, split: str, count: int) -> ImageSet:
+    images = getattr(source, split)
+    if not isinstance(images, ImageSet):
+        raise FulaError(
+            f"[data] {split}_images = {count}: '{source.name}' is not decoded in memory, so no "
+            "images can be left out; leave the limit out, or give the source fewer images"
+        )
+    return images.evenly(count)
 
 
 def normalisation_of(data: DataSpec) -> Normalisation | None:

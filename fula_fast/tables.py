@@ -31,6 +31,7 @@ class DataSpec(Table):
     """A data set and how its images reach a model.
 
     `size`: side in pixels to resize to; unset keeps the source's own. `channels`: 1 or 3.
+    `train_images`, `test_images`: at most so many, spread evenly over the classes; unset: all.
     `mean`, `std`: per-channel normalisation (numbers or lists); unset leaves pixels in [0, 1].
     `options`: passed on to the source (for example the variant of `colour-mnist`).
     """
@@ -39,6 +40,8 @@ class DataSpec(Table):
     data_dir: str | None = None
     size: int | None = Field(None, ge=1)
     channels: Literal[1, 3] = 3
+    train_images: int | None = Field(None, ge=1)
+    test_images: int | None = Field(None, ge=1)
     download: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

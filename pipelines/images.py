@@ -74,7 +74,19 @@ class ImageSet:
         check_subset(count, self.num_classes)
         if count == self.num_classes:
             return self
-        kept = np.flatnonzero(self.labels < count)
+        return self._chosen(np.flatnonzero(self.labels < count))
+
+    def evenly(self, count: int) -> ImageSet:
+        """At most `count` images, as many of each class as goes: the first ones of every class."""
+        if count >= len(self):
+            return self
+        by_class = np.argsort(self.labels, kind="stable")
+        sizes = np.bincount(self.labels, minlength=self.num_classes)
+        place = np.empty(len(self), dtype=np.int64)  # of each image within its class
+        place[by_class] = np.arange(len(self)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self._chosen(np.sort(np.argsort(place, kind="stable")[:count]))
+
+    def _chosen(self, kept: np.ndarray) -> ImageSet:
         return ImageSet(self.images[kept], self.labels[kept], self.classes, self.skipped)
 
 
