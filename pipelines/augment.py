@@ -1,6 +1,6 @@
-"""Crop, flip and conversion of uint8 images to floats: the NumPy reference and the tensor version.
+"""Crop, flip and conversion of uint8 images to floats: the NumPy reference, and tensors.
 
-Both are defined by the same index arithmetic, for an output pixel (y, x) of sample i with padding p:
+Every backend computes, for an output pixel (y, x) of sample i with padding p:
 
     x' = W - 1 - x if flip[i] else x
     out[i, y, x] = image[i, y + dy[i] - p, x' + dx[i] - p] / 255, or 0 outside the image
@@ -58,35 +58,6 @@ def normalised(images: np.ndarray, normalisation: Normalisation | None) -> np.nd
         return images
     mean, std = (np.array(v, dtype=np.float32) for v in (normalisation.mean, normalisation.std))
     return (images - mean) / std
-
-
-def gather_crop_flip(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    dy: torch.Tensor,
-    dx: torch.Tensor,
-    flip: torch.Tensor,
-    pad: int,
-) -> torch.Tensor:
-    """`crop_flip` of the samples `index` (B,) of resident `images` (N, H, W, C), on their device.
-
-    `dy`, `dx`, `flip` are those samples' (B,) numbers. No host synchronisation.
-    """
-    import torch
-
-    height, width = images.shape[1:3]
-    xs = torch.arange(width, device=images.device)
-    xs = torch.where(flip[:, None], width - 1 - xs, xs) + (dx[:, None] - pad)  # (B, W)
-    ys = torch.arange(height, device=images.device) + (dy[:, None] - pad)  # (B, H)
-    inside = _within(ys, height)[:, :, None] & _within(xs, width)[:, None, :]
-    rows = index[:, None] * height + ys.clamp(0, height - 1)
-    flat = rows[:, :, None] * width + xs.clamp(0, width - 1)[:, None, :]  # (B, H, W)
-    pixels = images.view(-1, images.shape[-1]).index_select(0, flat.reshape(-1))
-    return pixels.view(*flat.shape, -1).mul_(inside.to(torch.uint8)[..., None])
-
-
-def _within(places: torch.Tensor, size: int) -> torch.Tensor:
-    return (places >= 0) & (places < size)
 
 
 def to_float_tensor(images: torch.Tensor) -> torch.Tensor:

@@ -12,12 +12,15 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import FulaError
+
+_GRAIN_NS = 2_000_000_000
 
 
 def cache_folder() -> Path:
@@ -66,7 +69,7 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
     """SHA-256 over names (relative to `root`) and bytes of `files`.
 
     The digest is remembered under names, sizes and modification times, so that an unchanged folder
-    is not read again.
+    is not read again; not while a file is so new that it could change within the clock's grain.
     """
     files = list(files)
     stats = [(str(f.relative_to(root)), *_stamp(f)) for f in files]
@@ -80,8 +83,10 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    memo.parent.mkdir(exist_ok=True)
-    _write_atomically(memo, digest.hexdigest())
+    newest = max((changed for _, _, changed in stats), default=0)
+    if newest < time.time_ns() - _GRAIN_NS:
+        memo.parent.mkdir(exist_ok=True)
+        _write_atomically(memo, digest.hexdigest())
     return digest.hexdigest()
 
 

@@ -31,8 +31,8 @@ def require_dali() -> Any:
     """The `nvidia.dali` module, or `FulaError` naming the command that installs it."""
     if not dali_installed():
         raise FulaError(
-            "stream = 'dali' needs NVIDIA DALI, which is not installed; run: pip install "
-            "nvidia-dali-cuda130 (or nvidia-dali-cuda120), or use stream = 'resident'"
+            "NVIDIA DALI is not installed; run: pip install 'fula-fast[dali]', or use stream = "
+            "'resident' and decoder = 'pillow'"
         )
     import nvidia.dali
 

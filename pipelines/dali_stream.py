@@ -65,7 +65,7 @@ class DaliStream(StreamBase):
                 images = decoded_files(self.image_set.size, self.image_set.decoder.device)
             else:
                 images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, ndim=3)
-            images = images if device_id is None else images.gpu()
+            images = images if device_id is None or images.device == "gpu" else images.gpu()
             start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
             images = fn.slice(
                 images,

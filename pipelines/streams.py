@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from ..errors import FulaError, nearest
+from ..kernels import augment
 from .augment import (
     Normalisation,
     crop_flip,
-    gather_crop_flip,
     moments_on,
     normalised,
     normalised_tensor,
@@ -160,10 +160,10 @@ def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 class ResidentStream(StreamBase):
-    """The set as uint8 on the device, augmented there by tensor operations.
+    """The set as uint8 on the device, augmented there by the kernel `augment`.
 
     `epoch` iterates. A captured step instead calls `load_epoch` outside the graph, which refills the
-    same device buffers, and `batch_at` inside it: pure tensor operations without host contact. One
+    same device buffers, and `batch_at` inside it: device operations without host contact. One
     epoch is loaded at a time: starting another ends an iteration in progress.
     """
 
@@ -178,6 +178,8 @@ class ResidentStream(StreamBase):
         self._labels = on_device(image_set.labels, self.device)
         self._numbers: dict[str, torch.Tensor] = {}
         self._loaded = 0
+        exact = self.moments is not None or self.dtype == torch.float64
+        self._made = torch.float32 if exact else self.dtype
 
     def load_epoch(self, epoch: int, order: np.ndarray | None = None) -> None:
         """Put the epoch's random numbers into the device buffers (in place after the first)."""
@@ -201,24 +203,19 @@ class ResidentStream(StreamBase):
         places = torch.arange(self.batch_size, device=self.device) + step * self.batch_size
         numbers = self._numbers
         index = numbers["order"][places]
-        crops = gather_crop_flip(
+        images = augment(
             self._images,
             index,
-            numbers["dy"][index],
-            numbers["dx"][index],
-            numbers["flip"][index],
+            numbers["dy"],
+            numbers["dx"],
+            numbers["flip"],
             self.augmentation.pad,
+            *(numbers.get(f"marker_{name}") for name in ("table", "index", "y", "x")),
+            dtype=self._made,
         )
-        floats = to_float_tensor(crops)
-        if self.shortcut is not None:
-            floats = paste_tensor(
-                floats,
-                numbers["marker_table"][numbers["marker_index"][index]],
-                numbers["marker_y"][index],
-                numbers["marker_x"][index],
-            )
-        floats = normalised_tensor(floats, self.moments)
-        return Batch(floats.permute(0, 3, 1, 2).to(self.dtype), self._labels[index], index)
+        if self.moments is not None:
+            images = normalised_tensor(images.permute(0, 2, 3, 1), self.moments).permute(0, 3, 1, 2)
+        return Batch(images.to(self.dtype), self._labels[index], index)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
         self.load_epoch(epoch, order)

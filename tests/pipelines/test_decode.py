@@ -176,3 +176,10 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch, picture):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(FulaError, match="cannot be read"):
         decode_file(_index([_saved(tmp_path, picture, "a.png")]), 0, 8, 3)
+
+
+def test_without_dali_the_install_command_is_named(monkeypatch):
+    monkeypatch.setattr("fula_fast.pipelines.dali.find_spec", lambda name: None)
+    assert open_decoder("auto").name.startswith("pillow")
+    with pytest.raises(FulaError, match=r"pip install 'fula-fast\[dali\]'"):
+        open_decoder("dali")

@@ -9,9 +9,11 @@ import torch
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import (
     Augmentation,
+    Batch,
     ImageSet,
     Normalisation,
     evaluation_batches,
+    into_buffers,
     open_stream,
     take,
 )
@@ -92,6 +94,55 @@ def test_resident_steps_may_be_device_scalars(images):
             assert torch.equal(stream.batch_at(torch.tensor(step)).images, expected.images)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shards_partition_the_epochs_order(images, backend):
+    order = _stream(images, "reference").order(2)
+    parts = [_stream(images, backend, 10, shard=(k, 3)) for k in range(3)]
+    for k, stream in enumerate(parts):
+        batches = list(stream.epoch(2))
+        assert len(batches) == stream.steps == 203 // 3 // 10
+        expected = order[k::3][: stream.steps * 10]
+        assert torch.cat([b.index for b in batches]).tolist() == expected.tolist()
+
+
+def test_worker_counts_change_nothing(images, monkeypatch):
+    expected = list(_stream(images, "reference").epoch(1))
+    for count in (1, 4):
+        monkeypatch.setattr("fula_fast.pipelines.dali.cores", lambda count=count: count)
+        for batch, other in zip(_stream(images, "dali").epoch(1), expected, strict=True):
+            assert torch.equal(batch.images, other.images)
+
+
+def test_an_abandoned_epoch_leaves_no_trace(images):
+    for backend in BACKENDS:
+        stream = _stream(images, backend)
+        abandoned = stream.epoch(0)
+        next(abandoned)
+        abandoned.close()
+        for batch, other in zip(
+            stream.epoch(5), _stream(images, "reference").epoch(5), strict=True
+        ):
+            assert torch.equal(batch.images, other.images)
+
+
+def test_static_buffers_are_filled_in_place(images):
+    expected = list(_stream(images, "reference").epoch(0))
+    buffers = Batch(*(torch.empty_like(t) for t in expected[0]))
+    for batch, other in zip(into_buffers(_stream(images, "dali").epoch(0), buffers), expected,
+                            strict=True):  # fmt: skip
+        assert all(a is b for a, b in zip(batch, buffers, strict=True))
+        assert torch.equal(batch.images, other.images) and torch.equal(batch.labels, other.labels)
+
+
+def test_a_second_epoch_of_a_resident_stream_ends_the_first(images):
+    stream = _stream(images, "resident")
+    first = stream.epoch(0)
+    next(first)
+    next(stream.epoch(1))
+    with pytest.raises(RuntimeError, match="another epoch"):
+        next(first)
+
+
 def test_dtype_is_made_last(images):
     batch = next(_stream(images, "resident", dtype=torch.bfloat16).epoch(0))
     exact = next(_stream(images, "resident").epoch(0))
@@ -122,6 +173,10 @@ def test_take_gives_different_images_and_repeats(images):
         (lambda i: _stream(i, "residnet"), "unknown stream 'residnet'; did you mean 'resident'"),
         (lambda i: _stream(i, "resident", 204), "batch size 204 must lie in 1 … 203"),
         (lambda i: _stream(i, "resident", 0), "batch size 0 must lie in 1 … 203"),
+        (
+            lambda i: _stream(i, "resident", shard=(3, 3)),
+            "shard 3 of 3: shards are numbered from 0",
+        ),
         (lambda i: take(i, 300, 0), "300 samples asked from 203 images"),
         (lambda i: _stream(i, "resident", seed=-1).draw(0), "seed -1 must lie in"),
         (lambda i: Augmentation(pad=-1), "crop padding -1"),
