@@ -34,6 +34,7 @@ from .slots import Search, SearchOptions, Stage, Starts, fixed_sizes
 from .starts import check_norm, start_noise
 
 PRECISIONS = ("fp32", "bf16", "fast")
+_ASKED = 8  # images that show whether a model is random
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class Savings:
     single_sample: one EOT sample for a model that is deterministic in eval mode. The mean of equal
         gradients is that gradient, and l-inf steps use only its sign; for l2 the mean differs by
         rounding (20 additions and a division). Checked, not assumed: two gradients of the first
-        batch must agree bit for bit, else all samples are taken.
+        images must agree bit for bit, else all samples are taken.
     compaction: a fooled image leaves the batch. A flag asks whether *any* point looked at fools the
         model, so nothing that comes after the first can change it. The exact model confirms the
         image before it leaves; if it does not (rounding, bfloat16), the image goes on. The image
         reported is then the first that fools, where the reference reports the last. Needs a
         deterministic model: a random one would be asked for confirmation more often than by the
         reference.
-    packing: images of all lanes and stages share full batches of a few fixed sizes. In eval mode no
+    packing: images of all lanes and stages share full batches (of a few fixed sizes where each
+        costs a graph). In eval mode no
         image influences another, and APGD's state, its iteration included, is per image. Off, a
         batch holds the images of one lane and stage, as the reference's does.
     fold: batch norm is folded into convolutions for the gradients: the same function to rounding;
@@ -139,7 +141,9 @@ class AttackOptions:
     def __post_init__(self) -> None:
         _check_numbers(self, ("eps", "step"), float, "a finite number >= 0", least=0)
         _check_numbers(self, ("restarts",), int, "a whole number >= 1", least=1)
-        optional = [name for name in ("batch_size", "steps", "eot") if getattr(self, name) is not None]
+        optional = [
+            name for name in ("batch_size", "steps", "eot") if getattr(self, name) is not None
+        ]
         _check_numbers(self, optional, int, "a whole number >= 1", least=1)
         check_norm(self.norm)
         check_mode(self.mode)
@@ -229,7 +233,7 @@ def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Att
     savings = options.savings
     stages = _stages(recipe, record.num_classes, options.restarts)
     starts = options.starts or _keyed_starts(options, record.images.shape[1:], stages)
-    same = is_deterministic(search, record, pairs, options.batch_size)
+    same = is_deterministic(search, record, pairs)
     eot = 1 if same and savings.single_sample else recipe.eot
     config = APGDConfig(
         options.norm, options.eps, recipe.steps, first_step=recipe.first_step, eot=eot
@@ -246,12 +250,13 @@ def _search_options(
 ) -> SearchOptions:
     cuda = record.images.is_cuda
     captured = cuda and search.capturable and options.mode in ("auto", "captured")
-    savings = options.savings
-    whole = range(1, options.batch_size + 1)
+    # a graph or a compiled model per size: few sizes; else no row is padded
+    few = captured or options.compile or options.mode == "compiled"
+    every = range(1, options.batch_size + 1)
     return SearchOptions(
-        keep_first=savings.compaction and same,
-        packing=savings.packing,
-        sizes=fixed_sizes(options.batch_size, captured=captured) if savings.packing else whole,
+        keep_first=options.savings.compaction and same,
+        packing=options.savings.packing,
+        sizes=fixed_sizes(options.batch_size) if few else every,
         captured=captured,
         poll=4 if cuda else 1,
     )
@@ -278,22 +283,20 @@ def _keyed_starts(options: AttackOptions, shape: Sequence[int], stages: Sequence
     return starts
 
 
-def is_deterministic(
-    search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]], batch_size: int
-) -> bool:
-    """Whether two gradients of the same images agree bit for bit, with every lane asked.
+def is_deterministic(search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether two gradients of the same images agree bit for bit.
 
-    pairs: (lane, image) to choose from; one batch, or as many as give each lane an image.
+    pairs: (lane, image) to choose from; eight are asked, or one of every lane where there are more.
     """
     turn: Counter[int] = Counter()
     by_turn = []
     for lane, image in pairs:
         by_turn.append((turn[lane], lane, image))
         turn[lane] += 1
-    chosen = [(lane, image) for _, lane, image in sorted(by_turn)][: max(batch_size, len(turn))]
+    chosen = [(lane, image) for _, lane, image in sorted(by_turn)][: max(_ASKED, len(turn))]
     return all(
-        _same_gradient(search, record, chosen[i : i + batch_size])
-        for i in range(0, len(chosen), batch_size)
+        _same_gradient(search, record, chosen[i : i + _ASKED])
+        for i in range(0, len(chosen), _ASKED)
     )
 
 

@@ -58,8 +58,8 @@ def fold(model: nn.Module, input_shape: Sequence[int] | None = None) -> nn.Modul
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(2, *shape, dtype=torch.float64, generator=generator).to(kept.device)
     with torch.no_grad(), torch.random.fork_rng():
-        expected = _seeded(work, probe)
-        for norm, conv in _pairs(work, probe).items():
+        expected, pairs = _watched(work, probe)
+        for norm, conv in pairs.items():
             _replace(work, norm, conv)
         error = (_seeded(work, probe) - expected).abs().max() / expected.abs().max()
     if error > _TOLERANCE:
@@ -76,8 +76,9 @@ def _seeded(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
-def _pairs(model: nn.Module, probe: Tensor) -> dict[str, str | None]:
-    """Per batch norm, by name: the convolution whose untouched output it reads, if there is one."""
+def _watched(model: nn.Module, probe: Tensor) -> tuple[Tensor, dict[str, str | None]]:
+    """The model's output; and per batch norm, by name, the convolution whose untouched output it
+    reads, if there is one."""
     made: dict[int, tuple[str, int, Tensor]] = {}
     pairs: dict[str, str | None] = {}
     calls: dict[str, int] = {}
@@ -92,10 +93,10 @@ def _pairs(model: nn.Module, probe: Tensor) -> dict[str, str | None]:
         pairs[name] = conv if version == x._version else None
 
     with _hooked(model, after_conv, before_norm):
-        model(probe)
-    return {
-        norm: conv if conv and calls[norm] == calls[conv] == 1 else None
-        for norm, conv in pairs.items()
+        output = _seeded(model, probe)
+    once = {name for name, count in calls.items() if count == 1}
+    return output, {
+        norm: conv if norm in once and conv in once else None for norm, conv in pairs.items()
     }
 
 

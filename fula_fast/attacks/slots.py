@@ -114,14 +114,11 @@ class Slots:
         other.put(there, self.state.take(rows), self.lane[rows], self.loss[rows], self.target[rows])
 
 
-def fixed_sizes(batch_size: int, *, captured: bool) -> list[int]:
-    """Batch sizes up to `batch_size`, ascending: halves and three quarters where each one costs a
-    graph, else every fourth (padded rows cost time)."""
-    if not captured:
-        return sorted({*range(4, batch_size, 4), batch_size})
+def fixed_sizes(batch_size: int) -> list[int]:
+    """A few batch sizes up to `batch_size`, ascending: halves and three quarters."""
     found, size = {batch_size}, batch_size
     while size > 8:
-        found |= {max(size * 3 // 4, 1), size // 2}
+        found |= {size * 3 // 4, size // 2}
         size //= 2
     return sorted(found)
 
