@@ -37,6 +37,7 @@ from .spec import EngineSpec, load_spec, parse_table
 from .specfile import explain
 from .stitches import Geometry, Stitch
 from .store import Store
+from .store.tables import table
 from .sweeps import run_sweep
 from .tables import OneShortcut, Table
 from .task import WaveTask, stitches_of
@@ -359,4 +360,5 @@ def sweep(
             progress=progress,
             donors=None if donors is None else Path(donors),
         )
-    return Results(folder, tuple(Store.open(folder).rows()), found.cells)
+    rows = table(Store.open(folder).rows()).to_pylist()
+    return Results(folder, tuple(rows), found.cells)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Results:
     """A finished sweep: its table, and where it lies.
 
-    `rows`: one dictionary per cell, in the order of the plan; failed cells have `status` "failed"
-    and say why in `error`. `folder`: the run's folder. `cells`: how many were planned.
+    `rows`: one dictionary per cell, in the order of the plan, all with the same columns; failed
+    cells have `status` "failed", and say why in `error`. `folder`: the run's folder. `cells`: how
+    many were planned.
     """
 
     folder: Path
