@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -21,9 +21,9 @@ from ..errors import FulaError, nearest
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
 from .autoattack import AttackOptions, Recipe, Run, Savings, parse, run
-from .losses import predict
+from .losses import LogitsFn, predict
 from .packed import as_packed
-from .record import Record
+from .record import Record, as_floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,8 @@ class RobustResult:
     """How one model (lane) fared. All arrays are on the host, one row per image.
 
     correct: the clean image is classified rightly; robust: and no attack changed that. logits and
-    predictions (-1: NaN): on the adversarial image where there is one, else on the clean one.
-    adversarial: those images (N, C, H, W), None unless asked for. gradients: image gradients taken
+    predictions (-1: NaN): on the adversarial image where there is one, else on the clean one;
+    witness_logits: the witness's on the same images. gradients: image gradients taken
     (every EOT sample counts); verified: images shown to the exact model. settings: the attack's
     options, JSON-able. deterministic: None where it was not asked.
     """
@@ -42,12 +42,25 @@ class RobustResult:
     robust: Tensor
     predictions: Tensor
     logits: Tensor
-    adversarial: Tensor | None
+    witness_logits: Tensor | None
     gradients: int
     verified: int
     deterministic: bool | None
     mode: str
     settings: dict[str, Any]
+    images: Tensor = field(repr=False)
+    found: dict[int, Tensor] | None = field(repr=False)
+
+    @property
+    def adversarial(self) -> Tensor | None:
+        """Every image as it was seen last, (N, C, H, W) floats on the host: the adversarial one
+        where there is one, else the clean one. None unless keep_images was asked for."""
+        if self.found is None:
+            return None
+        images = as_floats(self.images).cpu().clone()
+        for image, pixels in self.found.items():
+            images[image] = pixels
+        return images
 
     @property
     def clean_accuracy(self) -> float:
@@ -79,6 +92,7 @@ def robust_evaluate(
     attack: str = "autoattack-rand",
     *,
     device: torch.device | str | None = None,
+    witness: LogitsFn | None = None,
     **options: Any,
 ) -> list[RobustResult]:
     """Attack every model on every image it classifies rightly; one result per model.
@@ -87,7 +101,9 @@ def robust_evaluate(
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
     attack: a name (see `autoattack`). options: fields of `AttackOptions`, and of `Savings` by their
-    own names (compaction=False). device: where to work; the models' own by default.
+    own names (compaction=False). device: where to work; the models' own by default. witness: another model
+    (eval-mode logits of images on that device) to be shown the images that the result ends with, so
+    that agreement on adversarial images needs no copy of them.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
@@ -106,7 +122,10 @@ def robust_evaluate(
         )
     with torch.random.fork_rng():  # a random model starts alike; the caller's numbers are kept
         torch.manual_seed(chosen.seed)
-        record = Record(packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images)
+        record = Record(
+            packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
+            witness=witness,
+        )  # fmt: skip
         went = run(packed, record, recipe, chosen)
     return [_result(record, lane, recipe, chosen, went) for lane in range(packed.lanes)]
 
@@ -152,12 +171,14 @@ def _result(
         robust=record.correct[lane] & ~record.fooled[lane],
         predictions=predict(logits),
         logits=logits,
-        adversarial=record.adversarial(lane),
+        witness_logits=None if record.witness_logits is None else record.witness_logits[lane],
         gradients=int(record.gradients[lane]),
         verified=int(record.verified[lane]),
         deterministic=went.deterministic,
         mode=went.mode,
         settings=_settings(recipe, options, went),
+        images=record.images,
+        found=record.found_by(lane),
     )
 
 
@@ -226,10 +247,11 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
     fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
     """
     path = Path(path)
-    if result.adversarial is None:
+    adversarial = result.adversarial
+    if adversarial is None:
         raise FulaError("the adversarial images were not kept; attack with keep_images=True")
     arrays = {
-        "adversarial": result.adversarial.float().numpy(),
+        "adversarial": adversarial.float().numpy(),
         "labels": np.asarray(labels),
         **{n: getattr(result, n).numpy() for n in ("predictions", "correct", "robust")},
         "settings": np.array(json.dumps({"attack": result.attack, **result.settings})),

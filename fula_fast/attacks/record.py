@@ -6,6 +6,7 @@ Nothing is an adversarial image before the exact model (full precision, nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..errors import FulaError
 from ..kernels.reference import wide
-from .losses import predict
+from .losses import LogitsFn, predict
 from .packed import PackedModel
 
 
@@ -24,21 +25,24 @@ class Record:
     stays) in batches. With L lanes: `logits` (L, N, classes) on the host, of the clean image until
     an adversarial one is confirmed; `correct` and `fooled` (L, N) bool; `gradients` and `verified`
     (L,) counts of image gradients and of images confirmed or refused. keep_images: remember the
-    adversarial images too.
+    adversarial images too, in `found`. witness: a model, (n, C, H, W) -> (n, classes), whose logits
+    on the same images are kept in `witness_logits` (L, N, classes).
 
     Raises `FulaError` for labels out of range, pixels outside [0, 1], and no image at all.
     """
 
     def __init__(
         self, exact: PackedModel, images: Tensor, labels: Tensor, *, batch_size: int,
-        keep_images: bool,
+        keep_images: bool, witness: LogitsFn | None = None,
     ) -> None:  # fmt: skip
         self.exact, self.images, self.labels = exact, images, labels
-        self._batch_size = batch_size
+        self._batch_size, self._witness = batch_size, witness
         _check_images(images, labels)
-        self.logits = self._clean_logits()
+        self.logits = torch.stack([self._clean(partial(self._exact, lane)) for lane in self.lanes])
         _check_labels(labels, self.num_classes)
-        self._ranked = self.logits.argsort(2, descending=False)
+        self.witness_logits = None
+        if witness is not None:
+            self.witness_logits = self._clean(witness).repeat(exact.lanes, 1, 1)
         self.correct = (
             predict(self.logits.flatten(0, 1)) == labels.cpu().repeat(exact.lanes)
         ).view(exact.lanes, -1)
@@ -54,60 +58,67 @@ class Record:
 
     def pixels(self, index: Sequence[int]) -> Tensor:
         """Images `index` (n,) as floats in [0, 1]: (n, C, H, W)."""
-        images = self.images[torch.as_tensor(index, device=self.images.device)]
-        return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
+        return as_floats(self.images[torch.as_tensor(index, device=self.images.device)])
 
     def surviving(self) -> list[tuple[int, int]]:
         """The (lane, image) pairs classified rightly and not fooled so far, lane by lane."""
         return [tuple(pair) for pair in (self.correct & ~self.fooled).nonzero().tolist()]
 
     def ranked_class(self, lane: int, image: int, rank: int) -> int:
-        """The class of the rank-th largest clean logit (1: the predicted class)."""
-        return int(self._ranked[lane, image, -rank])
+        """The class of the rank-th largest logit of an image not fooled (1: the predicted one)."""
+        return int(self.logits[lane, image].sort()[1][-rank])
 
     def confirm(self, pairs: Sequence[tuple[int, int]], adversarial: Tensor) -> list[bool]:
         """Whether the exact model gets each image (n, C, H, W) wrong; those are recorded."""
         lanes = torch.tensor([lane for lane, _ in pairs], device=adversarial.device)
         index = torch.tensor([image for _, image in pairs], device=adversarial.device)
-        logits = self._exact_logits(adversarial, lanes)
-        wrong = (predict(logits) != self.labels[index]).tolist()
-        for (lane, image), image_logits, pixels, yes in zip(
-            pairs, logits.cpu(), adversarial, wrong, strict=True
-        ):
-            self.verified[lane] += 1
-            if yes:
-                self.fooled[lane, image] = True
-                self.logits[lane, image] = image_logits
-                if self.found is not None:
-                    self.found[lane, image] = pixels.cpu().clone()
-        return wrong
+        with torch.no_grad():
+            logits = wide(self.exact.logits(adversarial, lanes))
+        wrong = predict(logits) != self.labels[index]
+        np.add.at(self.verified, lanes.tolist(), 1)
+        if wrong.any():
+            self._keep(lanes[wrong], index[wrong], adversarial[wrong], logits[wrong])
+        return wrong.tolist()
 
-    def adversarial(self, lane: int) -> Tensor | None:
-        """Every image as that lane saw it last, (N, C, H, W) floats on the host: the adversarial
-        image where there is one, else the clean one. None where images are not kept."""
+    def _keep(self, lanes: Tensor, index: Tensor, images: Tensor, logits: Tensor) -> None:
+        where = lanes.cpu(), index.cpu()
+        self.fooled[where] = True
+        self.logits[where] = logits.cpu()
+        if self._witness is not None:
+            with torch.no_grad():
+                self.witness_logits[where] = wide(self._witness(images)).cpu()
+        if self.found is not None:
+            pairs = zip(*(part.tolist() for part in where), strict=True)
+            self.found.update(zip(pairs, images.cpu(), strict=True))
+
+    def found_by(self, lane: int) -> dict[int, Tensor] | None:
+        """The adversarial images (C, H, W) of one lane by image; None where they are not kept."""
         if self.found is None:
             return None
-        images = self.pixels(range(len(self.images))).cpu()
-        for (own, image), pixels in self.found.items():
-            if own == lane:
-                images[image] = pixels
-        return images
+        return {image: pixels for (own, image), pixels in self.found.items() if own == lane}
 
-    def _exact_logits(self, x: Tensor, lane: Tensor) -> Tensor:
+    @property
+    def lanes(self) -> range:
+        """Every lane's number."""
+        return range(self.exact.lanes)
+
+    def _exact(self, lane: int, x: Tensor) -> Tensor:
+        return self.exact.logits(x, torch.full((len(x),), lane, device=x.device))
+
+    def _clean(self, logits_fn: LogitsFn) -> Tensor:
+        """Logits of every clean image, (N, classes) on the host."""
         with torch.no_grad():
-            return wide(self.exact.logits(x, lane))
+            return torch.cat(
+                [
+                    wide(logits_fn(self.pixels(index))).cpu()
+                    for index in torch.arange(len(self.images)).split(self._batch_size)
+                ]
+            )
 
-    def _clean_logits(self) -> Tensor:
-        """Every lane's logits of every image, (L, N, classes) on the host."""
-        per_lane = []
-        for lane in range(self.exact.lanes):
-            seen = []
-            for index in torch.arange(len(self.images)).split(self._batch_size):
-                x = self.pixels(index)
-                lanes = torch.full((len(index),), lane, device=x.device)
-                seen.append(self._exact_logits(x, lanes).cpu())
-            per_lane.append(torch.cat(seen))
-        return torch.stack(per_lane)
+
+def as_floats(images: Tensor) -> Tensor:
+    """uint8 images, or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
+    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
 
 
 def _check_images(images: Tensor, labels: Tensor) -> None:

@@ -131,6 +131,22 @@ def test_every_fooled_image_was_verified():
     assert torch.equal(result.adversarial[~fooled], x[~fooled])
 
 
+def test_a_witness_sees_the_same_images():
+    nets = [small_net(seed=s) for s in (0, 1)]
+    witness = small_net(seed=2)
+    x, labels = small_batch(nets[0], 20)
+    results = robust_evaluate(
+        nets, x, labels, "apgd20", eps=0.03, witness=witness, keep_images=True
+    )
+    for result in results:
+        with torch.no_grad():
+            torch.testing.assert_close(result.witness_logits, witness(result.adversarial))
+    assert 0 < results[0].robust.sum() < results[0].correct.sum()
+    (without,) = robust_evaluate(nets[0], x, labels, "apgd20", eps=0.03)
+    assert without.witness_logits is None and without.adversarial is None
+    assert torch.equal(without.robust, results[0].robust)
+
+
 def test_restarts_equal_the_reference():
     net = small_net()
     x, labels = small_batch(net, 24)
