@@ -21,6 +21,7 @@ from .cell import Cell
 from .errors import FulaError
 from .initial import activations, check_sites
 from .measures.agreement import Agreement
+from .measures.sites import SiteTable, stitch_columns
 from .models import Staged
 from .pipelines import Batch
 from .protocol import Protocol, term_weights
@@ -208,9 +209,10 @@ def run_cell(
     seconds = time.perf_counter() - started
     metrics = {"loss": loss, "train_seconds": seconds, "engine_mode": "solo"}
     for name, batches in task.evaluations.items():
-        found = evaluate(solo.model, solo.native, batches(), task.dtype)
+        found = evaluate(solo.model, solo.native, batches(), task.dtype, task.measures)
         prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
         metrics |= {prefix + key: value for key, value in found.items()}
+    metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
     if cell.protocol.robust != "none":
         metrics |= _robust(task, cell, solo)
     return Outcome(cell, metrics, dict(solo.model.stitch.state_dict())), solo.model
@@ -262,20 +264,28 @@ def _attacker(cell: Cell, epoch: int, index: Tensor) -> Attacker:
 
 @torch.no_grad()
 def evaluate(
-    model: StitchedModel, end: Staged, batches: Iterator[Batch], dtype: torch.dtype
-) -> dict[str, float]:
-    """Top-1, agreement with the end donor, and term(j) over a whole test set, in eval mode."""
+    model: StitchedModel,
+    end: Staged,
+    batches: Iterator[Batch],
+    dtype: torch.dtype,
+    measures: Sequence[str] = (),
+) -> dict[str, object]:
+    """Top-1, agreement with the end donor, and measures by site over a test set, in eval mode."""
     batchnorm.set_rule(model, "running")
     model.eval()
-    agreement = Agreement((), next(model.parameters()).device)
-    distance = scale = 0.0
+    device = next(model.parameters()).device
+    agreement = Agreement((), device)
+    table = SiteTable([model.end_site], end.num_sites, device, measures)
+    sites = range(1, end.num_sites + 1)
     with batchnorm.rule(end, "running"):
         for batch in batches:
             x = batch.images.to(dtype)
-            h, g = model.at_stitch(x), end.run(x, 0, model.end_site)
-            distance += float((h - g).double().square().sum())
-            scale += float(g.double().square().sum())
-            logits = model.tail.head(model.tail.run(h, model.end_site))
-            agreement.add(logits, end.head(end.run(g, model.end_site)), batch.labels)
-    found = {name: float(value) for name, value in agreement.result().items()}
-    return found | {"term_stitch": (distance / scale) ** 0.5 if scale else 0.0}
+            targets, h = activations(end, x, sites), model.at_stitch(x)
+            for site, g in enumerate(targets, 1):
+                table.target(site, g)
+                if site > model.end_site:
+                    h = model.tail.run(h, site - 1, site)
+                if site >= model.end_site:
+                    table.add(site, [0], h, g)
+            agreement.add(model.tail.head(h), end.head(targets[-1]), batch.labels)
+    return {name: float(v) for name, v in agreement.result().items()} | table.columns()[0]

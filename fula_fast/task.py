@@ -36,6 +36,7 @@ class WaveTask:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
     `mode`: `auto`, `eager`, `compiled` or `captured`. `flops`: of the whole training, as planned.
     `robust_images`: how many test images are attacked (None: all).
+    `measures`: optional columns, see `measures.sites`.
     """
 
     cells: Sequence[Cell]
@@ -50,6 +51,7 @@ class WaveTask:
     mode: str = "auto"
     flops: float = 0.0
     robust_images: int | None = None
+    measures: tuple[str, ...] = ()
     progress: Progress = field(default_factory=Progress)
 
     @property

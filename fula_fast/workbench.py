@@ -83,6 +83,7 @@ class Workbench:
             mode=self.plan.mode,
             flops=wave.flops,
             robust_images=self.spec.evaluation.robust_images,
+            measures=tuple(self.spec.evaluation.measures),
             progress=self.progress,
         )
 

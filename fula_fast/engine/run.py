@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from ..measures.agreement import Agreement
-from ..robust import attacked_images, robust_columns
 from ..task import Outcome, WaveTask, non_finite, stitches_of
-from .lanes import route_of
+from .measure import measure
 from .modes import Stepper, open_stepper, runner_of
-from .packed import PackedWave
 from .wave import Wave
 
 if TYPE_CHECKING:
@@ -40,7 +35,7 @@ def run_wave(
     stepper = open_stepper(task, wave, mode)
     _train(task, wave, stepper, store, wave_id)
     seconds = (time.perf_counter() - started) / len(wave.lanes)
-    measured = [a | b for a, b in zip(measure(wave, task), robust(wave, task), strict=True)]
+    measured = measure(wave, task)
     shared = {"train_seconds": seconds, "engine_mode": stepper.mode}
     yield [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
 
@@ -98,92 +93,3 @@ def _outcome(wave: Wave, number: int, metrics: dict[str, object]) -> Outcome:
     elif lane.trained and float(wave.epoch_steps):
         metrics = metrics | {"loss": float(wave.epoch_loss[number] / wave.epoch_steps)}
     return Outcome(lane.cell, metrics, wave.bank.lane_state(number), error)
-
-
-@torch.no_grad()
-def measure(wave: Wave, task: WaveTask) -> list[dict[str, float]]:
-    """Every lane's measures on every test set, in eval mode; the native end runs once for all.
-
-    Columns of the first set have plain names, those of the others its name in front.
-    """
-    found: list[dict[str, float]] = [{} for _ in wave.lanes]
-    for position, (name, batches) in enumerate(task.evaluations.items()):
-        prefix = f"{name}_" if position else ""
-        agreement = Agreement((len(wave.lanes),), task.device)
-        sums = torch.zeros(2, len(wave.lanes), dtype=torch.float64, device=task.device)
-        for batch in batches():
-            for x, y in _parts(batch.images, batch.labels, task.cells[0].protocol.batch_size):
-                logits, end_logits, distances = evaluate(wave, x)
-                agreement.add(logits, end_logits, y)
-                sums += distances
-        values = agreement.result() | {"term_stitch": _ratio(sums)}
-        for key, column in values.items():
-            for lane, value in zip(found, column.tolist(), strict=True):
-                lane[prefix + key] = value
-    return found
-
-
-def robust(wave: Wave, task: WaveTask) -> list[dict[str, object]]:
-    """Robust columns of every lane whose protocol names an attack; lanes that share its settings
-    are attacked together. A lane that failed in training is left out."""
-    found: list[dict[str, object]] = [{} for _ in wave.lanes]
-    together: dict[tuple, list[int]] = {}
-    for number, lane in enumerate(wave.lanes):
-        rule = lane.cell.protocol
-        if rule.robust != "none" and int(wave.dead_at[number]) < 0:
-            together.setdefault((rule.robust, rule.attack), []).append(number)
-    for members in together.values():
-        batches = next(iter(task.evaluations.values()))()
-        images, labels = attacked_images(batches, task.robust_images)
-        room = max(_IMAGE_ROOM // (4 * images.numel()), 1)  # adversarial images held at a time
-        for start in range(0, len(members), room):
-            part = members[start : start + room]
-            rule = wave.lanes[part[0]].cell.protocol
-            rows = robust_columns(PackedWave(wave, part), partial(_end, wave), images, labels, rule)
-            for number, row in zip(part, rows, strict=True):
-                found[number] = row
-    return found
-
-
-_IMAGE_ROOM = 2**30
-
-
-@torch.no_grad()
-def _end(wave: Wave, x: Tensor) -> Tensor:
-    return wave.network.native_evaluation(x.to(wave.dtype))[-1].float()
-
-
-def _parts(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of at most the training batch's size, for which the wave's memory is planned."""
-    yield from zip(images.split(size), labels.split(size), strict=True)
-
-
-def _ratio(sums: Tensor) -> Tensor:
-    return torch.where(sums[1] > 0, sums[0] / sums[1], 0.0).sqrt()
-
-
-def evaluate(wave: Wave, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of all lanes (L, B, classes) and of the end donor (B, classes), in lane order, and
-    squared distance to, and norm of, the target at each lane's own site (2, L), on images x."""
-    network, count = wave.network, len(wave.lanes)
-    x = x.to(wave.dtype)
-    sites = network.native.num_sites
-    own = x if network.shared else x.repeat(count, *[1] * (x.dim() - 1))
-    lanes = list(range(count))
-    fronts = network.fronts(own, lanes, "running")
-    order = {s: [n for n in lanes if wave.lanes[n].front_site == s] for s in fronts}
-    route = route_of(wave.lanes, sites, full=False, to_head=True)
-    flight = network.fly(route, fronts, order, "running", training=False)
-    targets = network.native_evaluation(x)
-    sums = torch.zeros(2, count, dtype=torch.float64, device=x.device)
-    for site, members, activation in flight.terms:
-        here = [n for n in members if wave.lanes[n].end_site == site]
-        if len(here) == len(members):  # this entry is the lanes' arrival
-            g = targets[site - 1].double()
-            h = activation.unflatten(0, (len(members), -1)).double()
-            index = network.index(tuple(members))
-            sums[0, index] = (h - g).square().flatten(1).sum(1)
-            sums[1, index] = g.square().sum()
-    logits = torch.empty_like(flight.logits)
-    logits[list(flight.head)] = flight.logits
-    return logits.float(), targets[-1].float(), sums

@@ -1,0 +1,112 @@
+"""A whole wave, from task to outcomes: equal to solo cells in every column; resumed; profiled."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from fula_fast import engine, solo
+from fula_fast.cell import Cell
+from fula_fast.models import build
+from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
+from fula_fast.protocol import Attack, protocol
+from fula_fast.task import WaveTask
+
+MEASURES = ("terms", "r2", "penultimate", "cka", "cka_unbiased", "rank")
+
+
+def donor(seed: int):
+    torch.manual_seed(seed)
+    return build("resnet18", num_classes=5, input_shape=(3, 8, 8), width=4).eval()
+
+
+def images(count: int, seed: int) -> ImageSet:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return ImageSet(pixels, np.arange(count) % 5, tuple("abcde"))
+
+
+def task(cells, epochs=2, **options) -> WaveTask:
+    train, test = images(40, 0), images(30, 1)
+    return WaveTask(
+        cells=cells,
+        front=donor(0),
+        end=donor(1),
+        stream=open_stream(train, batch_size=8, seed=3, augmentation=Augmentation(1, False)),
+        dm_images=lambda samples: take(train, 20, 3),
+        evaluations={"own": partial(evaluation_batches, test, 16), "other": partial(evaluation_batches, train, 16)},
+        epochs=epochs,
+        precision="fp64",
+        measures=MEASURES,
+        robust_images=6,
+        **options,
+    )
+
+
+def cells(**options):
+    rule = protocol("fula-v2", batch_size=8, epochs=2, attack=Attack(steps=2), dm_samples=20, **options)
+    grid = [(3, 3, "fula"), (7, 4, "hint"), (9, 9, "tlm"), (2, 5, "slm"), (3, 3, "dm")]
+    return [
+        Cell("a", "b", i, j, m, {} if m == "dm" else {m: 1.0}, rule, id=f"{m}{i}{j}")
+        for i, j, m in grid
+    ]
+
+
+def by_cell(outcomes):
+    return {o.cell.id: o for group in outcomes for o in group}
+
+
+def test_every_column_equals_that_of_the_solo_cell():
+    ours = by_cell(engine.run_wave(task(cells(robust="pgd-2"))))
+    theirs = by_cell(solo.run_wave(task(cells(robust="pgd-2"))))
+    assert ours.keys() == theirs.keys()
+    for name, outcome in ours.items():
+        expected = theirs[name].metrics
+        assert outcome.metrics.keys() ^ expected.keys() <= {"loss"}  # dm: absent, or None
+        for column, value in outcome.metrics.items():
+            if column not in ("train_seconds", "engine_mode") and not isinstance(value, str):
+                assert value == pytest.approx(expected[column], rel=1e-6, nan_ok=True), column
+        assert outcome.metrics["engine_mode"] == "eager"
+        assert {"other_accuracy", "terms", "r2", "cka", "stitch_rank"} <= outcome.metrics.keys()
+
+
+class Kept:
+    """Checkpoints in memory; `stop_after` of them are written, then the run is cut off."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.saved, self.count, self.stop_after = None, 0, stop_after
+
+    def save_checkpoint(self, wave_id, tensors, meta):
+        self.saved, self.count = copy.deepcopy((dict(tensors), dict(meta))), self.count + 1
+        if self.count == self.stop_after:
+            raise KeyboardInterrupt
+
+    def load_checkpoint(self, wave_id):
+        return copy.deepcopy(self.saved)
+
+
+def test_a_resumed_wave_ends_with_the_same_bits():
+    whole = by_cell(engine.run_wave(task(cells(), epochs=3), Kept(), "w"))
+    store = Kept(stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.run_wave(task(cells(), epochs=3), store, "w"))
+    assert store.saved[1]["epoch"] == 1
+    resumed = by_cell(engine.run_wave(task(cells(), epochs=3), store, "w"))
+    assert store.count == 3
+    for name, outcome in resumed.items():
+        for part, value in outcome.tensors.items():
+            assert torch.equal(value, whole[name].tensors[part])
+        assert outcome.metrics["accuracy"] == whole[name].metrics["accuracy"]
+
+
+def test_a_checkpoint_of_other_cells_is_not_continued():
+    store = Kept()
+    list(engine.run_wave(task(cells()[:2]), store, "w"))
+    ours = by_cell(engine.run_wave(task(cells()), store, "w"))
+    fresh = by_cell(engine.run_wave(task(cells())))
+    for name, outcome in ours.items():
+        assert outcome.metrics["accuracy"] == fresh[name].metrics["accuracy"]
