@@ -13,7 +13,7 @@ from .files import FileSet
 from .images import ImageSet
 from .noise import NoiseSet, noise_batch, refuse_pixels
 from .randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
-from .shortcuts import Shortcut, draw_markers, evaluation_markers
+from .shortcuts import Markers, Shortcut, draw_markers, evaluation_markers
 from .streams import Batch, StreamBase, on_device
 
 
@@ -37,21 +37,23 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise FulaError(f"batch size {batch_size} must be at least 1")
-    if isinstance(image_set, NoiseSet):
-        refuse_pixels(shortcut, normalisation)
-    markers = None
-    if shortcut is not None:
-        markers = evaluation_markers(
-            shortcut, marker_set, image_set.labels, image_set.num_classes, image_set.image_shape
-        )
-    like = _plain(image_set, batch_size, device, normalisation, dtype)
+    markers = _evaluation_markers(image_set, shortcut, marker_set)
+    like = _plain(image_set, batch_size, shortcut, normalisation, device, dtype)
     order = np.arange(len(image_set)) if order is None else order
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
-        if isinstance(image_set, NoiseSet):
-            yield noise_batch(image_set, index, 0, like.device, dtype)
-            continue
-        yield like.finish(on_device(image_set.gather(index), like.device), markers, index)
+        yield _batch(like, markers, index)
+
+
+def _evaluation_markers(
+    image_set: ImageSet | FileSet | NoiseSet, shortcut: Shortcut | None, marker_set: str
+) -> Markers | None:
+    if shortcut is None:
+        if marker_set == "rolled":
+            raise FulaError("evaluation set 'rolled' needs a shortcut, there is none; leave it out")
+        return None
+    sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)
+    return evaluation_markers(shortcut, marker_set, *sizes)
 
 
 def take(
@@ -73,24 +75,30 @@ def take(
             f"{count} samples asked from {len(image_set)} images; take 1 … {len(image_set)}, or all"
         )
     index = permutation(seed, 0, Purpose.TAKE, len(image_set))[:count]
-    if isinstance(image_set, NoiseSet):
-        refuse_pixels(shortcut, normalisation)
-        return noise_batch(image_set, index, 0, torch.device(device), dtype).images
     markers = None
     if shortcut is not None:
         sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)
         markers = draw_markers(shortcut, *sizes, seed, EVALUATION)
-    like = _plain(image_set, count, device, normalisation, dtype)
-    return like.finish(on_device(image_set.gather(index), like.device), markers, index).images
+    like = _plain(image_set, count, shortcut, normalisation, device, dtype)
+    return _batch(like, markers, index).images
 
 
-def _plain(image_set, batch_size, device, normalisation, dtype) -> StreamBase:
-    return StreamBase(
-        image_set,
-        batch_size,
-        0,
-        NO_AUGMENTATION,
-        normalisation=normalisation,
-        device=device,
-        dtype=dtype,
-    )
+def _plain(
+    image_set: ImageSet | FileSet | NoiseSet,
+    batch_size: int,
+    shortcut: Shortcut | None,
+    normalisation: Normalisation | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> StreamBase:
+    """What holds the settings of un-augmented batches."""
+    if isinstance(image_set, NoiseSet):
+        refuse_pixels(shortcut, normalisation)
+    options = {"normalisation": normalisation, "device": device, "dtype": dtype}
+    return StreamBase(image_set, batch_size, 0, NO_AUGMENTATION, **options)
+
+
+def _batch(like: StreamBase, markers: Markers | None, index: np.ndarray) -> Batch:
+    if isinstance(like.image_set, NoiseSet):
+        return noise_batch(like.image_set, index, 0, like.device, like.dtype)
+    return like.finish(on_device(like.image_set.gather(index), like.device), markers, index)

@@ -43,21 +43,18 @@ def contact_sheet(
         raise FulaError(f"'{source.name}' has activations, not images; there is nothing to show")
     rows = _chosen(images, columns, classes, seed)
     index = np.concatenate(rows)
-    if split == "train":
-        draw = draw_epoch(len(images), seed, epoch, augmentation)
-        pixels = crop_flip(
-            images.gather(index), draw.dy[index], draw.dx[index], draw.flip[index], augmentation.pad
-        )
-    else:
-        pixels = images.gather(index)
-    floats = to_floats(pixels)
+    markers = None
     if shortcut is not None:
         markers = _markers(images, split, shortcut, marker_set, seed, epoch)
-        floats = floats if markers is None else paste(floats, markers, index)
+    applied = augmentation if split == "train" else NO_AUGMENTATION
+    draw = draw_epoch(len(images), seed, epoch, applied)
+    crops = crop_flip(
+        images.gather(index), draw.dy[index], draw.dx[index], draw.flip[index], applied.pad
+    )
+    floats = to_floats(crops) if markers is None else paste(to_floats(crops), markers, index)
     _, height, width = images.image_shape
     title = f"{source.name}, {split}: {len(images)} images, {width}x{height} pixels"
-    shown = np.rint(floats * 255).astype(np.uint8)
-    _draw(shown, rows, images.classes, title, out)
+    _draw(np.rint(floats * 255).astype(np.uint8), rows, images.classes, title, out)
     return out
 
 

@@ -174,7 +174,8 @@ class ResidentStream(StreamBase):
                 "a resident stream needs decoded images, these stay files; use stream = 'dali', or "
                 "load them with cached = true"
             )
-        self._images = on_device(image_set.images, self.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(image_set.images))
+        self._images = pixels.to(self.device)  # not pinned: a copy made once would stay locked
         self._labels = on_device(image_set.labels, self.device)
         self._numbers: dict[str, torch.Tensor] = {}
         self._loaded = 0

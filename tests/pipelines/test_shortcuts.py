@@ -208,3 +208,8 @@ def test_mistakes_are_named(make, message):
 def test_unknown_evaluation_set(images):
     with pytest.raises(FulaError, match="unknown evaluation set 'roled'; did you mean 'rolled'"):
         next(evaluation_batches(images, 8, shortcut=ALL[0], marker_set="roled"))
+
+
+def test_rolled_markers_need_a_shortcut(images):
+    with pytest.raises(FulaError, match="'rolled' needs a shortcut"):
+        next(evaluation_batches(images, 8, marker_set="rolled"))
