@@ -173,7 +173,8 @@ def device_label(device: str | torch.device) -> str:
 
 
 def write(path: Path, report: Mapping[str, Any]) -> Path:
-    """The report as JSON; returns the path."""
+    """The report as JSON, in place of an older one at once; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    return path
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return unfinished.replace(path)

@@ -1,0 +1,142 @@
+"""The GPU check: parts apart from each other, within their time, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fula_fast.bench import gpu_check
+from fula_fast.bench.gpu_check import Part, check, figures_of, table
+
+REPORT = {"summary": [{"figure": "speed", "value": 9.0, "target": 8}]}
+
+
+def code(text: str) -> tuple[str, str]:
+    return "-c", text
+
+
+def ended(*parts: Part, budget: float = 60):
+    return list(check(parts, {**os.environ, "PYTHONSAFEPATH": "1"}, budget))
+
+
+def test_a_failure_stops_no_other_part():
+    writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}'''); print('all is well')"
+    failed, passed = ended(
+        Part("first", code("print('why'); raise SystemExit(3)"), 20),
+        Part("second", code(writes), 20),
+    )
+    assert (failed.status, failed.detail) == ("failed", "why")
+    assert (passed.status, passed.detail) == ("passed", "all is well")
+    assert passed.figures == REPORT["summary"] and passed.reports == [REPORT]
+
+
+def test_a_part_out_of_time_is_ended_with_all_it_started(tmp_path):
+    note = tmp_path / "child"
+    starts = (
+        "import subprocess, sys, time\n"
+        "sleeper = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        f"open(r'{note}', 'w').write(str(subprocess.Popen(sleeper).pid))\n"
+        "print('begun', flush=True); time.sleep(60)"
+    )
+    slow, after = ended(Part("slow", code(starts), 3), Part("after", code("print(1)"), 5), budget=8)
+    assert (slow.status, slow.detail) == ("out of time", "begun")
+    assert slow.seconds < 8
+    assert after.status == "passed"
+    _wait_for_end(int(note.read_text()))
+
+
+def _wait_for_end(pid: int) -> None:
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("a process outlived its part")
+
+
+def test_a_report_written_before_the_time_ran_out_counts():
+    writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
+    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 3), budget=3)
+    assert slow.status == "out of time" and slow.figures == REPORT["summary"]
+
+
+def test_what_is_missing_is_said():
+    (skipped,) = ended(Part("x", code("1"), 5, modules=("no_such",), variables=("NO_SUCH_NAME",)))
+    assert skipped.status == "skipped"
+    assert skipped.detail == "no_such is not installed; NO_SUCH_NAME is unset"
+
+
+def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
+    limits = []
+
+    def run(part, environment, limit):
+        limits.append(round(limit))
+        return gpu_check.Result(part.name, "passed")
+
+    monkeypatch.setattr(gpu_check, "_run", run)
+    ended(Part("a", (), 10), Part("b", (), 20), Part("c", (), 30), budget=60)
+    assert limits == [10, 30, 60]
+
+
+def test_the_parts_fit_in_nine_minutes():
+    for parts in (gpu_check.gpu_parts(), gpu_check.dry_parts()):
+        assert sum(part.reserve for part in parts) <= gpu_check.BUDGET < 540
+        assert [part.name for part in parts][:3] == ["tests", "grid", "scale"]
+
+
+def test_figures_of_the_other_benchmarks():
+    attack = {
+        "rows": [
+            {"case": "pgd-10", "speedup over eager": 4.0, "speedup over torchattacks": 12.0},
+            {"case": "rand", "speedup": {"ours": 30.0, "ours bf16": 70.0}},
+        ]
+    }
+    targets = [(f["value"], f["target"]) for f in figures_of("attack", attack)]
+    assert targets == [(4.0, 3), (12.0, 10), (30.0, 25), (70.0, 60)]
+    data = {"rows": [{"name": "dali", "images_per_second": {"p50": 5.0}}]}
+    assert figures_of("data", data) == [{"figure": "dali, images/s", "value": 5.0, "target": None}]
+
+
+def test_the_table_tells_met_from_missed():
+    missed = {"figure": "memory", "value": 1.0, "target": 2.0}
+    figures = [*REPORT["summary"], missed, {"figure": "free", "value": 1.0, "target": None}]
+    lines = table([gpu_check.Result("grid", "passed", 1.0, "", figures)]).splitlines()
+    assert lines[2].endswith("met") and lines[3].endswith("MISSED") and "target" not in lines[4]
+
+
+def test_without_a_gpu_it_says_so_in_one_line(capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_check.main([]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "no CUDA device" in err
+
+
+def test_the_package_is_found_through_links(tmp_path):
+    """As with an interpreter in which it is not installed: -S leaves site-packages out."""
+    linked = gpu_check.link_package(tmp_path)
+    names = "fula_fast", "fula_fast.errors", "fula_fast.bench"
+    asked = "; ".join(f"import {name}; print({name}.__file__)" for name in names)
+    answer = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", asked],
+        env={"PYTHONPATH": str(linked)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(line.startswith(str(tmp_path)) for line in answer.stdout.splitlines())
+    for part in ("kernels", "pipelines"):
+        assert (linked / "fula_fast" / part / "__init__.py").is_file()
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_every_part(tmp_path, capfd):
+    assert gpu_check.main(["--dry-run", "--out", str(tmp_path)]) == 0, capfd.readouterr().out
+    report = json.loads((tmp_path / "gpu-check-cpu.json").read_text())
+    parts = {part["name"]: part for part in report["parts"]}
+    assert {"tests", "grid", "scale"} <= set(parts)
+    assert all(part["status"] in ("passed", "skipped") for part in parts.values())
+    assert parts["grid"]["figures"] and parts["scale"]["figures"]
+    assert str(gpu_check.ROOT) not in json.dumps(report)
