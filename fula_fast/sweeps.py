@@ -128,7 +128,6 @@ def _run_wave(
             bench.progress.cell_done(row)
         if fail_fast and (failed := [o for o in outcomes if o.error]):
             raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
-    store.drop_checkpoint(wave.id)
 
 
 def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool) -> Executor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import FulaError
 from ..task import Outcome, WaveTask, non_finite, stitches_of
 from .measure import measure
 from .modes import Stepper, open_stepper, runner_of
+from .profiling import profiled
 from .wave import Wave
 
 if TYPE_CHECKING:
@@ -24,7 +28,47 @@ def run_wave(
 
     With a `store`, the wave's state is checkpointed under `wave_id` after every epoch, and a
     checkpoint of the same cells is continued: the resumed run ends with the same numbers.
+    `profile` writes a trace and a table of time by stage into the store's folder.
+
+    Where a GPU's memory runs out, the wave is split in two and each half starts anew; lanes do not
+    know of each other, so the results are those of the whole. Raises `FulaError` where a single
+    lane does not fit.
     """
+    parts = [(task, wave_id)]
+    while parts:
+        part, name = parts.pop(0)
+        outcomes = None
+        try:
+            outcomes = _run_part(part, store, name, profile)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).split(".")[0]
+        if outcomes is not None:
+            yield outcomes
+            if store is not None:
+                store.drop_checkpoint(name)
+            continue
+        # Out here the failed wave, its graph and their memory pool are no longer referred to.
+        gc.collect()
+        torch.cuda.empty_cache()
+        parts = [*_halves(part, name, reason), *parts]
+
+
+def _halves(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]]:
+    count = len(task.cells)
+    if count == 1:
+        raise FulaError(
+            f"cell {task.cells[0].id} alone does not fit the GPU's memory ({reason}); "
+            "use a smaller batch_size, or --device cpu"
+        )
+    task.progress.note(f"{reason}: the wave of {count} lanes is split in two")
+    halves = task.cells[: count // 2], task.cells[count // 2 :]
+    return [
+        (replace(task, cells=cells), f"{name}-{side}")
+        for cells, side in zip(halves, "ab", strict=True)
+    ]
+
+
+def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
     started = time.perf_counter()
     mode, runner = runner_of(task)
     wave = Wave(
@@ -33,14 +77,23 @@ def run_wave(
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps)
     stepper = open_stepper(task, wave, mode)
-    _train(task, wave, stepper, store, wave_id)
+    folder = store.folder / "profile" if profile and store is not None else None
+    with profiled(wave.network, folder, f"wave-{wave_id}") as recorder:
+        _train(task, wave, stepper, store, wave_id, recorder)
     seconds = (time.perf_counter() - started) / len(wave.lanes)
     measured = measure(wave, task)
     shared = {"train_seconds": seconds, "engine_mode": stepper.mode}
-    yield [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
+    return [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
 
 
-def _train(task: WaveTask, wave: Wave, stepper: Stepper, store: Store | None, wave_id: str) -> None:
+def _train(
+    task: WaveTask,
+    wave: Wave,
+    stepper: Stepper,
+    store: Store | None,
+    wave_id: str,
+    recorder: Any = None,
+) -> None:
     """All epochs that are not done yet. Steps that can change no result are not taken."""
     if task.stream is None:
         return
@@ -52,6 +105,8 @@ def _train(task: WaveTask, wave: Wave, stepper: Stepper, store: Store | None, wa
         wave.optimiser.done.fill_(epoch * per_epoch + start)
         began = time.perf_counter()
         for number in stepper.epoch(epoch, start):
+            if recorder is not None:
+                recorder.step()
             rate = (number - epoch * per_epoch - start + 1) / (time.perf_counter() - began)
             task.progress.step(number + 1, rate * task.stream.batch_size * len(wave.lanes))
         if store is not None:

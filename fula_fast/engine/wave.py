@@ -71,7 +71,7 @@ class Wave:
 
     def _start_records(self) -> None:
         count, sites = len(self.lanes), self.network.native.num_sites
-        new = dict(dtype=torch.float64, device=self.device)
+        new = {"dtype": torch.float64, "device": self.device}
         self.alive = torch.ones(count, dtype=torch.bool, device=self.device)
         self.dead_at = torch.full((count,), -1, dtype=torch.int64, device=self.device)
         self.loss = torch.zeros(count, **new)

@@ -11,6 +11,7 @@ import torch
 
 from fula_fast import engine, solo
 from fula_fast.cell import Cell
+from fula_fast.errors import FulaError
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
 from fula_fast.protocol import Attack, protocol
@@ -38,7 +39,10 @@ def task(cells, epochs=2, **options) -> WaveTask:
         end=donor(1),
         stream=open_stream(train, batch_size=8, seed=3, augmentation=Augmentation(1, False)),
         dm_images=lambda samples: take(train, 20, 3),
-        evaluations={"own": partial(evaluation_batches, test, 16), "other": partial(evaluation_batches, train, 16)},
+        evaluations={
+            "own": partial(evaluation_batches, test, 16),
+            "other": partial(evaluation_batches, train, 16),
+        },
         epochs=epochs,
         precision="fp64",
         measures=MEASURES,
@@ -48,7 +52,9 @@ def task(cells, epochs=2, **options) -> WaveTask:
 
 
 def cells(**options):
-    rule = protocol("fula-v2", batch_size=8, epochs=2, attack=Attack(steps=2), dm_samples=20, **options)
+    rule = protocol(
+        "fula-v2", batch_size=8, epochs=2, attack=Attack(steps=2), dm_samples=20, **options
+    )
     grid = [(3, 3, "fula"), (7, 4, "hint"), (9, 9, "tlm"), (2, 5, "slm"), (3, 3, "dm")]
     return [
         Cell("a", "b", i, j, m, {} if m == "dm" else {m: 1.0}, rule, id=f"{m}{i}{j}")
@@ -88,6 +94,9 @@ class Kept:
     def load_checkpoint(self, wave_id):
         return copy.deepcopy(self.saved)
 
+    def drop_checkpoint(self, wave_id):
+        self.saved = None
+
 
 def test_a_resumed_wave_ends_with_the_same_bits():
     whole = by_cell(engine.run_wave(task(cells(), epochs=3), Kept(), "w"))
@@ -110,3 +119,36 @@ def test_a_checkpoint_of_other_cells_is_not_continued():
     fresh = by_cell(engine.run_wave(task(cells())))
     for name, outcome in ours.items():
         assert outcome.metrics["accuracy"] == fresh[name].metrics["accuracy"]
+
+
+def test_a_wave_that_runs_out_of_memory_is_split(monkeypatch):
+    """The first attempt fails as CUDA does; both halves then give what the whole would have."""
+    from fula_fast.engine import run
+
+    plain, seen = run.Wave, []
+
+    def wave(cells, *args, **options):
+        seen.append(len(cells))
+        if len(cells) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return plain(cells, *args, **options)
+
+    whole = by_cell(engine.run_wave(task(cells(), epochs=1)))
+    monkeypatch.setattr(run, "Wave", wave)
+    halves = list(engine.run_wave(task(cells(), epochs=1)))
+    assert seen == [5, 2, 3]
+    assert [len(part) for part in halves] == [2, 3]
+    for name, outcome in by_cell(halves).items():
+        for part, value in outcome.tensors.items():
+            torch.testing.assert_close(value, whole[name].tensors[part], rtol=1e-9, atol=1e-9)
+
+
+def test_a_single_lane_that_does_not_fit_is_an_error(monkeypatch):
+    from fula_fast.engine import run
+
+    def wave(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr(run, "Wave", wave)
+    with pytest.raises(FulaError, match="alone does not fit the GPU's memory"):
+        list(engine.run_wave(task(cells()[:1], epochs=1)))
