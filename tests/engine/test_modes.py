@@ -1,0 +1,103 @@
+"""Modes: compiled equals eager; what ran is reported; what cannot run is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fula_fast.cell import Cell
+from fula_fast.engine.modes import WORTH_COMPILING, CompiledRunner, runner_of
+from fula_fast.engine.network import run_plain
+from fula_fast.engine.wave import Wave
+from fula_fast.errors import FulaError
+from fula_fast.initial import new_stitch
+from fula_fast.models import build
+from fula_fast.progress import Progress
+from fula_fast.protocol import protocol
+
+
+def donor(seed: int):
+    torch.manual_seed(seed)
+    return build("vgg16", num_classes=5, input_shape=(3, 32, 32), width=4).eval()
+
+
+def cells():
+    rule = protocol("fula-v2")
+    grid = [(5, 5, "fula"), (5, 5, "hint"), (6, 5, "slm"), (6, 6, "tlm")]
+    return [Cell("a", "b", i, j, m, {m: 1.0}, rule, id=f"{m}{i}{j}") for i, j, m in grid]
+
+
+def wave(runner):
+    front, end = donor(0), donor(1)
+    start = {
+        c.id: new_stitch(
+            front.site_shapes[c.front_site - 1], end.site_shapes[c.end_site - 1], c.protocol
+        ).initialise("random", 0)
+        for c in cells()
+    }
+    return Wave(cells(), front, end, start, 4, runner=runner)
+
+
+def batches(count: int):
+    rng = torch.Generator().manual_seed(5)
+    for _ in range(count):
+        yield torch.rand(8, 3, 32, 32, generator=rng), torch.randint(5, (8,), generator=rng)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_equals_eager():
+    eager, compiled = wave(run_plain), wave(CompiledRunner())
+    for number, (x, y) in enumerate(batches(3)):
+        for each in (eager, compiled):
+            each.step(x, y, number)
+    ours, theirs = compiled.state(), eager.state()
+    for name in ("optimiser/flat", "record/loss", *(n for n in ours if "running" in n)):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_snapshot_is_put_back_bit_for_bit():
+    """What a warm-up moves (statistics, moments, parameters, records) comes back."""
+    each = wave(run_plain)
+    (x, y), *rest = batches(3)
+    each.step(x, y, 0)
+    before = {name: t.clone() for name, t in each.state().items()}
+    restore = each.snapshot()
+    for number, batch in enumerate(rest, 1):
+        each.step(*batch, number)
+    assert not torch.equal(each.state()["optimiser/flat"], before["optimiser/flat"])
+    restore()
+    for name, tensor in each.state().items():
+        assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
+
+
+def task(mode: str, flops: float = 0.0, device: str = "cpu"):
+    return SimpleNamespace(
+        mode=mode, flops=flops, device=torch.device(device), cells=cells(), progress=Progress()
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "flops", "expected"),
+    [
+        ("eager", 1e18, "eager"),
+        ("compiled", 0.0, "compiled"),
+        ("auto", 0.0, "eager"),
+        ("auto", 2 * WORTH_COMPILING, "compiled"),
+    ],
+)
+def test_the_mode_that_runs(asked, flops, expected):
+    assert runner_of(task(asked, flops))[0] == expected
+
+
+def test_captured_needs_a_gpu():
+    with pytest.raises(FulaError, match="needs a CUDA device"):
+        runner_of(task("captured"))
+
+
+def test_reaching_the_compilers_limit_is_an_error():
+    CompiledRunner()
+    assert torch._dynamo.config.fail_on_recompile_limit_hit
+    assert torch._dynamo.config.recompile_limit >= CompiledRunner.LIMIT
