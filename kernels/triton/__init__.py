@@ -7,3 +7,8 @@ finished by a second kernel in a fixed order: no atomics, so the same input give
 
 Kernels may run in Triton's interpreter (TRITON_INTERPRET=1, set before this package is imported).
 """
+
+import os
+
+# Newer Triton warns unless this is decided; contracting a*b+c is what PyTorch's own kernels do.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

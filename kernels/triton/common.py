@@ -102,10 +102,12 @@ def store_tile(pointer, values, first, row, column, mask, positions, strides, FL
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """a @ b + acc in float32; unlike dtypes meet in TF32, which holds float16 exactly."""
     if a.dtype != b.dtype:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32")
-    if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="tf32")
+    elif INTERPRETED:
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit
@@ -152,3 +154,11 @@ def sum_partials(partial: Tensor, dim: int, out: Tensor) -> Tensor:
             COUNT=tile_count, SIZE=tile_size, num_warps=4,
         )  # fmt: skip
     return out
+
+
+@triton.jit
+def cast_kernel(x, out, size, BLOCK: tl.constexpr):
+    """out = x in out's dtype; for hosts without a tensor library."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + at, mask=at < size, other=0.0).to(tl.float32)
+    tl.store(out + at, narrow(value, out), mask=at < size)

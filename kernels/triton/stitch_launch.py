@@ -25,7 +25,7 @@ from .stitch_hint import (
 )
 from .tiles import choose
 
-FUSED = 128
+FUSED = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 WORKSPACE = 256 << 20
 _PROGRAMS = 1024  # fills any current GPU a few times over
 
@@ -166,7 +166,7 @@ def stitch_hint_backward(
         e = lanes_located(_residual(x, stitch, grads, grad_y))
         _weight_gradient(stitch, e, dw, db)
         _input_gradient(stitch, e, lanes_located(dx.flatten(0, 1)), *order)
-    elif grad_dist2 is not None and weight.shape[2] <= FUSED:
+    elif grad_dist2 is not None and weight.shape[2] <= FUSED[x.dtype]:
         _fused_gradient(stitch, grads, dw, db)
     else:
         for part, given, whole, lanes in _groups(stitch, grads, grad_y):
@@ -239,7 +239,7 @@ def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> Non
         lanes, samples, positions, c1, c2, splits, each, parts,
         x.strides, target.strides, grads.y.strides, PRECISION=precision(x.tensor.dtype),
         LANES_INNER=stitch.lanes_inner(), FLAT=flat(positions, x, target, grads.y),
-        ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
+        ROWS=tile.rows, COLS=tile.cols, DEPTH=max(triton.next_power_of_2(c1), 16),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _finish(partial_w, dw)

@@ -39,14 +39,26 @@ PRODUCTS = ("stitch", "fused_gradient", "weight_gradient", "input_gradient")
 
 DEFAULTS: dict[str, Tile] = {
     "stats": Tile(64, 64, 16),
-    "normalise": Tile(32, 64),
+    "normalise": Tile(64, 64),
     "sums": Tile(32, 64, 32),
     "norm_gradient": Tile(32, 64),
     "stitch": Tile(128, 128, 64, warps=8),
-    "fused_gradient": Tile(64, 64, 128, warps=4, stages=2),
+    "fused_gradient": Tile(64, 64, 128, warps=8, stages=2),
     "weight_gradient": Tile(64, 128, 128, warps=8),
     "input_gradient": Tile(128, 128, 64, warps=8),
 }
+OVERRIDES: dict[tuple[str, torch.dtype], Tile] = {
+    ("stitch", torch.float32): Tile(128, 64, 32, warps=8),
+    ("fused_gradient", torch.float32): Tile(32, 32, 64, stages=2),
+    ("weight_gradient", torch.float32): Tile(32, 64, 64),
+    ("input_gradient", torch.float32): Tile(128, 64, 32, warps=8),
+    ("fused_gradient", torch.float16): Tile(32, 64, 128, stages=2),
+    ("weight_gradient", torch.float16): Tile(32, 128, 128, warps=8),
+    ("input_gradient", torch.float16): Tile(128, 128, 32, warps=8),
+}
+"""float32 products take three TF32 passes, and gradients of float16 meet it in float32: both need
+more registers, so smaller tiles."""
+
 _CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "stats": tuple(Tile(r, 64, 1024 // r, w) for r in (32, 64, 128) for w in (4, 8)),
     "normalise": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64, 128) for w in (4, 8)),
@@ -85,20 +97,23 @@ def choose(kernel: str, x: torch.Tensor, channels: int, inner: int = 0) -> Tile:
     """The tile of `kernel` for tensors like `x` with `channels` columns, `inner` summed values."""
     tile = _forced.get(kernel)
     if tile is None:
-        tile = _tuned(_device(x)).get(_key(kernel, x.dtype, channels, inner), DEFAULTS[kernel])
-        tile = _fitted(kernel, tile, x.dtype, channels, inner)
+        tuned = _tuned(_device(x)).get(_key(kernel, x.dtype, channels, inner))
+        tile = _fitted(kernel, tuned or default(kernel, x.dtype), channels, inner)
     return tile
 
 
-def _fitted(kernel: str, tile: Tile, dtype: torch.dtype, channels: int, inner: int) -> Tile:
+def default(kernel: str, dtype: torch.dtype) -> Tile:
+    """The shipped tile."""
+    return OVERRIDES.get((kernel, dtype), DEFAULTS[kernel])
+
+
+def _fitted(kernel: str, tile: Tile, channels: int, inner: int) -> Tile:
     """`tile` shrunk to the problem: no wider than its channels, no deeper than its inner axis."""
     least = 16 if kernel in PRODUCTS else 1
     cols = max(power_of_two(channels, tile.cols), least)
     if kernel not in PRODUCTS:
         return Tile(tile.rows * tile.cols // cols, cols, tile.inner, tile.warps, tile.stages)
-    depth = tile.inner // 2 if dtype == torch.float32 else tile.inner
-    depth = tile.inner if kernel in ("fused_gradient", "weight_gradient") else depth
-    depth = max(power_of_two(inner, depth), 16)
+    depth = max(power_of_two(inner, tile.inner), 16)
     return Tile(tile.rows, cols, depth, tile.warps, tile.stages)
 
 
@@ -152,7 +167,7 @@ def tune(
 
     times: dict[Tile, float] = {}
     for candidate in _CANDIDATES[kernel]:
-        tile = _fitted(kernel, candidate, x.dtype, channels, inner)
+        tile = _fitted(kernel, candidate, channels, inner)
         if tile in times:
             continue
         try:

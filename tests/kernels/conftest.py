@@ -1,0 +1,136 @@
+"""How kernels are compared: against the float64 reference, within twice PyTorch's own error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from fula_fast.kernels import backend
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors gain nothing from threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Where Triton kernels run: `interpreter` (TRITON_INTERPRET=1, its own process) or `cuda`."""
+    if request.param == "interpreter":
+        if not INTERPRETED:
+            pytest.skip("runs in a process of its own with TRITON_INTERPRET=1")
+        return torch.device("cpu")
+    if INTERPRETED or not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, without TRITON_INTERPRET")
+    return torch.device("cuda")
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that ask for `device` run in the interpreter and, marked gpu, on a device."""
+    if "device" in metafunc.fixturenames:
+        params = ["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
+        metafunc.parametrize("device", params, indirect=True)
+
+
+class Maker:
+    """Random tensors from one seed, on the CPU, moved and laid out afterwards."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, layout: str = "last") -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.dtype, self.layout = dtype, layout
+
+    def __call__(self, *shape: int, grad: bool = False, shift: float = 0.0) -> Tensor:
+        x = (torch.randn(shape, generator=self.generator) + shift).to(self.dtype)
+        return laid(x, self.layout).requires_grad_(grad)
+
+    def wide(self, *shape: int, grad: bool = False, shift: float = 0.0) -> Tensor:
+        """float32 (float64 with it), whatever the activations are."""
+        x = torch.randn(shape, generator=self.generator) + shift
+        return x.to(torch.promote_types(self.dtype, torch.float32)).requires_grad_(grad)
+
+
+def laid(x: Tensor, layout: str) -> Tensor:
+    """Maps (.., C, H, W) as channels-`last`, contiguous (`first`), or with `gaps` in between."""
+    if layout == "gaps" and x.dim() > 2:
+        holed = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
+        return holed.copy_(x)
+    if layout == "last" and x.dim() in (4, 5):
+        maps = x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        return maps.view(x.shape) if x.dim() == 4 else maps.unflatten(0, x.shape[:2])
+    return x
+
+
+@pytest.fixture
+def maker() -> type[Maker]:
+    """The class `Maker`."""
+    return Maker
+
+
+def _run(call: Callable, inputs: Sequence, name: str) -> list[Tensor]:
+    """Outputs of `call`, then gradients of a fixed weighted sum of them, under a backend."""
+    with backend.using(name):
+        outputs = [y for y in call(*inputs) if y is not None]
+    differentiable = [y for y in outputs if y.requires_grad]
+    if not differentiable:
+        return outputs
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.rand(y.shape, generator=generator).to(y.device) for y in differentiable]
+    total = sum((y.double() * w).sum() for y, w in zip(differentiable, weights, strict=True))
+    wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    return [y.detach() for y in outputs] + list(torch.autograd.grad(total, wanted))
+
+
+def _moved(x, device=None, dtype=None):
+    if not isinstance(x, Tensor):
+        return x
+    dtype = dtype if x.is_floating_point() else None
+    return x.detach().to(device=device, dtype=dtype).requires_grad_(x.requires_grad)
+
+
+class Agree:
+    """Compare `call(*inputs)` under a backend with the float64 reference, gradients included.
+
+    Allowed: twice the error of the reference in the inputs' own dtypes, plus `atol` times the
+    largest magnitude.
+    """
+
+    def __call__(
+        self,
+        call: Callable,
+        inputs: Sequence,
+        name: str,
+        device: torch.device | str = "cpu",
+        atol: float = 2e-6,
+    ) -> None:
+        exact = _run(call, [_moved(x, dtype=torch.float64) for x in inputs], "reference")
+        own = _run(call, [_moved(x) for x in inputs], "reference")
+        ours = _run(call, [_moved(x, device=device) for x in inputs], name)
+        assert len(exact) == len(ours)
+        for i, (want, plain, got) in enumerate(zip(exact, own, ours, strict=True)):
+            assert got.shape == want.shape, i
+            assert got.dtype == plain.dtype, i
+            if not want.numel():
+                continue
+            allowed = 2 * _error(plain, want) + atol * want.abs().max().item()
+            assert _error(got.cpu(), want) <= allowed, f"value {i} of shape {tuple(want.shape)}"
+
+
+def _error(x: Tensor, want: Tensor) -> float:
+    return (x.double() - want).abs().max().item()
+
+
+@pytest.fixture
+def agree() -> Agree:
+    """The comparison."""
+    return Agree()
