@@ -24,8 +24,13 @@ from PIL import Image
 from fula_fast.bench.record import environment, quantiles, write
 from fula_fast.pipelines import Augmentation, ImageSet, load_source, open_stream
 from fula_fast.pipelines.cache import cores
+from fula_fast.pipelines.dali import require_dali
 
 IMAGES, BATCH, ROUNDS = 5000, 128, 9
+NOTE = (
+    "cases take turns, round by round; hardware.load is the machine's load average at the end: well "
+    "above its cores, other programs shared them and rates are lower bounds"
+)
 WORKERS = [w for w in (0, 1, 2, 4, 8, 16) if w <= cores()]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -168,7 +173,8 @@ def main(out: str) -> None:
         rate = row["images_per_second"]
         print(f"{row['name']:32} {rate['p50']:12,.0f} images/s  {row['cores_used']} cores")
     report = environment(DEVICES[-1], f"python -m fula_fast.bench.data {out}")
-    report |= {"images": IMAGES, "batch": BATCH, "load_average_after": os.getloadavg()[0]}
+    report["versions"]["dali"] = require_dali().__version__
+    report |= {"images": IMAGES, "batch": BATCH, "note": NOTE}
     write(Path(out), report | {"rows": rows})
 
 
