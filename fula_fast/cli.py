@@ -258,6 +258,43 @@ def attack(
     )
 
 
+@command("reproduce", resume="finished cells are kept: the same command goes on")
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|list|all", help="An experiment: fig10, mislead-noise, …")
+    ],
+    scale: Annotated[str, typer.Option(metavar="smoke|small|paper", help="How large.")] = "small",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of experiments; runs/reproduce-SCALE if not given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets; else FULA_DATA, else ./data.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, work and estimated time; do nothing.")
+    ] = False,
+    front: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another architecture for all fronts.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another architecture for all ends.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|fp32|tf32|bf16", help="Of activations.")
+    ] = None,
+) -> int:
+    """Run an experiment of the papers by name and set the result beside what they say."""
+    from .reproduce import command
+
+    engine = {"device": device, "precision": precision}
+    return command.reproduce(
+        name, scale, out=out, data=data, dry_run=dry_run, models=(front, end),
+        overrides=overrides or (), engine={k: v for k, v in engine.items() if v is not None},
+    )  # fmt: skip
+
+
 @command("sites")
 def sites(
     model: Annotated[str, typer.Argument(help="A model's name: resnet18, vgg16, timm:NAME, …")],

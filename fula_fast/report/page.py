@@ -52,7 +52,7 @@ def write_report(run_folder: str | Path) -> Path:
     with look():
         stitching = _stitching_plots(found, plots)
         cross_layer = _heat_maps(found, plots)
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=store.spec.get("name", store.folder.name),
         version=__version__,
         progress=_progress(store, rows),
@@ -74,11 +74,18 @@ def write_report(run_folder: str | Path) -> Path:
     return path
 
 
-def _template() -> jinja2.Template:
+def template(name: str, package: str = __package__) -> jinja2.Template:
+    """A page's template in `package`; it may import this package's `parts.html.j2`."""
+    places = {name: package, "parts.html.j2": __package__}
+    texts = {n: files(place).joinpath(n).read_text("utf-8") for n, place in places.items()}
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.DictLoader(texts),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text("utf-8"))
+    return environment.get_template(name)
 
 
 def _fresh(plots: Path) -> Path:
@@ -101,7 +108,7 @@ def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
             part = of_pair[start : start + MOST_ROWS]
             drawn = stitching_plot(part, shown)
             path = save(drawn, plots / _name("stitching", pair, start // MOST_ROWS, len(of_pair)))
-            pictures.append(_picture(path, _stitching_caption(part)))
+            pictures.append(picture(path, _stitching_caption(part)))
     return pictures
 
 
@@ -122,7 +129,7 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
         for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
             name = _name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
             path = save(heat_map(study, metric, shown), plots / name)
-            pictures.append(_picture(path, _heat_caption(study, metric)))
+            pictures.append(picture(path, _heat_caption(study, metric)))
     return pictures
 
 
@@ -141,9 +148,11 @@ def _name(kind: str, pair: tuple[str, str], number: int, count: int) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + ".svg"
 
 
-def _picture(path: Path, caption: str) -> Picture:
+def picture(path: Path, caption: str) -> Picture:
+    """A saved SVG or PNG as a picture of the page."""
     data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(f"data:image/svg+xml;base64,{data}", path.with_suffix(".png").name, caption)
+    kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
+    return Picture(f"data:image/{kind};base64,{data}", path.with_suffix(".png").name, caption)
 
 
 def _progress(store: Store, rows: list[Row]) -> dict[str, int]:

@@ -1,0 +1,79 @@
+"""`fula-fast reproduce`: list, price, or run experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .datasets import data_folder
+from .experiment import Experiment, resolve
+from .recipe import load_recipe, recipe_names
+
+FAILED = 1
+
+
+def reproduce(
+    name: str,
+    scale: str,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    dry_run: bool = False,
+    models: tuple[str | None, str | None] = (None, None),
+    overrides: Iterable[str] = (),
+    engine: Mapping[str, Any] | None = None,
+) -> int:
+    """What the command does; returns its exit code. Raises `FulaError` for what cannot be run.
+
+    `name`: an experiment, `all`, or `list`. `models`: of `--front` and `--end`.
+    """
+    if name == "list":
+        return _list()
+    folder, overrides = data_folder(data), tuple(overrides)
+    chosen = recipe_names() if name == "all" else (name,)
+    experiments = [resolve(n, scale, folder, overrides, *models) for n in chosen]
+    if dry_run:
+        return _price(experiments, engine or {})
+    return _run(experiments, out or Path("runs") / f"reproduce-{scale}", engine or {})
+
+
+def _list() -> int:
+    recipes = [load_recipe(name) for name in recipe_names()]
+    wide = [max(len(r.name) for r in recipes), max(len(r.figure) for r in recipes)]
+    for recipe in recipes:
+        print(f"{recipe.name:<{wide[0]}}  {recipe.figure:<{wide[1]}}  {recipe.title}")
+    return 0
+
+
+def _price(experiments: list[Experiment], engine: Mapping[str, Any]) -> int:
+    from ..machine import resources
+    from ..spec import EngineSpec, parse_table
+    from .price import price, table_of
+
+    place = resources(parse_table(EngineSpec, engine, "engine"))
+    trained: set[str] = set()
+    shared: set[str] = set()
+    prices = []
+    for experiment in experiments:
+        known = experiment.recipe.run_name in shared
+        shared.add(experiment.recipe.run_name)
+        prices.append(price(experiment, trained, shared=known))
+    print(table_of(prices, place))
+    return 0
+
+
+def _run(experiments: list[Experiment], out: Path, engine: Mapping[str, Any]) -> int:
+    from ..progress import open_progress
+    from .runner import run
+
+    failed = 0
+    for experiment in experiments:
+        if len(experiments) > 1 and experiment.missing:
+            print(f"{experiment.name}: left out, {'; '.join(experiment.missing)}")
+            continue
+        with open_progress() as progress:
+            outcome = run(experiment, out, progress=progress, engine=engine)
+        print(outcome)
+        failed += outcome.failed
+    return FAILED if failed else 0

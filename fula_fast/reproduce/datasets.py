@@ -1,0 +1,108 @@
+"""Which data an experiment takes: the paper's set, or a labelled stand-in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..facts import DataFacts
+from .recipe import catalogue, merged
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A data set of the catalogue at a scale.
+
+    `table`: a `[data]` table of a spec. `limits`: the part that stitches are trained and tested
+    on. `facts`: nominal, for pricing. `stands_in_for`: the paper's set, empty for itself.
+    `missing`: why it cannot be had, empty where it can.
+    """
+
+    label: str
+    table: dict[str, Any]
+    limits: dict[str, int]
+    facts: DataFacts
+    settings: dict[str, Any]
+    stands_in_for: str = ""
+    missing: str = ""
+
+    @property
+    def run_facts(self) -> DataFacts:
+        """Facts of the limited part."""
+        images = min(self.facts.train_images, self.limits.get("train_images", 10**9))
+        return DataFacts(self.facts.shape, self.facts.classes, images)
+
+    @property
+    def words(self) -> str:
+        """The label, with what it stands in for."""
+        return self.label + (f" (stands in for {self.stands_in_for})" if self.stands_in_for else "")
+
+
+def data_folder(given: str | Path | None = None) -> Path:
+    """Where data is looked for: `given`, else `$FULA_DATA`, else `./data`."""
+    return Path(given or os.environ.get("FULA_DATA") or "data")
+
+
+def choose(name: str, scale: str, folder: Path) -> Chosen:
+    """The data set `name` at a scale, from what lies in `folder`."""
+    entry = catalogue()["data"][name]
+    settings = catalogue()["scales"][scale].get("data", {}).get(name, {})
+    kinds = [settings["use"]] if "use" in settings else entry["kinds"]
+    found = ((kind, _places(kind, folder)) for kind in kinds)
+    kind, place = next((f for f in found if f[1]), (kinds[0], None))
+    size = settings.get("size", entry["shape"][1])
+    table = merged(
+        {"source": kind["source"], "size": size, "data_dir": str(place or folder)},
+        entry.get("table", {}),
+        {"options": kind["options"]} if "options" in kind else {},
+    )
+    return Chosen(
+        label=kind["label"],
+        table=table,
+        limits=settings.get("run", {}),
+        facts=DataFacts((entry["shape"][0], size, size), 10, _images(kind, entry, settings)),
+        settings=settings,
+        stands_in_for=kind.get("stands_in_for", ""),
+        missing="" if place else f"no {' or '.join(kind['find'])} in '{folder}'",
+    )
+
+
+def _images(kind: Mapping[str, Any], entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    if "use" in settings:
+        return 1442  # smoke runs on scikit-learn's digits
+    return kind.get("images", entry["images"])
+
+
+def _places(kind: Mapping[str, Any], folder: Path) -> Path | None:
+    """The data_dir under which a kind is found; None where it is not there."""
+    if kind.get("digits"):
+        return digits_archive()
+    if "find" not in kind:
+        return folder
+    hits = [p for pattern in kind["find"] for p in sorted(folder.glob(pattern))]
+    if not hits:
+        return None
+    return hits[0] if kind.get("there") else folder
+
+
+def digits_archive() -> Path:
+    """scikit-learn's digits at 28x28 in MNIST's form, written to the cache once."""
+    from ..pipelines.cache import build_once
+
+    return build_once("reproduce", "digits-28", _write_digits) / "mnist.npz"
+
+
+def _write_digits(folder: Path) -> None:
+    import numpy as np
+
+    from ..pipelines import load_source
+
+    source = load_source("digits", size=28, channels=1)
+    arrays = {}
+    for split in ("train", "test"):
+        images = getattr(source, split)
+        arrays |= {f"{split}_x": images.images[..., 0], f"{split}_y": images.labels}
+    np.savez_compressed(folder / "mnist.npz", **arrays)

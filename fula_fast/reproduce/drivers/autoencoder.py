@@ -1,0 +1,192 @@
+"""Autoencoders stitched at the bottleneck: encoder of one data set, decoder of another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...models import Staged
+from ...pipelines import (
+    Augmentation,
+    PairedStream,
+    Source,
+    evaluation_batches,
+    open_stream,
+    paired_evaluation,
+)
+from ...pipelines.cache import cache_folder
+from ...report.style import figure, look, save
+from ...store.tensors import read_tensors, write_tensors
+from ..evidence import Row
+from ..experiment import Experiment
+from ..lab import Figure, Lab, Task
+
+LATENT = 32
+_WIDE, _SIDE = 32, 28
+_PLAIN = Augmentation(0, False)
+_BATCH = 128
+_MACS = 2_000_000  # multiply-adds of one pass of the whole network, about
+
+
+def tasks(experiment: Experiment) -> list[Task]:
+    """One task per sender, receiver and seed."""
+    options = experiment.options
+    pairs = [(s, r) for s in options["data"] for r in options["data"]]
+    images = experiment.data[options["data"][0]].run_facts.train_images
+    return [
+        Task(
+            f"{sender}-{receiver}-{seed}",
+            {"sender": sender, "receiver": receiver, "seed": seed},
+            3.0 * _MACS * images * (options["epochs"] + options["stitch_epochs"]),
+        )
+        for sender, receiver in pairs
+        for seed in options["seeds"]
+    ]
+
+
+class Autoencoder(nn.Module):
+    """Gray images (B, 1, 28, 28) to a code (B, 32) and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, _WIDE // 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(_WIDE // 2, _WIDE, 3, 2, 1),
+            nn.ReLU(), nn.Flatten(), nn.Linear(_WIDE * 49, LATENT),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENT, _WIDE * 49), nn.ReLU(), nn.Unflatten(1, (_WIDE, 7, 7)),
+            nn.ConvTranspose2d(_WIDE, _WIDE // 2, 4, 2, 1), nn.ReLU(),
+            nn.ConvTranspose2d(_WIDE // 2, 1, 4, 2, 1), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def run(task: Task, lab: Lab) -> list[Row]:
+    """Train both autoencoders (or find them), then the affine map between their codes."""
+    names = task.arguments["sender"], task.arguments["receiver"]
+    seed, options = task.arguments["seed"], lab.experiment.options
+    sources = [_gray(lab, name) for name in names]
+    models = [_trained(lab, source, seed) for source in sources]
+    stitch = _stitch(lab, models, sources, seed)
+    judge = lab.staged(lab.experiment.donors[names[1]], names[1])
+    back = models[1].decoder
+    scores = _scores(lab, judge, lambda x: back(stitch(models[0].encoder(x))), *sources)
+    own = _scores(lab, judge, models[1], sources[1], sources[1])
+    if seed == options["seeds"][0]:
+        _draw(lab, names, lambda x: back(stitch(models[0].encoder(x))), sources)
+    return [
+        {
+            "front": names[0], "end": names[1], "seed": seed, "method": "affine",
+            "self": names[0] == names[1], "status": "ok", **scores,
+            "receiver_accuracy": own["accuracy"], "receiver_mse": own["mse"],
+        }
+    ]  # fmt: skip
+
+
+def _gray(lab: Lab, name: str) -> Source:
+    chosen = lab.experiment.data[name]
+    return lab.source(chosen.table | chosen.limits | {"channels": 1, "size": _SIDE})
+
+
+def _trained(lab: Lab, source: Source, seed: int) -> Autoencoder:
+    """The autoencoder of a data set, from the cache of donors or trained now."""
+    epochs = lab.experiment.options["epochs"]
+    key = repr(("autoencoder", LATENT, _WIDE, source.content_hash, seed, epochs)).encode()
+    folder = lab.donors or cache_folder() / "donors"
+    path = folder / f"autoencoder-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
+    model = _seeded(Autoencoder, seed).to(lab.device)
+    if path.exists():
+        model.load_state_dict(read_tensors(path)[0])
+        return model.eval().requires_grad_(False)
+    stream = open_stream(
+        source.train, batch_size=_BATCH, seed=seed, augmentation=_PLAIN, device=lab.device
+    )
+    pairs = ((b.images, b.images) for epoch in range(epochs) for b in stream.epoch(epoch))
+    _descend(model, model.parameters(), pairs)
+    write_tensors(path, model.state_dict(), {"epochs": epochs, "seed": seed})
+    return model.eval().requires_grad_(False)
+
+
+def _stitch(lab: Lab, models: list[Autoencoder], sources: list[Source], seed: int) -> nn.Linear:
+    """The affine map trained to reconstruct an image of the receiver's, paired by class."""
+    stitch = _seeded(lambda: nn.Linear(LATENT, LATENT), seed).to(lab.device)
+    stream = PairedStream(
+        *(source.train for source in sources), batch_size=_BATCH, seed=seed,
+        augmentation=_PLAIN, device=lab.device,
+    )  # fmt: skip
+    epochs = range(lab.experiment.options["stitch_epochs"])
+    pairs = ((a.images, b.images) for epoch in epochs for a, b in stream.epoch(epoch))
+    whole = nn.Sequential(models[0].encoder, stitch, models[1].decoder)
+    _descend(whole, stitch.parameters(), pairs)
+    return stitch.requires_grad_(False)
+
+
+def _seeded(make: Callable[[], nn.Module], seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def _descend(
+    model: nn.Module, parameters: Iterator[nn.Parameter], pairs: Iterator[tuple[Tensor, Tensor]]
+) -> None:
+    """Adam (1e-3) on the mean squared error between model(x) and y."""
+    optimiser = torch.optim.Adam(parameters, lr=1e-3)
+    for x, y in pairs:
+        optimiser.zero_grad(set_to_none=True)
+        functional.mse_loss(model(x), y).backward()
+        optimiser.step()
+
+
+@torch.no_grad()
+def _scores(
+    lab: Lab, judge: Staged, model: Callable[[Tensor], Tensor], first: Source, second: Source
+) -> Mapping[str, float]:
+    """How often the receiver's classifier sees the right class, and the error to a paired image."""
+    right = error = count = 0.0
+    for a, b in paired_evaluation(first.test, second.test, _BATCH, str(lab.device)):
+        drawn = model(a.images)
+        logits = judge(drawn.repeat(1, 3, 1, 1))
+        right += float((logits.argmax(1) == a.labels).sum())
+        error += float((drawn - b.images).square().mean()) * len(a.labels)
+        count += len(a.labels)
+    return {"accuracy": right / count, "mse": error / count}
+
+
+def _draw(
+    lab: Lab, names: tuple[str, str], model: Callable[[Tensor], Tensor], sources: list[Source]
+) -> None:
+    """One test image per class above its reconstruction by the other data set's decoder."""
+    test = sources[0].test
+    batch = next(evaluation_batches(test.evenly(test.num_classes), test.num_classes, lab.device))
+    with torch.no_grad():
+        rows = [t[:, 0].cpu().numpy() for t in (batch.images, model(batch.images))]
+    with look():
+        drawn = figure(0.7 * test.num_classes, 1.9)
+        panels = drawn.subplots(2, test.num_classes, squeeze=False)
+        for line, images in zip(panels, rows, strict=True):
+            for axes, image in zip(line, images, strict=True):
+                axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+                axes.set_axis_off()
+        save(drawn, lab.plots / f"reconstructions-{'-'.join(names)}.svg")
+
+
+def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
+    """The reconstructions of every pair."""
+    pairs = dict.fromkeys((row["front"], row["end"]) for row in rows)
+    data = lab.experiment.data
+    return [
+        Figure(
+            lab.plots / f"reconstructions-{a}-{b}.png",
+            f"Test images ({data[a].label}, above) through their own encoder, an affine stitch and "
+            f"the decoder of {data[b].label} (below).",
+        )
+        for a, b in pairs
+    ]

@@ -1,0 +1,72 @@
+"""Fig. 6: CKA of penultimate layers on adversarial examples crafted on the stitched model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...api import stitch
+from ...attacks import pgd
+from ...grid import site_pairs
+from ...measures.cka import LinearCKA
+from ...models import Staged
+from ...pipelines import evaluation_batches
+from ..evidence import Row
+from ..experiment import Experiment
+from ..lab import Lab, Task
+
+_BATCH = 128
+
+
+def tasks(experiment: Experiment) -> list[Task]:
+    """One task per pair, site and seed of the sweep."""
+    sweep = experiment.sweeps[0]
+    facts, grid = sweep.donor_facts(), sweep.spec.grid
+    images, steps = experiment.options["images"], experiment.options["steps"]
+    return [
+        Task(
+            f"{front}-{end}-{i}-{j}-{seed}",
+            {"front": front, "end": end, "sites": (i, j), "seed": seed},
+            3 * steps * images * (sum(facts[front].flops[:i]) + sum(facts[end].flops[j:])),
+        )
+        for front, end in grid.donor_pairs()
+        for i, j in site_pairs(grid.sites, facts[front], facts[end])
+        for seed in grid.seeds
+    ]
+
+
+def run(task: Task, lab: Lab) -> list[Row]:
+    """CKA between the stitched model (DM, untrained) and its end, biased and unbiased."""
+    names = {role: task.arguments[role] for role in ("front", "end")}
+    spec = lab.experiment.sweeps[0].spec
+    front, end = (lab.staged(spec.donor(name)) for name in names.values())
+    i, j = task.arguments["sites"]
+    source = lab.source(spec.data)
+    rule, seed = spec.base_protocol, task.arguments["seed"]
+    stitched = stitch(
+        front, end, i, j, source, "dm", rule.preset,
+        seed=seed, dm_stats="stale", dm_samples=rule.dm_samples, device=lab.resources.device,
+    )  # fmt: skip
+    attack = rule.attack.model_copy(update={"steps": lab.experiment.options["steps"]})
+    measures = {"cka": LinearCKA(), "cka_unbiased": LinearCKA(unbiased=True)}
+    test = source.test.evenly(lab.experiment.options["images"])
+    for batch in evaluation_batches(test, _BATCH, lab.device):
+        adversarial = pgd(stitched.model, batch.images, batch.labels, attack)
+        with torch.no_grad():
+            h = stitched.model.tail.run(stitched.model.at_stitch(adversarial), j)
+            pair = _penultimate(h), _penultimate(_last(end, adversarial))
+        for measure in measures.values():
+            measure.add(*pair)
+    found = {name: measure.result() for name, measure in measures.items()}
+    sites = {"front_site": i, "end_site": j}
+    sites |= {"front_sites": front.num_sites, "end_sites": end.num_sites}
+    return [{**names, **sites, **found, "seed": seed, "method": "dm", "status": "ok"}]
+
+
+def _last(model: Staged, x: Tensor) -> Tensor:
+    return model.run(x)
+
+
+def _penultimate(activation: Tensor) -> Tensor:
+    """What the classifier sees: a feature map is averaged over its positions."""
+    return activation.mean((2, 3)) if activation.dim() == 4 else activation.flatten(1)

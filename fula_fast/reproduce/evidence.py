@@ -1,0 +1,178 @@
+"""The rows of an experiment, with columns that claims and plots speak of, and ways to choose rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .experiment import FRONT_COPY
+
+Row = dict[str, Any]
+
+_HALF, _FAR = 0.5, 0.6
+_CORNER = 0.4
+
+
+@dataclass(frozen=True)
+class Table:
+    """Finished rows of an experiment. Empty selections are allowed; their numbers are NaN."""
+
+    rows: tuple[Row, ...]
+
+    def where(self, conditions: Mapping[str, Any]) -> Table:
+        """Rows that meet all `conditions`: column = value, or a list of values.
+
+        `depth` is `shallow`, `deep` or `last` (of the end's site); `side` is `deep to shallow`,
+        `shallow to deep` or `bottom left` of a cross-layer matrix, by relative depth.
+        """
+        return Table(tuple(r for r in self.rows if all(_meets(r, *c) for c in conditions.items())))
+
+    def values(self, column: str) -> np.ndarray:
+        """The column's numbers, rows without one left out."""
+        found = [number(row.get(column)) for row in self.rows]
+        return np.array([v for v in found if not math.isnan(v)])
+
+    def reduced(self, selector: Mapping[str, Any]) -> float:
+        """One number of a selector: `column`, `reduce` (mean, max, min), and conditions."""
+        conditions = {k: v for k, v in selector.items() if k not in ("column", "reduce")}
+        values = self.where(conditions).values(selector["column"])
+        how = {"mean": np.mean, "max": np.max, "min": np.min}[selector.get("reduce", "mean")]
+        return float(how(values)) if values.size else float("nan")
+
+    def groups(self, *columns: str) -> dict[tuple[Any, ...], Table]:
+        """Tables by the values of some columns, in the order of the rows."""
+        found: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(tuple(row.get(c) for c in columns), []).append(row)
+        return {key: Table(tuple(rows)) for key, rows in found.items()}
+
+    @cached_property
+    def seeds(self) -> tuple[Any, ...]:
+        """The seeds that occur, each with its own rows; rows without one belong to all."""
+        return tuple(dict.fromkeys(r["seed"] for r in self.rows if r.get("seed") is not None))
+
+    def per_seed(self, statistic: Callable[[Table], float]) -> np.ndarray:
+        """The statistic of each seed's rows; seeds for which it has no number are left out."""
+        parts = [
+            Table(tuple(r for r in self.rows if r.get("seed") in (seed, None)))
+            for seed in self.seeds
+        ] or [self]
+        found = np.array([statistic(part) for part in parts], dtype=float)
+        return found[~np.isnan(found)]
+
+    def matrix(self, column: str = "accuracy") -> np.ndarray:
+        """(front sites, end sites): means, NaN where there is no row."""
+        sites = tuple(
+            max((r[f"{s}_sites"] for r in self.rows), default=0) for s in ("front", "end")
+        )
+        out = np.full(sites, np.nan)
+        for (front, end), cells in self.groups("front_site", "end_site").items():
+            values = cells.values(column)
+            if values.size:
+                out[front - 1, end - 1] = values.mean()
+        return out
+
+
+def number(value: Any) -> float:
+    """A number as a float; NaN for anything else."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def gathered(rows_by_part: Mapping[str, Iterable[Row]]) -> Table:
+    """All `ok` rows with their part's name and the derived columns."""
+    rows = [
+        _derived({**row, "part": part})
+        for part, found in rows_by_part.items()
+        for row in found
+        if row.get("status", "ok") == "ok"
+    ]
+    _add_clean_loss(rows)
+    _add_accuracy_loss(rows)
+    return Table(tuple(rows))
+
+
+def _derived(row: Row) -> Row:
+    row |= {s: row[s].removesuffix(FRONT_COPY) for s in ("front", "end") if s in row}
+    front, end = row.get("front", ""), row.get("end", "")
+    if front and end:
+        row["pair"] = f"{front} → {end}"
+        row["kind"] = "-".join("robust" if n.endswith("robust") else "plain" for n in (front, end))
+        row["self"] = front == end
+        row["receiver_site"] = f"{end} {row.get('end_site')}"
+    if row.get("front_accuracy"):
+        row["relative_accuracy"] = number(row["accuracy"]) / row["front_accuracy"]
+    if "shortcut" in row and "clean_accuracy" in row:
+        row["marked"] = row["shortcut"] != "none"
+        row["marked_accuracy"] = row["accuracy"]
+        row["shortcut_gain"] = number(row["accuracy"]) - number(row["clean_accuracy"])
+    if "subset" in row:
+        row |= _classes(row["subset"] or 10)
+    if "robust_accuracy" in row and "end_robust_accuracy" in row:
+        donors = (number(row.get(f"{s}_robust_accuracy")) for s in ("front", "end"))
+        row["robust_excess"] = number(row["robust_accuracy"]) - max(donors)
+    if str(row.get("weighting", "")).startswith("cutoff="):
+        row["terms"] = int(row["weighting"].removeprefix("cutoff="))
+    if "dm_samples" in row:
+        row["dm_samples"] = str(row["dm_samples"])
+        row["setting"] = f"DM, {row['dm_samples']} images, {row['dm_stats']}"
+    row.setdefault("setting", row.get("method", ""))
+    return row
+
+
+def _classes(count: int) -> Row:
+    return {"classes": count, "full": count == 10, "few": count <= 5, "several": 1 < count < 10}
+
+
+_SAME = ("front", "end", "front_site", "end_site", "method", "alpha", "subset", "seed", "part")
+
+
+def _add_clean_loss(rows: list[Row]) -> None:
+    """What training under a shortcut costs on clean images, against the same cell without one."""
+    plain = {
+        tuple(r.get(c) for c in _SAME): r["accuracy"] for r in rows if r.get("shortcut") == "none"
+    }
+    for row in rows:
+        before = plain.get(tuple(row.get(c) for c in _SAME))
+        if row.get("marked") and before is not None:
+            row["clean_loss"] = before - number(row["clean_accuracy"])
+
+
+def _add_accuracy_loss(rows: list[Row]) -> None:
+    """What stitching costs: against the end donor on the same images where an `identity` part
+    measured it, else against the donor's own test accuracy."""
+    same = {r["end"]: r["accuracy"] for r in rows if r["part"] == "identity"}
+    for row in rows:
+        reference = same.get(row.get("end"), row.get("end_accuracy"))
+        if reference is not None and "accuracy" in row:
+            row["accuracy_loss"] = reference - number(row["accuracy"])
+
+
+def _meets(row: Row, column: str, wanted: Any) -> bool:
+    if column in _PLACES:
+        return "end_site" in row and _PLACES[column][wanted](*_depths(row))
+    values = wanted if isinstance(wanted, list | tuple) else (wanted,)
+    return row.get(column) in values
+
+
+def _depths(row: Row) -> tuple[float, float]:
+    """Relative depths of the front's and the end's site, in (0, 1]."""
+    return tuple(row[f"{s}_site"] / (row.get(f"{s}_sites") or 1) for s in ("front", "end"))
+
+
+_PLACES: dict[str, dict[str, Callable[[float, float], bool]]] = {
+    "depth": {
+        "shallow": lambda front, end: end <= _HALF,
+        "deep": lambda front, end: end >= _FAR,
+        "last": lambda front, end: end == 1,
+    },
+    "side": {
+        "deep to shallow": lambda front, end: front > end + 1e-9,
+        "shallow to deep": lambda front, end: front < end - 1e-9,
+        "bottom left": lambda front, end: front - end > _CORNER,
+    },
+}

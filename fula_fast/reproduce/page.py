@@ -1,0 +1,122 @@
+"""`report.html` of an experiment: claims beside our numbers, plots, and links to its sweeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from .. import __version__
+from ..report.page import Picture, picture, template
+from ..report.style import look, save
+from ..store.files import replacing
+from .claims import Verdict
+from .evidence import Table
+from .experiment import Experiment
+from .lab import Figure
+from .plots import draw
+from .recipe import catalogue
+
+_NOTES = {
+    "smoke": "tiny networks on handwritten digits, to see that everything runs; "
+    "no outcome means anything.",
+    "small": "narrow networks, small images and short trainings, for two processor cores.",
+}
+
+
+def write_page(
+    experiment: Experiment,
+    folder: Path,
+    run_folder: Path,
+    table: Table,
+    found: Sequence[Verdict],
+    drawn: Sequence[Figure],
+) -> Path:
+    """Write `report.html` and the recipe's plot into `folder`; returns the page's path.
+
+    `run_folder`: where the sweeps lie. `drawn`: pictures of the experiment's driver.
+    """
+    recipe = experiment.recipe
+    page = template("experiment.html.j2", __package__).render(
+        name=experiment.name,
+        figure=recipe.figure,
+        title=recipe.title,
+        scale=experiment.scale,
+        scale_note=_NOTES.get(experiment.scale, ""),
+        version=__version__,
+        cells=len(table.rows),
+        seeds=len(table.seeds),
+        shares=recipe.run_name if recipe.run_name != experiment.name else "",
+        stand_ins=experiment.stand_ins(),
+        claims=found,
+        pictures=[*_plot(experiment, folder, table), *_given(drawn, folder)],
+        sweeps=[
+            {
+                "name": sweep.name,
+                "cells": len(table.where({"part": sweep.name}).rows),
+                "link": os.path.relpath(run_folder / sweep.name / "report.html", folder),
+            }
+            for sweep in experiment.sweeps
+        ],
+        donors=_donors(experiment, table),
+        recipe=tomli_w.dumps(_written(experiment)),
+    )
+    path = folder / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    return path
+
+
+def _plot(experiment: Experiment, folder: Path, table: Table) -> list[Picture]:
+    """The recipe's own plot, where the table has its columns."""
+    plot = experiment.recipe.plot
+    if plot is None:
+        return []
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    with look():
+        drawn = draw(table, plot)
+        if drawn is None:
+            return []
+        path = save(drawn, folder / "plots" / f"{experiment.name}.svg")
+    seeds = len(table.seeds)
+    spread = f" Mean of {seeds} seeds, bands from the lowest to the highest." if seeds > 1 else ""
+    return [picture(path, plot.caption + spread)]
+
+
+def _given(drawn: Sequence[Figure], folder: Path) -> list[Picture]:
+    """The driver's pictures; those of a shared run are linked from where they lie."""
+    return [
+        Picture(found.source, os.path.relpath(each.path, folder / "plots"), found.caption)
+        for each in drawn
+        for found in [picture(each.path, each.caption)]
+    ]
+
+
+def _donors(experiment: Experiment, table: Table) -> list[tuple[str, str, str, str]]:
+    """(name, data, accuracy, content hash) of every donor in the table."""
+    found: dict[tuple[str, str], tuple[str, str, str, str]] = {}
+    for row in table.rows:
+        for side in ("front", "end"):
+            name, content = row.get(side), row.get(f"{side}_hash")
+            if name and content:
+                accuracy = row.get(f"{side}_accuracy", row.get("accuracy"))
+                shown = "" if accuracy is None else f"{accuracy:.1%}"
+                found[name, content] = (name, _data_of(experiment, name), shown, content[:16])
+    return list(found.values())
+
+
+def _data_of(experiment: Experiment, donor: str) -> str:
+    entry = catalogue()["donors"].get(donor, {})
+    chosen = experiment.data.get(entry.get("data", ""))
+    variant = f" {entry['variant']}" if "variant" in entry else ""
+    return f"{chosen.words}{variant}" if chosen else ""
+
+
+def _written(experiment: Experiment) -> dict[str, Any]:
+    """The recipe with the scale's replacements in it, without its claims."""
+    hidden = {"claims", "scales"}
+    table = experiment.recipe.model_dump(exclude=hidden, exclude_defaults=True, exclude_none=True)
+    return table | {"scale": experiment.scale, "overrides": list(experiment.overrides)}

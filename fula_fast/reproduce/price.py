@@ -1,0 +1,172 @@
+"""What an experiment would cost: cells, multiply-adds, and an estimate of the time here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..donors import resolved_recipe
+from ..facts import DonorFacts
+from ..machine import Resources
+from ..plan import plan
+from ..planview import flops_text
+from ..progress import duration
+from ..tables import DonorSpec
+from .experiment import Experiment, Sweep
+from .runner import driver_of
+
+_BACKWARD = 3  # forward and both gradients, in forward passes
+_USE = 1.8
+"""What a wave's step reaches of the probe's rate: measured for width 16 at 16x16 on a CPU, where
+whole networks run larger products than the probe's."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """An experiment's cost. `work`: multiply-adds of stitches and tests; `donor_work`: of training
+    its donors, each once. `missing`: data that is not there."""
+
+    name: str
+    figure: str
+    cells: int
+    work: float
+    donor_work: float
+    donors: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def price(experiment: Experiment, trained: set[str], *, shared: bool = False) -> Price:
+    """The cost, without donors in `trained` (recipes, by identity), which it adds to.
+
+    `shared`: its sweeps are another experiment's, priced there.
+    """
+    if shared:
+        return Price(experiment.name, experiment.recipe.figure, 0, 0, 0, (), experiment.missing)
+    cells, work, donor_work, names = 0, 0.0, 0.0, []
+    for sweep in experiment.sweeps:
+        planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
+        cells += len(planned.cells)
+        work += planned.flops + _evaluation(sweep, planned.cells)
+        for name, donor in sweep.spec.donors.items():
+            key = repr(donor.recipe_identity())
+            if key not in trained and not donor.checkpoint:
+                trained.add(key)
+                names.append(name)
+                data = sweep.donor_data[name]
+                donor_work += donor_flops(donor, sweep.donor_facts()[name], data.train_images)
+    if experiment.recipe.driver:
+        tasks = driver_of(experiment).tasks(experiment)
+        cells, work = cells + len(tasks), work + sum(task.flops for task in tasks)
+    recipe = experiment.recipe
+    return Price(
+        experiment.name, recipe.figure, cells, work, donor_work, tuple(names), experiment.missing
+    )
+
+
+def donor_flops(donor: DonorSpec, facts: DonorFacts, images: int) -> float:
+    """Multiply-adds of a donor's training."""
+    if donor.untrained:
+        return 0.0
+    epochs = resolved_recipe(donor.recipe, epochs=donor.epochs).epochs
+    passes = float(_BACKWARD)
+    if donor.adversarial is not None:
+        passes += 2 * donor.adversarial.steps * donor.adversarial.alpha
+    return passes * images * epochs * (sum(facts.flops) + facts.head_flops)
+
+
+def _evaluation(sweep: Sweep, cells: Sequence[Any]) -> float:
+    """Test passes of every cell, and its attack's steps, over the tested images."""
+    evaluation = sweep.spec.evaluation
+    tested = sweep.spec.data.test_images or 10_000
+    attacked = min(evaluation.robust_images or tested, tested)
+    steps = {"none": 0, "apgd20": 40}.get(sweep.spec.base_protocol.robust, 200)
+    if sweep.spec.base_protocol.robust.startswith("pgd-"):
+        steps = int(sweep.spec.base_protocol.robust.removeprefix("pgd-"))
+    sets = 1 + len(evaluation.sets)
+    facts, total = sweep.donor_facts(), 0.0
+    for cell in cells:
+        front, end = facts[cell.front], facts[cell.end]
+        whole = sum(front.flops[: cell.front_site]) + sum(end.flops[cell.end_site :])
+        total += whole * (sets * tested + _BACKWARD * steps * attacked)
+    return total
+
+
+@cache
+def speed(device: str, precision: str) -> float:
+    """Multiply-adds per second of a training step, estimated from half a second's probe.
+
+    The probe is a 3x3 convolution with batch norm and ReLU, forward and backward, of the width of
+    the small scale's networks (on a GPU: of the paper's). On a CPU one thread's processor time is
+    taken, times the threads: the rate of an idle machine, however busy this one is now.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rate = _probe(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    finally:
+        torch.set_num_threads(threads)
+    return _USE * rate * (threads if device == "cpu" else 1)
+
+
+def _probe(device: str, dtype: Any) -> float:
+    """Multiply-adds per second of the probe itself."""
+    import torch
+    from torch import nn
+
+    cpu = device == "cpu"
+    width, batch, side = (16, 128, 16) if cpu else (64, 1024, 32)
+    layers = [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    net = nn.Sequential(*layers).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    x = torch.randn(batch, width, side, side, device=device, requires_grad=True)
+
+    def step() -> None:
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+            net(x).sum().backward()
+        if not cpu:
+            torch.cuda.synchronize()
+
+    clock = time.process_time if cpu else time.perf_counter
+    step()
+    started, count = clock(), 0
+    while clock() - started < 0.5:
+        step()
+        count += 1
+    return 2 * 9 * width * width * side * side * batch * count / (clock() - started)
+
+
+def table_of(prices: Iterable[Price], place: Resources) -> str:
+    """The prices as text, one line an experiment, with totals."""
+    rate, prices = speed(place.device, place.precision), list(prices)
+    heads = (
+        "experiment",
+        "figure",
+        "cells",
+        "stitches",
+        "donors to train",
+        "estimated time",
+        "data",
+    )
+    rows = [heads] + [_row(p, rate) for p in prices]
+    work, donor_work = sum(p.work for p in prices), sum(p.donor_work for p in prices)
+    rows.append(
+        _row(Price("total", "", sum(p.cells for p in prices), work, donor_work, (), ()), rate)
+    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    note = f"{place.device}, {place.precision}: {flops_text(rate)}/s in a half-second probe"
+    return "\n".join([*texts, note])
+
+
+def _row(p: Price, rate: float) -> tuple[str, ...]:
+    trained = f"{len(p.donors)}, {flops_text(p.donor_work)}" if p.donor_work else "none"
+    seconds = (p.work + p.donor_work) / rate
+    return (
+        p.name, p.figure, str(p.cells), flops_text(p.work),
+        flops_text(p.donor_work) if p.name == "total" else trained,
+        duration(seconds), "; ".join(p.missing) or "there",
+    )  # fmt: skip

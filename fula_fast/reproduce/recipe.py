@@ -1,0 +1,163 @@
+"""Recipes: what an experiment runs, what the paper says about it, and how its plot is drawn.
+
+A recipe is a short TOML file in `recipes/`. It names donors and data of `catalog.toml`, and may
+extend another recipe. Reading recipes needs neither torch nor data.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ..errors import FulaError, nearest
+from ..specfile import explain
+from ..tables import Table
+
+SCALES = ("smoke", "small", "paper")
+Family = Literal["fula", "mislead", "modalities"]
+_ORDER = (
+    "table1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig12", "fig8", "fig9", "fig10", "fig11",
+    *(f"fig{n}" for n in range(13, 31)),
+    "mislead-colour", "mislead-noise", "mislead-modalities", "mislead-autoencoder",
+    "invariance", "sanity",
+)  # fmt: skip
+
+
+class ClaimSpec(Table):
+    """A statement of the paper and the test of it.
+
+    `says`: the statement in our words. `test`: a function of `claims`, with `args`. `figure`:
+    where it is made; unset: the recipe's own figure.
+    """
+
+    says: str
+    test: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    figure: str = ""
+
+
+class PlotSpec(Table):
+    """A plot of the rows: `y` against `x`, a line per `line` value, a panel per `panel` value.
+
+    `where` selects rows, as claims do. `kind`: a function of `plots`.
+    """
+
+    kind: str
+    x: str = ""
+    y: tuple[str, ...] = ()
+    line: str = "method"
+    panel: tuple[str, ...] = ()
+    where: dict[str, Any] = Field(default_factory=dict)
+    caption: str = ""
+
+
+class Part(Table):
+    """One sweep of an experiment: tables of a spec, over the experiment's own."""
+
+    name: str
+    data: str = ""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(Table):
+    """An experiment.
+
+    `figure`: what it reproduces. `run`: whose sweeps it shares, itself when unset. `data`: of the
+    stitches, a catalogue name. `grid`, `protocol`, `evaluation`: tables of a spec. `model`: over
+    the donors' own settings. `parts`: several sweeps in place of one. `driver`: a function that
+    makes rows of its own, with `options`. `scales`: replacements at a scale. `same`: the figure of
+    which this one is a part or a repetition, to say so in the report.
+    """
+
+    name: str
+    title: str
+    figure: str
+    family: Family = "fula"
+    run: str = ""
+    same: str = ""
+    data: str = ""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    driver: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    donors: tuple[str, ...] = ()
+    scales: dict[Literal["smoke", "small", "paper"], dict[str, Any]] = Field(default_factory=dict)
+    claims: tuple[ClaimSpec, ...] = ()
+    plot: PlotSpec | None = None
+
+    @property
+    def run_name(self) -> str:
+        return self.run or self.name
+
+    @property
+    def sweeps(self) -> tuple[Part, ...]:
+        """The parts; one named after the run where the recipe only has a grid."""
+        return self.parts or ((Part(name=self.run_name),) if self.grid else ())
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Every experiment, in the papers' order."""
+    there = {f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml")}
+    return tuple(n for n in _ORDER if n in there) + tuple(sorted(there.difference(_ORDER)))
+
+
+@cache
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name; raises `FulaError` with the nearest one for an unknown name."""
+    table = _table(name)
+    table.pop("extends", None)
+    try:
+        return Recipe.model_validate({**table, "name": name})
+    except ValidationError as error:
+        raise explain(error, Recipe, name) from None
+
+
+def catalogue() -> dict[str, Any]:
+    """The tables of `catalog.toml`."""
+    return tomllib.loads(files(__package__).joinpath("catalog.toml").read_text("utf-8"))
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables laid over each other; a later value replaces an earlier one, tables are merged."""
+    out: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def _folder():
+    return files(__package__) / "recipes"
+
+
+def _table(name: str) -> dict[str, Any]:
+    """A recipe's table with those that it extends beneath."""
+    if name not in recipe_names():
+        raise FulaError(
+            f"unknown experiment '{name}'{nearest(name, recipe_names())}; "
+            "`fula-fast reproduce list` shows all"
+        )
+    table = tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
+    if "extends" not in table:
+        return table
+    base = _table(table["extends"])
+    if set(table) - _WORDS - {"extends"} and "run" not in table:
+        base.pop("run", None)
+    elif "run" not in table:
+        base.setdefault("run", table["extends"])
+    return merged(base, table)
+
+
+_WORDS = {"title", "figure", "same", "claims", "plot"}
+"""Keys that change no number: a recipe that extends another in these only shares its run."""

@@ -1,0 +1,185 @@
+"""Running an experiment: missing donors, sweeps, the driver's tasks, verdicts, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import FulaError
+from ..machine import resources
+from ..progress import Progress
+from ..spec import EngineSpec
+from ..store import Store
+from ..store.files import write_json
+from ..store.shards import clean_rows
+from ..store.tables import write_tables
+from ..sweeps import run_sweep
+from .claims import HOLDS, UNTESTED, Verdict, verdicts
+from .evidence import Row, Table, gathered
+from .experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an experiment ended. `failed`: cells and tasks without a result."""
+
+    experiment: Experiment
+    folder: Path
+    report: Path
+    verdicts: tuple[Verdict, ...]
+    failed: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{v.outcome:>13}  {v.shown:<28} {v.figure}: {v.says}" for v in self.verdicts]
+        held = sum(v.outcome == HOLDS for v in self.verdicts)
+        tested = sum(v.outcome != UNTESTED for v in self.verdicts)
+        failed = f", {self.failed} failed" if self.failed else ""
+        total = (
+            f"{self.experiment.name}: {held} of {tested} tested claims hold "
+            f"({len(self.verdicts)} in all){failed}; {self.seconds:.0f} s; report: {self.report}"
+        )
+        return "\n".join([*lines, total])
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    donors: Path | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Run what is missing of an experiment below the folder `out`, and write its report.
+
+    Finished cells and tasks of an earlier run are kept. `engine`: as of a spec's `[engine]`.
+    Raises `FulaError` where data is missing, and for a folder that holds another run.
+    """
+    if experiment.missing:
+        raise FulaError(
+            f"'{experiment.name}' at scale {experiment.scale} needs data that is not there: "
+            f"{'; '.join(experiment.missing)}. Point --data at the folder that holds it"
+        )
+    started, progress = time.perf_counter(), progress or Progress()
+    folder = out / experiment.recipe.run_name
+    by_part, failed = _sweeps(experiment, folder, progress, donors, engine or {})
+    pictures = []
+    if experiment.recipe.driver:
+        rows, pictures = _driven(experiment, folder, progress, donors, engine or {})
+        by_part[driver_part(experiment)] = rows
+    table = gathered(by_part)
+    found = verdicts(experiment.recipe, table)
+    from .page import write_page
+
+    mine = out / experiment.name
+    _write_tables(mine, table, found)
+    report = write_page(experiment, mine, folder, table, found, pictures)
+    return Outcome(experiment, mine, report, found, failed, time.perf_counter() - started)
+
+
+def driver_part(experiment: Experiment) -> str:
+    """The name under which a driver's rows stand among the parts; `cka` for Fig. 6."""
+    return {"penultimate": "cka"}.get(experiment.recipe.driver, experiment.recipe.driver)
+
+
+def _sweeps(
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress,
+    donors: Path | None,
+    engine: Mapping[str, Any],
+) -> tuple[dict[str, list[Row]], int]:
+    rows: dict[str, list[Row]] = {}
+    failed = 0
+    for sweep in experiment.sweeps:
+        place = folder / sweep.name
+        spec = sweep.spec.model_copy(
+            update={
+                "engine": EngineSpec.model_validate(sweep.spec.engine.model_dump() | dict(engine))
+            }
+        )
+        resume = (place / "spec.json").exists()
+        summary = run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
+        failed += summary.failed
+        rows[sweep.name] = Store.open(place).rows()
+    return rows, failed
+
+
+def driver_of(experiment: Experiment) -> ModuleType:
+    """The module of an experiment's driver."""
+    return import_module(f".drivers.{experiment.recipe.driver}", __package__)
+
+
+def _driven(
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress,
+    donors: Path | None,
+    engine: Mapping[str, Any],
+) -> tuple[list[Row], list[Any]]:
+    """Rows of the driver's tasks; those done before are read."""
+    from .lab import Lab
+
+    driver = driver_of(experiment)
+    lab = Lab(experiment, folder, resources(EngineSpec(**engine)), progress, donors)
+    tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", _identity(experiment))
+    rows = []
+    for task in tasks:
+        rows += ledger.kept(task.key, lambda task=task: driver.run(task, lab))
+    draw: Callable[..., list[Any]] = getattr(driver, "pictures", lambda lab, rows: [])
+    return rows, draw(lab, rows)
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """What decides a driver's rows."""
+    specs = [sweep.spec.study() for sweep in experiment.sweeps]
+    donors = {name: _placeless(table) for name, table in experiment.donors.items()}
+    data = {n: {"table": _placeless(c.table), **c.limits} for n, c in experiment.data.items()}
+    return {"options": dict(experiment.options), "specs": specs, "donors": donors, "data": data}
+
+
+def _placeless(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        k: _placeless(v) if isinstance(v, Mapping) else v
+        for k, v in table.items()
+        if k != "data_dir"
+    }
+
+
+class Ledger:
+    """Finished tasks of a driver, one file each; refuses a folder with other settings."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        identity = json.loads(json.dumps(identity))
+        stored = self._read("settings")
+        if stored is None:
+            write_json(folder / "settings.json", identity)
+        elif stored != identity:
+            raise FulaError(
+                f"'{folder}' holds tasks with other settings; give another --out, or remove it"
+            )
+
+    def kept(self, key: str, make: Callable[[], list[Row]]) -> list[Row]:
+        """The rows under `key`, made and written where they are not there."""
+        found = self._read(key)
+        if found is None:
+            found = clean_rows(make())
+            write_json(self.folder / f"{key}.json", found)
+        return found
+
+    def _read(self, key: str) -> Any:
+        path = self.folder / f"{key}.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _write_tables(folder: Path, table: Table, found: tuple[Verdict, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tables(folder, [{k: v for k, v in row.items() if v is not None} for row in table.rows])
+    write_json(folder / "claims.json", [vars(v) for v in found])
