@@ -1,0 +1,111 @@
+"""The README's section on speed, written from the recorded results and from nothing else.
+
+    python -m fula_fast.bench.readme       rewrites the section between its two marks in README.md
+
+Reads `bench/results/grid-*.json` (whole grids against both peers) and `data-*.json` (images per
+second). A test holds that README.md is what this gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN = "<!-- bench: written by `python -m fula_fast.bench.readme` from bench/results -->"
+END = "<!-- end of bench -->"
+ROOT = Path(__file__).resolve().parent.parent
+NOTHING = "No results are recorded yet: `make bench` measures this machine."
+
+_NAMES = {
+    "ours": "fula_fast",
+    "published": "as published: hooks on both whole networks, one cell at a time",
+    "fair": "front, stitch and tail alone, one cell at a time",
+}
+
+
+def section(results: Path) -> str:
+    """The section's text, without its marks."""
+    reports = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    parts = [grid(r) for r in reports if r.get("bench") == "grid"]
+    parts += [data(path) for path in sorted(results.glob("data-*.json"))]
+    return "\n\n".join(parts) or NOTHING
+
+
+def grid(report: Mapping[str, Any]) -> str:
+    """A whole grid's training: hours of each contender, spread, and work."""
+    size = report["setting"]
+    rows = [
+        (
+            _NAMES.get(row["name"], row["name"]),
+            row["precision"],
+            _spread(report["totals"][row["name"]], 3600),
+            f"{report['totals'][row['name']]['passes']:.2f}",
+        )
+        for row in report["rows"]
+    ]
+    heads = ("", "precision", "hours: median (p20 … p80)", "passes of a network per cell and step")
+    title = (
+        f"Training a grid of {size['lanes']} cells for 30 epochs of CIFAR-10 (ResNet-18 of width "
+        f"{size['width']}, batch {size['batch']}) on {where(report)}, from timed steps; `formula` in "
+        "the JSON says how:"
+    )
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def data(path: Path) -> str:
+    """Images per second of the streams, and of a PyTorch DataLoader with its best `workers`."""
+    report = json.loads(path.read_text())
+    rows = [
+        (r["name"], _spread(r["images_per_second"], 1, ",.0f")) for r in fastest(report["rows"])
+    ]
+    heads = ("stream", "images per second: median (p20 … p80)")
+    title = f"Augmented batches of {report['batch']} 32x32 images on {where(report)}:"
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def fastest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a stream's rows that differ in their number of workers, the fastest."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in sorted(rows, key=lambda r: r["images_per_second"]["p50"]):
+        best[re.sub(r"-\d+-workers", "", row["name"])] = row
+    return list(best.values())
+
+
+def where(report: Mapping[str, Any]) -> str:
+    """Hardware and versions of a report, on one line."""
+    found, versions = report["hardware"], report["versions"]
+    place = found.get("gpu") or f"{found['cpu']} ({found['threads']} threads)"
+    return f"{place}, torch {versions['torch']}"
+
+
+def again(report: Mapping[str, Any]) -> str:
+    """The command that measures it again, and whether other programs shared the machine."""
+    found = report["hardware"]
+    busy = f"; a busy machine (load {found['load']:.0f})" if found["load"] > found["cores"] else ""
+    return f"`{report['command']}` ({report['time'][:10]}{busy})"
+
+
+def _spread(found: Mapping[str, float], unit: float, form: str = ".3g") -> str:
+    p20, p50, p80 = (format(found[q] / unit, form) for q in ("p20", "p50", "p80"))
+    return f"{p50} ({p20} … {p80})"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown lines."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def rewritten(readme: str, results: Path) -> str:
+    """README text with the section replaced."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    file.write_text(rewritten(file.read_text(), ROOT / "bench" / "results"))

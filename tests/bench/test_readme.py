@@ -1,0 +1,54 @@
+"""The README's figures are the recorded ones."""
+
+import json
+from pathlib import Path
+
+from fula_fast.bench.readme import BEGIN, END, NOTHING, rewritten, section
+
+ROOT = Path(__file__).resolve().parents[2]
+HARDWARE = {"cpu": "Chip", "cores": 2, "threads": 2, "load": 0.4}
+COMMON = {
+    "hardware": HARDWARE, "versions": {"torch": "9.9"}, "command": "measure it",
+    "time": "2031-01-02T03:04:05+00:00",
+}  # fmt: skip
+
+
+def test_the_readme_shows_what_is_recorded():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == rewritten(text, ROOT / "bench" / "results"), (
+        "README.md is not what bench/results gives: python -m fula_fast.bench.readme"
+    )
+
+
+def test_nothing_recorded(tmp_path):
+    assert section(tmp_path) == NOTHING
+    assert (
+        rewritten(f"a\n{BEGIN}\nold\n{END}\nb\n", tmp_path) == f"a\n{BEGIN}\n{NOTHING}\n{END}\nb\n"
+    )
+
+
+def test_a_grid_is_shown_in_hours(tmp_path):
+    totals = {
+        "ours": {"p20": 3600.0, "p50": 7200.0, "p80": 10800.0, "passes": 1.05},
+        "published": {"p20": 72000.0, "p50": 72000.0, "p80": 72000.0, "passes": 4.5},
+    }
+    rows = [{"name": name, "precision": "fp32"} for name in totals]
+    setting = {"lanes": 36, "width": 32, "batch": 128}
+    report = COMMON | {"bench": "grid", "setting": setting, "rows": rows, "totals": totals}
+    (tmp_path / "grid-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    assert "36 cells" in text and "width 32, batch 128" in text
+    assert "Chip (2 threads), torch 9.9" in text
+    assert "| fula_fast | fp32 | 2 (1 … 3) | 1.05 |" in text
+    assert "| fp32 | 20 (20 … 20) | 4.50 |" in text
+    assert text.endswith("`measure it` (2031-01-02)")
+
+
+def test_streams_are_shown_in_images_per_second(tmp_path):
+    rate = {"p20": 1000.4, "p50": 2000.0, "p80": 3000.0}
+    busy = COMMON | {"hardware": HARDWARE | {"load": 7.9}}
+    report = busy | {"batch": 64, "rows": [{"name": "dali", "images_per_second": rate}]}
+    (tmp_path / "data-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    assert "| dali | 2,000 (1,000 … 3,000) |" in text
+    assert text.endswith("`measure it` (2031-01-02; a busy machine (load 8))")
