@@ -166,11 +166,14 @@ class PublishedPeer(Peer):
         super().__init__(*arguments, **options)
         self._front_sites = _tap(self.front)
         self._targets = _tap(self.native)
-        self.end.stages[self.end_site - 1].register_forward_hook(self._replace)
-        self._stitched = _tap(self.end)  # behind the hook above, so it keeps what that returns
+        front_sites, site, stitch = self._front_sites, self.front_site, self.stitch
 
-    def _replace(self, stage: nn.Module, inputs: tuple[Tensor], own: Tensor) -> Tensor:
-        return self.stitch(self._front_sites[self.front_site - 1])
+        # It holds no reference to the peer: the end's network would then outlive it in a cycle.
+        def replace(stage: nn.Module, inputs: tuple[Tensor], own: Tensor) -> Tensor:
+            return stitch(front_sites[site - 1])
+
+        self.end.stages[self.end_site - 1].register_forward_hook(replace)
+        self._stitched = _tap(self.end)  # behind the hook above, so it keeps what that returns
 
     def passes(self, x: Tensor) -> Passes:
         x = x.to(self.device, self.dtype)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -99,6 +101,19 @@ def test_a_fair_peer_in_bfloat16_stays_near_double():
     numbers = [p.dtype for p in narrow.stitch.parameters()]
     numbers += [b.dtype for n, b in narrow.end.named_buffers() if "running" in n]
     assert set(numbers) == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_a_peer_s_memory_is_free_when_it_goes(kind):
+    gc.disable()
+    try:
+        peer = peer_of(kind, donor(0), donor(1), 5, 5, "fula")
+        peer.step(*next(batches(1)))
+        networks = [weakref.ref(model) for model in (peer.front, peer.end, peer.native)]
+        del peer
+        assert [network() for network in networks] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def flops_of_a_step(peer) -> int:
