@@ -71,7 +71,8 @@ typedef struct fula_tensor {
 FULA_API const char *fula_version(void);
 /* Why the calling thread's last failed call failed; "" before any failure. */
 FULA_API const char *fula_error_message(void);
-/* Threads of the pool, the caller included. At first: FULA_NUM_THREADS, or the usable processors. */
+/* Threads of the pool, the caller included. At first: the environment's FULA_NUM_THREADS, else its
+ * OMP_NUM_THREADS, else every usable processor. */
 FULA_API int32_t fula_get_num_threads(void);
 FULA_API fula_status fula_set_num_threads(int32_t count);
 /* Instruction set in use: "avx512", "avx2" or "portable". Setting one the processor lacks is an

@@ -26,12 +26,12 @@ i64 pieces(const Depth &d) { return (d.size + kPiece - 1) / kPiece; }
 fula_status read_depth(const Argument &a, const Argument &t, const Argument &dist2, Depth *depth) {
   Activation activation, target;
   FULA_TRY(check_dtype(t, a.tensor->dtype));
-  FULA_TRY(read_activation(a, std::min(1, a.tensor->rank - 1), &activation));
-  FULA_TRY(read_activation(t, std::min(1, t.tensor->rank - 1), &target));
   i64 expected[FULA_MAX_RANK];
   for (int i = 0; i < a.tensor->rank; ++i)
     expected[i] = i ? a.tensor->shape[i] : t.tensor->rank ? t.tensor->shape[0] : 0;
   FULA_TRY(check_shape(t, expected, a.tensor->rank));
+  FULA_TRY(read_activation(a, std::min(1, a.tensor->rank - 1), &activation));
+  FULA_TRY(read_activation(t, std::min(1, t.tensor->rank - 1), &target));
   bool last;
   FULA_TRY(common_layout({&activation, &target}, &last));
   const i64 samples = a.tensor->shape[0], batch = t.tensor->shape[0];

@@ -20,7 +20,7 @@ struct Tile {
   i64 sample_stride, step;
 };
 
-constexpr i64 kTileChannels = 256;  // most channels of a channels-first tile
+constexpr i64 kTileChannels = 64;  // most channels of a channels-first tile
 
 // Per channel of a tile, in the type of sums A (float or double): (x - mean) * scale + shift.
 struct AffineRows {

@@ -36,10 +36,14 @@ int usable_processors() {
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
+// The first of the two variables that is set to a positive number; else every usable processor.
 int first_size() {
-  const char *text = std::getenv("FULA_NUM_THREADS");
-  const int wanted = text ? std::atoi(text) : 0;
-  return wanted > 0 ? wanted : usable_processors();
+  for (const char *name : {"FULA_NUM_THREADS", "OMP_NUM_THREADS"}) {
+    const char *text = std::getenv(name);
+    const int wanted = text ? std::atoi(text) : 0;
+    if (wanted > 0) return std::min(wanted, 1024);
+  }
+  return usable_processors();
 }
 
 class Pool {

@@ -48,29 +48,36 @@ FULA_INLINE void sum_vector(P parts, const NormBackward &g, i64 at, i64 n,
   dot += dz * x;
 }
 
+template <class A> struct Products {
+  LongSum<A> sum, dot;
+  FULA_INLINE_MEMBER void add(Vec<A> s, Vec<A> d) { sum.add(s), dot.add(d); }
+};
+
 template <class T, class P> void sums_first(P parts, const Tile &t, const NormBackward &g) {
   using A = Sum<T>;
   constexpr int W = kWidth<A>;
   const Vec<A> floor = relu_floor<A>(g);
-  Vec<A> sums[kTileChannels], dots[kTileChannels];
-  for (i64 c = 0; c < t.channels; ++c) sums[c] = dots[c] = Vec<A>{};
+  Products<A> products[kTileChannels];
+  for (i64 c = 0; c < t.channels; ++c) products[c] = Products<A>();
   for (i64 s = 0; s < t.samples; ++s) {
     const Vec<A> coef = coef_at<A>(g, s);
     for (i64 c = 0; c < t.channels; ++c) {
       const Affine<A> affine = affine_of<A>(g.affine, c);
       const i64 from = s * t.sample_stride + c * t.step;
-      Vec<A> sum = sums[c], dot = dots[c], sum1 = {}, dot1 = {};
-      i64 p = 0;
-      for (; p + 2 * W <= t.positions; p += 2 * W) {
-        sum_vector<T>(parts, g, from + p, W, affine, coef, floor, sum, dot);
-        sum_vector<T>(parts, g, from + p + W, W, affine, coef, floor, sum1, dot1);
+      for (i64 p = 0; p < t.positions;) {
+        const i64 end = t.positions - p < 2 * W * kShort ? t.positions : p + 2 * W * kShort;
+        Vec<A> sum[2] = {}, dot[2] = {};
+        for (; p + 2 * W <= end; p += 2 * W)
+          for (int k = 0; k < 2; ++k)
+            sum_vector<T>(parts, g, from + p + k * W, W, affine, coef, floor, sum[k], dot[k]);
+        for (; p < end; p += W)
+          sum_vector<T>(parts, g, from + p, end - p, affine, coef, floor, sum[0], dot[0]);
+        products[c].add(sum[0] + sum[1], dot[0] + dot[1]);
       }
-      for (; p < t.positions; p += W)
-        sum_vector<T>(parts, g, from + p, t.positions - p, affine, coef, floor, sum, dot);
-      sums[c] = sum + sum1, dots[c] = dot + dot1;
     }
   }
-  for (i64 c = 0; c < t.channels; ++c) g.sum[c] = total(sums[c]), g.dot[c] = total(dots[c]);
+  for (i64 c = 0; c < t.channels; ++c)
+    g.sum[c] = products[c].sum.all(), g.dot[c] = products[c].dot.all();
 }
 
 // B vectors of channels side by side; n channels where B is 1.
@@ -81,18 +88,23 @@ FULA_INLINE void sum_columns(P parts, const Tile &t, const NormBackward &g, i64 
   const i64 width = B == 1 ? n : W;
   const Vec<A> floor = relu_floor<A>(g);
   Affine<A> affine[B];
-  Vec<A> sum[B] = {}, dot[B] = {};
+  Products<A> products[B] = {};
   for (int b = 0; b < B; ++b) affine[b] = affine_of<A>(g.affine, c + b * W, width);
   for (i64 s = 0; s < t.samples; ++s) {
     const Vec<A> coef = coef_at<A>(g, s);
-    for (i64 p = 0; p < t.positions; ++p)
-      for (int b = 0; b < B; ++b)
-        sum_vector<T>(parts, g, s * t.sample_stride + p * t.step + c + b * W, width, affine[b],
-                      coef, floor, sum[b], dot[b]);
+    for (i64 p = 0; p < t.positions; p += 2 * kShort) {
+      const i64 end = t.positions - p < 2 * kShort ? t.positions : p + 2 * kShort;
+      Vec<A> sum[B] = {}, dot[B] = {};
+      for (i64 r = p; r < end; ++r)
+        for (int b = 0; b < B; ++b)
+          sum_vector<T>(parts, g, s * t.sample_stride + r * t.step + c + b * W, width, affine[b],
+                        coef, floor, sum[b], dot[b]);
+      for (int b = 0; b < B; ++b) products[b].add(sum[b], dot[b]);
+    }
   }
   for (int b = 0; b < B; ++b)
     for (i64 i = 0; i < width; ++i)
-      g.sum[c + b * W + i] = sum[b][i], g.dot[c + b * W + i] = dot[b][i];
+      g.sum[c + b * W + i] = products[b].sum.at(i), g.dot[c + b * W + i] = products[b].dot.at(i);
 }
 
 template <class T, class P> void sums_last(P parts, const Tile &t, const NormBackward &g) {

@@ -13,6 +13,7 @@
 #include "../ops.h"
 
 #define FULA_INLINE static inline __attribute__((always_inline))
+#define FULA_INLINE_MEMBER inline __attribute__((always_inline))
 
 namespace fula {
 namespace FULA_ISA {
@@ -156,6 +157,32 @@ template <class V> FULA_INLINE double total(V v) {
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   return parts[0];
 }
+
+// Sums of vectors in double: long sums are taken in float for kShort vectors at most. Start with
+// `= {}`: arrays of them are cleared only as far as they are used.
+constexpr i64 kShort = 8;
+
+template <class A> struct LongSum {
+  DoubleVec low, high;
+  FULA_INLINE_MEMBER void add(FloatVec v) {
+    typedef float HalfWide __attribute__((vector_size(FULA_VECTOR_BYTES / 2)));
+    HalfWide halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    low += __builtin_convertvector(halves[0], DoubleVec);
+    high += __builtin_convertvector(halves[1], DoubleVec);
+  }
+  double all() const { return total(low + high); }
+  double at(i64 i) const {
+    constexpr int W = kWidth<double>;
+    return i < W ? low[i] : high[i - W];
+  }
+};
+template <> struct LongSum<double> {
+  DoubleVec sum;
+  FULA_INLINE_MEMBER void add(DoubleVec v) { sum += v; }
+  double all() const { return total(sum); }
+  double at(i64 i) const { return sum[i]; }
+};
 
 }  // namespace FULA_ISA
 }  // namespace fula
