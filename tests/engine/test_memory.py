@@ -1,0 +1,66 @@
+"""The predicted memory of a wave holds: the process's peak stays at or below it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, resource, sys
+import torch
+from fula_fast import memory
+from fula_fast.cell import Cell
+from fula_fast.engine.wave import Wave
+from fula_fast.facts import DataFacts, donor_facts
+from fula_fast.initial import new_stitch
+from fula_fast.models import build
+from fula_fast.protocol import protocol
+from fula_fast.tables import DonorSpec
+
+WIDTH, BATCH = 16, int(sys.argv[1])
+sites = [int(s) for s in sys.argv[2].split(",")]
+precision = sys.argv[3]
+torch.set_num_threads(1)
+front, end = (build("resnet18", num_classes=10, input_shape=(3, 32, 32), width=WIDTH) for _ in "ab")
+rule = protocol("fula-v2", batch_size=BATCH)
+cells = [
+    Cell("a", "b", s, s, m, {m: 1.0}, rule, id=f"{m}{s}")
+    for s in sites for m in ("hint", "slm", "tlm", "fula")
+]
+start = {
+    c.id: new_stitch(front.site_shapes[c.front_site - 1], end.site_shapes[c.end_site - 1], rule)
+    for c in cells
+}
+facts = donor_facts(
+    DonorSpec(name="a", model="resnet18", width=WIDTH), DataFacts((3, 32, 32), 10, 50_000), "post_relu"
+)
+predicted = memory.wave_bytes([memory.lane_of(c) for c in cells], facts, facts, BATCH, precision)
+dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+x = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+y = torch.randint(10, (BATCH,))
+# what the libraries load and keep at their first use is not the wave's
+small = Wave(cells[:1], front, end, start, 4, dtype=dtype)
+small.step(x[:2], y[:2], 0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+wave = Wave(cells, front, end, start, 4, dtype=dtype)
+for number in range(2):
+    wave.step(x, y, number)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+print(json.dumps({"predicted": predicted, "peak": peak}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "sites", "precision"),
+    [(32, "1,3,5,7,9", "fp32"), (64, "4,6", "fp32"), (32, "1,5,9", "bf16")],
+)
+def test_the_peak_stays_below_the_prediction(batch, sites, precision):
+    command = [sys.executable, "-c", PROGRAM, str(batch), sites, precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] <= found["predicted"]
+    assert found["peak"] > 0.25 * found["predicted"]  # a prediction, not a blank cheque
