@@ -25,7 +25,7 @@ from .cell import Cell
 from .errors import FulaError, nearest
 from .initial import check_sites
 from .machine import resources
-from .models import Staged, load_checkpoint
+from .models import Staged, content_hash, load_checkpoint
 from .objectives import mixture
 from .pipelines import Augmentation, ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
@@ -34,7 +34,7 @@ from .protocol import protocol as preset
 from .results import Results
 from .solo import run_cell
 from .spec import EngineSpec, load_spec, parse_table
-from .specfile import explain
+from .specfile import explain, read_toml
 from .stitches import Geometry, Stitch
 from .store import Store
 from .store.tables import table
@@ -177,16 +177,20 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
     if isinstance(given, str | Path):
         return load_checkpoint(given, hook=rule.hook)
     if not isinstance(given, Staged):
-        raise FulaError(
-            f"{role} is a {type(given).__name__}, not a model cut into stages; "
-            "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
-        )
+        raise FulaError(_uncut(role, given))
     if given.hook != rule.hook:
         raise FulaError(
             f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
             f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
         )
     return copy.deepcopy(given).eval()
+
+
+def _uncut(role: str, given: Any) -> str:
+    return (
+        f"{role} is a {type(given).__name__}, not a model cut into stages; "
+        "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
+    )
 
 
 def _source(data: Data, end: Staged) -> Source:
@@ -336,6 +340,7 @@ def sweep(
     resume: bool = False,
     fail_fast: bool = False,
     quiet: bool = False,
+    models: Mapping[str, Staged] | None = None,
     donors: str | Path | None = None,
     overrides: Mapping[str, Any] | Iterable[str] = (),
 ) -> Results:
@@ -343,13 +348,15 @@ def sweep(
 
     `spec`: a TOML file, a shipped recipe's name ("quickstart"), or the same tables as a
     dictionary. `out`: the run's folder, by default runs/NAME. `resume`: go on with the run there:
-    missing and failed cells only. `donors`: folder of trained donors (default: the user's cache).
-    `overrides`: of the spec's keys, as {"protocol.epochs": 5} or texts as of `--set`.
+    missing and failed cells only. `models`: donors of your own by name, cut into stages; their
+    tables in the spec, if any, say nothing of a model. `donors`: folder of trained donors (default:
+    the user's cache). `overrides`: of the spec's keys, as {"protocol.epochs": 5} or texts as of
+    `--set`.
 
     A cell that fails leaves a row with `status` "failed"; the others go on, unless `fail_fast`.
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
-    loaded = load_spec(spec, overrides)
+    loaded = load_spec(_with_models(spec, models or {}), overrides)
     folder = Path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
         found = run_sweep(
@@ -359,6 +366,27 @@ def sweep(
             fail_fast=fail_fast,
             progress=progress,
             donors=None if donors is None else Path(donors),
+            modules=models,
         )
     rows = table(Store.open(folder).rows()).to_pylist()
     return Results(folder, tuple(rows), found.cells)
+
+
+def _with_models(
+    spec: str | Path | Mapping[str, Any], models: Mapping[str, Staged]
+) -> str | Path | Mapping[str, Any]:
+    """The spec with a donor's table for each model, which its content names."""
+    if not models:
+        return spec
+    table = dict(spec) if isinstance(spec, Mapping) else read_toml(spec)
+    donors = dict(table.get("donors", {}))
+    for name, model in models.items():
+        if not isinstance(model, Staged):
+            raise FulaError(_uncut(f"model '{name}'", model))
+        given = donors.get(name, {})
+        if clash := {"model", "checkpoint", "untrained"} & set(given):
+            raise FulaError(
+                f"[donors.{name}] sets {min(clash)}, but models gives '{name}' itself; keep one"
+            )
+        donors[name] = {**given, "checkpoint": f"content {content_hash(model)}"}
+    return table | {"donors": donors}

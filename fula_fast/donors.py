@@ -42,6 +42,7 @@ __all__ = [
     "Donor",
     "DonorMetrics",
     "EpochReport",
+    "donor_at_hand",
     "donor_from_checkpoint",
     "donor_path",
     "donor_recipe",
@@ -295,12 +296,30 @@ def donor_from_checkpoint(
         check_fit(staged, source)
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
+    return donor_at_hand(
+        staged, source, Path(path), normalisation=normalisation, device=device, precision=precision
+    )
+
+
+def donor_at_hand(
+    staged: Staged,
+    source: Source,
+    path: Path,
+    *,
+    normalisation: Normalisation | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> Donor:
+    """A model that is there already as a donor, its test accuracy measured on `source`.
+
+    It goes to `device` and back. `path`: what messages call it.
+    """
     staged.to(device)
     moments = {} if normalisation is None else {"normalisation": normalisation}
     test = evaluate(staged, source.test, device=device, precision=precision, **moments)
     staged.to("cpu")
     metrics = DonorMetrics(test.accuracy, test.loss, None, None, 0.0, 0)
-    return Donor(staged, metrics, content_hash(staged), Path(path))
+    return Donor(staged, metrics, content_hash(staged), path)
 
 
 def _check_accuracy(donor: Donor, least: float | None) -> None:

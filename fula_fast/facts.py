@@ -9,10 +9,13 @@ import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import FulaError
 from .tables import DataSpec, DonorSpec
+
+if TYPE_CHECKING:
+    from .models import Description
 
 Shape = tuple[int, ...]
 
@@ -150,13 +153,18 @@ def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
 
 
 def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
-    """Other models: from their description, with the usual number of saved maps."""
-    from .memory import usual_saved
+    """Other models: from their description."""
     from .models import describe
 
-    found = describe(model, **request)
+    return described_facts(name, describe(model, **request))
+
+
+def described_facts(name: str, found: Description) -> DonorFacts:
+    """Facts from a model's description, with the usual number of saved maps."""
+    from .memory import usual_saved
+
     shapes = tuple(tuple(site.shape) for site in found.sites)
     flops = tuple(site.flops for site in found.sites)
     saved = tuple(map(usual_saved, shapes))
-    made_for = request["input_shape"], request["num_classes"]
+    made_for = tuple(found.input_shape), found.num_classes
     return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops)

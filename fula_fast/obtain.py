@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .donors import Donor, donor_from_checkpoint, ensure_donor, recipe_of
+from .donors import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, recipe_of
 from .errors import FulaError
+from .models import Staged
 from .pipelines import ImageSet, Normalisation, Source, load_source
 from .progress import Progress
 from .tables import DataSpec, DonorSpec
@@ -51,9 +54,11 @@ def obtain_donor(
     hook: str = "post_relu",
     device: str | torch.device = "cpu",
     precision: str = "fp32",
+    module: Staged | None = None,
     progress: Progress | None = None,
 ) -> Donor:
-    """The donor of a `[donors.*]` table: from its checkpoint, from `cache_dir`, or trained now.
+    """The donor of a `[donors.*]` table: `module` itself where the caller has it, else from its
+    checkpoint, from `cache_dir`, or trained now.
 
     `source`: the donor's own data. Raises `FulaError` where the donor is unusable, or below its
     `min_accuracy`.
@@ -61,7 +66,10 @@ def obtain_donor(
     progress = progress or Progress()
     normalisation = normalisation_of(spec.data)
     progress.donor_started(spec.name)
-    if spec.checkpoint:
+    if module is not None:
+        donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
+        _check_accuracy(spec, donor)
+    elif spec.checkpoint:
         donor = donor_from_checkpoint(
             spec.checkpoint,
             source,
@@ -88,6 +96,16 @@ def obtain_donor(
         )
     progress.donor_done(spec.name, donor.metrics.test_accuracy)
     return donor
+
+
+def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place: Any) -> Donor:
+    if module.hook != hook:
+        raise FulaError(
+            f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
+            f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
+        )
+    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data)
+    return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
 
 
 def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:

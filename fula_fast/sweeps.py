@@ -13,7 +13,9 @@ from typing import Any
 
 from . import __version__
 from .errors import FulaError
+from .facts import described_facts
 from .machine import cpu_name, gpu_lines, resources
+from .models import Staged, describe_staged
 from .plan import Plan, Wave, plan
 from .progress import Progress
 from .spec import Spec
@@ -53,16 +55,18 @@ def run_sweep(
     progress: Progress | None = None,
     profile: bool = False,
     donors: Path | None = None,
+    modules: Mapping[str, Staged] | None = None,
 ) -> Summary:
     """Run a spec into the folder `out`, and write its tables and report.
 
     `resume`: go on with a run: missing and failed cells only. `fail_fast`: stop at the first failed
-    cell. `donors`: folder of trained donors. Raises `FulaError` for anything that concerns the
-    whole run: a bad spec, a folder that holds another run, a donor below its `min_accuracy`.
+    cell. `donors`: folder of trained donors. `modules`: donors that are at hand, by name. Raises
+    `FulaError` for anything that concerns the whole run: a bad spec, a folder that holds another
+    run, a donor below its `min_accuracy`.
     """
     started = time.perf_counter()
     progress = progress or Progress()
-    store, planned = _open(spec, Path(out), resume)
+    store, planned = _open(spec, Path(out), resume, modules or {})
     todo = set(store.missing())
     progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     for note in planned.notes:
@@ -70,14 +74,16 @@ def run_sweep(
     if todo:
         from .workbench import Workbench
 
-        bench = Workbench(spec, planned, progress, donors=donors)
+        bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
         store.add_launch(_launch(planned))
         for wave in planned.waves:
             _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
 
-def _open(spec: Spec, folder: Path, resume: bool) -> tuple[Store, Plan]:
+def _open(
+    spec: Spec, folder: Path, resume: bool, modules: Mapping[str, Staged]
+) -> tuple[Store, Plan]:
     """The run's store and plan; a folder that holds a run is only touched with `resume`."""
     exists = (folder / "spec.json").exists()
     if exists and not resume:
@@ -93,6 +99,7 @@ def _open(spec: Spec, folder: Path, resume: bool) -> tuple[Store, Plan]:
         precision=found.precision,
         mode=spec.engine.mode,
         budget=found.budget,
+        donors={name: described_facts(name, describe_staged(m)) for name, m in modules.items()},
     )
     store = Store.create(folder, _identity(spec), planned.to_json())
     return store, Plan.from_json(store.plan) if exists else planned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from . import pipelines
 from .cell import Cell
 from .donors import Donor
 from .errors import FulaError
+from .models import Staged
 from .obtain import normalisation_of, obtain_donor, open_source
 from .pipelines import Augmentation, Batch, ImageSet, Source, Stream
 from .pipelines.cache import cache_folder
@@ -30,13 +31,20 @@ class Workbench:
     """Everything that the waves of one run need.
 
     `plan`: decides device, precision and mode. `donors`: folder of trained donors, shared by all
-    runs of this user by default.
+    runs of this user by default. `modules`: donors that are at hand, by name.
     """
 
     def __init__(
-        self, spec: Spec, plan: Plan, progress: Progress, *, donors: Path | None = None
+        self,
+        spec: Spec,
+        plan: Plan,
+        progress: Progress,
+        *,
+        donors: Path | None = None,
+        modules: Mapping[str, Staged] | None = None,
     ) -> None:
         self.spec, self.plan, self.progress = spec, plan, progress
+        self._modules = modules or {}
         self.device = torch.device(plan.device)
         self._donor_folder = donors
         self._sources: dict[str, Source] = {}
@@ -61,6 +69,7 @@ class Workbench:
                 hook=hook,
                 device=self.device,
                 precision="fp32" if self.plan.precision == "fp64" else self.plan.precision,
+                module=self._modules.get(name),
                 progress=self.progress,
             )
         return self._donors[name, hook]

@@ -282,6 +282,45 @@ def test_the_table_in_other_forms(results, monkeypatch):
         results.to_pandas()
 
 
+def test_a_sweep_over_modules_of_the_users_own(digits, tmp_path):
+    """Sites of every kind between two modules that no name describes, by either executor."""
+    nets = {}
+    for seed, name in enumerate(["mine", "other"]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+            nn.Linear(96, 12), nn.ReLU(), nn.Linear(12, 10),
+        )  # fmt: skip
+        nets[name] = fula_fast.stages(net, sites=["2", "5"], input_shape=SHAPE)
+    before = {name: content_hash(net) for name, net in nets.items()}
+    spec = {
+        "data": {"source": "digits", "size": 8},
+        "donors": {"mine": {"min_accuracy": 0.0}},
+        "grid": {"front": "mine", "end": "other", "sites": "all-pairs", "methods": "fula"},
+        "protocol": QUICK,
+        "engine": {"precision": "fp64", "device": "cpu"},
+    }
+    tables = []
+    for executor in ("wave", "solo"):
+        options = {"models": nets, "overrides": {"engine.executor": executor}, "quiet": True}
+        tables.append(fula_fast.sweep(spec, tmp_path / executor, **options))
+        fula_fast.sweep(spec, tmp_path / executor, resume=True, **options)
+    for ours, theirs in zip(tables[0].rows, tables[1].rows, strict=True):
+        assert ours["status"] == "ok" and ours["front_hash"] == before["mine"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+    assert before == {name: content_hash(net) for name, net in nets.items()}
+    swapped = {"mine": nets["other"], "other": nets["mine"]}
+    with pytest.raises(FulaError, match=r"another spec \(donors\.mine\.checkpoint: "):
+        fula_fast.sweep(spec, tmp_path / "solo", resume=True, quiet=True, models=swapped,
+                        overrides={"engine.executor": "solo"})  # fmt: skip
+    with pytest.raises(FulaError, match="model 'mine' is a Linear, not a model cut into stages"):
+        fula_fast.sweep(spec, tmp_path / "x", models={"mine": nn.Linear(2, 2)})
+    with pytest.raises(FulaError, match=r"\[donors\.a\] sets model, but models gives 'a' itself"):
+        fula_fast.sweep("quickstart", tmp_path / "x", models={"a": nets["mine"]})
+    with pytest.raises(FulaError, match=r"\[donors\.mine\] is cut with hook = 'post_relu'"):
+        fula_fast.sweep(spec, tmp_path / "y", models=nets, overrides={"protocol.hook": "pre_relu"})
+
+
 def test_mistakes_of_a_sweep(tmp_path):
     with pytest.raises(FulaError, match="no spec file no-such-spec"):
         api.sweep("no-such-spec", tmp_path / "x", quiet=True)
