@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ..errors import FulaError, nearest
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
-from .autoattack import AttackOptions, Recipe, Run, Savings, parse, run
+from .autoattack import Run, exact_arithmetic, run
 from .losses import LogitsFn, predict
 from .packed import as_packed
+from .recipes import AttackOptions, Recipe, Savings, adjusted, parse
 from .record import Record, as_floats
 
 
@@ -100,7 +101,7 @@ def robust_evaluate(
     models: a module, a function of the images, a sequence of those, or a `PackedModel` (lanes that
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
-    attack: a name (see `autoattack`). options: fields of `AttackOptions`, and of `Savings` by their
+    attack: a name (see `recipes`). options: fields of `AttackOptions`, and of `Savings` by their
     own names (compaction=False). device: where to work; the models' own by default. witness: another model
     (eval-mode logits of images on that device) to be shown the images that the result ends with, so
     that agreement on adversarial images needs no copy of them.
@@ -110,8 +111,8 @@ def robust_evaluate(
     and too few classes for the attack's loss.
     """
     chosen = _options(options)
-    recipe = _adjusted(parse(attack), chosen)
-    packed = as_packed(models, compile=chosen.compile or chosen.mode == "compiled", device=device)
+    recipe = adjusted(parse(attack), chosen)
+    packed = as_packed(models, compile=chosen.compiles, device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=512 if x.is_cuda else 128)
@@ -120,7 +121,7 @@ def robust_evaluate(
             "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
             "use mode = 'auto'"
         )
-    with torch.random.fork_rng():  # a random model starts alike; the caller's numbers are kept
+    with exact_arithmetic(x.device), torch.random.fork_rng():  # a random model starts alike
         torch.manual_seed(chosen.seed)
         record = Record(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
@@ -141,11 +142,6 @@ def _options(options: dict[str, Any]) -> AttackOptions:
     rest = {name: value for name, value in options.items() if name not in switches}
     chosen = AttackOptions(**rest)
     return replace(chosen, savings=replace(chosen.savings, **switched))
-
-
-def _adjusted(recipe: Recipe, options: AttackOptions) -> Recipe:
-    """The recipe with the options' own numbers of iterations and samples, where given."""
-    return replace(recipe, steps=options.steps or recipe.steps, eot=options.eot or recipe.eot)
 
 
 def _tensors(

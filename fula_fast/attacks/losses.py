@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import FulaError
 from ..kernels.reference import wide
 
 CE, DLR, TARGETED = 0, 1, 2
@@ -74,11 +75,17 @@ def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]
     """Logits, losses `loss_of(logits)` (N,) and the gradient of their sum with respect to `x`.
 
     The images keep their dtype; logits of a narrower dtype are widened before the loss. A NaN in
-    the gradient is replaced by 0: it points nowhere, and the image must stay in its range.
+    the gradient is replaced by 0: it points nowhere, and the image must stay in its range. Raises
+    `FulaError` for logits without a gradient, behind which any model would look robust.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = wide(logits_fn(x))
         loss = loss_of(logits)
+        if not loss.requires_grad:
+            raise FulaError(
+                "the model's logits carry no gradient to the image, so gradients cannot attack it; "
+                "remove detach() or no_grad() from its forward pass"
+            )
         (grad,) = torch.autograd.grad(loss.sum(), x)
     return Evaluation(grad.nan_to_num(nan=0.0), loss.detach(), logits.detach())

@@ -67,12 +67,11 @@ class Single:
 
     def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Single:
         """The copy that gradients are taken of; see `PackedModel`."""
-        if self._dtype is None:  # no weights: nothing to fold or to narrow
-            if bf16:
-                raise FulaError("a search in bfloat16 needs a module with weights")
-            return self
         result = copy.copy(self)
-        result._model = fold(self._model, input_shape) if folded else copy.deepcopy(self._model)
+        if self._dtype is not None:  # weights, so something to fold and to narrow
+            result._model = fold(self._model, input_shape) if folded else copy.deepcopy(self._model)
+        elif bf16:
+            raise FulaError("a search in bfloat16 needs a module with weights")
         if bf16:
             result._dtype = torch.bfloat16
             result._model.to(torch.bfloat16, memory_format=torch.channels_last)
@@ -133,6 +132,10 @@ def as_packed(
     device: where copies of modules go; a `PackedModel` and functions stay where they are.
     """
     if isinstance(models, PackedModel):
+        if compile:
+            raise FulaError(
+                "a packed model is attacked as it is; compile its parts, or use mode = 'auto'"
+            )
         return models
     several = list(models) if isinstance(models, Sequence) else [models]
     if not several:

@@ -193,12 +193,16 @@ class Search:
         self._t = np.concatenate([self._t[rows], np.zeros(size - len(rows), dtype=np.int64)])
 
     def _of_size(self, size: int) -> Slots:
-        if size not in self._pool:
-            self._pool[size] = Slots(
-                size, self._model, self._config, self._losses, self._record.pixels([0]),
-                keep_first=self._options.keep_first, captured=self._options.captured,
-            )  # fmt: skip
-        return self._pool[size]
+        """A batch of that size; one whose graph is captured is kept for the next time."""
+        if size in self._pool:
+            return self._pool[size]
+        made = Slots(
+            size, self._model, self._config, self._losses, self._record.pixels([0]),
+            keep_first=self._options.keep_first, captured=self._options.captured,
+        )  # fmt: skip
+        if self._options.captured:
+            self._pool[size] = made
+        return made
 
     def _load(self, free: Sequence[int], jobs: Sequence[Job]) -> None:
         if not jobs:

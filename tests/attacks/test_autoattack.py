@@ -9,9 +9,11 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from fula_fast.attacks import RobustResult, Savings, robust_evaluate
-from fula_fast.attacks.autoattack import RECIPES, parse
+from fula_fast.attacks import RobustResult, Savings, pgd, robust_evaluate, start_noise
+from fula_fast.attacks.packed import Single
+from fula_fast.attacks.recipes import RECIPES, parse
 from fula_fast.errors import FulaError
+from fula_fast.protocol import Attack
 
 from .conftest import no_cuda, small_batch, small_net
 
@@ -245,7 +247,7 @@ def test_adversarial_images_stay_in_ball_and_pixel_range(precision, norm, dtype)
 
 def test_full_hands_over_to_the_reference_package():
     net = small_net()
-    x, labels = small_batch(net, 4)
+    x, labels = small_batch(net, 2)
     standard = ours(net, x, labels, "autoattack-standard", eps=0.012, starts=None, steps=10)
     assert standard.robust.any()
     full = ours(net, x, labels, "autoattack-full", eps=0.012, starts=None, steps=10)
@@ -381,6 +383,9 @@ Y = torch.zeros(2, dtype=torch.int64)
         (X, Y, "pgd-1", {"eps": -1.0}, "eps = -1.0"),
         (X, Y, "pgd-1", {"batch_size": 0}, "batch_size = 0"),
         (X, Y, "pgd-1", {"eps": "8/255"}, "eps = 8/255 must be a finite number"),
+        (X, Y, "pgd-1", {"eot": 2}, "takes no EOT samples"),
+        (X, Y, "pgd-1", {"restarts": 2}, "set random_start = true"),
+        (X, Y, "apgd20", {"random_start": True}, "always starts at random"),
         (X, Y, "pgd-1", {"steps": 2.5}, "steps = 2.5 must be a whole number"),
         (X, Y, "pgd-1", {"compactoin": False}, "did you mean 'compaction'"),
         (X, Y, "pgd-1", {"precision": "fp16"}, "unknown precision 'fp16'"),
@@ -391,6 +396,46 @@ Y = torch.zeros(2, dtype=torch.int64)
 def test_mistakes_are_refused(x, labels, attack, options, message):
     with pytest.raises(FulaError, match=message):
         robust_evaluate(small_net(), x, labels, attack, **options)
+
+
+def test_pgd_restarts_from_keyed_starts():
+    net = small_net()
+    x, labels = small_batch(net, 20)
+    options = {"eps": 0.02, "step": 0.005, "steps": 3, "starts": None, "random_start": True}
+    once = ours(net, x, labels, "pgd-3", **options)
+    thrice = ours(net, x, labels, "pgd-3", restarts=3, **options)
+    attack = Attack(eps=0.02, step=0.005, steps=3, random_start=True)
+    standing = once.correct.clone()
+    for restart in range(3):
+        noise = start_noise("linf", range(20), (3, 8, 8), seed=0, stream=restart)
+        with torch.no_grad():
+            standing &= net(pgd(net, x, labels, attack, noise=noise)).argmax(1) == labels
+        if restart == 0:
+            assert torch.equal(once.robust, standing)
+    assert torch.equal(thrice.robust, standing) and 0 < standing.sum() <= once.robust.sum()
+    assert thrice.gradients > once.gradients
+
+
+class Bare(nn.Module):
+    """Logits cut off from the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return self.net(x.detach())
+
+
+def test_a_model_without_a_gradient_is_refused_rather_than_called_robust():
+    net = Bare()
+    with pytest.raises(FulaError, match="carry no gradient"):
+        ours(net, X, net(X).argmax(1), "apgd-ce")
+
+
+def test_a_packed_model_is_not_compiled_behind_its_back():
+    with pytest.raises(FulaError, match="attacked as it is"):
+        robust_evaluate(Single(small_net()), X, Y, "pgd-1", compile=True)
 
 
 def test_no_model_and_functions_in_bf16_are_refused():
