@@ -67,11 +67,10 @@ class Table:
 
     def matrix(self, column: str = "accuracy") -> np.ndarray:
         """(front sites, end sites): means, NaN where there is no row."""
-        sites = tuple(
-            max((r[f"{s}_sites"] for r in self.rows), default=0) for s in ("front", "end")
-        )
-        out = np.full(sites, np.nan)
-        for (front, end), cells in self.groups("front_site", "end_site").items():
+        placed = Table(tuple(r for r in self.rows if r.get("front_site") and r.get("end_site")))
+        sites = (max((r[f"{s}_sites"] for r in placed.rows), default=0) for s in ("front", "end"))
+        out = np.full(tuple(sites), np.nan)
+        for (front, end), cells in placed.groups("front_site", "end_site").items():
             values = cells.values(column)
             if values.size:
                 out[front - 1, end - 1] = values.mean()
@@ -154,7 +153,8 @@ def _add_accuracy_loss(rows: list[Row]) -> None:
 
 def _meets(row: Row, column: str, wanted: Any) -> bool:
     if column in _PLACES:
-        return "end_site" in row and _PLACES[column][wanted](*_depths(row))
+        placed = row.get("front_site") and row.get("end_site")
+        return bool(placed) and _PLACES[column][wanted](*_depths(row))
     values = wanted if isinstance(wanted, list | tuple) else (wanted,)
     return row.get(column) in values
 

@@ -52,7 +52,11 @@ def write_page(
         shares=recipe.run_name if recipe.run_name != experiment.name else "",
         stand_ins=experiment.stand_ins(),
         claims=found,
-        pictures=[*_plot(experiment, folder, table), *_given(drawn, folder)],
+        pictures=[
+            *_plot(experiment, folder, table),
+            *_given(drawn, folder),
+            *_given(_heat_maps(experiment, run_folder), folder),
+        ],
         sweeps=[
             {
                 "name": sweep.name,
@@ -92,6 +96,20 @@ def _given(drawn: Sequence[Figure], folder: Path) -> list[Picture]:
         Picture(found.source, os.path.relpath(each.path, folder / "plots"), found.caption)
         for each in drawn
         for found in [picture(each.path, each.caption)]
+    ]
+
+
+def _heat_maps(experiment: Experiment, run_folder: Path) -> list[Figure]:
+    """Accuracy by front and end site, from the sweeps' own reports; for recipes without a plot."""
+    if experiment.recipe.plot is not None:
+        return []
+    folders = (run_folder / sweep.name / "plots" for sweep in experiment.sweeps)
+    return [
+        Figure(
+            path, f"{path.stem}: rows are front sites, columns end sites; bold: a row's largest."
+        )
+        for folder in folders
+        for path in sorted(folder.glob("cross-layer-accuracy-*.svg"))
     ]
 
 

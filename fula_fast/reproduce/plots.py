@@ -27,7 +27,7 @@ _TITLES = METRICS | {
     "receiver_accuracy": "Accuracy, receiver's own images",
 }
 _WHEEL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
-_SHAPES = "o^Dvs*PX<"
+_SHAPES = "o^vs*PX<>"
 
 
 def draw(table: Table, plot: PlotSpec) -> Figure | None:

@@ -1,0 +1,95 @@
+"""Drivers: the models they put together, the inputs they search, the labels they shift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fula_fast.donors import fresh_model
+from fula_fast.pipelines import ImageSet
+from fula_fast.reproduce import recipe_names, resolve
+from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset
+from fula_fast.reproduce.runner import driver_of
+
+NOWHERE = Path("no-such-folder")
+DRIVEN = [n for n in recipe_names() if resolve(n, "smoke", NOWHERE).recipe.driver]
+
+
+@pytest.fixture(scope="module")
+def model():
+    shape = {"num_classes": 10, "input_shape": (3, 8, 8)}
+    return fresh_model("resnet18", seed=3, options={"width": 4}, **shape).eval()
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_tasks_have_their_own_files_and_are_known_without_data(name, scale):
+    experiment = resolve(name, scale, NOWHERE)
+    tasks = driver_of(experiment).tasks(experiment)
+    assert tasks and len({task.key for task in tasks}) == len(tasks)
+    assert all(Path(task.key).name == task.key and task.flops >= 0 for task in tasks)
+
+
+def test_a_receiver_behind_a_site_answers_as_the_whole_does(model):
+    x = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        for site in (1, 5, 9):
+            rest = noise.behind(model, site)
+            activation = model.run(x, 0, site)
+            assert rest.input_shape == tuple(activation.shape[1:]) == rest.site_shapes[0]
+            torch.testing.assert_close(rest(activation), model(x), rtol=0, atol=0)
+            assert rest.num_sites == model.num_sites - site + 1
+
+
+def test_the_noise_front_hands_its_input_on():
+    front = noise.through((7, 2, 2), 10)
+    x = torch.rand(3, 7, 2, 2)
+    assert front.run(x, 0, 1) is x and front.site_shapes == ((7, 2, 2),)
+
+
+def test_the_search_finds_inputs_with_the_same_representation(model):
+    draw = torch.Generator().manual_seed(0)
+    x, start = (torch.rand(6, 3, 8, 8, generator=draw) for _ in range(2))
+
+    def distances(inputs):
+        with torch.no_grad():
+            a, b = (model.run(v, 0, 3).flatten(1) for v in (inputs, x))
+        return (a - b).norm(dim=1) / b.norm(dim=1)
+
+    found, left = invariance.search(model, 3, x, start, 60)
+    torch.testing.assert_close(left, distances(found))
+    assert (left < 0.5 * distances(start)).all()
+    assert found.min() >= 0 and found.max() <= 1 and (found - start).abs().max() <= 60 / 255 + 1e-6
+
+
+def test_one_step_of_the_search_is_one_grey_value_against_the_gradient(model):
+    x, start = torch.full((1, 3, 8, 8), 0.4), torch.full((1, 3, 8, 8), 0.6)
+    found, _ = invariance.search(model, 2, x, start, 1)
+    moved = (found - start).abs()
+    assert torch.isclose(moved, torch.tensor(1 / 255)).logical_or(moved == 0).all()
+    with torch.no_grad():  # a directional derivative, from differences in float64
+        double = fresh_model(
+            "resnet18", seed=3, options={"width": 4}, num_classes=10, input_shape=(3, 8, 8)
+        ).double().eval()  # fmt: skip
+        target = double.run(x.double(), 0, 2)
+        away = [
+            (double.run(start.double() + t * (found - start).double(), 0, 2) - target).norm()
+            for t in (0.0, 1e-3)
+        ]
+    assert away[1] < away[0]
+
+
+def test_labels_are_shifted_by_one_class():
+    images = ImageSet(np.zeros((3, 1, 1, 3), np.uint8), np.array([0, 1, 2]), ("a", "b", "c"))
+    assert offset._shifted(images).labels.tolist() == [1, 2, 0]
+
+
+def test_an_autoencoder_has_a_flat_bottleneck_and_pixels_out():
+    net = autoencoder.Autoencoder()
+    x = torch.rand(2, 1, 28, 28)
+    assert net.encoder(x).shape == (2, autoencoder.LATENT)
+    y = net(x)
+    assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1

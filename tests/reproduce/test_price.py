@@ -1,0 +1,69 @@
+"""Prices: hand-counted multiply-adds, and nothing counted twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fula_fast.facts import DonorFacts
+from fula_fast.machine import Resources
+from fula_fast.reproduce import price as pricing
+from fula_fast.reproduce import resolve
+from fula_fast.tables import DonorSpec
+
+NOWHERE = Path("no-such-folder")
+FACTS = DonorFacts("d", (3, 8, 8), 10, ((4, 8, 8),), (100,), (0,), 20)
+
+
+def test_a_donors_training_is_three_passes_per_image_and_epoch():
+    plain = DonorSpec(model="resnet18", epochs=5)
+    assert pricing.donor_flops(plain, FACTS, 1000) == 3 * 120 * 1000 * 5
+    robust = DonorSpec(model="resnet18", epochs=5, adversarial={"steps": 10, "alpha": 0.5})
+    assert pricing.donor_flops(robust, FACTS, 1000) == (3 + 10) * 120 * 1000 * 5
+    assert pricing.donor_flops(DonorSpec(model="resnet18", untrained=True), FACTS, 1000) == 0
+
+
+def test_donors_are_priced_once_and_shared_sweeps_not_again():
+    trained: set[str] = set()
+    first = pricing.price(resolve("fig8", "paper", NOWHERE), trained)
+    assert first.donors == ("imagenet_0", "cifar10_0", "cifar10_1")
+    second = pricing.price(resolve("fig10", "paper", NOWHERE), trained)
+    assert (second.donors, second.donor_work) == ((), 0)
+    assert second.cells == 3 * 81 * 4 * 3  # pairs, sites, methods, seeds
+    again = pricing.price(resolve("fig29", "paper", NOWHERE), trained, shared=True)
+    assert (again.cells, again.work) == (0, 0)
+
+
+def test_what_is_missing_is_priced_all_the_same():
+    found = pricing.price(resolve("mislead-modalities", "paper", NOWHERE), set())
+    assert found.work > 1e12 and len(found.missing) == 3
+
+
+def test_the_table_adds_up_and_tells_its_rate(monkeypatch):
+    monkeypatch.setattr(pricing, "speed", lambda device, precision: 1e9)
+    prices = [
+        pricing.Price("one", "Fig. 1", 10, 60e9, 0, (), ()),
+        pricing.Price("two", "Fig. 2", 5, 0, 3600e9, ("d",), ("cifar10: none",)),
+    ]
+    *lines, note = pricing.table_of(prices, Resources("cpu", "fp32", 1)).splitlines()
+    assert [line.split()[0] for line in lines] == ["experiment", "one", "two", "total"]
+    assert "1:00" in lines[1] and "1:00:00" in lines[2] and "cifar10: none" in lines[2]
+    assert " 15 " in lines[3] and "1:01:00" in lines[3]
+    assert "1 GFLOP/s" in note
+
+
+def test_the_probe_measures_something():
+    assert pricing.speed("cpu", "fp32") > 1e6
+
+
+def test_attacks_cost_passes_over_the_attacked_images():
+    plain = resolve("fig9", "smoke", NOWHERE, ["grid.sites=[9]", "grid.subset=['all']"])
+    sets = [[], ["evaluation.robust=pgd-10", "evaluation.robust_images=20"]]
+    sweeps = [
+        resolve("fig9", "smoke", NOWHERE, ["grid.sites=[9]", "grid.subset=['all']", *s]).sweeps[0]
+        for s in sets
+    ]
+    cells = pricing.plan(sweeps[0].spec, data=plain.sweeps[0].data).cells
+    without, attacked = (pricing._evaluation(sweep, cells) for sweep in sweeps)
+    assert attacked / without == pytest.approx((100 + 3 * 10 * 20) / 100)

@@ -1,0 +1,135 @@
+"""Recipes: all of them are whole, share what they should, and resolve without data or torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fula_fast.errors import FulaError
+from fula_fast.protocol import METHODS
+from fula_fast.reproduce import SCALES, load_recipe, recipe_names, resolve
+from fula_fast.reproduce.claims import TESTS
+from fula_fast.reproduce.plots import KINDS
+from fula_fast.reproduce.recipe import merged
+
+PAPER = [f"fig{n}" for n in (*range(3, 31),) if n not in (1, 2)]
+OTHERS = ["colour", "noise", "modalities", "autoencoder"]
+NOWHERE = Path("no-such-folder")
+
+
+def test_every_experiment_of_both_papers_has_a_recipe():
+    wanted = {"table1", "invariance", "sanity", *PAPER, *(f"mislead-{o}" for o in OTHERS)}
+    assert set(recipe_names()) == wanted
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_says_what_it_tests_and_how(name):
+    recipe = load_recipe(name)
+    assert recipe.title and recipe.figure and recipe.claims
+    assert {claim.test for claim in recipe.claims} <= set(TESTS)
+    assert recipe.plot is None or recipe.plot.kind in KINDS
+    assert recipe.sweeps or recipe.driver
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_recipe_resolves_to_valid_specs_without_any_data(scale):
+    for name in recipe_names():
+        experiment = resolve(name, scale, NOWHERE)
+        for sweep in experiment.sweeps:
+            assert set(sweep.spec.donors) == {d for p in sweep.spec.grid.pairs for d in p}
+        assert bool(experiment.missing) == (scale != "smoke"), name
+
+
+def test_resolving_imports_no_torch():
+    code = (
+        "import sys; from pathlib import Path; from fula_fast.reproduce import *\n"
+        "[resolve(n, 'small', Path('x')) for n in recipe_names()]; print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_one_donor_is_one_recipe_in_every_experiment(scale):
+    """Else it would be trained again; the appendix's other architectures are other donors."""
+    seen: dict[str, set[str]] = {}
+    for name in recipe_names():
+        if not load_recipe(name).model:
+            for sweep in resolve(name, scale, NOWHERE).sweeps:
+                for donor, spec in sweep.spec.donors.items():
+                    seen.setdefault(donor, set()).add(repr(spec.recipe_identity()))
+    assert {donor: len(found) for donor, found in seen.items() if len(found) > 1} == {}
+    assert {"cifar10_0", "imagenet_0_robust", "colour-only", "audio"} <= set(seen)
+
+
+@pytest.mark.parametrize("name, of", [("fig15", "fig4"), ("fig26", "fig9"), ("fig16", "fig5")])
+def test_a_repetition_in_the_appendix_shares_its_sweeps(name, of):
+    assert load_recipe(name).run_name == of
+    specs = [resolve(n, "small", NOWHERE).sweeps[0].spec for n in (name, of)]
+    assert specs[0] == specs[1]
+    assert load_recipe(name).figure != load_recipe(of).figure
+
+
+def test_other_architectures_of_the_appendix_are_runs_of_their_own():
+    plain, other = (resolve(n, "paper", NOWHERE).sweeps[0].spec for n in ("fig10", "fig28"))
+    assert plain.donors["cifar10_0"].residuals is None
+    assert other.donors["cifar10_0"].residuals is False
+    assert plain.name != other.name
+    assert resolve("fig30", "paper", NOWHERE).sweeps[0].spec.donors["cifar10_0"].model == "resnet34"
+
+
+def test_the_preprint_is_planned_at_its_own_scale():
+    spec = resolve("fig10", "paper", NOWHERE).sweeps[0].spec
+    rule, donor = spec.base_protocol, spec.donors["cifar10_0"]
+    assert (rule.preset, rule.epochs, rule.batch_size, rule.dm_samples) == ("fula-v1", 30, 128, 100)
+    assert (donor.recipe, donor.width, donor.epochs) == ("paper", None, None)
+    assert set(spec.grid.methods) == set(METHODS) - {"dm"}
+    assert resolve("fig4", "paper", NOWHERE).sweeps[0].spec.base_protocol.attack.steps == 10
+
+
+def test_small_runs_have_three_seeds_and_demand_accuracy_of_their_donors():
+    for name in ("fig8", "fig10", "mislead-colour", "mislead-modalities"):
+        spec = resolve(name, "small", NOWHERE).sweeps[0].spec
+        assert len(spec.grid.seeds) >= 3
+        trained = [d for d in spec.donors.values() if not d.untrained and not d.permute_labels]
+        assert all(donor.min_accuracy for donor in trained)
+
+
+def test_overrides_reach_every_sweep_and_the_driver():
+    experiment = resolve("fig3", "smoke", NOWHERE, ["protocol.epochs=7"])
+    assert {s.spec.base_protocol.epochs for s in experiment.sweeps} == {7}
+    assert resolve("mislead-noise", "smoke", NOWHERE, ["options.train=64"]).options["train"] == 64
+
+
+def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
+    spec = resolve("fig10", "smoke", NOWHERE, front="vgg16").sweeps[0].spec
+    assert spec.grid.pairs[0] == ("cifar10_0-front", "cifar10_0")
+    assert spec.donors["cifar10_0-front"].model == "vgg16"
+    assert spec.donors["cifar10_0-front"].width == spec.donors["cifar10_0"].width
+    assert {spec.donors[end].model for _, end in spec.grid.pairs} == {"resnet18"}
+    token = resolve("fig10", "smoke", NOWHERE, front="vit_tiny", end="vit_tiny").sweeps[0].spec
+    assert token.donors["cifar10_0"].build_options() == {}
+    assert token.grid.pairs[0] == ("cifar10_0", "cifar10_0")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("fig01", "small"), "unknown experiment 'fig01'"),
+        (("fig10", "large"), "unknown scale 'large'"),
+        (("mislead-noise", "small", NOWHERE, ["options.radius=1"]), "no options.radius"),
+        (("fig10", "small", NOWHERE, ["grid.method=dm"]), "unknown key 'method'"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_nearest_name(arguments, message):
+    arguments = arguments if len(arguments) > 2 else (*arguments, NOWHERE)
+    with pytest.raises(FulaError, match=message):
+        resolve(*arguments)
+
+
+def test_merging_replaces_values_and_joins_tables():
+    found = merged({"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}}, {"d": {"e": 2}})
+    assert found == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}

@@ -1,0 +1,139 @@
+"""Whole experiments at smoke scale: rows, claims, page, resuming, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fula_fast import cli
+from fula_fast.errors import FulaError
+from fula_fast.reproduce import resolve
+from fula_fast.reproduce.runner import Ledger, run
+
+NOWHERE = Path("no-such-folder")
+QUICK = ["grid.sites=[9]", "grid.subset=[5,'all']", "data.train_images=160"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of these tests' own, so that nothing depends on earlier runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FULA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def fig9(tmp_path_factory, cache):
+    out = tmp_path_factory.mktemp("fig9")
+    return run(resolve("fig9", "smoke", NOWHERE, QUICK), out), out
+
+
+def test_an_experiment_leaves_rows_claims_plot_and_page(fig9):
+    outcome, out = fig9
+    assert (outcome.failed, outcome.report) == (0, out / "fig9" / "report.html")
+    stored = json.loads((out / "fig9" / "claims.json").read_text())
+    assert [c["outcome"] for c in stored] == [v.outcome for v in outcome.verdicts]
+    assert {v.outcome for v in outcome.verdicts} <= {"holds", "does not hold", "not testable"}
+    assert sum(v.outcome != "not testable" for v in outcome.verdicts) >= 5
+    assert (out / "fig9" / "plots" / "fig9.svg").exists()
+    assert (out / "fig9" / "fig9" / "report.html").exists()  # the sweep's own report
+
+
+def test_the_page_sets_the_papers_words_beside_our_numbers(fig9):
+    outcome, _ = fig9
+    page = outcome.report.read_text()
+    for verdict in outcome.verdicts:
+        assert verdict.says in page and verdict.shown in page
+    assert "handwritten digits (stands in for CIFAR-10)" in page
+    assert "no outcome means anything" in page
+    assert 'href="fig9/report.html"' in page
+
+
+def test_an_appendix_figure_reads_the_shared_sweep_and_trains_nothing(fig9, monkeypatch):
+    first, out = fig9
+    monkeypatch.setattr(
+        "fula_fast.workbench.Workbench.__init__", lambda *a, **k: pytest.fail("nothing to compute")
+    )
+    again = run(resolve("fig26", "smoke", NOWHERE, QUICK), out)
+    assert again.report == out / "fig26" / "report.html"
+    assert [v.number for v in again.verdicts] == [v.number for v in first.verdicts]
+    assert "Its sweeps are those of" in again.report.read_text()
+
+
+def test_a_folder_with_other_settings_is_refused(fig9):
+    with pytest.raises(FulaError, match="another spec"):
+        run(resolve("fig9", "smoke", NOWHERE, [*QUICK, "protocol.lr=0.5"]), fig9[1])
+
+
+def test_missing_data_is_named_before_anything_is_done(tmp_path):
+    with pytest.raises(FulaError, match="needs data that is not there: cifar10: no cifar10"):
+        run(resolve("fig9", "small", tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_noise_goes_into_a_receiver_without_any_sender(tmp_path, cache):
+    quick = ["options.sites=[6]", "options.radii=[0.1]", "options.train=640", "options.epochs=2"]
+    outcome = run(resolve("mislead-noise", "smoke", NOWHERE, quick), tmp_path)
+    (row,) = json.loads((tmp_path / "mislead-noise/driver/digit-6-0.1-0.json").read_text())
+    assert (row["front"], row["end"], row["end_site"], row["status"]) == ("noise", "digit", 6, "ok")
+    assert row["accuracy"] > 0.5  # chance is 0.1: the clusters are found
+    assert outcome.verdicts[0].number == pytest.approx(row["accuracy"])
+
+
+def test_contact_sheets_and_their_counts(tmp_path, cache):
+    outcome = run(resolve("fig12", "smoke", NOWHERE), tmp_path)
+    assert [v.outcome for v in outcome.verdicts] == ["holds"] * 3
+    sheets = {p.name for p in (tmp_path / "fig12" / "plots").glob("*.png")}
+    assert {"aruco-class.png", "noise-class.png"} < sheets
+    assert outcome.report.read_text().count("data:image/png") == 5
+
+
+def test_a_ledger_does_a_task_once_and_refuses_other_settings(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return [{"a": 1.5, "b": float("nan")}]
+
+    ledger = Ledger(tmp_path, {"steps": 3})
+    assert ledger.kept("one", make) == ledger.kept("one", make) == [{"a": 1.5, "b": None}]
+    assert Ledger(tmp_path, {"steps": 3}).kept("one", make) and len(made) == 1
+    with pytest.raises(FulaError, match="other settings"):
+        Ledger(tmp_path, {"steps": 4})
+
+
+def _command(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        cli.app(["reproduce", *arguments], prog_name="fula-fast")
+    out, err = capsys.readouterr()
+    return leaving.value.code or 0, out, err
+
+
+def test_the_command_lists_every_experiment_with_its_figure(capsys):
+    code, out, _ = _command(capsys, "list")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 35
+    assert lines[0].split()[:3] == ["table1", "Table", "1"]
+
+
+def test_the_command_prices_what_it_cannot_run(capsys, tmp_path):
+    code, out, _ = _command(
+        capsys, "fig8", "--scale", "paper", "--data", str(tmp_path), "--dry-run", "--device", "cpu"
+    )
+    assert code == 0 and "no cifar10*" in out and "PFLOP" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("fig88",), "unknown experiment 'fig88'"),
+        (("fig8", "--scale", "tiny"), "unknown scale 'tiny'"),
+        (("fig8", "--data", "no-such-folder"), "needs data that is not there"),
+        (("fig8", "--set", "grid.alpa=1", "--dry-run"), "unknown key 'alpa'"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, arguments, words):
+    code, _, err = _command(capsys, *arguments)
+    assert code == cli.BAD_INPUT and words in err and err.count("\n") == 1
