@@ -29,7 +29,7 @@ from fula_fast.pipelines.dali import require_dali
 IMAGES, BATCH, ROUNDS = 5000, 128, 9
 NOTE = (
     "cases take turns, round by round; hardware.load is the machine's load average at the end: well "
-    "above its cores, other programs shared them and rates are lower bounds"
+    "above its cores, other programs shared them, and images_per_second is a lower bound"
 )
 WORKERS = [w for w in (0, 1, 2, 4, 8, 16) if w <= cores()]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -137,41 +137,41 @@ def bench_epoch(benchmark, name):
 
 
 def measure(starts: dict[str, Callable[[], Iterable]], rounds: int = ROUNDS) -> list[dict]:
-    """A row each: images per second, and processor seconds (workers' too) per second.
+    """A row each: images per second, and per second of processor time (workers' too).
 
     The cases take turns, so that other load on the machine falls on all alike.
     """
-    rates: dict[str, list[float]] = {name: [] for name in starts}
-    used: dict[str, list[float]] = {name: [] for name in starts}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in starts}
     for turn in range(rounds + 1):
         for name, start in starts.items():
             clock, before = time.perf_counter(), _cpu_seconds()
             count = consume(start)
-            taken = time.perf_counter() - clock
+            wall, cpu = time.perf_counter() - clock, _cpu_seconds() - before
             if turn:  # the first one warms up
-                rates[name].append(count / taken)
-                used[name].append((_cpu_seconds() - before) / taken)
-    return [
-        {
-            "name": name,
-            "images_per_second": quantiles(rates[name]),
-            "cores_used": round(float(np.median(used[name])), 2),
-        }
-        for name in starts
-    ]
+                taken[name].append((count / wall, count / cpu))
+    return [_row(name, rates) for name, rates in taken.items()]
+
+
+def _row(name: str, rates: list[tuple[float, float]]) -> dict:
+    per_second, per_core_second = zip(*rates, strict=True)
+    return {
+        "name": name,
+        "images_per_second": quantiles(per_second),
+        "images_per_core_second": quantiles(per_core_second),
+    }
 
 
 def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def main(out: str) -> None:
     """Measure every case and write the rows."""
     rows = measure(cases())
     for row in rows:
-        rate = row["images_per_second"]
-        print(f"{row['name']:32} {rate['p50']:12,.0f} images/s  {row['cores_used']} cores")
+        wall, cpu = (row[f"images_per_{unit}"]["p50"] for unit in ("second", "core_second"))
+        print(f"{row['name']:32} {wall:12,.0f} images/s {cpu:12,.0f} images/core-s")
     report = environment(DEVICES[-1], f"python -m fula_fast.bench.data {out}")
     report["versions"]["dali"] = require_dali().__version__
     report |= {"images": IMAGES, "batch": BATCH, "note": NOTE}

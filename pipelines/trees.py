@@ -49,7 +49,8 @@ class FileTree:
     def read(self, i: int) -> np.ndarray:
         """The file's bytes, uint8 (length,). Raises `OSError`."""
         if self.packed is None:
-            return np.fromfile(self.where(i), dtype=np.uint8)
+            with open(self.where(i), "rb", buffering=0) as file:
+                return np.frombuffer(file.read(), dtype=np.uint8)
         start, stop = self.places[i]
         return self.packed[start:stop]
 
