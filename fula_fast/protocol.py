@@ -184,6 +184,6 @@ def protocol(preset: str = "fula-v2", **overrides: Any) -> Protocol:
         raise FulaError(f"unknown protocol '{preset}'{nearest(preset, PRESETS)}")
     unknown = set(overrides) - set(Protocol.model_fields)
     if unknown:
-        name = sorted(unknown)[0]
+        name = min(unknown)
         raise FulaError(f"unknown protocol option '{name}'{nearest(name, Protocol.model_fields)}")
     return Protocol.model_validate({**PRESETS[preset].model_dump(), **overrides})

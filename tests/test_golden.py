@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fula_fast import batchnorm
+from fula_fast.cell import Cell
 from fula_fast.dm import solve
+from fula_fast.engine.wave import Wave
 from fula_fast.initial import activations, initial_stitches
 from fula_fast.protocol import protocol
 from fula_fast.solo import SoloCell
@@ -41,10 +43,43 @@ def test_every_published_figure(golden, front_site, end_site, method):
     _compare_end_state(cell, case, golden)
 
 
+@pytest.mark.slow
+def test_lanes_of_one_wave_reach_every_published_figure(golden):
+    """All eight published cases as lanes of a single wave."""
+    front, end = golden.donors()
+    rule = protocol("fula-v1", batch_size=32)
+    cells = [
+        Cell("a", "b", i, j, m, {m: 1.0}, rule, id=f"{i}_{j}_{m}")
+        for i, j in PAIRS
+        for m in ("fula", "hint", "slm", "tlm")
+    ]
+    start = {c.id: _cell(golden, c.front_site, c.end_site, c.method).model.stitch for c in cells}
+    wave = Wave(cells, front, end, start, 8, dtype=torch.float64)
+    methods = ["fula", "hint", "slm", "tlm"]
+    for step in range(8):
+        batch = slice(32 * step, 32 * step + 32)
+        wave.step(golden.images[batch].double(), golden.labels[batch], step)
+        for number, lane in enumerate(wave.lanes):
+            c = lane.cell
+            losses = golden.case(c.front_site, c.end_site, c.method)["losses_fula_hint_slm_tlm"]
+            expected = losses[step][methods.index(c.method)]
+            np.testing.assert_allclose(float(wave.loss[number]), expected, rtol=1e-6)
+    for number, lane in enumerate(wave.lanes):
+        case = golden.case(lane.front_site, lane.end_site, lane.cell.method)
+        state = wave.bank.lane_state(number)
+        close = {"rtol": 1e-6, "atol": 1e-9}
+        np.testing.assert_allclose(state["weight"].flatten()[: len(case["w"])], case["w"], **close)
+        np.testing.assert_allclose(state["bias"][: len(case["b"])], case["b"], **close)
+        norm = dict(wave.network.tail.named_modules())["stages.8.layer4.1.bn2"]
+        for key, stored in (("mean", norm.running_mean), ("var", norm.running_var)):
+            expected = case[f"end_last_bn_{key}"]
+            np.testing.assert_allclose(stored[number, : len(expected)], expected, **close)
+
+
 def _compare_end_state(cell, case, golden):
     weight = cell.model.stitch.weight.detach()
     start = torch.as_tensor(golden.initial[f"w_{case['front_site']}_{case['end_site']}"]).double()
-    close = dict(rtol=1e-6, atol=1e-9)
+    close = {"rtol": 1e-6, "atol": 1e-9}
     np.testing.assert_allclose(weight.flatten()[: len(case["w"])], case["w"], **close)
     np.testing.assert_allclose(weight.norm(), case["w_norm"], **close)
     np.testing.assert_allclose((weight - start).norm(), case["dw_norm"], **close)

@@ -87,7 +87,7 @@ def assert_equal(wave, front, end, steps=STEPS, tolerance=1e-9):
 
 
 def _assert_statistics(wave, number, lane, solo, tolerance):
-    close = dict(rtol=tolerance, atol=tolerance)
+    close = {"rtol": tolerance, "atol": tolerance}
     row = 0 if wave.network.shared else number
     for part, mine, theirs, at in (
         ("tail", wave.network.tail, solo.model.tail, number),
