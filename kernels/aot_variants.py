@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .aot import Variant
+from .aot_compile import Variant
 from .triton import augment, common, hint_terms, lane_norm, pgd_step, stitch_hint
 from .triton.tiles import default
 
@@ -133,7 +133,7 @@ def _shared() -> Iterator[Variant]:
 
 def _norm(dtype: str, layout: str) -> Iterator[Variant]:
     def tile(kernel: str) -> dict[str, object]:
-        chosen = default(kernel, DTYPES[dtype])
+        chosen = default(kernel, DTYPES[dtype], layout == "fast")
         return {"FLAT": layout == "fast", "ROWS": chosen.rows, "COLS": chosen.cols}
 
     chunked = "lanes * chunks * ceil(channels, COLS)"
@@ -176,7 +176,7 @@ def _stitch(dtype: str, layout: str) -> Iterator[Variant]:
     weights = {"weight": _POINTERS[dtype]}
 
     def product(name, kernel, tiles, grid, constants, depth="INNER", types=None) -> Variant:
-        tile = default(tiles, DTYPES[dtype])
+        tile = default(tiles, DTYPES[dtype], layout == "fast")
         sizes = {"ROWS": tile.rows, "COLS": tile.cols, depth: tile.inner}
         return _variant(
             name, kernel, dtype, layout, grid, fixed | sizes | constants, axes=4,

@@ -41,7 +41,7 @@ def lane_norm(
         x, weight, bias, running_mean, running_var, residual, aimed, lanes, training, eps, relu
     )
     if not training:
-        mean, var = running_mean, running_var
+        mean, var = (s.to(reference.accumulator(x.dtype)) for s in (running_mean, running_var))
     return y, mean.detach(), var.detach(), None if target is None else dist2
 
 

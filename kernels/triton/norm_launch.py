@@ -78,12 +78,13 @@ def batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     source = view(x)
     sizes = _sizes(source, lanes)
     channels = sizes.channels
-    tile = choose("stats", x, channels)
+    even = flat(sizes.positions, source)
+    tile = choose("stats", x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = x.new_empty(lanes, chunks, 2, channels, dtype=torch.float32)
     stats_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
         source.tensor, partial, *sizes, chunks, tiles, source.strides,
-        FLAT=flat(sizes.positions, source), ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     width = power_of_two(channels, 32)
     merge_stats_kernel[(lanes * triton.cdiv(channels, width),)](
@@ -104,7 +105,8 @@ def lane_norm(
     views = (view(x), view(residual), view(target), view(y))
     source, extra, aimed, out = views
     sizes = _sizes(source, lanes)
-    tile = choose("normalise", x, sizes.channels)
+    even = flat(sizes.positions, *views)
+    tile = choose("normalise", x, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
     partial = None
     if dist2 is not None:
@@ -113,7 +115,7 @@ def lane_norm(
         source.tensor, extra.tensor, aimed.tensor, *norm[:4], out.tensor, partial,
         *sizes, tiles, parts, norm.affine_stride, norm.eps, norm.floor,
         source.strides, extra.strides, aimed.strides, out.strides,
-        FLAT=flat(sizes.positions, *views), ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     if partial is not None:
         sum_partials(partial, 1, dist2)
@@ -165,14 +167,14 @@ def _sums(x: View, norm: Norm, incoming: Incoming, lanes: int) -> Tensor:
     """(L, 2, C) sums of d and d * xhat; writes d where there is a residual."""
     sizes = _sizes(x, lanes)
     channels = sizes.channels
-    tile = choose("sums", x.tensor, channels)
+    even = flat(sizes.positions, x, *incoming[:4])
+    tile = choose("sums", x.tensor, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = x.tensor.new_empty(chunks, lanes * 2 * channels, dtype=torch.float32)
     sums_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
         x.tensor, *incoming.tensors(), *norm[:4], incoming.grad_y.tensor, incoming.grad_dist2,
         incoming.d.tensor, partial, *sizes, chunks, tiles, norm.affine_stride, norm.eps,
-        norm.floor, x.strides, *incoming.strides(), FLAT=flat(sizes.positions, x, *incoming[:4]),
-        ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+        norm.floor, x.strides, *incoming.strides(), FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return sum_partials(partial, 0, partial.new_empty(lanes, 2, channels))
 
@@ -191,12 +193,13 @@ def _input_gradient(
     if stored:
         incoming = Incoming(ABSENT, ABSENT, ABSENT, incoming.d, None)
     sizes = _sizes(x, lanes)
-    tile = choose("norm_gradient", x.tensor, sizes.channels)
+    even = flat(sizes.positions, x, dx, *incoming[:4])
+    tile = choose("norm_gradient", x.tensor, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
     input_gradient_kernel[(lanes * tiles * parts,)](
         x.tensor, *incoming.tensors(), *norm[:4], incoming.grad_y.tensor, incoming.grad_dist2,
         d if stored else None, None if stored else d, sums if training else None, dx.tensor,
         *sizes, tiles, norm.affine_stride, norm.eps, norm.floor, 1.0 / sizes.rows, x.strides,
-        *incoming.strides(), dx.strides, FLAT=flat(sizes.positions, x, dx, *incoming[:4]),
+        *incoming.strides(), dx.strides, FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip

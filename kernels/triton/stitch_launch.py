@@ -121,7 +121,8 @@ def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grad
     if not lanes * samples * positions:
         return
     x, target, out = stitch.x, stitch.target, lanes_located(y)
-    tile = choose("stitch", x.tensor, c2, c1)
+    even = flat(positions, x, target, grads.y, out)
+    tile = choose("stitch", x.tensor, c2, c1, flat=even)
     tiles, parts = triton.cdiv(samples * positions, tile.rows), triton.cdiv(c2, tile.cols)
     partial = None
     if dist2 is not None:
@@ -132,7 +133,7 @@ def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grad
         lanes, samples, positions, c1, c2, tiles, parts,
         x.strides, target.strides, grads.y.strides, out.strides,
         GRADIENT=grads.dist2 is not None, PRECISION=precision(x.tensor.dtype),
-        LANES_INNER=stitch.lanes_inner(), FLAT=flat(positions, x, target, grads.y, out),
+        LANES_INNER=stitch.lanes_inner(), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -229,7 +230,8 @@ def _finish(partial: Tensor, out: Tensor) -> None:
 def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
     x, target = stitch.x, stitch.target
-    tile = choose("fused_gradient", x.tensor, c2, c1)
+    even = flat(positions, x, target, grads.y)
+    tile = choose("fused_gradient", x.tensor, c2, c1, flat=even)
     parts = triton.cdiv(c2, tile.cols)
     splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
@@ -238,7 +240,7 @@ def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> Non
         grads.y.tensor, grads.dist2, partial_w, partial_b,
         lanes, samples, positions, c1, c2, splits, each, parts,
         x.strides, target.strides, grads.y.strides, PRECISION=precision(x.tensor.dtype),
-        LANES_INNER=stitch.lanes_inner(), FLAT=flat(positions, x, target, grads.y),
+        LANES_INNER=stitch.lanes_inner(), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, DEPTH=max(triton.next_power_of_2(c1), 16),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -249,7 +251,8 @@ def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> Non
 def _weight_gradient(stitch: Stitch, e: View, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
     x = stitch.x
-    tile = choose("weight_gradient", x.tensor, c2, c1)
+    even = flat(positions, x, e)
+    tile = choose("weight_gradient", x.tensor, c2, c1, flat=even)
     blocks = triton.cdiv(c1, tile.inner)
     parts = triton.cdiv(c2, tile.cols) * blocks
     splits, each = _splits(stitch, parts, tile.rows)
@@ -258,7 +261,7 @@ def _weight_gradient(stitch: Stitch, e: View, dw: Tensor, db: Tensor) -> None:
         x.tensor, stitch.x_index, e.tensor, partial_w, partial_b,
         lanes, samples, positions, c1, c2, splits, each, blocks, parts, x.strides, e.strides,
         PRECISION=precision(x.tensor.dtype), LANES_INNER=stitch.lanes_inner(),
-        FLAT=flat(positions, x, e), ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _finish(partial_w, dw)
@@ -269,12 +272,13 @@ def _input_gradient(stitch: Stitch, e: View, dx: View, order: Tensor, starts: Te
     """dx of every front, summed over its lanes in their order."""
     _, samples, positions, c1, c2 = stitch.sizes()
     count = len(stitch.x.tensor)
-    tile = choose("input_gradient", stitch.x.tensor, c1, c2)
+    even = flat(positions, e, dx)
+    tile = choose("input_gradient", stitch.x.tensor, c1, c2, flat=even)
     tiles = triton.cdiv(samples * positions, tile.rows)
     input_gradient_kernel[(count * tiles * triton.cdiv(c1, tile.cols),)](
         e.tensor, stitch.weight, order, starts, dx.tensor,
         samples, positions, c1, c2, count, tiles, e.strides, dx.strides,
-        PRECISION=precision(e.tensor.dtype), FLAT=flat(positions, e, dx),
+        PRECISION=precision(e.tensor.dtype), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -59,6 +59,19 @@ OVERRIDES: dict[tuple[str, torch.dtype], Tile] = {
 """float32 products take three TF32 passes, and gradients of float16 meet it in float32: both need
 more registers, so smaller tiles."""
 
+SCATTERED: dict[str, Tile] = {
+    "stats": Tile(16, 32, 64),
+    "normalise": Tile(16, 32),
+    "sums": Tile(16, 32, 64),
+    "norm_gradient": Tile(16, 32),
+    "stitch": Tile(64, 32, 32),
+    "fused_gradient": Tile(32, 32, 64, stages=2),
+    "weight_gradient": Tile(32, 32, 32),
+    "input_gradient": Tile(64, 32, 32),
+}
+"""For tensors whose rows do not lie at equal distances, as in contiguous (N, C, H, W): every
+element has an address of its own to hold."""
+
 _CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "stats": tuple(Tile(r, 64, 1024 // r, w) for r in (32, 64, 128) for w in (4, 8)),
     "normalise": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64, 128) for w in (4, 8)),
@@ -93,17 +106,24 @@ _CANDIDATES: dict[str, tuple[Tile, ...]] = {
 _forced: dict[str, Tile] = {}
 
 
-def choose(kernel: str, x: torch.Tensor, channels: int, inner: int = 0) -> Tile:
-    """The tile of `kernel` for tensors like `x` with `channels` columns, `inner` summed values."""
+def choose(
+    kernel: str, x: torch.Tensor, channels: int, inner: int = 0, *, flat: bool = True
+) -> Tile:
+    """The tile of `kernel` for tensors like `x` with `channels` columns, `inner` summed values.
+
+    flat: rows lie at equal distances.
+    """
     tile = _forced.get(kernel)
     if tile is None:
-        tuned = _tuned(_device(x)).get(_key(kernel, x.dtype, channels, inner))
-        tile = _fitted(kernel, tuned or default(kernel, x.dtype), channels, inner)
+        tuned = _tuned(_device(x)).get(_key(kernel, x.dtype, channels, inner)) if flat else None
+        tile = _fitted(kernel, tuned or default(kernel, x.dtype, flat), channels, inner)
     return tile
 
 
-def default(kernel: str, dtype: torch.dtype) -> Tile:
+def default(kernel: str, dtype: torch.dtype, flat: bool = True) -> Tile:
     """The shipped tile."""
+    if not flat:
+        return SCATTERED[kernel]
     return OVERRIDES.get((kernel, dtype), DEFAULTS[kernel])
 
 

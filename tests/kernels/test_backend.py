@@ -1,0 +1,67 @@
+"""The choice of a backend, and that a named one never gives way silently."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import fula_fast.kernels as K
+from fula_fast.errors import FulaError
+from fula_fast.kernels import backend
+
+
+@pytest.fixture
+def asked_for_nothing():
+    with backend.using("auto"):
+        yield
+
+
+def test_auto_on_a_cpu(asked_for_nothing):
+    served = backend._CORE_NOUNS
+    for noun in backend.NOUNS:
+        want = "cpp" if noun in served else "reference"
+        assert backend.choose(noun, torch.ones(1)) == want
+
+
+def test_auto_under_compile_is_what_the_compiler_can_see_into(asked_for_nothing):
+    seen = []
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(x):
+        seen.append(backend.choose("lane_norm", x))
+        return x + 1
+
+    step(torch.ones(2))
+    assert seen == ["reference"]
+
+
+def test_auto_on_cuda_takes_triton_but_for_float64():
+    for dtype, want in ((torch.float32, "triton"), (torch.float64, "reference")):
+        assert backend._automatic("lane_norm", True, dtype, False) == want
+    assert backend._automatic("gram", True, torch.float32, False) == "reference"
+
+
+def test_reference_is_reference(asked_for_nothing):
+    with backend.using("reference"):
+        assert backend.choose("lane_norm", torch.ones(1)) == "reference"
+        assert backend.explain()["lane_norm"] == "reference (FULA_BACKEND)"
+    assert set(backend.explain()) == set(backend.NOUNS)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton runs anywhere then")
+def test_a_backend_that_cannot_serve_says_why():
+    x = torch.ones(1, 2, 3)
+    with backend.using("triton"):
+        with pytest.raises(FulaError, match="triton cannot serve hint_terms: the tensors are on"):
+            K.hint_terms([x], [x])
+        assert K.gram(x[0], x[0])[0].shape == (4, 4)  # has no Triton version: left at auto
+        with pytest.raises(FulaError, match="it has no torch.float64"):
+            backend.choose("pgd_step", x.double())
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(FulaError, match="'tritn' is no backend; did you mean 'triton'?"):
+        with backend.using("tritn"):
+            pass

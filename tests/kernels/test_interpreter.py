@@ -1,0 +1,33 @@
+"""Runs `test_triton.py` in Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def _interpret(selection: str) -> None:
+    """pytest on test_triton.py with the interpreter on; nothing may fail, something must run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [str(Path(__file__).with_name("test_triton.py")), "-m", selection]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and " failed" not in done.stdout
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
+def test_kernels_in_the_interpreter():
+    _interpret("not slow and not gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
+def test_every_option_in_the_interpreter():
+    _interpret("slow and not gpu")
