@@ -17,10 +17,18 @@ from ..errors import FulaError, nearest
 
 MODES = ("auto", "eager", "compiled", "captured")
 _WARM_UP = 3
+_MOST_SHAPES = 64
 
 
 def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` through torch.compile, for fixed shapes, without CUDA graphs of its own."""
+    """`fn` through torch.compile, for fixed shapes, without CUDA graphs of its own.
+
+    Dynamo gives up on a function after eight shapes and goes on in eager mode with only a log line:
+    the limit is raised, and reaching it is an error.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _MOST_SHAPES)
+    config.fail_on_recompile_limit_hit = True
     return torch.compile(fn, dynamic=False)
 
 

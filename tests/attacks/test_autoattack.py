@@ -452,6 +452,18 @@ def test_equals_the_reference_on_the_robust_network(robust_net, cifar):
     assert 0 < robust.sum() < plain.correct.sum()
 
 
+@pytest.mark.slow
+def test_compiled_equals_eager():
+    """More batch sizes than dynamo would take by itself."""
+    net = small_net()
+    x, labels = small_batch(net, 80)
+    options = {"starts": None, "batch_size": 64, "steps": 12}
+    eager = ours(net, x, labels, "apgd-ce", packing=False, **options)
+    compiled = ours(net, x, labels, "apgd-ce", packing=False, mode="compiled", **options)
+    assert compiled.mode == "compiled" and torch.equal(compiled.robust, eager.robust)
+    assert 0 < eager.robust.sum() < eager.correct.sum()
+
+
 @pytest.mark.gpu
 @no_cuda
 @pytest.mark.parametrize("norm", ["linf", "l2"])
