@@ -68,7 +68,6 @@ def obtain_donor(
     progress.donor_started(spec.name)
     if module is not None:
         donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
-        _check_accuracy(spec, donor)
     elif spec.checkpoint:
         donor = donor_from_checkpoint(
             spec.checkpoint,
@@ -80,7 +79,6 @@ def obtain_donor(
             device=device,
             precision=precision,
         )
-        _check_accuracy(spec, donor)
     else:
         donor = ensure_donor(
             recipe_of(spec, source, normalisation),
@@ -90,10 +88,10 @@ def obtain_donor(
             stream=spec.data.stream,
             device=device,
             precision=precision,
-            min_accuracy=spec.min_accuracy,
             replace_damaged=True,
             progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
         )
+    _check_accuracy(spec, donor)
     progress.donor_done(spec.name, donor.metrics.test_accuracy)
     return donor
 
@@ -111,7 +109,8 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
 def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:
     got = donor.metrics.test_accuracy
     if spec.min_accuracy is not None and got < spec.min_accuracy:
+        fix = "give another checkpoint" if spec.checkpoint else "train longer, or widen the model"
         raise FulaError(
-            f"[donors.{spec.name}] checkpoint '{spec.checkpoint}' has test accuracy {got:.4f}, "
-            f"below min_accuracy = {spec.min_accuracy}; give another checkpoint"
+            f"[donors.{spec.name}] '{spec.checkpoint or donor.path.name}' has test accuracy "
+            f"{got:.4f}, below min_accuracy = {spec.min_accuracy}; {fix}"
         )

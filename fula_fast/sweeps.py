@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import FulaError
@@ -20,7 +20,11 @@ from .plan import Plan, Wave, plan
 from .progress import Progress
 from .spec import Spec
 from .store import Store
+from .store.files import folder as made
 from .task import Outcome, WaveTask
+
+if TYPE_CHECKING:
+    from .workbench import Workbench
 
 Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
 _PACKAGES = ("torch", "torchvision", "triton", "numpy")
@@ -65,9 +69,11 @@ def run_sweep(
     run, a donor below its `min_accuracy`.
     """
     started = time.perf_counter()
-    progress = progress or Progress()
-    store, planned = _open(spec, Path(out), resume, modules or {})
-    todo = set(store.missing())
+    folder, progress = Path(out), progress or Progress()
+    planned = _planned(spec, modules or {})
+    store = _existing(spec, folder, planned, resume)
+    planned = planned if store is None else Plan.from_json(store.plan)
+    todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     for note in planned.notes:
         progress.note(note)
@@ -75,25 +81,16 @@ def run_sweep(
         from .workbench import Workbench
 
         bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
+        store = store or _begun(spec, folder, bench)
         store.add_launch(_launch(planned))
         for wave in planned.waves:
             _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
 
-def _open(
-    spec: Spec, folder: Path, resume: bool, modules: Mapping[str, Staged]
-) -> tuple[Store, Plan]:
-    """The run's store and plan; a folder that holds a run is only touched with `resume`."""
-    exists = (folder / "spec.json").exists()
-    if exists and not resume:
-        _refuse_other(spec, folder)
-        raise FulaError(
-            f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
-            "or give another --out"
-        )
+def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
     found = resources(spec.engine)
-    planned = plan(
+    return plan(
         spec,
         device=found.device,
         precision=found.precision,
@@ -101,8 +98,28 @@ def _open(
         budget=found.budget,
         donors={name: described_facts(name, describe_staged(m)) for name, m in modules.items()},
     )
-    store = Store.create(folder, _identity(spec), planned.to_json())
-    return store, Plan.from_json(store.plan) if exists else planned
+
+
+def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | None:
+    """The run that the folder holds, if any: only `resume` goes on with it, and only with the same
+    spec."""
+    if not (folder / "spec.json").exists():
+        return None
+    if not resume:
+        _refuse_other(spec, folder)
+        raise FulaError(
+            f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
+            "or give another --out"
+        )
+    return Store.create(folder, _identity(spec), planned.to_json())
+
+
+def _begun(spec: Spec, folder: Path, bench: Workbench) -> Store:
+    """A new run's store. The folder becomes a run only when data and donors are there, so that a
+    mistake in them leaves it free for the corrected spec."""
+    made(folder)
+    bench.prepare()
+    return Store.create(folder, _identity(spec), bench.plan.to_json())
 
 
 def _refuse_other(spec: Spec, folder: Path) -> None:

@@ -74,9 +74,18 @@ class Workbench:
             )
         return self._donors[name, hook]
 
+    def prepare(self) -> None:
+        """Open the run's data and all donors now: what is wrong with them shows before any cell."""
+        for wave in self.plan.waves:
+            self._check_shapes(*self._pair(wave))
+
+    def _pair(self, wave: Wave) -> tuple[Donor, Donor]:
+        front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
+        return front, end
+
     def task(self, wave: Wave) -> WaveTask:
         """A wave with its donors, streams and test sets."""
-        front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
+        front, end = self._pair(wave)
         self._check_shapes(front, end)
         training = self._training_set(wave)
         return WaveTask(
