@@ -119,7 +119,7 @@ def cell_id(cell: Cell, context: Context) -> str:
 
 def _seed_acts(cell: Cell, closed_form: bool) -> bool:
     identity_start = cell.protocol.init == "identity" and bool(cell.objective)
-    return not (closed_form or identity_start) or cell.protocol.dropout == "train"
+    return not (closed_form or identity_start)
 
 
 def _situation(cell: Cell, closed_form: bool) -> tuple[bool, bool, bool, bool, bool, bool]:

@@ -18,6 +18,7 @@ from . import batchnorm, objectives
 from .attacks.pgd import pgd
 from .attacks.starts import start_noise
 from .cell import Cell
+from .dropout import Key, set_key, use_keyed_dropout
 from .errors import FulaError
 from .initial import activations, check_sites
 from .measures.agreement import Agreement
@@ -96,9 +97,18 @@ class SoloCell:
         self.steps, self.done = steps, 0
         self.attacker = attacker
         self.optimiser = _optimiser(stitch, protocol) if objective else None
+        if protocol.dropout == "train":
+            for which, part in self._parts().items():
+                use_keyed_dropout(part, which)
 
-    def step(self, x: Tensor, y: Tensor, attacked: Tensor | None = None) -> StepResult:
-        """One batch: x (B, C, H, W), y (B,); `attacked` (B,) marks the images to attack.
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"front": self.model.front, "native": self.native, "tail": self.model.tail}
+
+    def step(
+        self, x: Tensor, y: Tensor, attacked: Tensor | None = None, masks: Key | None = None
+    ) -> StepResult:
+        """One batch: x (B, C, H, W), y (B,); `attacked` (B,) marks the images to attack, `masks`
+        keys dropout where it is on.
 
         With batch norm under `train`, running statistics of front and tail move.
         """
@@ -109,6 +119,7 @@ class SoloCell:
             self.model.stitch.eval()
             x[attacked] = self.attacker(self.model, clean[attacked], y[attacked])
         self._rules("moving" if self.protocol.bn == "train" else "running")
+        self._key_dropout(masks)
         target_input = x if self.protocol.attack_target == "adversarial" else clean
         targets, target_logits = self._targets(target_input)
         with torch.no_grad():
@@ -116,6 +127,7 @@ class SoloCell:
         with torch.set_grad_enabled(bool(self.objective)):
             values, terms = self._values(a, y, targets, target_logits)
             loss = sum(weight * values[name] for name, weight in self.objective.items())
+        self._key_dropout(None)
         if self.objective:
             self._update(loss, terms)
         self.done += 1
@@ -124,6 +136,10 @@ class SoloCell:
             {name: float(value.detach()) for name, value in values.items()},
             tuple(float(t.detach()) for t in terms),
         )
+
+    def _key_dropout(self, masks: Key | None) -> None:
+        for part in self._parts().values():
+            set_key(part, masks)
 
     def _rules(self, rule: batchnorm.Rule) -> None:
         batchnorm.set_rule(self.model.front, rule)
@@ -238,9 +254,10 @@ def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:
             if cell.alpha > 0:
                 mask = attacked_mask(cell, epoch, step, len(x)).to(x.device)
                 solo.attacker = _attacker(cell, epoch, batch.index[mask])
-                result = solo.step(x, batch.labels, mask)
             else:
-                result = solo.step(x, batch.labels)
+                mask = None
+            masks = Key(cell.data_seed, epoch, batch.index)
+            result = solo.step(x, batch.labels, mask, masks)
             losses.append(result.loss)
             task.progress.step(solo.done)
         last = sum(losses) / len(losses)

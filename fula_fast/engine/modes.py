@@ -36,6 +36,7 @@ class Stepper:
 
     def _step(self, batch, number: int, epoch: int, step: int) -> None:
         attacked = None
+        self.wave.key_dropout(epoch, batch.index)
         if self.wave.attacked:
             attacked = self.wave.attack(batch, epoch, step)
         self.wave.step(batch.images, batch.labels, number, attacked)
@@ -59,14 +60,25 @@ def _resolved(task: WaveTask) -> str:
     cuda = task.device.type == "cuda"
     if task.mode == "captured" and not cuda:
         raise FulaError("engine mode 'captured' needs a CUDA device; use 'compiled' or 'eager'")
+    if task.mode == "captured" and (reason := _why_not_captured(task)):
+        raise FulaError(f"engine mode 'captured' is not possible: {reason}; use 'compiled'")
     if task.mode != "auto":
         return task.mode
     if cuda:
-        if any(cell.alpha > 0 for cell in task.cells):
-            task.progress.note("an attacked wave is not captured yet: compiled instead")
-            return "compiled"
-        return "captured"
+        reason = _why_not_captured(task)
+        if reason:
+            task.progress.note(f"{reason}: compiled, not captured")
+        return "compiled" if reason else "captured"
     return "compiled" if task.flops >= WORTH_COMPILING else "eager"
+
+
+def _why_not_captured(task: WaveTask) -> str:
+    """Why a wave's step cannot be one graph; empty where it can."""
+    if any(cell.alpha > 0 for cell in task.cells):
+        return "the attack's share of a batch is drawn on the host"
+    if task.cells[0].protocol.dropout == "train":
+        return "dropout masks are keyed by the epoch on the host"
+    return ""
 
 
 class CompiledRunner:

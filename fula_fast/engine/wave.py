@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import kernels
 from ..attacks import pgd, start_noise
 from ..cell import Cell
+from ..dropout import PASSES, Key, set_key, use_keyed_dropout
 from ..models import Staged
 from ..objectives import soft_label_losses
 from ..pipelines import Batch
@@ -66,6 +67,10 @@ class Wave:
         protocols = [lane.cell.protocol for lane in self.lanes]
         self.optimiser = FlatOptimiser(self.bank.flat, self.bank.lane_of, protocols, steps)
         self.bank.bind_gradients(self.optimiser.grad)
+        self._masks: Key | None = None
+        if self.protocol.dropout == "train":
+            for which in PASSES:
+                use_keyed_dropout(getattr(self.network, which), which)
         self._start_records()
         self._plan_phases(end.num_sites, settle)
 
@@ -105,6 +110,15 @@ class Wave:
         """Whether step number `step` moves the statistics of all lanes."""
         return True in self.routes and step >= self.settling_from
 
+    def key_dropout(self, epoch: int, index: Tensor) -> None:
+        """Masks of the next step, for the images `index` (B,) of the batch."""
+        self._masks = Key(self.lanes[0].cell.data_seed, epoch, index)
+
+    def _set_masks(self, masks: Key | None) -> None:
+        if self.protocol.dropout == "train":
+            for part in (self.network.front, self.network.native, self.network.tail):
+                set_key(part, masks)
+
     def step(self, x: Tensor, y: Tensor, number: int, x_attacked: Tensor | None = None) -> None:
         """Training step `number` on images x (B, C, H, W) with labels y (B,).
 
@@ -117,6 +131,7 @@ class Wave:
         lanes = list(range(len(self.lanes))) if full else self.trained
         route = self.routes[full]
         rule = "moving" if self.protocol.bn == "train" else "running"
+        self._set_masks(self._masks)
         x = x.to(self.dtype)
         own = (
             x
@@ -128,6 +143,7 @@ class Wave:
             fronts = self.network.fronts(own, lanes, rule)
         order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
         flight = self.network.fly(route, fronts, order, rule, training=True)
+        self._set_masks(None)
         losses = self._losses(flight, targets, y)
         self._update(losses)
 
