@@ -1,7 +1,8 @@
 """Robust accuracy of models: the entry used by sweeps and the command line.
 
-result, = robust_evaluate(model, images, labels, "autoattack-rand", eps=8 / 255)
-result.robust_accuracy
+    (result,) = robust_evaluate(model, images, labels, "autoattack-rand", eps=8 / 255)
+
+`result.robust_accuracy` and its fellows follow; `attack_checkpoint` does it for a stored donor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .losses import LogitsFn, predict
 from .packed import as_packed
 from .recipes import AttackOptions, Recipe, Savings, adjusted, parse
 from .record import Record, as_floats
+from .starts import reproducible
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +104,9 @@ def robust_evaluate(
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
     attack: a name (see `recipes`). options: fields of `AttackOptions`, and of `Savings` by their
-    own names (compaction=False). device: where to work; the models' own by default. witness: another model
-    (eval-mode logits of images on that device) to be shown the images that the result ends with, so
-    that agreement on adversarial images needs no copy of them.
+    own names (compaction=False). device: where to work; the models' own by default. witness:
+    another model (eval-mode logits of images on that device) to be shown the images that the result
+    ends with, so that agreement on adversarial images needs no copy of them.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
@@ -121,8 +123,7 @@ def robust_evaluate(
             "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
             "use mode = 'auto'"
         )
-    with exact_arithmetic(x.device), torch.random.fork_rng():  # a random model starts alike
-        torch.manual_seed(chosen.seed)
+    with exact_arithmetic(x.device), reproducible(chosen.seed):
         record = Record(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
             witness=witness,

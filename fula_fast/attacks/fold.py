@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import FulaError
 from ..models.staged import Norm2d
+from .starts import reproducible
 
 _NORMS = (nn.BatchNorm2d, Norm2d)  # exact types: a subclass may do more
 _TOLERANCE = 1e-9
@@ -57,7 +58,7 @@ def fold(model: nn.Module, input_shape: Sequence[int] | None = None) -> nn.Modul
     work = copy.deepcopy(model).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(2, *shape, dtype=torch.float64, generator=generator).to(kept.device)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad():
         expected, pairs = _watched(work, probe)
         for norm, conv in pairs.items():
             _replace(work, norm, conv)
@@ -72,8 +73,8 @@ def fold(model: nn.Module, input_shape: Sequence[int] | None = None) -> nn.Modul
 
 def _seeded(model: nn.Module, x: Tensor) -> Tensor:
     """model(x), with the same random numbers every time where the model draws some."""
-    torch.manual_seed(0)
-    return model(x)
+    with reproducible(0):
+        return model(x)
 
 
 def _watched(model: nn.Module, probe: Tensor) -> tuple[Tensor, dict[str, str | None]]:

@@ -7,7 +7,8 @@ that neither the batch an image travels in nor a NumPy release changes its start
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -35,6 +36,14 @@ def start_noise(
     rows = [draw(_words(seed, stream, int(i), math.prod(shape))) for i in index]
     stacked = np.stack(rows) if rows else np.empty((0, math.prod(shape)), np.float32)
     return torch.from_numpy(stacked.reshape(len(rows), *shape))
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """PyTorch's own generators seeded, for models that draw random numbers, and then put back."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def check_norm(norm: str) -> None:
