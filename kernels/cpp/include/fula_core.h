@@ -14,6 +14,9 @@
  *     were (N, ..., C)). Strides of axes of length 1 are ignored. Batch axes come before C.
  *   - `sums` means float32, or float64 where the activations are float64.
  *   - Arguments marked [opt] may be NULL.
+ *   - Tensors of one call are all on the CPU or all on one CUDA device. A library built with
+ *     FULA_CUDA serves the latter (float32, bfloat16, float16; not `fula_gram`) in the order of the
+ *     thread's stream, without waiting for it; other builds refuse them with FULA_ERROR_DEVICE.
  */
 #ifndef FULA_CORE_H
 #define FULA_CORE_H
@@ -80,6 +83,9 @@ FULA_API fula_status fula_set_num_threads(int32_t count);
 FULA_API const char *fula_get_cpu(void);
 FULA_API fula_status fula_set_cpu(const char *name);
 
+/* The CUDA stream (a CUstream; NULL is the default stream) of the calling thread's next calls. */
+FULA_API fula_status fula_set_stream(void *stream);
+
 /* Batch norm with every lane's own statistics, residual add, ReLU, and distance to a target.
  *
  *     y = relu(weight * (x - mean_l) / sqrt(var_l + eps) + bias + residual)
@@ -131,8 +137,9 @@ FULA_API fula_status fula_hint_terms_backward(int64_t count, const fula_tensor *
  * x: activation (S, B, C1, ...); target [opt]: activation (T, B, C2, ...); y [opt]: activation
  * (L*B, C2, ...); tokens are channels-last with their position axis moved behind C, vectors have
  * no axis behind C. weight (L, C2, C1), bias (L, C2): sums, contiguous. x_index, target_index
- * [opt, together with target]: int64 (L), contiguous. dist2 [opt, together with target]: sums
- * (L, B). Products of bfloat16 activations are taken with the weight rounded to bfloat16.
+ * [opt, together with target]: int64 (L), contiguous, always on the host. dist2 [opt, together with
+ * target]: sums (L, B). Products of half-precision activations are taken with the weight rounded to
+ * their dtype.
  */
 FULA_API fula_status fula_stitch_hint_forward(
     const fula_tensor *x, const fula_tensor *weight, const fula_tensor *bias,
@@ -171,7 +178,8 @@ FULA_API fula_status fula_pgd_step(const fula_tensor *x_adv, const fula_tensor *
  * images: uint8 (N, H, W, C), contiguous; index: (B); dy, dx in [0, 2*pad], flip (bool): (N), by
  * sample. markers [opt]: float32 (M, h, w, C), contiguous, pasted last at (marker_y[i],
  * marker_x[i]), the one numbered marker_index[i]; these three: (N), present together with markers.
- * Integer vectors are int32 or int64, contiguous. out: float32, bfloat16 or float16 (B, C, H, W),
+ * Integer vectors are int32 or int64, contiguous; on a CUDA device they are not checked, index and
+ * marker_index are int64 and the others of one dtype. out: float32, bfloat16 or float16 (B, C, H, W),
  * channels-last.
  */
 FULA_API fula_status fula_augment(const fula_tensor *images, const fula_tensor *index,

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "cuda/cuda.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -148,6 +149,21 @@ fula_status read_out(const fula_tensor *out, Batch *b) {
   return FULA_OK;
 }
 
+// The GPU's kernels know two sets of integer types.
+fula_status on_gpu(const Batch &b) {
+  const bool wide = b.dy.wide;
+  const bool marked = b.markers != nullptr;
+  if (!b.index.wide || (marked && !b.marker_index.wide))
+    return refuse(FULA_ERROR_DTYPE, "index and marker_index must be int64 on a CUDA device");
+  if (b.dx.wide != wide || (marked && (b.marker_y.wide != wide || b.marker_x.wide != wide)))
+    return refuse(FULA_ERROR_DTYPE,
+                  "dy, dx, marker_y and marker_x must have one dtype on a CUDA device");
+  return cuda::augment({b.images, b.index.data, b.dy.data, b.dx.data, b.flip, b.markers,
+                        b.marker_index.data, b.marker_y.data, b.marker_x.data, b.out, b.dtype, wide,
+                        b.height, b.width, b.channels, b.size, b.pad, b.marker_height,
+                        b.marker_width});
+}
+
 }  // namespace
 }  // namespace fula
 
@@ -164,7 +180,6 @@ extern "C" fula_status fula_augment(const fula_tensor *images, const fula_tensor
                       {"markers", markers, false}, {"marker_index", marker_index, marked},
                       {"marker_y", marker_y, marked}, {"marker_x", marker_x, marked},
                       {"out", out, true, true}}, &device));
-  FULA_TRY(serve_cpu(device));
   Batch b = {};
   FULA_TRY(read_images(images, flip, pad, &b));
   b.size = index->rank == 1 ? index->shape[0] : -1;
@@ -178,6 +193,7 @@ extern "C" fula_status fula_augment(const fula_tensor *images, const fula_tensor
     FULA_TRY(read_integers({"marker_x", marker_x}, b.samples, &b.marker_x));
   }
   FULA_TRY(read_out(out, &b));
+  if (device == FULA_CUDA) return on_gpu(b);
   FULA_TRY(check_numbers(b));
   const i64 line = (b.width * b.channels + 63) / 64 * 64;
   const int workers = pool_size();

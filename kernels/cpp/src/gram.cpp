@@ -97,7 +97,8 @@ extern "C" fula_status fula_gram(const fula_tensor *x, const fula_tensor *y, int
   int device;
   FULA_TRY(check_all({{"x", x}, {"y", y}, {"xtx", xtx, true, true}, {"xty", xty, true, true}},
                      &device));
-  FULA_TRY(serve_cpu(device));
+  if (device == FULA_CUDA)
+    return refuse(FULA_ERROR_DEVICE, "x is on a CUDA device: gram serves the CPU only");
   Matrix left, right;
   FULA_TRY(read_matrix({"x", x}, &left));
   FULA_TRY(check_dtype({"y", y}, left.dtype));

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "cpu.h"
+#include "cuda/cuda.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -76,17 +77,20 @@ struct Names {
 };
 
 fula_status read_depths(i64 count, const fula_tensor *activations, const fula_tensor *targets,
-                        const fula_tensor *dist2, const fula_tensor *gradients, Depth *depths) {
+                        const fula_tensor *dist2, const fula_tensor *gradients, Depth *depths,
+                        int *device) {
   for (i64 i = 0; i < count; ++i) {
     const Names names(i, gradients != nullptr);
     const Argument a = {names.activation, activations + i}, t = {names.target, targets + i};
     const Argument d = {names.dist2, dist2 + i, true, !gradients};
-    int device;
+    int where;
     if (gradients)
-      FULA_TRY(check_all({a, t, d, {names.gradient, gradients + i, true, true}}, &device));
+      FULA_TRY(check_all({a, t, d, {names.gradient, gradients + i, true, true}}, &where));
     else
-      FULA_TRY(check_all({a, t, d}, &device));
-    FULA_TRY(serve_cpu(device));
+      FULA_TRY(check_all({a, t, d}, &where));
+    if (i == 0) *device = where;
+    if (where != *device)
+      return refuse(FULA_ERROR_DEVICE, "%s is not on the device of activations[0]", a.name);
     FULA_TRY(check_float(a));
     if (a.tensor->rank < 1)
       return refuse(FULA_ERROR_SHAPE, "%s has no axes: the first is the samples", a.name);
@@ -176,6 +180,15 @@ void differentiate(const Depth &d, i64 sample) {
   }
 }
 
+fula_status on_gpu(const Depth *depths, i64 count, bool backward) {
+  for (i64 i = 0; i < count; ++i) {
+    const Depth &d = depths[i];
+    FULA_TRY(cuda::hint_terms({d.activation, d.target, d.dist2, backward ? d.out : nullptr, d.dtype,
+                               d.lanes, d.batch, d.size}));
+  }
+  return FULA_OK;
+}
+
 fula_status hint_terms(i64 count, const fula_tensor *activations, const fula_tensor *targets,
                        const fula_tensor *dist2, const fula_tensor *gradients) {
   FULA_TRY(check_lists(count, activations, targets, dist2));
@@ -183,7 +196,9 @@ fula_status hint_terms(i64 count, const fula_tensor *activations, const fula_ten
   const Scratch scratch(bytes);
   if (!scratch.ok()) return no_memory(bytes);
   Depth *depths = scratch.at<Depth>();
-  FULA_TRY(read_depths(count, activations, targets, dist2, gradients, depths));
+  int device = FULA_CPU;
+  FULA_TRY(read_depths(count, activations, targets, dist2, gradients, depths, &device));
+  if (device == FULA_CUDA) return on_gpu(depths, count, gradients != nullptr);
   for_samples(depths, count, gradients ? differentiate : measure);
   return FULA_OK;
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "cpu.h"
+#include "cuda/cuda.h"
 #include "norm_arguments.h"
 #include "pool.h"
 
@@ -165,7 +166,7 @@ extern "C" fula_status fula_lane_norm_backward(
                       {"dbias", dbias, false, true}}, &device));
   NormArguments n;
   FULA_TRY(n.read_common(x, weight, bias, mean, var, residual, target,
-                         {lanes, training != 0, relu != 0, eps}, device));
+                         {lanes, training != 0, relu != 0, eps}));
   FULA_TRY(n.read_like_x({"dy", dy}, &n.dy));
   FULA_TRY(n.read_distances({"ddist2", ddist2}, &n.ddist2));
   FULA_TRY(n.read_like_x({"dx", dx}, &n.dx));
@@ -174,6 +175,7 @@ extern "C" fula_status fula_lane_norm_backward(
   FULA_TRY(n.read_statistics({"dbias", dbias}, &n.dbias));
   bool last;
   FULA_TRY(common_layout({&n.x, &n.dy, &n.residual, &n.target, &n.dx, &n.dresidual}, &last));
+  if (device == FULA_CUDA) return cuda::lane_norm_backward(n, last);
   const NormWalk walk(n.x, lanes, last);
   return n.x.dtype == FULA_FLOAT64 ? Backward<double>(n, walk).run()
                                    : Backward<float>(n, walk).run();

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "cuda/cuda.h"
 #include "norm_arguments.h"
 #include "pool.h"
 
@@ -191,11 +192,12 @@ extern "C" fula_status fula_lane_norm_forward(
                       {"dist2", dist2, target != nullptr, true}}, &device));
   NormArguments n;
   FULA_TRY(n.read_common(x, weight, bias, mean, var, residual, target,
-                         {lanes, training != 0, relu != 0, eps}, device));
+                         {lanes, training != 0, relu != 0, eps}));
   FULA_TRY(n.read_like_x({"y", y}, &n.y));
   FULA_TRY(n.read_distances({"dist2", dist2}, &n.dist2));
   bool last;
   FULA_TRY(common_layout({&n.x, &n.residual, &n.target, &n.y}, &last));
+  if (device == FULA_CUDA) return cuda::lane_norm_forward(n, last);
   const NormWalk walk(n.x, lanes, last);
   return n.x.dtype == FULA_FLOAT64 ? Forward<double>(n, walk).run() : Forward<float>(n, walk).run();
 }

@@ -27,9 +27,7 @@ struct NormArguments {
   fula_status read_common(const fula_tensor *x_given, const fula_tensor *weight_given,
                           const fula_tensor *bias_given, const fula_tensor *mean_given,
                           const fula_tensor *var_given, const fula_tensor *residual_given,
-                          const fula_tensor *target_given, const NormOptions &options,
-                          int device) {
-    FULA_TRY(serve_cpu(device));
+                          const fula_tensor *target_given, const NormOptions &options) {
     FULA_TRY(read_options(options));
     FULA_TRY(read_x(x_given));
     FULA_TRY(read_weight({"weight", weight_given}, &weight));

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "cpu.h"
+#include "cuda/cuda.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -29,7 +30,6 @@ extern "C" fula_status fula_pgd_step(const fula_tensor *x_adv, const fula_tensor
   int device;
   FULA_TRY(check_all({{"x_adv", x_adv}, {"grad", grad}, {"x_clean", x_clean},
                       {"out", out, true, true}}, &device));
-  FULA_TRY(serve_cpu(device));
   FULA_TRY(check_length("step", step));
   FULA_TRY(check_length("eps", eps));
   if (norm != FULA_LINF && norm != FULA_L2)
@@ -47,6 +47,9 @@ extern "C" fula_status fula_pgd_step(const fula_tensor *x_adv, const fula_tensor
   const i64 samples = x_adv->rank > 1 ? x.samples : x_adv->shape[0];
   const i64 size = x_adv->rank > 1 ? x.size() : 1, bytes = element_size(x.dtype);
   if (size == 0) return FULA_OK;
+  if (device == FULA_CUDA)
+    return cuda::pgd_step({x.data, g.data, clean.data, to.data, x.dtype, norm == FULA_LINF, samples,
+                           size, step, eps});
   parallel_for(pool_size(), samples, [&](i64 sample, int) {
     const i64 at = sample * size * bytes;
     move(x.data + at, g.data + at, clean.data + at, step, eps, to.data + at, size);

@@ -1,6 +1,8 @@
 // fula_stitch_hint_forward, and the reading of arguments for both directions.
 #include "stitch_hint.h"
 
+#include "cuda/cuda.h"
+
 namespace fula {
 namespace {
 
@@ -73,7 +75,7 @@ fula_status StitchReader::read_x(const fula_tensor *x, const fula_tensor *x_inde
   x_ = x;
   s.sources = x->shape[0], s.batch = x->shape[1], s.c1 = x->shape[2], s.positions = s.x.positions;
   s.lanes = x_index->rank == 1 ? x_index->shape[0] : 0;
-  return check_indices({"x_index", x_index}, s.lanes, s.sources, &s.x_index);
+  return check_indices({"x_index", x_index, true, false, true}, s.lanes, s.sources, &s.x_index);
 }
 
 fula_status StitchReader::read_weight(const fula_tensor *weight, const fula_tensor *bias) {
@@ -132,10 +134,9 @@ extern "C" fula_status fula_stitch_hint_forward(
   using namespace fula;
   const bool measured = target || target_index || dist2;
   int device;
-  FULA_TRY(check_all({{"x", x}, {"weight", weight}, {"bias", bias}, {"x_index", x_index},
-                      {"target", target, measured}, {"target_index", target_index, measured},
+  FULA_TRY(check_all({{"x", x}, {"weight", weight}, {"bias", bias}, {"x_index", x_index, true, false, true},
+                      {"target", target, measured}, {"target_index", target_index, measured, false, true},
                       {"y", y, false, true}, {"dist2", dist2, measured, true}}, &device));
-  FULA_TRY(serve_cpu(device));
   StitchReader reader;
   StitchArguments &s = reader.s;
   FULA_TRY(reader.read_x(x, x_index));
@@ -144,6 +145,7 @@ extern "C" fula_status fula_stitch_hint_forward(
   FULA_TRY(reader.read_output({"y", y}, &s.y));
   FULA_TRY(reader.read_sums({"dist2", dist2}, {s.lanes, s.batch}, const_cast<const void **>(&s.dist2)));
   FULA_TRY(reader.choose_layout());
-  if (!s.y.data && !s.dist2) return FULA_OK;
+  if (!y && !dist2) return FULA_OK;
+  if (device == FULA_CUDA) return cuda::stitch_hint_forward(s);
   return s.x.dtype == FULA_FLOAT64 ? StitchForward<double>(s).run() : StitchForward<float>(s).run();
 }

@@ -1,6 +1,8 @@
 // fula_stitch_hint_backward.
 #include "stitch_hint.h"
 
+#include "cuda/cuda.h"
+
 namespace fula {
 namespace {
 
@@ -143,11 +145,10 @@ extern "C" fula_status fula_stitch_hint_backward(
   const bool measured = ddist2 != nullptr;
   int device;
   FULA_TRY(check_all({{"dy", dy, false}, {"ddist2", ddist2, false}, {"x", x}, {"weight", weight},
-                      {"bias", bias}, {"x_index", x_index}, {"target", target, measured},
-                      {"target_index", target_index, measured}, {"y", y, false},
+                      {"bias", bias}, {"x_index", x_index, true, false, true}, {"target", target, measured},
+                      {"target_index", target_index, measured, false, true}, {"y", y, false},
                       {"dweight", dweight, false, true}, {"dbias", dbias, false, true},
                       {"dx", dx, false, true}}, &device));
-  FULA_TRY(serve_cpu(device));
   StitchReader reader;
   StitchArguments &s = reader.s;
   FULA_TRY(reader.read_x(x, x_index));
@@ -162,6 +163,7 @@ extern "C" fula_status fula_stitch_hint_backward(
   FULA_TRY(reader.read_sums({"dbias", dbias}, {s.lanes, s.c2},
                             const_cast<const void **>(&s.dbias)));
   FULA_TRY(reader.choose_layout());
+  if (device == FULA_CUDA) return cuda::stitch_hint_backward(s);
   return s.x.dtype == FULA_FLOAT64 ? StitchBackward<double>(s).run()
                                    : StitchBackward<float>(s).run();
 }

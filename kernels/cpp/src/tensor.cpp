@@ -65,6 +65,10 @@ fula_status check_description(const Argument &a, const fula_tensor &t) {
 fula_status check_device(const Argument &a, const fula_tensor &t, int *device) {
   if (t.device != FULA_CPU && t.device != FULA_CUDA)
     return refuse(FULA_ERROR_DEVICE, "%s is on device %d: not a fula_device", a.name, t.device);
+  if (a.host) {
+    if (t.device == FULA_CPU) return FULA_OK;
+    return refuse(FULA_ERROR_DEVICE, "%s is on a GPU: it must be on the host", a.name);
+  }
   if (*device >= 0 && t.device != *device)
     return refuse(FULA_ERROR_DEVICE, "%s is not on the device of the arguments before it", a.name);
   *device = t.device;
@@ -120,11 +124,6 @@ fula_status check_all(std::initializer_list<Argument> arguments, int *device) {
 }
 fula_status check_all(const std::vector<Argument> &arguments, int *device) {
   return check_arguments(arguments, device);
-}
-
-fula_status serve_cpu(int device) {
-  if (device != FULA_CUDA) return FULA_OK;
-  return refuse(FULA_ERROR_DEVICE, "the tensors are on a CUDA device: this build serves the CPU");
 }
 
 fula_status check_shape(const Argument &a, const i64 *shape, int rank) {

@@ -27,6 +27,7 @@ struct Argument {
   const fula_tensor *tensor;
   bool required = true;
   bool output = false;
+  bool host = false;  // on the host, wherever the others are
 };
 
 i64 element_size(int dtype);
@@ -36,9 +37,6 @@ i64 element_count(const fula_tensor &t);
 // one device (*device), and no output overlaps anything.
 fula_status check_all(std::initializer_list<Argument> arguments, int *device);
 fula_status check_all(const std::vector<Argument> &arguments, int *device);
-
-// Refuses CUDA tensors where there is no kernel for them.
-fula_status serve_cpu(int device);
 
 fula_status check_shape(const Argument &a, const i64 *shape, int rank);
 inline fula_status check_shape(const Argument &a, std::initializer_list<i64> shape) {
