@@ -36,10 +36,10 @@ quickstart: install
 	@echo "report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not long and not gpu'
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(BIN)/python -m pytest -m 'slow and not gpu' --durations=25
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:

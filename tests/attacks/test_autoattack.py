@@ -479,7 +479,7 @@ def test_captured_equals_eager(norm):
     assert 0 < captured.robust.sum() < captured.correct.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rand_equals_the_reference_at_twenty_samples(robust_net, cifar):
     """32 images, eps 1/255 (where the shipped network keeps some); the reference takes 62,000
     gradients: a quarter of an hour on two free cores."""
