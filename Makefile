@@ -32,7 +32,7 @@ $(VENV)/.installed-test: $(BIN)/python $(NATIVE) $(PACKAGES)
 install: $(VENV)/.installed
 
 quickstart: install
-	$(BIN)/fula-fast sweep fula_fast/recipes/quickstart.toml --out $(RUN)
+	$(BIN)/fula-fast sweep fula_fast/recipes/quickstart.toml --out $(RUN) --resume
 	@echo "report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/.installed-test
