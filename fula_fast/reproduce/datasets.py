@@ -46,14 +46,14 @@ def data_folder(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("FULA_DATA") or "data")
 
 
-def choose(name: str, scale: str, folder: Path) -> Chosen:
-    """The data set `name` at a scale, from what lies in `folder`."""
+def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chosen:
+    """The data set `name` at a scale, from what lies in `folder`; `side` replaces the images'."""
     entry = catalogue()["data"][name]
     settings = catalogue()["scales"][scale].get("data", {}).get(name, {})
     kinds = [settings["use"]] if "use" in settings else entry["kinds"]
     found = ((kind, _places(kind, folder)) for kind in kinds)
     kind, place = next((f for f in found if f[1]), (kinds[0], None))
-    size = settings.get("size", entry["shape"][1])
+    size = side or settings.get("size", entry["shape"][1])
     table = merged(
         {"source": kind["source"], "size": size, "data_dir": str(place or folder)},
         entry.get("table", {}),

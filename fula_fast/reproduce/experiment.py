@@ -78,21 +78,23 @@ def resolve(
 ) -> Experiment:
     """The experiment `name` at a scale with the data in `folder`.
 
-    `overrides`: texts as of `--set`, applied to every sweep; `options.KEY` reaches the driver.
+    `overrides`: texts as of `--set`, applied to every sweep; `options.KEY` reaches the driver, and
+    `size` sets the side of all images.
     `front`, `end`: another model for all donors in that role. Raises `FulaError` for unknown names
     and values.
     """
     if scale not in SCALES:
         raise FulaError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
     recipe, overrides = _scaled(load_recipe(name), scale), tuple(overrides)
-    mine = [text for text in overrides if not text.startswith("options.")]
-    builder = _Builder(recipe, scale, folder, {"front": front, "end": end})
+    own = [parse_override(t) for t in overrides if t.startswith(("options.", "size="))]
+    mine = [t for t in overrides if not t.startswith(("options.", "size="))]
+    size = next((value for key, value in own if key == ("size",)), None)
+    builder = _Builder(recipe, scale, folder, {"front": front, "end": end}, size)
     if recipe.data:
         builder.data(recipe.data)
     sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
     loose = {n: builder.donor(n) for n in recipe.donors}
-    given = [parse_override(t) for t in overrides if t.startswith("options.")]
-    options = dict(recipe.options) | {key[-1]: value for key, value in given}
+    options = dict(recipe.options) | {key[1]: value for key, value in own if len(key) == 2}
     if unknown := set(options) - set(recipe.options):
         key = min(unknown)
         raise FulaError(f"'{name}' has no options.{key}{nearest(key, recipe.options)}")
@@ -117,19 +119,25 @@ class _Builder:
     """Builds spec tables; remembers the data sets that they name."""
 
     def __init__(
-        self, recipe: Recipe, scale: str, folder: Path, models: Mapping[str, str | None]
+        self,
+        recipe: Recipe,
+        scale: str,
+        folder: Path,
+        models: Mapping[str, str | None],
+        size: int | None,
     ) -> None:
         self.recipe, self.scale, self.folder, self.models = recipe, scale, folder, models
         self.catalogue = catalogue()
         self.families = self.catalogue["scales"][scale]["families"]
         self.chosen: dict[str, Chosen] = {}
+        self.size = size
 
     def data(self, name: str) -> Chosen:
         if name not in self.catalogue["data"]:
             known = self.catalogue["data"]
             raise FulaError(f"no data set '{name}' in the catalogue{nearest(name, known)}")
         if name not in self.chosen:
-            self.chosen[name] = choose(name, self.scale, self.folder)
+            self.chosen[name] = choose(name, self.scale, self.folder, self.size)
         return self.chosen[name]
 
     def sweep(self, part: Part, overrides: Sequence[str]) -> Sweep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,9 @@ _TITLES = METRICS | {
     "cka": "CKA",
     "end_site": "Site",
     "front_site": "Front site",
+    "front": "Sender",
+    "end": "Receiver",
+    "robust_agreement_soft": "Soft agreement, adversarial",
     "radius": "Radius of the clusters",
     "classes": "Classes trained on",
     "terms": "Functional terms",
@@ -56,7 +60,10 @@ def lines(table: Table, plot: PlotSpec) -> Figure:
             _line(axes, rows, plot.x, y, styles[name])
         _labels(axes, part, plot.x, y)
     handles = [_key(styles[name], name) for name in styles]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    title = _TITLES.get(plot.line)
+    drawn.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), 6), title=title
+    )
     return drawn
 
 
@@ -96,28 +103,71 @@ def line_styles(names: Sequence[Any]) -> dict[Any, Mark]:
     return {n: known.get(n) or turned[n] for n in names}
 
 
+MOST_COLUMNS = 6
+_LONG = 30  # letters of a title that fit above a panel
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What one panel shows: the values of the recipe's panel columns, and the y column."""
+
+    values: tuple[Any, ...]
+    y: str
+
+
 def _panels(table: Table, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Table, str]]]:
-    """Columns: the first panel column's values, or the y's; rows: what is left."""
-    ys = [y for y in plot.y if table.values(y).size]
-    keys = [[k[0] for k in table.groups(c)] for c in plot.panel]
-    across = [(v,) for v in keys[0]] if keys else [()]
-    down = list(product(*keys[1:])) if keys else [()]
-    cells = [(d, y) for d in down for y in ys] if keys else [((), None)]
-    columns = [(a, None) for a in across] if keys else [((), y) for y in ys]
-    drawn = figure(0.6 + PANEL[0] * len(columns), 0.9 + PANEL[1] * len(cells))
-    axes = drawn.subplots(len(cells), len(columns), squeeze=False, sharey=bool(keys), sharex=True)
-    found = []
-    for (d, row_y), line in zip(cells, axes, strict=True):
-        for (a, column_y), panel in zip(columns, line, strict=True):
-            part = table.where(dict(zip(plot.panel, a + d, strict=False)))
-            panel.set_title(_title(plot.panel, a + d))
-            found.append((panel, part, row_y or column_y))
+    """One panel per value of the panel columns and per y; titles and labels only where they change."""
+    rows = _arranged(table, plot)
+    wide = max(map(len, rows))
+    drawn = figure(0.6 + PANEL[0] * wide, 0.9 + PANEL[1] * len(rows))
+    axes = drawn.subplots(len(rows), wide, squeeze=False)
+    found, above = [], {}
+    for line, places in zip(rows, axes, strict=True):
+        for column, place in enumerate(places):
+            if column >= len(line):
+                place.set_axis_off()
+                continue
+            panel = line[column]
+            title = _title(plot.panel, panel.values)
+            if above.get(column) != title:
+                place.set_title(title)
+            above[column] = title
+            part = table.where(dict(zip(plot.panel, panel.values, strict=True)))
+            found.append((place, part, panel.y))
+    _share(found)
     return drawn, found
 
 
+def _arranged(table: Table, plot: PlotSpec) -> list[list[_Panel]]:
+    """Panels by rows: the first panel column (and the y's, where they fit) across, the rest down;
+    a single long row is broken."""
+    ys = [y for y in plot.y if table.values(y).size]
+    keys = [[k[0] for k in table.groups(c)] for c in plot.panel] or [[]]
+    across, down = [(a,) for a in keys[0]] or [()], list(product(*keys[1:]))
+    if len(across) * len(ys) <= MOST_COLUMNS:
+        rows = [[_Panel(a + d, y) for a in across for y in ys] for d in down]
+    else:
+        rows = [[_Panel(a + d, y) for a in across] for d in down for y in ys]
+    if len(rows) == 1 and len(rows[0]) > MOST_COLUMNS // 2:
+        half = -(-len(rows[0]) // 2)
+        rows = [rows[0][:half], rows[0][half:]]
+    return rows
+
+
+def _share(found: Sequence[tuple[Axes, Table, str]]) -> None:
+    """Panels of one column share its scale; all accuracies share theirs."""
+    kinds: dict[str, Axes] = {}
+    for axes, _, y in found:
+        kind = "accuracy" if y.endswith("accuracy") else y
+        if kind in kinds:
+            axes.sharey(kinds[kind])
+        kinds.setdefault(kind, axes)
+
+
 def _title(names: Sequence[str], values: Sequence[Any]) -> str:
-    said = {"alpha": "α = {}", "shortcut": "shortcut {}"}
-    return "\n".join(said.get(n, "{}").format(v) for n, v in zip(names, values, strict=False))
+    said = {"alpha": "α = {}", "shortcut": "shortcut {}", "end": "into {}", "front": "from {}"}
+    words = "\n".join(said.get(n, "{}").format(v) for n, v in zip(names, values, strict=True))
+    return words.replace(" → ", " →\n") if len(words.split("\n")[0]) > _LONG else words
 
 
 def _line(axes: Axes, rows: Table, x: str, y: str, mark: Mark) -> None:
@@ -143,6 +193,9 @@ def _labels(axes: Axes, part: Table, x: str, y: str) -> None:
     values = part.values(x)
     if x == "radius" and values.size:
         axes.set_xscale("log")
+        ticks = sorted(set(values.tolist()))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     elif values.size and np.array_equal(values, values.astype(int)):
         ticks = sorted(set(values.astype(int).tolist()))
         axes.set_xticks(ticks if len(ticks) <= 10 else ticks[::2])

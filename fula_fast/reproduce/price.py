@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from ..donors import resolved_recipe
-from ..facts import DonorFacts
+from ..facts import DataFacts, DonorFacts, donor_facts
 from ..machine import Resources
 from ..plan import plan
 from ..planview import flops_text
 from ..progress import duration
+from ..spec import parse_table
 from ..tables import DonorSpec
 from .experiment import Experiment, Sweep
+from .recipe import catalogue
 from .runner import driver_of
 
 _BACKWARD = 3  # forward and both gradients, in forward passes
@@ -50,20 +52,32 @@ def price(experiment: Experiment, trained: set[str], *, shared: bool = False) ->
         planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
         cells += len(planned.cells)
         work += planned.flops + _evaluation(sweep, planned.cells)
-        for name, donor in sweep.spec.donors.items():
-            key = repr(donor.recipe_identity())
-            if key not in trained and not donor.checkpoint:
-                trained.add(key)
-                names.append(name)
-                data = sweep.donor_data[name]
-                donor_work += donor_flops(donor, sweep.donor_facts()[name], data.train_images)
     if experiment.recipe.driver:
         tasks = driver_of(experiment).tasks(experiment)
         cells, work = cells + len(tasks), work + sum(task.flops for task in tasks)
+    for name, donor, data in _donors(experiment):
+        key = repr(donor.recipe_identity())
+        if key not in trained and not donor.checkpoint:
+            trained.add(key)
+            names.append(name)
+            facts = donor_facts(donor, data, "post_relu")
+            donor_work += donor_flops(donor, facts, data.train_images)
     recipe = experiment.recipe
     return Price(
         experiment.name, recipe.figure, cells, work, donor_work, tuple(names), experiment.missing
     )
+
+
+def _donors(experiment: Experiment) -> Iterator[tuple[str, DonorSpec, DataFacts]]:
+    """Every donor with nominal facts of its data: of the sweeps, and those of the driver alone."""
+    for sweep in experiment.sweeps:
+        for name, donor in sweep.spec.donors.items():
+            yield name, donor, sweep.donor_data[name]
+    for changes in experiment.options.get("models", [{}]):  # Table 1 has its donors in several
+        for name, table in experiment.donors.items():
+            given = {k: v for k, v in changes.items() if k != "label"}
+            donor = parse_table(DonorSpec, {**table, **given, "name": name}, f"donors.{name}")
+            yield name, donor, experiment.data[catalogue()["donors"][name]["data"]].facts
 
 
 def donor_flops(donor: DonorSpec, facts: DonorFacts, images: int) -> float:

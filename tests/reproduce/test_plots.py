@@ -29,7 +29,7 @@ def _drawn(rows, **plot):
 
 def test_lines_are_means_over_seeds_with_a_band_to_the_extremes():
     figure = _drawn(_rows(), y=["accuracy"], panel=["end"])
-    assert [axes.get_title() for axes in figure.axes] == ["a", "c"]
+    assert [axes.get_title() for axes in figure.axes] == ["into a", "into c"]
     hint, fula = figure.axes[0].lines
     np.testing.assert_allclose(hint.get_xydata(), [[1, 1.6], [3, 3.6]])
     np.testing.assert_allclose(fula.get_ydata(), [1.7, 3.7])
@@ -46,8 +46,18 @@ def test_second_panel_column_makes_rows():
     rows = [r | {"alpha": a} for a in (0.0, 1.0) for r in _rows()]
     figure = _drawn(rows, y=["accuracy"], panel=["end", "alpha"])
     assert [a.get_title() for a in figure.axes] == [
-        f"{end}\nα = {alpha}" for alpha in (0.0, 1.0) for end in ("a", "c")
+        f"into {end}\nα = {alpha}" for alpha in (0.0, 1.0) for end in ("a", "c")
     ]
+
+
+def test_where_columns_and_panels_do_not_fit_across_the_columns_go_down():
+    rows = [r | {"end": e, "cka": 0.5} for e in "abcd" for r in _rows() if r["end"] == "a"]
+    figure = _drawn(rows, y=["accuracy", "cka"], panel=["end"])
+    grid = {axes.get_subplotspec().get_gridspec().get_geometry() for axes in figure.axes}
+    assert grid == {(2, 4)}
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["into a", "into b", "into c", "into d", "", "", "", ""]
+    assert len({axes.get_ylim() for axes in figure.axes[:4]}) == 1  # one column, one scale
 
 
 def test_sides_of_the_diagonal_as_lines():

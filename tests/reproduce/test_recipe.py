@@ -104,6 +104,12 @@ def test_overrides_reach_every_sweep_and_the_driver():
     assert resolve("mislead-noise", "smoke", NOWHERE, ["options.train=64"]).options["train"] == 64
 
 
+def test_a_size_is_that_of_data_and_donors_alike():
+    (sweep,) = resolve("fig9", "small", NOWHERE, ["size=32"], front="vgg16").sweeps
+    assert sweep.spec.data.size == sweep.spec.donors["imagenet_0"].data.size == 32
+    assert sweep.data.shape == (3, 32, 32)
+
+
 def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
     spec = resolve("fig10", "smoke", NOWHERE, front="vgg16").sweeps[0].spec
     assert spec.grid.pairs[0] == ("cifar10_0-front", "cifar10_0")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -163,9 +164,10 @@ def _scores(
 def _draw(
     lab: Lab, names: tuple[str, str], model: Callable[[Tensor], Tensor], sources: list[Source]
 ) -> None:
-    """One test image per class above its reconstruction by the other data set's decoder."""
+    """A test image of each class above its reconstruction by the other data set's decoder."""
     test = sources[0].test
-    batch = next(evaluation_batches(test.evenly(test.num_classes), test.num_classes, lab.device))
+    first = [int(np.flatnonzero(test.labels == c)[0]) for c in range(test.num_classes)]
+    (batch,) = evaluation_batches(test, len(first), lab.device, order=np.array(first))
     with torch.no_grad():
         rows = [t[:, 0].cpu().numpy() for t in (batch.images, model(batch.images))]
     with look():
@@ -175,6 +177,8 @@ def _draw(
             for axes, image in zip(line, images, strict=True):
                 axes.imshow(image, cmap="gray", vmin=0, vmax=1)
                 axes.set_axis_off()
+        for axes, name in zip(panels[0], test.classes, strict=True):
+            axes.set_title(name)
         save(drawn, lab.plots / f"reconstructions-{'-'.join(names)}.svg")
 
 
