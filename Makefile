@@ -39,7 +39,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m 'not slow and not long and not gpu'
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'slow and not gpu' --durations=25
+	$(BIN)/python -m pytest -m 'slow and not gpu' --durations=25 $(SLOW)
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:
