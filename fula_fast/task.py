@@ -17,7 +17,7 @@ from .models import Staged
 from .pipelines import Batch, Stream
 from .progress import Progress
 from .protocol import Protocol
-from .stitches import Stitch
+from .stitches import Geometry, Stitch
 
 DTYPES = {
     "fp64": torch.float64,
@@ -87,6 +87,7 @@ def stitches_of(task: WaveTask) -> dict[str, Stitch]:
     for cell in task.cells:
         check_sites(task.front, cell.front_site, "front")
         check_sites(task.end, cell.end_site, "end")
+        _check_dm(task, cell)
         groups.setdefault(_start_key(cell), []).append(cell)
     stitches = {}
     for cells in groups.values():
@@ -100,6 +101,16 @@ def stitches_of(task: WaveTask) -> dict[str, Stitch]:
             stitch.load_state_dict(found[_pair(cell)].state_dict())
             stitches[cell.id] = stitch
     return stitches
+
+
+def _check_dm(task: WaveTask, cell: Cell) -> None:
+    """A `dm` result between sites of unlike form would be a random map under a wrong name."""
+    shapes = task.front.site_shapes[cell.front_site - 1], task.end.site_shapes[cell.end_site - 1]
+    if not cell.objective and not Geometry(*shapes).like:
+        raise FulaError(
+            f"method 'dm' needs sites of one form, not {shapes[0]} and {shapes[1]} (front site "
+            f"{cell.front_site}, end site {cell.end_site}); leave dm out of this grid"
+        )
 
 
 def _pair(cell: Cell) -> Pair:

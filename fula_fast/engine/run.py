@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 from collections.abc import Iterator
@@ -70,6 +71,9 @@ def _halves(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]
 
 def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
     started = time.perf_counter()
+    # Copies: the donors themselves stay where they are, for other waves.
+    front, end = (copy.deepcopy(donor).to(task.device) for donor in (task.front, task.end))
+    task = replace(task, front=front, end=end)
     mode, runner = runner_of(task)
     wave = Wave(
         task.cells, task.front, task.end, stitches_of(task), task.steps,
