@@ -9,9 +9,10 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, resource, sys
+import json, sys
 import torch
 from fula_fast import memory
+from fula_fast.bench.record import PeakMemory
 from fula_fast.cell import Cell
 from fula_fast.engine.wave import Wave
 from fula_fast.facts import DataFacts, donor_facts
@@ -44,12 +45,11 @@ y = torch.randint(10, (BATCH,))
 # what the libraries load and keep at their first use is not the wave's
 small = Wave(cells[:1], front, end, start, 4, dtype=dtype)
 small.step(x[:2], y[:2], 0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+memory_taken = PeakMemory("cpu")
 wave = Wave(cells, front, end, start, 4, dtype=dtype)
 for number in range(2):
     wave.step(x, y, number)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-print(json.dumps({"predicted": predicted, "peak": peak}))
+print(json.dumps({"predicted": predicted, "peak": memory_taken.bytes()}))
 """
 
 
