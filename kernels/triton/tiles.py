@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Tile] = {
     "sums": Tile(32, 64, 32),
     "norm_gradient": Tile(32, 64),
     "stitch": Tile(128, 128, 64, warps=8),
-    "fused_gradient": Tile(64, 64, 128, warps=8, stages=2),
+    "fused_gradient": Tile(128, 64, 128, warps=8, stages=2),
     "weight_gradient": Tile(64, 128, 128, warps=8),
     "input_gradient": Tile(128, 128, 64, warps=8),
 }
@@ -64,10 +64,10 @@ SCATTERED: dict[str, Tile] = {
     "normalise": Tile(16, 32),
     "sums": Tile(16, 32, 64),
     "norm_gradient": Tile(16, 32),
-    "stitch": Tile(64, 32, 32),
+    "stitch": Tile(32, 32, 32),
     "fused_gradient": Tile(32, 32, 64, stages=2),
-    "weight_gradient": Tile(32, 32, 32),
-    "input_gradient": Tile(64, 32, 32),
+    "weight_gradient": Tile(32, 32, 16),
+    "input_gradient": Tile(32, 32, 32),
 }
 """For tensors whose rows do not lie at equal distances, as in contiguous (N, C, H, W): every
 element has an address of its own to hold."""
