@@ -46,5 +46,5 @@ target_sources(fula_core PRIVATE ${made}/fula_binaries.cpp src/cuda/driver.cpp
   src/cuda/elementwise.cpp src/cuda/lane_norm.cpp src/cuda/session.cpp src/cuda/stitch_hint.cpp)
 set_source_files_properties(${made}/fula_binaries.cpp PROPERTIES OBJECT_DEPENDS
   "${made}/${cubin_80};${made}/${cubin_90};${made}/${ptx}")
-target_include_directories(fula_core PRIVATE ${made})
+set_source_files_properties(src/cuda/session.cpp PROPERTIES INCLUDE_DIRECTORIES ${made})
 target_link_libraries(fula_core PRIVATE ${CMAKE_DL_LIBS})

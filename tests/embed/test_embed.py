@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pip's cmake
@@ -40,18 +39,6 @@ def test_cpp_program_uses_the_library_in_the_wheel(tmp_path: Path) -> None:
     core = pytest.importorskip("fula_fast.kernels._core")
     prefix = Path(core.__file__).parent / "fula_core"
     assert "weights off by" in build_and_run(prefix, tmp_path / "build")
-
-
-@pytest.mark.slow
-def test_cpp_program_uses_a_plain_cmake_install(tmp_path: Path) -> None:
-    """Library alone: built and installed with neither Python nor torch in reach."""
-    build, prefix = tmp_path / "library", tmp_path / "prefix"
-    run("cmake", "-S", ROOT, "-B", build, f"-DCMAKE_INSTALL_PREFIX={prefix}")
-    cache = (build / "CMakeCache.txt").read_text()
-    assert "Python_" not in cache and "torch" not in cache.lower()
-    run("cmake", "--build", build, "-j", os.cpu_count() or 1)
-    run("cmake", "--install", build)
-    assert "weights off by" in build_and_run(prefix, tmp_path / "host")
 
 
 def test_python_program_trains_as_plain_pytorch_does(tmp_path: Path) -> None:
