@@ -6,9 +6,10 @@ FULA_BACKEND=reference|triton|cpp|auto (read at import; default auto) chooses:
 - `triton`: the project's GPU kernels behind registered operators; on CPU tensors only in Triton's
   interpreter (TRITON_INTERPRET=1), for tests. float32, bfloat16, float16.
 - `cpp`: the C++ kernels (`fula_fast.kernels._core`) behind the same operators, CPU tensors.
-- `auto`: on CUDA `triton`, or `reference` for float64. On a CPU `cpp` where it is built and the
-  code runs eagerly; under `torch.compile` `reference`, because Inductor cannot fuse an operator it
-  does not see into with the layers around it.
+- `auto`: on CUDA `triton`, or `reference` for float64; on a CPU `cpp` where it is built, else
+  `reference`. Under `torch.compile` too: Inductor sees nothing inside an operator, but on a CPU
+  convolutions are library calls, so what it could fuse is what `lane_norm` has fused already.
+  Without a compiled backend the reference is traced, and Inductor fuses it.
 
 A named backend that cannot serve a call raises `FulaError`; nothing is replaced silently. It holds
 for every noun that the backend has: `gram` has no Triton version, so `triton` leaves it at `auto`.
@@ -86,7 +87,7 @@ def choose(noun: str, x: Tensor) -> str:
     Raises `FulaError` where the requested backend cannot serve.
     """
     if _requested == "auto" or _requested not in NOUNS[noun]:
-        return _automatic(noun, x.is_cuda, x.dtype, torch.compiler.is_compiling())
+        return _automatic(noun, x.is_cuda, x.dtype)
     reason = _refusal(noun, _requested, x)
     if reason:
         raise FulaError(
@@ -95,11 +96,11 @@ def choose(noun: str, x: Tensor) -> str:
     return _requested
 
 
-def _automatic(noun: str, cuda: bool, dtype: torch.dtype, compiling: bool) -> str:
+def _automatic(noun: str, cuda: bool, dtype: torch.dtype) -> str:
     if cuda:
         served = _HAS_TRITON and "triton" in NOUNS[noun] and dtype in _TRITON_DTYPES
         return "triton" if served else "reference"
-    return "cpp" if noun in _CORE_NOUNS and not compiling else "reference"
+    return "cpp" if noun in _CORE_NOUNS else "reference"
 
 
 def _refusal(noun: str, name: str, x: Tensor) -> str | None:
@@ -129,9 +130,9 @@ def _line(noun: str) -> str:
         return f"{_requested} (FULA_BACKEND)"
     parts = []
     if torch.cuda.is_available():
-        name = _automatic(noun, True, torch.float32, False)
+        name = _automatic(noun, True, torch.float32)
         parts.append(f"CUDA: {name}" + (", float64: reference" if name == "triton" else ""))
-    name = _automatic(noun, False, torch.float32, False)
+    name = _automatic(noun, False, torch.float32)
     missing = "" if noun in _CORE_NOUNS else " (no C++ version in this build)"
-    parts.append(f"CPU: {name}{missing}, under torch.compile: reference")
+    parts.append(f"CPU: {name}{missing}")
     return "; ".join(parts)

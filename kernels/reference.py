@@ -1,5 +1,5 @@
-"""Every noun in plain PyTorch: the oracle of tests and benches, and what `torch.compile` traces on
-a CPU.
+"""Every noun in plain PyTorch: the oracle of tests and benches, and what runs, or what
+`torch.compile` traces, where no compiled backend serves.
 
 Shapes: L lanes, B samples a lane, C channels, H x W positions; lanes are concatenated along the
 batch axis, lane-major: (L*B, C, H, W). Sums are float32 for float16, bfloat16 and float32 inputs,
