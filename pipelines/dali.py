@@ -6,7 +6,7 @@ command that installs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -72,12 +72,17 @@ def decoded_files(size: int | None, decoder: str):
 
 
 class DaliDecoder:
-    """`decode.Decoder` by DALI; `device` "gpu" decodes JPEG on the GPU."""
+    """`decode.Decoder` by DALI; `device` "gpu" decodes JPEG on the GPU.
+
+    Resizing costs more than decoding a small image, and leaves one of the right size as it is: it
+    is left out until an image needs it.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.name = f"dali{require_dali().__version__}-{device}"
         self._pipelines: dict[int | None, Any] = {}
+        self._resizing = False
 
     def __call__(
         self,
@@ -112,14 +117,26 @@ class DaliDecoder:
         ]
 
     def _run(self, files: list[np.ndarray], size: int | None) -> list[np.ndarray]:
+        out = None if size is not None and self._resizing else self._outputs(files, None)
+        if out is None or (size is not None and not all_square(out.shape(), size)):
+            self._resizing = True
+            out = self._outputs(files, size)
+        host = out.as_cpu() if self.device == "gpu" else out
+        return [np.array(host.at(i)) for i in range(len(files))]
+
+    def _outputs(self, files: list[np.ndarray], size: int | None) -> Any:
         if size not in self._pipelines:
             pipeline = new_pipeline(_GROUP, 0 if self.device == "gpu" else None)
             with pipeline:
                 pipeline.set_outputs(decoded_files(size, self.device))
             self._pipelines[size] = pipeline
         (out,) = self._pipelines[size].run(files=files)
-        host = out.as_cpu() if self.device == "gpu" else out
-        return [np.array(host.at(i)) for i in range(len(files))]
+        return out
+
+
+def all_square(shapes: Iterable[Sequence[int]], size: int) -> bool:
+    """Whether all shapes (H, W, C) are square at `size`."""
+    return all(tuple(shape[:2]) == (size, size) for shape in shapes)
 
 
 def _groups(index: FolderIndex, samples: Sequence[int]) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import FulaError
-from .dali import DaliDecoder, decoded_files, new_pipeline
+from .dali import DaliDecoder, all_square, decoded_files, new_pipeline
 from .decode import Decoder
 from .files import FileSet
 from .images import with_channels
@@ -50,11 +50,12 @@ class DaliStream(StreamBase):
         self._from_files = isinstance(self.image_set, FileSet)
         if self._from_files:
             _check_decoder(self.image_set.decoder, self.device)
+        self._resizing = False  # until an image needs it; see DaliDecoder
         self._pipeline = self._build()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fula-dali")
 
     def _build(self):
-        """Input (files or images) -> square uint8 -> zero-padded crop -> flip."""
+        """Input (files or images) -> square uint8 -> zero-padded crop -> flip; and input shapes."""
         device_id = self.device.index or 0 if self.device.type == "cuda" else None
         pipeline = new_pipeline(self.batch_size, device_id)
         from nvidia.dali import fn, types
@@ -62,10 +63,12 @@ class DaliStream(StreamBase):
         _, height, width = self.image_set.image_shape
         with pipeline:
             if self._from_files:
-                images = decoded_files(self.image_set.size, self.image_set.decoder.device)
+                size = self.image_set.size if self._resizing else None
+                images = decoded_files(size, self.image_set.decoder.device)
             else:
                 images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, ndim=3)
             images = images if device_id is None or images.device == "gpu" else images.gpu()
+            shapes = images.shape()
             start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
             images = fn.slice(
                 images,
@@ -76,7 +79,7 @@ class DaliStream(StreamBase):
                 fill_values=0,
             )
             flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
-            pipeline.set_outputs(fn.flip(images, horizontal=flip))
+            pipeline.set_outputs(fn.flip(images, horizontal=flip), shapes)
         pipeline.build()
         return pipeline
 
@@ -116,13 +119,19 @@ class DaliStream(StreamBase):
         inputs = {"start": corner.astype(np.int32), "flip": draw.flip[index].astype(np.int32)}
         if self._from_files:
             return self._run_files(inputs, index)
-        (out,) = self._pipeline.run(images=self.image_set.gather(index), **inputs)
+        out, _ = self._pipeline.run(images=self.image_set.gather(index), **inputs)
         return self._tensor(out)
 
     def _run_files(self, inputs: dict[str, np.ndarray], index: np.ndarray) -> torch.Tensor:
         try:
             files = [self.image_set.index.read(i) for i in index]
-            (out,) = self._pipeline.run(files=files, **inputs)
+            out, shapes = self._pipeline.run(files=files, **inputs)
+            if not self._resizing and not all_square(
+                np.array(shapes.as_tensor()), self.image_set.size
+            ):
+                self._resizing = True
+                self._pipeline = self._build()
+                out, _ = self._pipeline.run(files=files, **inputs)
         except (RuntimeError, OSError):
             self._pipeline = self._build()
             self.image_set.gather(index)  # names the file, as DALI does not

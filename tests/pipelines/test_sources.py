@@ -141,6 +141,29 @@ def test_files_that_stay_files(make_folder):
         open_stream(lazy.train, backend="resident", **settings)
 
 
+def test_images_that_have_the_size_are_not_resized_and_others_are(make_folder):
+    """Whatever came before: the decoder and the stream begin to resize when one image needs it."""
+    folder = make_folder({"train/a": 12, "train/b": 4, "test/a": 2, "test/b": 2})
+    for file in (folder / "train" / "a").iterdir():
+        with Image.open(file) as image:
+            image.resize((16, 16)).save(file)
+    options = {"path": str(folder), "size": 16, "decoder": "dali"}
+    mixed = load_source("imagefolder", **options)
+    for pixels, file in zip(
+        mixed.train.images, sorted((folder / "train" / "a").iterdir()), strict=False
+    ):
+        assert np.array_equal(pixels, np.asarray(Image.open(file)))
+    lazy = load_source("imagefolder", cached=False, **options)
+    assert np.array_equal(lazy.train.gather(np.arange(4)), mixed.train.images[:4])
+    assert np.array_equal(lazy.train.gather(np.arange(16)), mixed.train.images)
+    settings = {"batch_size": 4, "seed": 1, "augmentation": Augmentation(pad=2)}
+    stream = open_stream(lazy.train, backend="dali", **settings)
+    for epoch in (0, 1):
+        expected = open_stream(mixed.train, backend="reference", **settings).epoch(epoch)
+        for batch, other in zip(stream.epoch(epoch), expected, strict=True):
+            assert (batch.images == other.images).all()
+
+
 def test_gray_files_that_stay_files(make_folder):
     folder = str(make_folder(SPLITS))
     options = {"path": folder, "size": 16, "channels": 1, "decoder": "dali"}
