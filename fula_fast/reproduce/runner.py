@@ -73,6 +73,7 @@ def run(
     if experiment.recipe.driver:
         rows, pictures = _driven(experiment, folder, progress, donors, engine or {})
         by_part[driver_part(experiment)] = rows
+        failed += sum(row.get("status") == "failed" for row in rows)
     table = gathered(by_part)
     found = verdicts(experiment.recipe, table)
     from .page import write_page
@@ -129,11 +130,20 @@ def _driven(
     driver = driver_of(experiment)
     lab = Lab(experiment, folder, resources(EngineSpec(**engine)), progress, donors)
     tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", _identity(experiment))
-    rows = []
+    progress.run_started(len(tasks), sum(ledger.has(task.key) for task in tasks))
+    rows: list[Row] = []
     for task in tasks:
-        rows += ledger.kept(task.key, lambda task=task: driver.run(task, lab))
+        done = ledger.has(task.key)
+        found = ledger.kept(task.key, lambda task=task: driver.run(task, lab))
+        if not done:
+            progress.cell_done({"cell": task.key, "status": _status(found)})
+        rows += found
     draw: Callable[..., list[Any]] = getattr(driver, "pictures", lambda lab, rows: [])
     return rows, draw(lab, rows)
+
+
+def _status(rows: list[Row]) -> str:
+    return "failed" if any(row.get("status") == "failed" for row in rows) else "ok"
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
@@ -165,6 +175,10 @@ class Ledger:
             raise FulaError(
                 f"'{folder}' holds tasks with other settings; give another --out, or remove it"
             )
+
+    def has(self, key: str) -> bool:
+        """Whether the task is finished."""
+        return (self.folder / f"{key}.json").exists()
 
     def kept(self, key: str, make: Callable[[], list[Row]]) -> list[Row]:
         """The rows under `key`, made and written where they are not there."""
