@@ -305,12 +305,12 @@ def tune(lanes: int, batch: int) -> Iterator[str]:
 
     for make, names in launched.items():
         for site, (channels, _) in SITES.items():
-            for dtype in DTYPES:
+            for dtype, precision in DTYPES.items():
                 work = make(Case(site, lanes, dtype, "cuda", batch))
                 run = runs(work, "ours", "cuda")["both"]
                 for name in names:
                     inner = channels if name in tiles.PRODUCTS else 0
-                    sample = work.inputs[0].new_empty(0, dtype=DTYPES[dtype])
+                    sample = work.inputs[0].new_empty(0, dtype=precision)
                     best = tiles.tune(name, run, measure, sample, channels, inner)
                     yield f"{name} {site} {dtype}: {best}"
 
