@@ -84,7 +84,11 @@ def where(report: Mapping[str, Any]) -> str:
 def again(report: Mapping[str, Any]) -> str:
     """The command that measures it again, and whether other programs shared the machine."""
     found = report["hardware"]
-    busy = f"; a busy machine (load {found['load']:.0f})" if found["load"] > 1.5 * found["cores"] else ""
+    busy = (
+        f"; a busy machine (load {found['load']:.0f})"
+        if found["load"] > 1.5 * found["cores"]
+        else ""
+    )
     return f"`{report['command']}` ({report['time'][:10]}{busy})"
 
 
