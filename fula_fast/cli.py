@@ -6,104 +6,25 @@ at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from . import __version__
-from .errors import FulaError
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-
-class _LightHelp:
-    """Newer typer validates an absent --help with pydantic; a plain default spares its import."""
-
-    def get_help_option(self, ctx: typer.Context) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None and option.default is None:
-            option.default = False
-        return option
-
-
-class _Command(_LightHelp, TyperCommand):
-    pass
-
-
-class _Group(_LightHelp, TyperGroup):
-    pass
-
-
-app = typer.Typer(
-    name="fula-fast",
-    cls=_Group,
-    help="Model stitching: how functionally similar are these networks, layer by layer?",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+from . import cli_data  # noqa: F401  registers its commands
+from .cli_app import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    DeviceOption,
+    SetOption,
+    SpecArgument,
+    app,
+    command,
 )
 
-
-def command(name: str, resume: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a command whose mistakes are one line on standard error, never a traceback.
-
-    `resume`: how to go on after Ctrl-C.
-    """
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        @app.command(name, cls=_Command)
-        @functools.wraps(function)
-        def guarded(**arguments: Any) -> None:
-            try:
-                code = function(**arguments)
-            except FulaError as error:
-                _complain(f"error: {error}")
-                code = BAD_INPUT
-            except KeyboardInterrupt:
-                _complain(f"interrupted{'; ' if resume else ''}{resume}")
-                code = INTERRUPTED
-            raise typer.Exit(code or 0)
-
-        return guarded
-
-    return register
-
-
-def _complain(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"fula-fast {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
-    ] = False,
-) -> None:
-    pass
-
-
-SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A spec file (.toml), or a shipped recipe's name.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set protocol.epochs=5"),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
-]
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
 
 
 @command("sweep", resume="finished cells are kept: the same command with --resume goes on")

@@ -1,4 +1,4 @@
-"""The project's one error class.
+"""The project's one error class, and the base of its warnings.
 
 A message names the offending value, the rule it broke, and the fix, on one line.
 """
@@ -13,6 +13,10 @@ _LISTED = 20
 
 class FulaError(Exception):
     """A user's mistake or an unusable input; the command line prints it without a traceback."""
+
+
+class FulaWarning(UserWarning):
+    """Something that went on, but that the user should know; the command line prints one line."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

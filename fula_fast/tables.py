@@ -110,6 +110,12 @@ def _shortcut(value: Any) -> Any:
 OneShortcut = Annotated[Shortcut | None, BeforeValidator(_shortcut)]
 
 
+class Marked(Table):
+    """A shortcut by itself."""
+
+    shortcut: OneShortcut = None
+
+
 class Adversarial(Attack):
     """Adversarial training of a donor: the share `alpha` of each batch is attacked."""
 

@@ -109,7 +109,7 @@ def cifar10(
     """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files."""
     if (folder / "cifar-10-batches-py").is_dir() or download:
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
-    tree = class_folders("cifar10", folder, "cifar")
+    tree = class_folders("cifar10", folder, "cifar", downloads=True)
     return from_folders("cifar10", tree, size, channels, on_error=on_error, decoder=decoder)
 
 
@@ -160,11 +160,17 @@ def from_folders(
     return Source(name, *(load(index, size, channels, **settings) for index in (train, test)))
 
 
-def class_folders(name: str, folder: Path, prefix: str | None = None) -> FileTree:
-    """The tree with class folders: what in `folder` starts with `prefix`, or `folder` itself."""
+def class_folders(
+    name: str, folder: Path, prefix: str | None = None, *, downloads: bool = False
+) -> FileTree:
+    """The tree with class folders: what in `folder` starts with `prefix`, or `folder` itself.
+
+    `downloads`: the source could be downloaded, which the error for missing data then says.
+    """
+    other = ", or download = true" if downloads else ""
     if not folder.exists():
         raise FulaError(
-            f"data folder '{folder}' for '{name}' does not exist; create it, or give data_dir"
+            f"data folder '{folder}' for '{name}' does not exist; create it, or give data_dir{other}"
         )
     inside = sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
     places = inside if prefix and not (folder / "train").is_dir() else [folder]
@@ -175,7 +181,7 @@ def class_folders(name: str, folder: Path, prefix: str | None = None) -> FileTre
                 return tree
     raise FulaError(
         f"no '{name}' in '{folder}': it needs train/<class>/ beside test/<class>/ or val/<class>/, "
-        "or an archive of them; point data_dir at it"
+        f"or an archive of them; point data_dir at it{other}"
     )
 
 

@@ -10,7 +10,7 @@ from ..errors import FulaError, nearest
 from .augment import crop_flip, to_floats
 from .images import ImageSet, Source
 from .randomness import NO_AUGMENTATION, Augmentation, Purpose, draw_epoch, permutation
-from .shortcuts import Shortcut, draw_markers, evaluation_markers, paste
+from .shortcuts import MARKER_SETS, Shortcut, draw_markers, evaluation_markers, paste
 
 _SPLITS = ("train", "test")
 _GAP, _FONT = 2, 14
@@ -34,10 +34,18 @@ def contact_sheet(
     Training images are cropped, flipped and marked as in that `epoch` of a stream with that `seed`;
     test images carry the markers of `marker_set` (shortcut, clean, rolled). Returns `out`.
     """
+    check_picture(out)
     if split not in _SPLITS:
         raise FulaError(f"unknown split '{split}'{nearest(split, _SPLITS)}")
     if columns < 1 or classes < 1:
         raise FulaError(f"{columns} columns, {classes} classes: a sheet needs at least 1 of each")
+    if marker_set not in MARKER_SETS:
+        raise FulaError(f"unknown evaluation set '{marker_set}'{nearest(marker_set, MARKER_SETS)}")
+    if marker_set != "shortcut" and (shortcut is None or split == "train"):
+        raise FulaError(
+            f"evaluation set '{marker_set}' is of test images with a shortcut; show the test split, "
+            "and give a shortcut"
+        )
     images = getattr(source, split)
     if not hasattr(images, "gather"):
         raise FulaError(f"'{source.name}' has activations, not images; there is nothing to show")
@@ -56,6 +64,18 @@ def contact_sheet(
     title = f"{source.name}, {split}: {len(images)} images, {width}x{height} pixels"
     _draw(np.rint(floats * 255).astype(np.uint8), rows, images.classes, title, out)
     return out
+
+
+def check_picture(out: Path) -> None:
+    """Raise `FulaError` unless a picture can be saved under the name `out`."""
+    from PIL import Image
+
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise FulaError(
+            f"'{out}' is no name of a picture; give one that ends in .png, such as grid.png"
+        )
+    if out.is_dir():
+        raise FulaError(f"'{out}' is a folder; give the name of a picture, such as {out}/grid.png")
 
 
 def _chosen(images: ImageSet, columns: int, classes: int, seed: int) -> list[np.ndarray]:
@@ -97,5 +117,10 @@ def _draw(
             large = image.resize((width - _GAP, height - _GAP), Image.Resampling.NEAREST)
             sheet.paste(large, (margin + column * width, top))
             place += 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
+    except OSError as error:
+        raise FulaError(
+            f"picture '{out}' cannot be written ({error.strerror or error}); give another --out"
+        ) from error

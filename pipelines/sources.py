@@ -2,7 +2,8 @@
 
 Data is looked for in `data_dir`, else `$FULA_DATA`, else `./data`; a data folder may hold the
 unpacked form or the archive. Nothing is downloaded unless asked. A new source is a function
-`(folder, size, channels, download, *, options) -> Source` and a line in `_LOADERS`.
+`(folder, size, channels, download, *, options) -> Source`, a line in `_LOADERS`, and its place in
+`places.py`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def loader(name: str) -> Callable[..., Source]:
     return getattr(import_module(f".{module}", __package__), function)
 
 
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """Where data is looked for: `data_dir`, else `$FULA_DATA`, else `./data`."""
+    return Path(data_dir or os.environ.get("FULA_DATA") or "data")
+
+
 def load_source(
     name: str,
     *,
@@ -71,5 +77,4 @@ def load_source(
             )
     channels = 3 if channels is None else channels
     check_size(size, channels)
-    folder = Path(data_dir or os.environ.get("FULA_DATA") or "data")
-    return load(folder, size, channels, download, **options)
+    return load(data_folder(data_dir), size, channels, download, **options)

@@ -13,27 +13,30 @@ import numpy as np
 
 from ..errors import FulaError
 from .images import Source
-from .sources import load_source, loader, source_names
+from .places import Place, place_of
+from .sources import data_folder, load_source, loader, source_names
 
 CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """A source's name, what it is, and its options with their defaults."""
+    """A source's name, what it is, its options with their defaults, and where its files are."""
 
     name: str
     summary: str
     options: Mapping[str, Any]
+    place: Place
 
 
-def list_sources() -> tuple[SourceInfo, ...]:
+def list_sources(data_dir: str | Path | None = None) -> tuple[SourceInfo, ...]:
     """Every source `load_source` knows."""
     found = []
     for name in source_names():
         load = loader(name)
         summary = inspect.getdoc(load).split("\n")[0]
-        found.append(SourceInfo(name, summary, dict(load.__kwdefaults__ or {})))
+        options = dict(load.__kwdefaults__ or {})
+        found.append(SourceInfo(name, summary, options, place_of(name, data_dir)))
     return tuple(found)
 
 
@@ -52,7 +55,7 @@ class SplitReport:
     @property
     def balance(self) -> float:
         """The smallest class over the largest: 1 is balanced."""
-        return min(self.counts.values()) / max(self.counts.values())
+        return min(self.counts.values()) / max(1, *self.counts.values())
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def verify(name: str, **options: Any) -> Verification:
     named. Files listed in a `SHA256SUMS` beside the data are checked: `FulaError` names one whose
     content is not the listed one. `shared` counts test images that are training images too.
     """
-    checked = _check_sums(Path(options.get("data_dir") or options.get("path") or "data"))
+    checked = _check_sums(data_folder(options.get("path") or options.get("data_dir")))
     if "on_error" in (loader(name).__kwdefaults__ or {}):
         options = {"on_error": "skip"} | options
     source = load_source(name, **options)
@@ -139,7 +142,9 @@ def prepare(
     every other source is downloaded if it can be and is not there, and decoded into the cache.
     """
     if name == "ls-imagenet-10":
-        return _prepare_imagenet(Path(data_dir or "data"), imagenet)
+        return _prepare_imagenet(data_folder(data_dir), imagenet, options)
+    if imagenet is not None:
+        raise FulaError(f"'{name}' is not built from ImageNet; leave imagenet out")
     try:
         source = load_source(name, data_dir=data_dir, **options)
     except FulaError as error:
@@ -150,11 +155,17 @@ def prepare(
     return f"{source.name}: {counts}, {source.image_shape} (C, H, W)"
 
 
-def _prepare_imagenet(folder: Path, imagenet: str | Path | None) -> str:
+def _prepare_imagenet(folder: Path, imagenet: str | Path | None, options: Mapping[str, Any]) -> str:
     from .imagenet import prepare_ls_imagenet_10
 
     if imagenet is None:
-        raise FulaError("ls-imagenet-10 is built from ImageNet; give its folder as imagenet")
+        raise FulaError(
+            "ls-imagenet-10 is built from ImageNet; give its folder as imagenet (--imagenet)"
+        )
+    if options:
+        raise FulaError(
+            f"ls-imagenet-10 is always made at 32x32 in colour; leave {min(options)} out here"
+        )
     out = folder / "ls-imagenet-10"
     return f"ls-imagenet-10: {prepare_ls_imagenet_10(imagenet, out)} images in {out}"
 

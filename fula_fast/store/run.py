@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FulaError
+from ..errors import FulaError, FulaWarning
 from .differences import describe_differences
 from .files import folder as made
 from .files import remove_stale, write_json, writing
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class StoreWarning(UserWarning):
+class StoreWarning(FulaWarning):
     """A file of the run is damaged; what it held counts as missing and will be done again."""
 
 
