@@ -29,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fula_fast.allocator import keeping_memory
 from fula_fast.bench._workload import (
     COUNTED,
     SITES,
@@ -79,7 +80,13 @@ Isolation = Callable[..., Any]
 
 
 def measure_ours(setting: Setting) -> Row:
-    """Both phases of the engine's step, its memory and its work."""
+    """Both phases of the engine's step, its memory and its work; on a CPU with the memory kept as a
+    sweep keeps it."""
+    with keeping_memory(setting.device == "cpu"):
+        return _measure_ours(setting)
+
+
+def _measure_ours(setting: Setting) -> Row:
     prepare(setting)
     memory, started = PeakMemory(setting.device), time.perf_counter()
     cells = grid_cells(setting.lanes)

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fula_fast.allocator import keeping_memory
 from fula_fast.bench._workload import (
     OurWave,
     Setting,
@@ -63,6 +64,11 @@ def counts_up_to(lanes: int) -> list[int]:
 def measure(setting: Setting, count: int, site: int = SITE, method: str = METHOD) -> Row:
     """One step of `count` lanes that are the same cell from different starts."""
     prepare(setting)
+    with keeping_memory(setting.device == "cpu"):
+        return _measure(setting, count, site, method)
+
+
+def _measure(setting: Setting, count: int, site: int, method: str) -> Row:
     memory, started = PeakMemory(setting.device), time.perf_counter()
     cells = [cell(number, site, site, method) for number in range(count)]
     ours = OurWave(setting, cells)

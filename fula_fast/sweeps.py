@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .allocator import keeping_memory
 from .errors import FulaError
 from .facts import described_facts
 from .machine import cpu_name, gpu_lines, resources
@@ -80,11 +81,12 @@ def run_sweep(
     if todo:
         from .workbench import Workbench
 
-        bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
-        store = store or _begun(spec, folder, bench)
-        store.add_launch(_launch(planned))
-        for wave in planned.waves:
-            _run_wave(wave, bench, store, todo, fail_fast, profile)
+        with keeping_memory(resources(spec.engine).device == "cpu"):
+            bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
+            store = store or _begun(spec, folder, bench)
+            store.add_launch(_launch(planned))
+            for wave in planned.waves:
+                _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
 
@@ -147,7 +149,11 @@ def _run_wave(
     for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
         axes = bench.spec.grid.axes
         rows = [common | _row(outcome) | _axis_columns(outcome, axes) for outcome in outcomes]
-        store.write(wave.id, rows, {o.cell.id: o.tensors for o in outcomes if not o.error})
+        good = [o for o in outcomes if not o.error]
+        stitches, statistics = (
+            {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
+        )
+        store.write(wave.id, rows, stitches, statistics)
         for row in rows:
             bench.progress.cell_done(row)
         if fail_fast and (failed := [o for o in outcomes if o.error]):

@@ -33,7 +33,7 @@ def by_lane(x: Tensor, lanes: int, samples: int) -> Tensor:
 
 def squared_norm(target: Tensor) -> Tensor:
     """Per-sample sum of squares: (B, ...) -> (B,)."""
-    return wide(target).square().flatten(1).sum(1)
+    return wide(target).square().sum(list(range(1, target.dim())))
 
 
 def squared_distance(y: Tensor, target: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ lanes share is never copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -41,19 +41,64 @@ class Group:
     def count(self) -> int:
         return len(self.lanes)
 
+    def cut(self, first: Collection[int]) -> Iterator[Group]:
+        """The group as those lanes that are in `first` and those that are not, without empty ones.
+
+        A group's lanes stand in the wave's order, in which lanes that go on come before others.
+        """
+        count = sum(n in first for n in self.lanes)
+        for part in (slice(0, count), slice(count, self.count)):
+            if self.lanes[part] == self.lanes:
+                yield self
+            elif self.lanes[part]:
+                yield replace(
+                    self,
+                    lanes=self.lanes[part],
+                    params={name: t[part] for name, t in self.params.items()},
+                    running={name: t[part] for name, t in self.running.items()},
+                )
+
+    @property
+    def measures(self) -> bool:
+        """Whether the product's own output is the stitch's, so that it can measure distances."""
+        shape, geometry = self.template, self.template.geometry
+        plain = shape.norm_out is None and "position_weight" not in self.params
+        return plain and (not geometry.resizes or self._resizes_first)
+
+    @property
+    def _resizes_first(self) -> bool:
+        shrinks = self.template.geometry.shrinks
+        return self.template.geometry.resizes and (shrinks or self.template.norm_in is not None)
+
     def forward(self, a: Tensor, *, own: bool, training: bool) -> Tensor:
         """Front activations (B, *source), or (n*B, *source) when each lane has its `own`, to
         (n*B, *target): the batched form of `Stitch.forward`."""
-        geometry = self.template.geometry
-        size = geometry.target[1:] if geometry.resizes else None
-        first = size is not None and (geometry.shrinks or self.template.norm_in is not None)
-        if first:
-            a = resize(a, size)
-        x = a.unflatten(0, (self.count, -1)) if own else a[None]
+        x = self._inputs(a, own)
         y = self._product(x, *self._maps(x, training))
         if self.template.norm_out is not None:
             y = self._normed_out(y, training)
-        return y if first or size is None else resize(y, size)
+        if self.template.geometry.resizes and not self._resizes_first:
+            y = resize(y, self.template.geometry.target[1:])
+        return y
+
+    def measured(
+        self, a: Tensor, target: Tensor, *, own: bool, training: bool, write: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """`forward` (None unless `write`) and squared distances (n, B) to a target (B, ...) that is
+        one for all lanes, in one pass. Only where `measures`."""
+        x = self._inputs(a, own)
+        maps = self._maps(x, training)
+        aims = [0] * self.count
+        return kernels.stitch_hint(x, *maps, self._sources(x), target[None], aims, write)
+
+    def _inputs(self, a: Tensor, own: bool) -> Tensor:
+        """(S, B, ...): resized where the target is smaller, or a batch norm comes before the map."""
+        if self._resizes_first:
+            a = resize(a, self.template.geometry.target[1:])
+        return a.unflatten(0, (self.count, -1)) if own else a[None]
+
+    def _sources(self, x: Tensor) -> list[int]:
+        return [0] * self.count if x.shape[0] == 1 else list(range(self.count))
 
     def _maps(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Weight (n, out, in) and bias (n, out), with the batch norm before the map folded in."""
@@ -68,7 +113,7 @@ class Group:
         return weight * scale[:, None, :], bias + torch.einsum("noi,ni->no", weight, shift)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        index = [0] * self.count if x.shape[0] == 1 else list(range(self.count))
+        index = self._sources(x)
         if "position_weight" not in self.params:
             return kernels.stitch_hint(x, weight, bias, index)[0]
         rows = torch.stack([to_rows(part) for part in x])  # (S, B, P1, C1)

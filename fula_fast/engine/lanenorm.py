@@ -45,6 +45,9 @@ class LaneNorm(nn.Module):
         self.register_buffer("num_batches_tracked", tracked)
         self.ids: Tensor | slice = slice(0, lanes)
         self.count, self.rule = lanes, "running"
+        # A target (B, ...), one for all lanes, makes the next pass leave its distances (L, B).
+        self.target: Tensor | None = None
+        self.dist2: Tensor | None = None
 
     def assign(self, ids: Tensor | slice, count: int, rule: Rule) -> None:
         """The next passes carry these `count` lanes."""
@@ -52,7 +55,7 @@ class LaneNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         maps, tail = _as_maps(x)
-        y, mean, var, _ = kernels.lane_norm(
+        y, mean, var, self.dist2 = kernels.lane_norm(
             maps,
             self.weight,
             self.bias,
@@ -63,6 +66,7 @@ class LaneNorm(nn.Module):
             eps=self.eps,
             residual=None if residual is None else _as_maps(residual)[0],
             relu=relu,
+            target=self.target,
         )
         if self.rule == "moving":
             self._follow(mean, var, maps.numel() // (self.count * maps.shape[1]))
@@ -115,6 +119,23 @@ def _replace(module: nn.Module, lanes: int) -> None:
 def lane_norms(module: nn.Module) -> list[LaneNorm]:
     """All lane norms of a module."""
     return [m for m in module.modules() if isinstance(m, LaneNorm)]
+
+
+def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
+    """Run a stage; its output, and the lane norm whose own output that is, unchanged.
+
+    Found by running: what a stage does after its last norm is not written in its modules.
+    """
+    made: list[tuple[LaneNorm, Tensor, int]] = []
+    hooks = [
+        norm.register_forward_hook(lambda m, _, y: made.append((m, y, y._version)))
+        for norm in lane_norms(stage)
+    ]
+    out = stage(x)
+    for hook in hooks:
+        hook.remove()
+    last = [m for m, y, version in made if y is out and y._version == version and y.dim() == 4]
+    return out, last[-1] if last else None
 
 
 def assign(norms: Iterable[LaneNorm], ids: Tensor | slice, count: int, rule: Rule) -> None:

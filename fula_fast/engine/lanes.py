@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from ..cell import Cell
 from ..protocol import term_weights
 
@@ -152,3 +155,12 @@ def runs(positions: Sequence[int]) -> list[slice]:
         else:
             found.append(slice(p, p + 1))
     return found
+
+
+def take_lanes(x: Tensor, count: int, places: Sequence[int]) -> Tensor:
+    """Lanes at `places` of (count*B, ...) as (m*B, ...): a view where they are neighbours."""
+    if list(places) == list(range(count)):
+        return x
+    size = x.shape[0] // count
+    parts = [x[r.start * size : r.stop * size] for r in runs(places)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -69,7 +69,7 @@ def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Ten
     *targets, end_logits = network.native_evaluation(x)
     for site, g in enumerate(targets, 1):
         table.target(site, g)
-    for site, members, activation in flight.terms:
+    for site, members, activation in flight.activations:
         table.add(site, members, activation, targets[site - 1])
     logits = torch.empty_like(flight.logits)
     logits[list(flight.head)] = flight.logits

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..batchnorm import Rule
 from ..models import Staged
+from .aims import Aims, Targets
 from .bank import Bank, Group
-from .lanenorm import LaneNorm, assign, index_of, lane_copy, lane_norms
-from .lanes import Lane, Route, runs
+from .lanenorm import LaneNorm, assign, index_of, lane_copy, lane_norms, last_norm
+from .lanes import Lane, Route, Stop, take_lanes
 
 Runner = Callable[[nn.Module, Tensor], Tensor]
 
@@ -28,14 +29,15 @@ def run_plain(stage: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass
 class Flight:
-    """What a route gave: `logits` (m, B, classes) of the lanes `head`, and activations by site.
+    """What a route gave: `logits` (m, B, classes) of the lanes `head`.
 
-    `terms`: (site, lanes, activations (n*B, ...)) wherever lanes passed a site with gradient.
+    `activations`: (site, lanes, activations (n*B, ...)) wherever lanes passed a site with gradient;
+    kept only where the route was flown without aims.
     """
 
     logits: Tensor | None
     head: tuple[int, ...]
-    terms: list[tuple[int, tuple[int, ...], Tensor]]
+    activations: list[tuple[int, tuple[int, ...], Tensor]]
 
 
 class Network:
@@ -57,13 +59,23 @@ class Network:
         runner: Runner = run_plain,
     ) -> None:
         self.lanes, self.bank, self.shared = lanes, bank, shared
-        self.device, self.runner = device, runner
+        self.device, self.dtype, self.runner = device, dtype, runner
         streams = 1 if shared else len(lanes)
         self.front = lane_copy(front.to(device), streams, dtype)
         self.native = lane_copy(end.to(device), streams, dtype)
         self.tail = lane_copy(end.to(device), len(lanes), dtype)
+        self._taps: list[LaneNorm | None] = [None] * len(self.tail.stages)
         self._norms = {id(m): lane_norms(m) for n in self._models() for m in (*n.stages, n.head)}
         self._indices: dict[tuple[int, ...], Tensor | slice] = {}
+
+    @torch.no_grad()
+    def find_taps(self) -> None:
+        """Let the batch norms that end the tail's stages measure distances on their way."""
+        x = torch.zeros(1, *self.tail.input_shape, device=self.device, dtype=self.dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        for site, stage in enumerate(self.tail.stages):
+            assign(self._norms[id(stage)], slice(0, 1), 1, "running")
+            x, self._taps[site] = last_norm(stage, x)
 
     def _models(self) -> tuple[Staged, Staged, Staged]:
         return self.front, self.native, self.tail
@@ -95,9 +107,7 @@ class Network:
                 found[site] = x if self.shared else self.pick(x, flying, here)
         return found
 
-    def targets(
-        self, x: Tensor, depth: Mapping[int, int], rule: Rule
-    ) -> dict[int, tuple[tuple[int, ...], Tensor]]:
+    def targets(self, x: Tensor, depth: Mapping[int, int], rule: Rule) -> Targets:
         """The end's own activations up to each lane's `depth` (k + 1: the logits).
 
         {site: (lanes, activation)}; a shared wave's entry has no lanes, as it serves all.
@@ -143,8 +153,9 @@ class Network:
         rule: Rule,
         *,
         training: bool,
+        aims: Aims | None = None,
     ) -> Flight:
-        """Send the lanes along a route.
+        """Send the lanes along a route; distances to the `aims` are measured on the way.
 
         `front_order[site]`: lanes behind `fronts[site]`, where each has its own batch. `training`:
         mode of the stitches' own batch norms. Lanes that only move statistics run without graph.
@@ -152,13 +163,13 @@ class Network:
         grad: Tensor | None = None
         stat: Tensor | None = None
         before: tuple[int, ...] = ()
-        terms: list[tuple[int, tuple[int, ...], Tensor]] = []
+        activations: list[tuple[int, tuple[int, ...], Tensor]] = []
         for stop in route.stops:
-            grad, stat = self._through(stop, grad, stat, before, rule)
-            joining = self._join(stop, fronts, front_order, training)
-            if stop.running and grad is not None:
-                terms.append((stop.site, stop.running, grad))
-            terms += [(stop.site, part, y) for part, y in joining.items() if part]
+            grad, stat = self._through(stop, grad, stat, before, rule, aims)
+            joining = self._join(stop, fronts, front_order, training, aims)
+            if aims is None:
+                passing = {stop.running: grad} if stop.running else {}
+                activations += [(stop.site, *part) for part in (passing | joining).items()]
             grad = _cat([grad, *self._parts(joining, stop.enter_grad)])
             with torch.no_grad():
                 stat = _cat([stat, *self._parts(joining, stop.enter_stat)])
@@ -168,23 +179,37 @@ class Network:
             last = take_lanes(grad, len(before), route.head_keep)
             logits = self._run(self.tail.head, last, route.head, rule)
             logits = logits.unflatten(0, (len(route.head), -1))
-        return Flight(logits, route.head, terms)
+        return Flight(logits, route.head, activations)
 
-    def _through(self, stop, grad, stat, before, rule):
+    def _through(self, stop: Stop, grad, stat, before, rule: Rule, aims: Aims | None):
         """Stage `stop.site` for all in flight; lanes whose loss has ended change sides."""
         if stop.leave:
             left = take_lanes(grad, len(before), stop.leave) if stop.tracking else None
             grad = take_lanes(grad, len(before), stop.keep) if stop.keep else None
             stat = _cat([stat, None if left is None else left.detach()])
-        stage = self.tail.stages[stop.site - 1]
         if stop.running:
-            grad = self._run(stage, grad, stop.running, rule)
+            grad = self._measured(stop, grad, rule, aims)
         if stop.tracking:
             with torch.no_grad():
-                stat = self._run(stage, stat, stop.tracking, rule)
+                stat = self._run(self.tail.stages[stop.site - 1], stat, stop.tracking, rule)
         return grad, stat
 
-    def _join(self, stop, fronts, order, training) -> dict[tuple[int, ...], Tensor]:
+    def _measured(self, stop: Stop, x: Tensor, rule: Rule, aims: Aims | None) -> Tensor:
+        """Run stage `stop.site` for the lanes with gradient, and take their distances."""
+        stage, tap = self.tail.stages[stop.site - 1], self._taps[stop.site - 1]
+        target = aims.shared(stop.site, stop.running) if aims and tap else None
+        if target is None:
+            x = self._run(stage, x, stop.running, rule)
+            if aims:
+                aims.compare(stop.site, stop.running, x)
+            return x
+        tap.target = target
+        x = self._run(stage, x, stop.running, rule)
+        aims.add(stop.site, stop.running, tap.dist2)
+        tap.target = tap.dist2 = None
+        return x
+
+    def _join(self, stop: Stop, fronts, order, training, aims) -> dict[tuple[int, ...], Tensor]:
         """Stitch outputs of the groups that join here, by their lanes."""
         wanted = {*stop.enter_grad, *stop.enter_stat, *stop.ending}
         found = {}
@@ -192,8 +217,26 @@ class Network:
             if group.end_site != stop.site or not wanted.intersection(group.lanes):
                 continue
             a = self._front_of(group, fronts, order)
-            found[group.lanes] = group.forward(a, own=not self.shared, training=training)
+            for part in group.cut(stop.enter_grad):
+                own = a if self.shared else self.pick(a, group.lanes, part.lanes)
+                y = self._stitched(part, own, stop, training, aims)
+                if y is not None:
+                    found[part.lanes] = y
         return found
+
+    def _stitched(self, part: Group, a: Tensor, stop: Stop, training, aims) -> Tensor | None:
+        """Outputs of a part of a group; None where only their distances are wanted."""
+        own = not self.shared
+        target = aims.shared(stop.site, part.lanes) if aims else None
+        if target is not None and part.measures:
+            goes_on = not {*stop.enter_grad, *stop.enter_stat}.isdisjoint(part.lanes)
+            y, dist2 = part.measured(a, target, own=own, training=training, write=goes_on)
+            aims.add(stop.site, part.lanes, dist2)
+            return y
+        y = part.forward(a, own=own, training=training)
+        if aims:
+            aims.compare(stop.site, part.lanes, y)
+        return y
 
     def _front_of(self, group: Group, fronts, order) -> Tensor:
         a = fronts[group.front_site]
@@ -205,15 +248,6 @@ class Network:
         for part in dict.fromkeys(where[n][0] for n in lanes):
             places = [where[n][1] for n in lanes if where[n][0] is part]
             yield take_lanes(joining[part], len(part), places)
-
-
-def take_lanes(x: Tensor, count: int, places: Sequence[int]) -> Tensor:
-    """Lanes at `places` of (count*B, ...) as (m*B, ...): a view where they are neighbours."""
-    if list(places) == list(range(count)):
-        return x
-    size = x.shape[0] // count
-    parts = [x[r.start * size : r.stop * size] for r in runs(places)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -22,13 +22,12 @@ from ..objectives import soft_label_losses
 from ..pipelines import Batch
 from ..stitches import Stitch
 from ..task import attacked_mask
+from .aims import Aims, Targets
 from .bank import Bank
 from .lanenorm import lane_norms, settling_steps
-from .lanes import Lane, Route, in_order, route_of
-from .network import Network, Runner, run_plain, statistics, take_lanes
+from .lanes import Lane, Route, in_order, route_of, take_lanes
+from .network import Network, Runner, run_plain, statistics
 from .optim import FlatOptimiser
-
-Targets = Mapping[int, tuple[tuple[int, ...], Tensor]]
 
 
 class Wave:
@@ -71,6 +70,8 @@ class Wave:
         if self.protocol.dropout == "train":
             for which in PASSES:
                 use_keyed_dropout(getattr(self.network, which), which)
+        elif not self.attacked:
+            self.network.find_taps()
         self._start_records()
         self._plan_phases(end.num_sites, settle)
 
@@ -142,9 +143,10 @@ class Wave:
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
         order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
-        flight = self.network.fly(route, fronts, order, rule, training=True)
+        aims = Aims(self.lanes, targets)
+        flight = self.network.fly(route, fronts, order, rule, training=True, aims=aims)
         self._set_masks(None)
-        losses = self._losses(flight, targets, y)
+        losses = self._losses(flight, aims, y)
         self._update(losses)
 
     # Attacks
@@ -222,38 +224,22 @@ class Wave:
 
     # Losses
 
-    def _losses(self, flight, targets: Targets, y: Tensor) -> Tensor:
+    def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
         """Loss of every lane, (L,), with graph; zero for a lane without an objective."""
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         losses = torch.zeros(len(self.lanes), dtype=kind, device=self.device)
-        for site, lanes, activation in flight.terms:
-            wanted = [p for p, n in enumerate(lanes) if self.lanes[n].site_weights[site - 1]]
-            if wanted:
-                losses = self._add_terms(losses, site, lanes, activation, wanted, targets[site])
+        for site, lanes, dist2, norm2 in aims.found():
+            losses = self._add_terms(losses, site, lanes, self._terms(dist2, norm2, lanes))
         if flight.logits is not None:
-            losses = self._add_tasks(losses, flight, targets, y)
+            losses = self._add_tasks(losses, flight, aims.targets, y)
         return losses
 
-    def _add_terms(self, losses, site, lanes, activation, wanted, target) -> Tensor:
-        chosen = [lanes[p] for p in wanted]
-        dist2, norm2 = self._distances(lanes, activation, wanted, chosen, target)
-        values = self._terms(dist2, norm2, chosen)
-        weights = [self.lanes[n].site_weights[site - 1] for n in chosen]
-        index = self.network.index(tuple(chosen))
+    def _add_terms(self, losses, site: int, lanes: tuple[int, ...], values: Tensor) -> Tensor:
+        weights = [self.lanes[n].site_weights[site - 1] for n in lanes]
+        index = self.network.index(lanes)
         with torch.no_grad():
             self.terms[index, site - 1] = values.detach().double()
         return _add(losses, index, values * self._constant(weights, values.dtype), self.device)
-
-    def _distances(self, lanes, activation, wanted, chosen, target) -> tuple[Tensor, Tensor]:
-        """Squared distances (n, B) of the chosen lanes to their targets, and the targets' norms."""
-        served, g = target
-        picked = take_lanes(activation, len(lanes), wanted)
-        if served:
-            g = self.network.pick(g, served, chosen)
-            flat = kernels.hint_terms([picked], [g])[0]
-            norms = kernels.squared_norm(g)
-            return flat.view(len(chosen), -1), norms.view(len(chosen), -1)
-        return kernels.hint_terms([picked], [g])[0], kernels.squared_norm(g)
 
     def _terms(self, dist2: Tensor, norm2: Tensor, lanes: Sequence[int]) -> Tensor:
         """Normalised terms; lanes may differ in their norm's scope."""
