@@ -23,6 +23,7 @@ from .cli_app import (
     app,
     command,
 )
+from .errors import FulaError
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
 
@@ -134,21 +135,27 @@ def train(
         print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")
 
 
-@command("attack")
+@command("attack", resume="attacked cells of a run are kept: the same command goes on")
 def attack(
-    checkpoint: Annotated[str, typer.Argument(metavar="MODEL", help="A donor's checkpoint.")],
-    data: Annotated[
-        list[str],
-        typer.Option("--data", metavar="KEY=VALUE", help="Of its data: --data source=cifar10"),
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RUN", help="A donor's checkpoint, or a sweep's folder.")
     ],
-    name: Annotated[
-        str, typer.Option("--attack", help="autoattack-rand, autoattack-standard, apgd20, pgd-N.")
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
+    ] = None,
+    attack: Annotated[
+        str, typer.Option(help="autoattack-rand, autoattack-standard, apgd20, pgd-N.")
     ] = "autoattack-rand",
     images: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many test images.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write the adversarial examples there (.npz).")
+        Path | None,
+        typer.Option(help="Adversarial examples: a model's file (.npz), a run's folder of files."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of a run's table, attack-NAME.csv; the attack's if unset.")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -156,24 +163,62 @@ def attack(
     ] = None,
     device: DeviceOption = None,
 ) -> None:
-    """Measure a donor's robust accuracy on the test images of its data."""
+    """Measure the robust accuracy of a donor, or of every finished cell of a run."""
     from .machine import resources
     from .spec import EngineSpec, parse_table
     from .specfile import apply_overrides, fractions
-    from .tables import DataSpec
 
-    table = parse_table(DataSpec, apply_overrides({}, data), "data")
     engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
     options = fractions(apply_overrides({}, option or ()))
     place = resources(engine).device
+    if Path(target).is_dir():
+        print(_attack_run(target, attack, name, data, images, out, place, options))
+    else:
+        print(_attack_model(target, attack, name, data, images, out, place, options))
+
+
+def _attack_run(
+    folder: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
+    out: Path | None, device: str, options: dict[str, Any],
+) -> object:  # fmt: skip
+    if data:
+        raise FulaError(
+            f"'{folder}' is the folder of a run, whose spec names its data; drop --data"
+        )
+    from .progress import open_progress
+    from .robust_run import attack_run
+
+    with open_progress() as progress:
+        return attack_run(
+            folder, attack, name=name, limit=images, examples=out, device=device,
+            progress=progress, **options,
+        )  # fmt: skip
+
+
+def _attack_model(
+    checkpoint: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
+    out: Path | None, device: str, options: dict[str, Any],
+) -> str:  # fmt: skip
+    if not data:
+        raise FulaError(
+            f"'{checkpoint}' is no folder of a run; for a model's checkpoint give its data too, "
+            "for example --data source=cifar10"
+        )
+    if name is not None:
+        raise FulaError("--name is of a run's table; drop it for a single model")
+    from .spec import parse_table
+    from .specfile import apply_overrides
+    from .tables import DataSpec
+
+    table = parse_table(DataSpec, apply_overrides({}, data), "data")
     from .attacks import attack_checkpoint
     from .obtain import normalisation_of, open_source
 
     result = attack_checkpoint(
-        checkpoint, open_source(table), name, limit=images, output=out,
-        normalisation=normalisation_of(table), device=place, **options,
+        checkpoint, open_source(table), attack, limit=images, output=out,
+        normalisation=normalisation_of(table), device=device, **options,
     )  # fmt: skip
-    print(
+    return (
         f"{result.attack} on {len(result.robust)} images: clean accuracy "
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
     )

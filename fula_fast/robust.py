@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attacks import PackedModel, robust_evaluate
+from .attacks import PackedModel, RobustResult, robust_evaluate
 from .measures.agreement import soft_agreement
 from .pipelines import Batch
 from .protocol import Protocol
@@ -23,23 +23,41 @@ def robust_columns(
     labels: Tensor,
     protocol: Protocol,
 ) -> list[dict[str, Any]]:
-    """Columns of every model under the protocol's attack (`protocol.robust`).
+    """Columns of every model under the protocol's attack (`protocol.robust`)."""
+    options = attack_options(protocol)
+    found = attacked_models(models, end, images, labels, protocol.robust, options)
+    return [columns for columns, _ in found]
+
+
+def attack_options(protocol: Protocol) -> dict[str, Any]:
+    """What a protocol says of the attack behind robust accuracy, as `robust_evaluate` takes it."""
+    return protocol.attack.model_dump(include={"norm", "eps", "step"})
+
+
+def attacked_models(
+    models: PackedModel | nn.Module,
+    end: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    attack: str,
+    options: Mapping[str, Any],
+) -> list[tuple[dict[str, Any], RobustResult]]:
+    """Columns of every model under an attack, and all that is known of it.
 
     `end`: eval-mode logits of the end donor. `images` (N, C, H, W) in [0, 1], `labels` (N,).
-    `robust_agreement_soft` is the soft agreement of stitched model and end donor on the adversarial
-    images found on the stitched model (the clean image where none was).
+    `options`: of `robust_evaluate`. `robust_agreement_soft` is the soft agreement of stitched model
+    and end donor on the adversarial images found on the stitched model (the clean image where none
+    was).
     """
-    attack = protocol.attack
-    results = robust_evaluate(
-        models, images, labels, protocol.robust,
-        norm=attack.norm, eps=attack.eps, step=attack.step, keep_images=True,
-    )  # fmt: skip
-    columns = []
+    results = robust_evaluate(models, images, labels, attack, keep_images=True, **options)
+    found = []
     for result in results:
-        seen = torch.cat([end(part).cpu() for part in result.adversarial.to(images).split(_PART)])
+        parts = result.adversarial.to(images).split(_PART)
+        with torch.no_grad():
+            seen = torch.cat([end(part).cpu() for part in parts])
         agreement = float(soft_agreement(result.logits.cpu(), seen))
-        columns.append(result.row() | {"robust_agreement_soft": agreement})
-    return columns
+        found.append((result.row() | {"robust_agreement_soft": agreement}, result))
+    return found
 
 
 def attacked_images(batches: Iterable[Batch], limit: int | None) -> tuple[Tensor, Tensor]:

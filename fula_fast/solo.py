@@ -27,6 +27,7 @@ from .models import Staged
 from .pipelines import Batch
 from .protocol import Protocol, term_weights
 from .robust import attacked_images, robust_columns
+from .statistics import moves, statistics_of
 from .stitches import Stitch
 from .task import Outcome, WaveTask, attacked_mask, non_finite, stitches_of
 
@@ -231,7 +232,14 @@ def run_cell(
     metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
     if cell.protocol.robust != "none":
         metrics |= _robust(task, cell, solo)
-    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict())), solo.model
+    statistics = _statistics(solo.model) if moves(cell) else {}
+    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict()), statistics), solo.model
+
+
+def _statistics(model: StitchedModel) -> dict[str, Tensor]:
+    return statistics_of(
+        model.front, model.tail, model.front_site, model.end_site, nn.modules.batchnorm._BatchNorm
+    )
 
 
 def _robust(task: WaveTask, cell: Cell, solo: SoloCell) -> dict[str, object]:

@@ -69,12 +69,14 @@ class WaveTask:
 class Outcome:
     """A finished cell: its measures (columns of its row), and its trained stitch.
 
-    `error`: why the cell failed; `metrics` may then be partial.
+    `statistics`: running statistics of its model, where training moved them. `error`: why the cell
+    failed; `metrics` may then be partial.
     """
 
     cell: Cell
     metrics: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     error: str | None = None
 
 

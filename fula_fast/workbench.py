@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .pipelines import Augmentation, Batch, ImageSet, Source, Stream
 from .pipelines.cache import cache_folder
 from .plan import Plan, Wave
 from .progress import Progress
-from .robust import attacked_images, robust_columns
+from .robust import attack_options, attacked_images, attacked_models
 from .spec import Spec
 from .tables import DataSpec
 from .task import WaveTask
@@ -83,17 +84,17 @@ class Workbench:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
         return front, end
 
-    def task(self, wave: Wave) -> WaveTask:
-        """A wave with its donors, streams and test sets."""
+    def task(self, wave: Wave, *, training: bool = True) -> WaveTask:
+        """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
         front, end = self._pair(wave)
         self._check_shapes(front, end)
-        training = self._training_set(wave)
+        images = self._training_set(wave)
         return WaveTask(
             cells=wave.cells,
             front=front.staged,
             end=end.staged,
-            stream=self._stream(wave, training) if wave.key.epochs else None,
-            dm_images=partial(self._dm_images, wave.cells[0], training),
+            stream=self._stream(wave, images) if training and wave.key.epochs else None,
+            dm_images=partial(self._dm_images, wave.cells[0], images),
             evaluations=dict(self._evaluations(wave.cells[0])),
             epochs=wave.key.epochs,
             device=self.device,
@@ -107,16 +108,23 @@ class Workbench:
 
     def robust_accuracy(self, name: str, wave: Wave) -> float | None:
         """Robust accuracy of a donor under the wave's attack (None without one): an end point of
-        the stitching plot. Measured once per donor and attack."""
+        the stitching plot."""
         rule = wave.protocol
         if rule.robust == "none":
             return None
-        key = (name, rule.robust, rule.attack, wave.key.shortcut)
+        limit = self.spec.evaluation.robust_images
+        return self.robust_under(name, wave, rule.robust, attack_options(rule), limit)
+
+    def robust_under(
+        self, name: str, wave: Wave, attack: str, options: Mapping[str, Any], limit: int | None
+    ) -> float:
+        """Robust accuracy of a donor under any attack; measured once per donor and attack."""
+        key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
         if key not in self._robust:
             batches = dict(self._evaluations(wave.cells[0]))["own"]()
-            images, labels = attacked_images(batches, self.spec.evaluation.robust_images)
+            images, labels = attacked_images(batches, limit)
             donor = self.donor(name, wave.key.hook).staged.to(self.device)
-            (found,) = robust_columns(donor, donor, images, labels, rule)
+            ((found, _),) = attacked_models(donor, donor, images, labels, attack, options)
             self._robust[key] = found["robust_accuracy"]
         return self._robust[key]
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import FulaError
+from ..statistics import moves
 from ..task import Outcome, WaveTask, non_finite, stitches_of
 from .measure import measure
 from .modes import Stepper, open_stepper, runner_of
 from .profiling import profiled
+from .restore import lane_statistics
 from .wave import Wave
 
 if TYPE_CHECKING:
@@ -151,4 +153,5 @@ def _outcome(wave: Wave, number: int, metrics: dict[str, object]) -> Outcome:
         metrics = {name: metrics[name] for name in ("train_seconds", "engine_mode")}
     elif lane.trained and float(wave.epoch_steps):
         metrics = metrics | {"loss": float(wave.epoch_loss[number] / wave.epoch_steps)}
-    return Outcome(lane.cell, metrics, wave.bank.lane_state(number), error)
+    statistics = lane_statistics(wave, number) if moves(lane.cell) else {}
+    return Outcome(lane.cell, metrics, wave.bank.lane_state(number), statistics, error)

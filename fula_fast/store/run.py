@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_STATISTICS = "statistics/"
+"""Before a cell's id, in the names of the statistics beside its stitch."""
+
+
 class StoreWarning(FulaWarning):
     """A file of the run is damaged; what it held counts as missing and will be done again."""
 
@@ -109,19 +113,22 @@ class Store:
         wave_id: str,
         rows: Iterable[Mapping[str, Any]],
         stitches: Mapping[str, Mapping[str, Any]] | None = None,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Store finished cells of a wave as one shard: all of them or, on an error, none.
 
         `rows` need `cell` (a planned id) and `status` (`ok`, or `failed` with `error`); numbers
         that are not finite are stored as null. `stitches` maps cell ids to named arrays or
-        tensors. Damaged shards of this wave are set aside as `*.damaged`.
+        tensors, `statistics` the running statistics of the cells' models. Damaged shards of this
+        wave are set aside as `*.damaged`.
         """
-        rows, stitches = clean_rows(rows), stitches or {}
-        self._check(rows, stitches)
+        rows, stitches, statistics = clean_rows(rows), stitches or {}, statistics or {}
+        self._check(rows, {*stitches, *statistics})
         sub = folder_of(wave_id)
         stem = next_stem(self._paths(sub), wave_id, rows)
+        named = {**stitches, **{_STATISTICS + cell: part for cell, part in statistics.items()}}
         tensors = {
-            f"{cell}/{name}": t for cell, part in stitches.items() for name, t in part.items()
+            f"{owner}/{name}": t for owner, part in named.items() for name, t in part.items()
         }
         file = self._stitches(sub) / f"{stem}.safetensors" if tensors else None
         if file:
@@ -136,13 +143,22 @@ class Store:
 
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell, as CPU tensors by name; raises `FulaError` if unknown."""
+        if tensors := self._tensors(cell, cell):
+            return tensors
+        raise FulaError(f"'{self.folder}' holds no stitch of cell '{cell}'; see its results.csv")
+
+    def statistics(self, cell: str) -> dict[str, Tensor]:
+        """Running statistics of a cell's model, by name; none where training moved none."""
+        return self._tensors(cell, _STATISTICS + cell)
+
+    def _tensors(self, cell: str, owner: str) -> dict[str, Tensor]:
         for shard in self._all():
             ok = {row["cell"] for row in shard.rows if row["status"] == "ok"}
             if shard.stitches and cell in ok:
-                tensors, _ = read_tensors(shard.stitches, f"{cell}/")
+                tensors, _ = read_tensors(shard.stitches, f"{owner}/")
                 if tensors:
                     return tensors
-        raise FulaError(f"'{self.folder}' holds no stitch of cell '{cell}'; see its results.csv")
+        return {}
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows."""
@@ -239,14 +255,14 @@ class Store:
                     latest[row["cell"]] = row
         return latest
 
-    def _check(self, rows: list[dict[str, Any]], stitches: Mapping[str, Any]) -> None:
+    def _check(self, rows: list[dict[str, Any]], stitches: set[str]) -> None:
         """Mistakes of the caller, not of a user."""
         cells = {row.get("cell") for row in rows}
         if unknown := cells - self._planned.keys():
             raise ValueError(f"rows of cells that are not in the plan: {sorted(map(str, unknown))}")
         if wrong := {row.get("status") for row in rows} - set(STATUSES):
             raise ValueError(f"row status {wrong} is none of {STATUSES}")
-        if stray := set(stitches) - cells:
+        if stray := stitches - cells:
             raise ValueError(f"stitches without a row: {sorted(stray)}")
 
     def _set_aside(self, wave_id: str) -> None:

@@ -65,14 +65,14 @@ def table(rows: Iterable[dict[str, Any]]) -> pyarrow.Table:
     return pyarrow.table(arrays)
 
 
-def write_tables(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_tables(folder: Path, rows: Iterable[dict[str, Any]], stem: str = "results") -> None:
     """Write `results.parquet` and `results.csv` (null is an empty field) with the same values."""
     from pyarrow import csv, parquet
 
     results = table(rows)
-    with replacing(folder / "results.parquet") as temporary:
+    with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
-    with replacing(folder / "results.csv") as temporary:
+    with replacing(folder / f"{stem}.csv") as temporary:
         csv.write_csv(results, temporary)
 
 

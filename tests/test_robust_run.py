@@ -1,0 +1,222 @@
+"""A run's finished cells, attacked afterwards: the numbers of a sweep that attacks them itself."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+
+from fula_fast import FulaError, cli, sweep
+from fula_fast.models import build, save_checkpoint
+from fula_fast.robust_run import attack_run
+from fula_fast.store import Store
+
+ROBUST = (
+    "robust_attack", "robust_accuracy", "robust_agreement_soft", "robust_images",
+    "robust_gradients", "robust_eps", "robust_norm", "front_robust_accuracy",
+    "end_robust_accuracy",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_plots():
+    """Draw no plots, which take most of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
+        yield
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory):
+    """Two narrow networks, a little trained so that there is something to attack."""
+    from fula_fast.pipelines import load_source
+    from fula_fast.training import train_donor
+
+    folder, source = tmp_path_factory.mktemp("donors"), load_source("digits", size=8)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        model = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=4)
+        train_donor(model, source, epochs=2, seed=seed, flip=False, pad=1)
+        save_checkpoint(model, folder / f"{name}.safetensors", {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spec(donors):
+    def make(robust: str | None = None, executor: str = "wave", **grid) -> dict:
+        usual = {"front": "a", "end": "b", "sites": [[3, 5], [9, 9]], "methods": ["dm", "fula"]}
+        usual |= {"alpha": [0.0, 0.5]}
+        evaluation = {"robust_images": 40} | ({"robust": robust} if robust else {})
+        return {
+            "data": {"source": "digits", "size": 8},
+            "donors": {n: {"checkpoint": str(donors / f"{n}.safetensors")} for n in "ab"},
+            "grid": usual | grid,
+            "protocol": {
+                "epochs": 1, "batch_size": 256, "dm_samples": 60, "crop_padding": 1, "flip": False,
+                "attack": {"steps": 2, "eps": 0.02, "step": 0.01},
+            },
+            "evaluation": evaluation,
+            "engine": {"executor": executor, "precision": "fp32", "device": "cpu"},
+        }  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain(spec, tmp_path_factory):
+    """A finished run without robust columns."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    return sweep(spec(), folder, quiet=True)
+
+
+def by_cell(rows, *names):
+    return {
+        tuple(row[k] for k in ("front_site", "end_site", "method", "alpha")): tuple(
+            row[name] for name in names
+        )
+        for row in rows
+    }
+
+
+@pytest.mark.parametrize("attack", ["pgd-3", "apgd20"])
+def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attack):
+    whole = sweep(spec(attack), tmp_path / "whole", quiet=True)
+    found = attack_run(plain.folder, attack)
+    assert by_cell(found.rows, *ROBUST) == by_cell(whole.rows, *ROBUST)
+    values = {row["robust_accuracy"] for row in found.rows}
+    assert len(values) > 1 and max(values) > 0  # the attacks succeed here and fail there
+    kept = ("cell", "accuracy", "front_hash", "seed")
+    assert by_cell(found.rows, *kept) == by_cell(plain.rows, *kept)
+    table = parquet.read_table(plain.folder / f"attack-{attack}.parquet").to_pylist()
+    assert by_cell(table, *ROBUST) == by_cell(found.rows, *ROBUST)
+    with open(found.table, newline="") as file:
+        assert [r["cell"] for r in csv.DictReader(file)] == [r["cell"] for r in found.rows]
+
+
+def test_cells_that_were_trained_alone_are_attacked_too(spec, tmp_path):
+    whole = sweep(spec("pgd-3", "solo"), tmp_path / "whole", quiet=True)
+    found = attack_run(whole.folder, "pgd-3")
+    ours, theirs = (by_cell(r, "robust_accuracy", "robust_agreement_soft") for r in (
+        found.rows, whole.rows))  # fmt: skip
+    for cell, values in ours.items():
+        assert values == pytest.approx(theirs[cell], abs=1e-4), cell
+
+
+@pytest.mark.parametrize(
+    "rule", [{"bn": "eval"}, {"stitch_bn": "both", "init": "random"}, {"dm_stats": "stale"}]
+)
+def test_other_rules_of_batch_norm(spec, tmp_path, rule):
+    """Statistics that never moved, those of the stitch itself, and stale ones."""
+    asked = spec("pgd-2", alpha=[0.0], sites=[[3, 5]])
+    asked["protocol"] |= rule
+    whole = sweep(asked, tmp_path / "whole", quiet=True)
+    found = attack_run(whole.folder, "pgd-2")
+    assert by_cell(found.rows, *ROBUST) == by_cell(whole.rows, *ROBUST)
+
+
+def test_options_replace_the_cells_own(plain):
+    (weak, strong) = (
+        attack_run(plain.folder, "pgd-3", name=name, limit=20, eps=eps, step=eps / 2).rows
+        for name, eps in (("weak", 0.0), ("strong", 0.5))
+    )
+    assert all(r["robust_images"] == 20 and r["robust_eps"] == 0.5 for r in strong)
+    assert all(
+        a["robust_accuracy"] >= b["robust_accuracy"] for a, b in zip(weak, strong, strict=True)
+    )
+    assert sum(r["robust_accuracy"] for r in strong) < sum(r["robust_accuracy"] for r in weak)
+
+
+def test_an_interrupted_attack_goes_on(plain, monkeypatch):
+    written = []
+    write = Store.write
+
+    def fail_at_the_second(self, *args):
+        if written and len(written) == 1:
+            written.append("stopped")
+            raise KeyboardInterrupt
+        written.append(args)
+        write(self, *args)
+
+    monkeypatch.setattr("fula_fast.robust_run._IMAGE_ROOM", 4 * 40 * 192)  # a cell at a time
+    monkeypatch.setattr(Store, "write", fail_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        attack_run(plain.folder, "pgd-1", name="cut")
+    assert len(Store.open(plain.folder / "attacks/cut").done()) == 1
+    monkeypatch.setattr(Store, "write", write)
+    found = attack_run(plain.folder, "pgd-1", name="cut")
+    once = attack_run(plain.folder, "pgd-1", name="once")
+    assert len(found.rows) == len(plain.rows)
+    assert by_cell(found.rows, *ROBUST) == by_cell(once.rows, *ROBUST)
+
+
+def test_adversarial_examples_on_request(plain, tmp_path):
+    rows = attack_run(plain.folder, "pgd-3", name="kept", limit=12).rows
+    again = attack_run(
+        plain.folder, "pgd-3", name="kept", limit=12, examples=tmp_path / "images"
+    ).rows
+    assert by_cell(again, *ROBUST) == by_cell(rows, *ROBUST)
+    for row in again:
+        with np.load(tmp_path / "images" / f"{row['cell']}.npz") as file:
+            assert file["adversarial"].shape == (12, 3, 8, 8)
+            assert file["robust"].mean() == row["robust_accuracy"]
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as leaving:
+        cli.app(["attack", *arguments], prog_name="fula-fast")
+    return (leaving.value.code or 0, *capsys.readouterr())
+
+
+def test_the_command(capsys, plain, tmp_path):
+    code, out, err = command(
+        capsys, str(plain.folder), "--attack", "pgd-2", "--name", "cli", "--images", "10",
+        "--option", "eps=4/255", "--device", "cpu", "--out", str(tmp_path / "images"),
+    )  # fmt: skip
+    assert code == 0 and "Traceback" not in err
+    assert "8 cells attacked; robust accuracy 0." in out and "attack-cli.csv" in out
+    assert len(list((tmp_path / "images").glob("*.npz"))) == 8
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("RUN", "--data", "source=digits"), "whose spec names its data; drop --data"),
+        (("RUN", "--attack", "pgd"), "unknown attack 'pgd'; did you mean 'pgd-10'?"),
+        (("RUN", "--attack", "pgd-2", "--option", "esp=1"), "unknown attack option 'esp'"),
+        (("OTHER",), "holds no run (spec.json is missing)"),
+        (("nothing",), "give its data too, for example --data source=cifar10"),
+        (("RUN", "--attack", "pgd-2", "--name", "taken"), 'settings (attack: "pgd-1" ->'),
+        (("UNFINISHED", "--attack", "pgd-2"), "has no finished cell to attack"),
+        (("nothing", "--data", "source=digits", "--name", "x"), "--name is of a run's table"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, plain, tmp_path, arguments, words):
+    attack_run(plain.folder, "pgd-1", name="taken")
+    unfinished = Store.open(plain.folder)
+    Store.create(tmp_path / "unfinished", unfinished.spec, unfinished.plan)
+    places = {
+        "RUN": plain.folder, "OTHER": plain.folder / "cells", "UNFINISHED": tmp_path / "unfinished"
+    }  # fmt: skip
+    code, out, err = command(capsys, *(str(places.get(a, a)) for a in arguments))
+    *shown, error = err.splitlines()
+    assert code == 2 and not out and words in error and "Traceback" not in err
+    assert not shown or "esp=1" in arguments  # which is found out when the cells are ready
+    assert not (plain.folder / "attacks/pgd-2").exists() or "--name" in arguments
+
+
+def test_a_run_without_the_statistics_it_moved_is_refused(plain, monkeypatch):
+    monkeypatch.setattr(Store, "statistics", lambda self, cell: {})
+    with pytest.raises(FulaError, match="running statistics of cell .* are not stored"):
+        attack_run(plain.folder, "pgd-1", name="old")
+
+
+def test_other_donors_are_refused(spec, donors, tmp_path):
+    asked = spec(alpha=[0.0], methods=["dm"], sites=[[9, 9]])
+    copied = tmp_path / "a.safetensors"
+    copied.write_bytes((donors / "a.safetensors").read_bytes())
+    asked["donors"]["a"]["checkpoint"] = str(copied)
+    run = sweep(asked, tmp_path / "run", quiet=True)
+    copied.write_bytes((donors / "b.safetensors").read_bytes())
+    with pytest.raises(FulaError, match="donor 'a' has content hash"):
+        attack_run(run.folder, "pgd-1")
