@@ -11,34 +11,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .attacks import RobustResult, save_examples
 from .attacks.recipes import parse
 from .cell import Cell
-from .engine.packed import PackedWave
 from .engine.restore import restored
-from .engine.wave import Wave as Lanes
+from .engine.robust import attacked_lanes
 from .errors import FulaError
 from .models import Staged
 from .plan import Plan, Wave
 from .progress import Progress
-from .robust import attack_options, attacked_images, attacked_models
+from .robust import attack_options, attacked_images
 from .spec import load_spec
 from .store import Store
 from .store.differences import describe_differences
 from .store.files import folder as made
 from .store.tables import write_tables
 from .workbench import Workbench
-
-_IMAGE_ROOM = 2**30
-"""Bytes of adversarial images held at a time."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +129,11 @@ class _Attacks:
         lanes = restored(
             task, stitches, {cell.id: self.store.statistics(cell.id) for cell in cells}
         )
-        room = max(_IMAGE_ROOM // (4 * images.numel()), 1)
-        for part in torch.arange(len(lanes.lanes)).split(room):
-            numbers = part.tolist()
-            found = attacked_models(
-                PackedWave(lanes, numbers), partial(_end, lanes), images, labels, self.attack,
-                self.options,
-            )  # fmt: skip
-            ids = [lanes.lanes[n].cell.id for n in numbers]
-            rows = [known[i] | shared | columns for i, (columns, _) in zip(ids, found, strict=True)]
-            yield rows, [(i, result, labels) for i, (_, result) in zip(ids, found, strict=True)]
+        given = (images, labels, self.attack, self.options)
+        for part in attacked_lanes(lanes, range(len(lanes.lanes)), *given):
+            ids = [lanes.lanes[n].cell.id for n, *_ in part]
+            rows = [known[i] | shared | part[k][1] for k, i in enumerate(ids)]
+            yield rows, [(i, part[k][2], labels) for k, i in enumerate(ids)]
 
     def _shared(self) -> dict[str, Any]:
         """Robust accuracies of the two donors, which must be those of the run."""
@@ -156,12 +145,6 @@ class _Attacks:
             f"{role}_robust_accuracy": self.bench.robust_under(name, *given)
             for role, name in roles.items()
         }
-
-
-@torch.no_grad()
-def _end(lanes: Lanes, x: Tensor) -> Tensor:
-    """The end donor's logits."""
-    return lanes.network.native_evaluation(x.to(lanes.dtype))[-1].float()
 
 
 def _save(folder: Path | None, found: Sequence[tuple[str, RobustResult, Tensor]]) -> None:

@@ -138,7 +138,7 @@ def test_an_interrupted_attack_goes_on(plain, monkeypatch):
         written.append(args)
         write(self, *args)
 
-    monkeypatch.setattr("fula_fast.robust_run._IMAGE_ROOM", 4 * 40 * 192)  # a cell at a time
+    monkeypatch.setattr("fula_fast.engine.robust._IMAGE_ROOM", 4 * 40 * 192)  # a cell at a time
     monkeypatch.setattr(Store, "write", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         attack_run(plain.folder, "pgd-1", name="cut")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor
 
 from ..measures.agreement import Agreement
 from ..measures.sites import SiteTable, stitch_columns
-from ..robust import attacked_images, robust_columns
+from ..robust import attack_options, attacked_images
 from ..task import WaveTask
 from .lanes import Route, route_of
-from .packed import PackedWave
+from .robust import attacked_lanes
 from .wave import Wave
-
-_IMAGE_ROOM = 2**30
-"""Bytes of adversarial images held at a time."""
 
 
 def measure(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
@@ -88,16 +84,9 @@ def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
     for members in together.values():
         batches = next(iter(task.evaluations.values()))()
         images, labels = attacked_images(batches, task.robust_images)
-        room = max(_IMAGE_ROOM // (4 * images.numel()), 1)
-        for start in range(0, len(members), room):
-            part = members[start : start + room]
-            rule = wave.lanes[part[0]].cell.protocol
-            rows = robust_columns(PackedWave(wave, part), partial(_end, wave), images, labels, rule)
-            for number, row in zip(part, rows, strict=True):
-                found[number] = row
+        rule = wave.lanes[members[0]].cell.protocol
+        given = (images, labels, rule.robust, attack_options(rule))
+        for part in attacked_lanes(wave, members, *given):
+            for number, columns, _ in part:
+                found[number] = columns
     return found
-
-
-@torch.no_grad()
-def _end(wave: Wave, x: Tensor) -> Tensor:
-    return wave.network.native_evaluation(x.to(wave.dtype))[-1].float()
