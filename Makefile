@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+# Tests run in a process per core, with a thread each.
+WORKERS ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
 PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py
@@ -36,10 +39,10 @@ quickstart: install
 	@echo "report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'not slow and not long and not gpu'
+	$(PYTEST) -m 'not slow and not long and not gpu'
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'slow and not gpu' --durations=25 $(SLOW)
+	$(PYTEST) -m 'slow and not gpu' --durations=25 $(SLOW)
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:
