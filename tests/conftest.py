@@ -6,12 +6,15 @@ import copy
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fula_fast.allocator import keeping_memory
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +54,7 @@ class Golden:
 
 
 @pytest.fixture(scope="session")
-def golden(data_folder) -> Golden:
+def golden(data_folder) -> Iterator[Golden]:
     """Donors, images and figures of the published runs; skips where a part is not at hand."""
     folder = data_folder.parent / "golden"
     if not folder.is_dir():
@@ -60,7 +63,8 @@ def golden(data_folder) -> Golden:
     initial = dict(np.load(folder / "published_init.npz"))
     images, labels = _golden_images(data_folder / "cifar10-jpeg.tar.xz")
     front, end = _golden_front(), _golden_end()
-    return Golden(_staged(front), _staged(end), images, labels, steps["cases"], initial)
+    with keeping_memory():  # float64 at full width: a quarter of the time are page faults
+        yield Golden(_staged(front), _staged(end), images, labels, steps["cases"], initial)
 
 
 def _golden_front():
