@@ -1,4 +1,5 @@
-"""A lane equals its cell alone: parameters and running statistics after twenty float64 steps."""
+"""A lane equals its cell alone: parameters and running statistics after twenty float64 steps; for
+maps, tokens and vectors."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fula_fast.cell import Cell
+from fula_fast.engine.lanenorm import last_norm
 from fula_fast.engine.wave import Wave
 from fula_fast.initial import new_stitch
-from fula_fast.models import build
+from fula_fast.models import build, stages
 from fula_fast.protocol import protocol
 from fula_fast.solo import SoloCell
 
@@ -97,7 +100,8 @@ def _assert_statistics(wave, number, lane, solo, tolerance):
         for name, value in mine.named_buffers():
             if not name.endswith(("running_mean", "running_var")):
                 continue
-            stage = int(name.split(".")[1]) + 1 if name.startswith("stages") else SITES + 1
+            head = wave.network.tail.num_sites + 1
+            stage = int(name.split(".")[1]) + 1 if name.startswith("stages") else head
             if part == "front" and stage > lane.front_site:
                 continue  # the shared front runs on for other lanes
             torch.testing.assert_close(value[at], expected[name], **close)
@@ -221,3 +225,106 @@ def test_a_lane_with_a_non_finite_loss_leaves_the_others_alone():
             torch.testing.assert_close(
                 mixed.bank.lane_state(at)[name], value, rtol=1e-12, atol=1e-14
             )
+
+
+# Sites that are no maps
+
+
+class Mixing(nn.Module):
+    """A transformer's block without attention's softmax: tokens mix, then features."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(tokens, tokens)
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        x = x + self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.narrow(torch.nn.functional.gelu(self.wide(x)))
+
+
+class Tokens(nn.Module):
+    """8x8 images as sixteen tokens of six features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 6, 2, 2)
+        self.one, self.two = Mixing(16, 6), Mixing(16, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(self.two(self.one(x)).mean(1))
+
+
+class Vectors(nn.Module):
+    """A perceptron with batch norm over features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.BatchNorm1d(12), nn.ReLU())
+        self.two = nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10))
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(x)))
+
+
+def staged(kind: type[nn.Module], seed: int):
+    torch.manual_seed(seed)
+    model = kind().double().eval()
+    return stages(model, sites=["one", "two"], input_shape=(3, 8, 8), num_classes=5)
+
+
+def tokens(seed: int):
+    return staged(Tokens, seed)
+
+
+def vectors(seed: int):
+    return staged(Vectors, seed)
+
+
+METHODS = ("hint", "slm", "tlm", "fula", "dm")
+
+
+@pytest.mark.parametrize(
+    ("front", "end", "pairs"),
+    [
+        (tokens, tokens, [(1, 1), (2, 1), (1, 2)]),
+        (vectors, vectors, [(1, 1), (2, 2), (1, 2)]),
+        (donor, tokens, [(3, 1), (9, 2)]),
+        (tokens, donor, [(1, 2), (2, 9)]),
+    ],
+)
+def test_lanes_between_sites_of_all_kinds_equal_their_cells(front, end, pairs):
+    pair = front(0), end(1)
+    like = front is end
+    grid = [(i, j, m) for i, j in pairs for m in METHODS if like or m != "dm"]
+    cells = [cell(number, *place) for number, place in enumerate(grid)]
+    if front is vectors:  # a batch norm of few samples: Adam would scale rounding noise up
+        cells = [cell(n, *place, optimiser="sgd", lr=1e-2) for n, place in enumerate(grid)]
+    assert_equal(run_wave(cells, *pair, steps=5), *pair, steps=5)
+
+
+def taps(model) -> list[bool]:
+    """For every stage behind site 1: does a lane norm measure what the stage gives?"""
+    wave = run_wave([cell(0, 1, 1, "fula")], model, model, steps=0)
+    return [tap is not None for tap in wave.network._taps]
+
+
+@pytest.mark.parametrize("hook", ["post_relu", "pre_relu"])
+def test_the_last_norm_of_a_residual_stage_measures(hook):
+    assert all(taps(donor(0, hook=hook)))
+
+
+def test_a_norm_whose_output_is_changed_or_reshaped_does_not():
+    stock = build("torchvision:resnet18", num_classes=5, input_shape=(3, 32, 32)).double().eval()
+    assert not any(taps(stock))  # its ReLU works in place, behind the norm
+    assert not any(taps(vectors(0)))
+    assert not any(taps(tokens(0)))
+
+
+def test_a_stage_without_norms_runs_and_has_none():
+    x = torch.rand(2, 3)
+    y, norm = last_norm(nn.Linear(3, 2), x)
+    assert y.shape == (2, 2) and norm is None
