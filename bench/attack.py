@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from io import BytesIO
@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fula_fast.arithmetic import arithmetic
 from fula_fast.attacks import PGD, RobustResult, Savings, fold, pgd, robust_evaluate
 from fula_fast.bench.record import (
     RESULTS,
@@ -154,17 +155,22 @@ def check_savings(setup: Setup, eps: float) -> None:
         raise FulaError("the savings changed a flag")
 
 
-def report(images: int, rounds: int, device: str) -> dict[str, Any]:
-    """All cases, in turns, as rows."""
-    setup = load(images, device)
-    rows = [_pgd_rows(setup, rounds), *(_rand_row(_few(setup, eps), rounds, eps) for eps in EPS)]
+def report(images: int, rounds: int, device: str) -> Iterator[dict[str, Any]]:
+    """The report so far, after each row of cases that took turns."""
+    setup, rows = load(images, device), []
     command = f"python -m fula_fast.bench.attack --images {images} --rounds {rounds}"
-    return {
+    found = {
         "benchmark": "attack",
         "note": "shared machine: other processes ran meanwhile; cases took turns",
         **environment(device, f"{command} --device {device}"),
         "rows": rows,
     }
+    with arithmetic("fp32"):
+        rows.append(_pgd_rows(setup, rounds))
+    yield found
+    for eps in EPS:
+        rows.append(_rand_row(_few(setup, eps), rounds, eps))
+        yield found
 
 
 def _few(setup: Setup, eps: float) -> Setup:
@@ -279,7 +285,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     path = chosen.out or RESULTS / f"attack-{device_label(chosen.device)}.json"
-    print(write(path, report(chosen.images, chosen.rounds, chosen.device)))
+    for found in report(chosen.images, chosen.rounds, chosen.device):
+        write(path, found)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 It runs with the interpreter that starts it and installs nothing; where the package is not installed
 it is made importable through a folder of links. Every part is a process with a time limit, so that
-one failure stops no other. Writes `gpu-check-GPU.json` and prints figures beside their targets.
+one failure stops no other. Writes `gpu-check-GPU.json`, anew after every part so that a check cut
+short leaves what it has, and prints figures beside their targets.
 Exit codes: 0 everything ran; 1 a part failed or ran out of time (a missed target is no failure);
 2 there is no CUDA device, or a package is missing. Standard library only, so that it can say so.
 """
@@ -30,6 +31,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 530
 """Seconds for all parts together; starting and reporting fit in the rest of nine minutes."""
 _TAIL = 25
+
+_PYTEST = (
+    "-m", "gpu", "-q", "--durations=10", "-p", "no:cacheprovider",
+    # What else is installed on a machine with a GPU is its own business: no plugins of it, and its
+    # packages' warnings are no failures.
+    "-p", "pytest_benchmark.plugin", "-W", "default",
+)  # fmt: skip
 
 Figure = dict[str, Any]
 
@@ -68,13 +76,13 @@ class Result:
 
 
 def gpu_parts() -> list[Part]:
-    """What runs on a GPU, in order of importance."""
+    """What runs on a GPU: the tests, then the benchmarks from the kernels up."""
     bench = "fula_fast.bench."
     found = [
-        Part("tests", ("-m", "pytest", "-m", "gpu", "-q"), 120),
-        Part("grid", ("-m", bench + "grid", "--out", "{out}"), 180),
-        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 70),
-        Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 50),
+        Part("tests", ("-m", "pytest", *_PYTEST), 110),
+        Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 60),
+        Part("grid", ("-m", bench + "grid", "--out", "{out}"), 190),
+        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 60),
         Part(
             "attack",
             ("-m", bench + "attack", "--images", "512", "--rounds", "3", "--out", "{out}/a.json"),
@@ -82,7 +90,7 @@ def gpu_parts() -> list[Part]:
             modules=("pyautoattack", "torchattacks", "torchvision"),
             variables=("FULA_TEST_DATA",),
         ),
-        Part("data", ("-m", bench + "data", "{out}/data.json"), 60, modules=("torchvision",)),
+        Part("data", ("-m", bench + "data", "{out}/data.json", "3"), 50, modules=("torchvision",)),
     ]
     return [part for part in found if part.name == "tests" or _exists(part.name)]
 
@@ -96,7 +104,7 @@ def dry_parts() -> list[Part]:
     tiny = "--device cpu --precision fp32 --width 2 --batch 4 --timed 2 --warmup 1 --mode eager"
     size = (*tiny.split(), "--image", "8", "--out", "{out}")
     smaller = {
-        "tests": ("-m", "pytest", "-m", "gpu", "-q", "--collect-only"),
+        "tests": ("-m", "pytest", *_PYTEST, "--collect-only"),
         "grid": ("-m", "fula_fast.bench.grid", "--lanes", "4", *size),
         "scale": ("-m", "fula_fast.bench.scale", "--counts", "1,2", *size),
     }
@@ -264,7 +272,7 @@ def link_package(folder: Path) -> Path:
 def prepared(folder: Path, dry_run: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """An environment in which the package is found, and what `probe` sees there."""
     # Without this the checkout's root comes first, and hides an installed package by its half.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     facts = probe(environment, dry_run)
     if str(facts.get("missing", "")).startswith("fula_fast"):
         paths = [str(link_package(folder)), environment.get("PYTHONPATH", "")]
@@ -287,14 +295,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem:
             print(f"gpu-check cannot run with {sys.executable}: {problem}", file=sys.stderr)
             return 2
-        results = []
+        results: list[Result] = []
+        path = options.out / f"gpu-check-{facts['label']}.json"
         for result in check(dry_parts() if options.dry_run else gpu_parts(), environment, BUDGET):
             print(f"{result.name}: {result.status} after {result.seconds:.0f} s", flush=True)
             if result.status in ("failed", "out of time"):
                 print(result.detail, flush=True)
             results.append(result)
+            save(path, facts, results)
     print(table(results))
-    print(save(options.out / f"gpu-check-{facts['label']}.json", facts, results))
+    print(path)
     return int(any(result.status in ("failed", "out of time") for result in results))
 
 
@@ -302,8 +312,9 @@ def save(path: Path, facts: Mapping[str, Any], results: Sequence[Result]) -> Pat
     """The whole check as JSON; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {"bench": "gpu-check", **facts, "parts": [asdict(result) for result in results]}
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return path
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    return unfinished.replace(path)
 
 
 if __name__ == "__main__":

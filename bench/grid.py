@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fula_fast.allocator import keeping_memory
+from fula_fast.arithmetic import arithmetic
 from fula_fast.bench._workload import (
     COUNTED,
     SITES,
@@ -82,7 +83,7 @@ Isolation = Callable[..., Any]
 def measure_ours(setting: Setting) -> Row:
     """Both phases of the engine's step, its memory and its work; on a CPU with the memory kept as a
     sweep keeps it."""
-    with keeping_memory(setting.device == "cpu"):
+    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
         return _measure_ours(setting)
 
 
@@ -101,12 +102,13 @@ def _measure_ours(setting: Setting) -> Row:
             first = time.perf_counter() - started
         taken = seconds_of(step, setting.timed, setting.device, setting.warmup - (phase == "short"))
         phases[phase] = {"steps": count, "seconds": quantiles(taken)}
-    peak = memory.bytes()
+    peak, mode = memory.bytes(), ours.mode
+    del ours, step  # the graphs' memory is free for what is counted
     for phase, found in phases.items():
         found["flops"] = our_flops(setting, cells, phase == "full")
     return {
         "name": "ours",
-        "mode": ours.mode,
+        "mode": mode,
         "precision": setting.precision,
         "first_step_seconds": first,
         "peak_bytes": peak,
@@ -199,25 +201,33 @@ def _over_sites(cells: Sequence[Row], what: str, setting: Setting) -> float:
     return float(np.interp(ends, *zip(*known, strict=True)).sum())
 
 
-def compare(setting: Setting, command: str, isolation: Isolation = isolated) -> Row:
-    """Measure all contenders and put them side by side. `isolation(f, *args)` runs f(*args)."""
-    peers = {name: isolation(measure_peer, setting, name) for name in PEERS}
-    ours = isolation(measure_ours, setting)
-    rate = isolation(measured_rate, setting)
-    totals = {"ours": our_total(ours)} | {n: peer_total(p, setting) for n, p in peers.items()}
-    for found in totals.values():
-        found["passes"] = found["flops"] / _one_pass(setting)
-    main = max(ours["phases"].values(), key=lambda phase: phase["steps"])
-    return {
+def compare(setting: Setting, command: str, isolation: Isolation = isolated) -> Iterator[Row]:
+    """Measure all contenders and put them side by side: the report so far, after each of them.
+
+    `isolation(f, *args)` runs f(*args).
+    """
+    report: Row = {
         "bench": "grid",
         **environment(setting.device, command),
         "setting": asdict(setting),
         "formula": FORMULA,
-        "rows": [ours, *peers.values()],
-        "totals": totals,
-        "matrix_rate": rate,
-        "summary": _summary(setting, totals, main, rate),
+        "rows": [],
+        "totals": {},
     }
+
+    def joined(row: Row, total: Row) -> Row:
+        report["rows"].append(row)
+        passes = total["flops"] / _one_pass(setting)
+        report["totals"][row["name"]] = total | {"passes": passes}
+        report["summary"] = _summary(setting, report)
+        return report
+
+    report["matrix_rate"] = isolation(measured_rate, setting)
+    ours = isolation(measure_ours, setting)
+    yield joined(ours, our_total(ours))
+    for name in PEERS:
+        peer = isolation(measure_peer, setting, name)
+        yield joined(peer, peer_total(peer, setting))
 
 
 def _one_pass(setting: Setting) -> float:
@@ -231,16 +241,22 @@ def measured_rate(setting: Setting) -> float:
     return matrix_rate(setting.device, setting.dtype, 8192 if setting.device != "cpu" else 2048)
 
 
-def _summary(setting: Setting, totals: Mapping[str, Row], main: Row, rate: float) -> list[Row]:
-    """Figures with their targets (None: no target at this setting)."""
-    speedup = {n: totals[n]["p50"] / totals["ours"]["p50"] for n in PEERS}
+def _summary(setting: Setting, report: Row) -> list[Row]:
+    """Figures with their targets (None: no target at this setting), as far as they are known."""
+    totals = report["totals"]
+    main = max(report["rows"][0]["phases"].values(), key=lambda phase: phase["steps"])
     cuda = setting.device != "cpu"
-    amx = setting.precision == "bf16"
-    published = 25 if cuda else 10 if amx else 4
-    share = main["flops"] / main["seconds"]["p50"] / rate
+    targets = {"published": 25 if cuda else 10 if setting.precision == "bf16" else 4}
+    targets["fair"] = 8 if cuda else None
+    share = main["flops"] / main["seconds"]["p50"] / report["matrix_rate"]
     return [
-        figure("times the published peer's speed", speedup["published"], published),
-        figure("times the fair peer's speed", speedup["fair"], 8 if cuda else None),
+        *(
+            figure(
+                f"times the {name} peer's speed", totals[name]["p50"] / totals["ours"]["p50"], least
+            )
+            for name, least in targets.items()
+            if name in totals
+        ),
         figure("share of the measured matrix rate", share, 0.35 if cuda else None),
         figure("passes of a donor per lane and step", totals["ours"]["passes"], None),
     ]
@@ -319,11 +335,14 @@ def bench_grid(benchmark):
 
 
 def run(setting: Setting, out: Path) -> Row:
-    """Measure, write `grid-DEVICE.json` under `out`, print the table; returns the report."""
-    report = compare(setting, command_of("grid", setting))
+    """Measure, write `grid-DEVICE.json` under `out` after each contender, print the table; returns the
+    report."""
+    path = out / f"grid-{device_label(setting.device)}.json"
+    for report in compare(setting, command_of("grid", setting)):
+        write(path, report)
     Console().print(table(report))
     print("\n".join(summary_lines(report)))
-    print(write(out / f"grid-{device_label(setting.device)}.json", report))
+    print(path)
     return report
 
 

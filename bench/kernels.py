@@ -38,7 +38,8 @@ from fula_fast.kernels import backend
 SITES = {"32x32": (64, 32), "16x16": (128, 16), "8x8": (256, 8), "4x4": (512, 4)}
 """Channels and size at ResNet-18's four resolutions; its nine sites have no others."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WAYS = ("eager", "compile", "ours")
+WAYS = ("eager", "ours", "compile")
+"""In this order: autotuning takes its time, and comes when the rest is measured."""
 PARTS = ("forward", "backward", "both")
 
 
@@ -216,20 +217,19 @@ def measured_rates(device: str) -> Rates:
 
 
 def rows(
-    noun: str, label: dict[str, Any], work: Work, rates: Rates, device: str, rounds: int
+    noun: str, label: dict[str, Any], way: str, work: Work, rates: Rates, device: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """A row a part and way; a way that cannot run says why instead of a time."""
-    for way in WAYS:
-        try:
-            prepared = runs(work, way, device)
-            for part, run in prepared.items():
-                taken = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
-                yield {"noun": noun, **label, "way": way, "part": part, "seconds": taken,
-                       **_floor(work, part, label.get("dtype", "fp32"), rates, taken)}  # fmt: skip
-        except torch.OutOfMemoryError as error:
-            yield {"noun": noun, **label, "way": way, "failed": str(error).splitlines()[0]}
-        finally:
-            torch._dynamo.reset()
+    """A row a part; a way that cannot run says why instead of a time."""
+    try:
+        for part, run in runs(work, way, device).items():
+            taken = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
+            yield {"noun": noun, **label, "way": way, "part": part, "seconds": taken,
+                   **_floor(work, part, label.get("dtype", "fp32"), rates, taken)}  # fmt: skip
+    except Exception as error:  # noqa: BLE001  of any library below: it shall cost no other row
+        reason = (str(error).splitlines() or [""])[0]
+        yield {"noun": noun, **label, "way": way, "failed": f"{type(error).__name__}: {reason}"}
+    finally:
+        torch._dynamo.reset()
 
 
 def _floor(work: Work, part: str, dtype: str, rates: Rates, taken: dict) -> dict[str, Any]:
@@ -238,35 +238,47 @@ def _floor(work: Work, part: str, dtype: str, rates: Rates, taken: dict) -> dict
     return counted | {"floor": floor, "of_floor": floor / taken["p50"]}
 
 
-def report(
-    device: str, lanes: list[int], sites: list[str], batch: int, rounds: int, seconds: float
-) -> dict[str, Any]:
-    """All cases until `seconds` are spent; `left_out` names what there was no time for."""
-    torch.manual_seed(0)
-    rates, found, left = measured_rates(device), [], []
-    end = time.monotonic() + seconds
-    places = [
+Place = tuple[str, dict[str, Any], str, Callable[[], Work]]
+"""A noun's case and the way to measure it: (noun, label, way, what makes it ready)."""
+
+
+def every_place(device: str, lanes: list[int], sites: list[str], batch: int) -> Iterator[Place]:
+    """All cases, one way after the other."""
+    cases = [
         Case(site, count, dtype, device, batch)
         for count in lanes for dtype in ("bf16", "fp32") for site in sites
     ]  # fmt: skip
-    for noun in ("augment", "pgd_step linf", "pgd_step l2"):
-        found += rows(noun, {}, pixels(noun, device, batch), rates, device, rounds)
-    for case in places:
-        label = {"site": case.site, "lanes": case.lanes, "dtype": case.dtype}
-        for noun, make in NOUNS.items():
-            if time.monotonic() > end:
-                left.append({"noun": noun, **label})
-                continue
-            found += rows(noun, label, make(case), rates, device, rounds)
-    return {
+    for way in WAYS:
+        for noun in ("augment", "pgd_step linf", "pgd_step l2"):
+            yield noun, {}, way, partial(pixels, noun, device, batch)
+        for case in cases:
+            label = {"site": case.site, "lanes": case.lanes, "dtype": case.dtype}
+            for noun, make in NOUNS.items():
+                yield noun, label, way, partial(make, case)
+
+
+def report(
+    device: str, lanes: list[int], sites: list[str], batch: int, rounds: int, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """The report so far, after each case, until `seconds` are spent; `left_out` names what there was
+    no time for."""
+    torch.manual_seed(0)
+    rates, found, left = measured_rates(device), [], []
+    head = {
         "benchmark": "kernels",
         **environment(device, "python -m fula_fast.bench.kernels"),
         "copy_bytes_per_second": rates.copy,
         "matrix_flops_per_second": rates.matrix,
-        "summary": summary(found) if device == "cuda" else [],
-        "left_out": left,
-        "rows": found,
     }
+    end = time.monotonic() + seconds
+    for noun, label, way, make in every_place(device, lanes, sites, batch):
+        if time.monotonic() > end:
+            left.append({"noun": noun, **label, "way": way})
+            continue
+        found += rows(noun, label, way, make(), rates, device, rounds)
+        figures = summary(found) if device == "cuda" else []
+        yield {**head, "summary": figures, "left_out": left, "rows": found}
+    yield {**head, "summary": figures, "left_out": left, "rows": found}
 
 
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -350,10 +362,15 @@ def main(arguments: list[str]) -> None:
         for line in tune(max(lanes), chosen.batch):
             print(line, flush=True)
     sites = chosen.sites.split(",")
-    result = report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds)
+    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):
+        write(chosen.out, result)
     for figure in result["summary"]:
         print(f"{figure['figure']}: {figure['value']:.2f}x (target {figure['target']}x)")
-    print(write(chosen.out, result))
+    print(chosen.out)
+    failed = [row for row in result["rows"] if "failed" in row]
+    for row in failed:
+        print("failed:", *(f"{name} {value}" for name, value in row.items()))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fula_fast.allocator import keeping_memory
+from fula_fast.arithmetic import arithmetic
 from fula_fast.bench._workload import (
     OurWave,
     Setting,
@@ -64,7 +65,7 @@ def counts_up_to(lanes: int) -> list[int]:
 def measure(setting: Setting, count: int, site: int = SITE, method: str = METHOD) -> Row:
     """One step of `count` lanes that are the same cell from different starts."""
     prepare(setting)
-    with keeping_memory(setting.device == "cpu"):
+    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
         return _measure(setting, count, site, method)
 
 
@@ -76,10 +77,11 @@ def _measure(setting: Setting, count: int, site: int, method: str) -> Row:
     step(0)
     first = time.perf_counter() - started
     seconds = seconds_of(step, setting.timed, setting.device, setting.warmup - 1)
-    peak = memory.bytes()
+    peak, mode = memory.bytes(), ours.mode
+    del ours, step  # the graph's memory is free for what is counted
     return {
         "lanes": count,
-        "mode": ours.mode,
+        "mode": mode,
         "seconds": quantiles(seconds),
         "seconds_per_lane": quantiles([s / count for s in seconds]),
         "flops_per_lane": our_flops(setting, cells, full=False) / count,

@@ -8,8 +8,7 @@ without label smoothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from .arithmetic import arithmetic
 from .errors import FulaError, nearest
 from .models import Staged
 from .models.staged import eval_mode
@@ -311,26 +311,6 @@ def _check_attack(
         )
 
 
-_PRECISIONS = ("fp32", "tf32", "bf16")
-
-
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast for `precision = "bf16"`, nothing otherwise."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Deterministic cuDNN, and TF32 on CUDA only where asked for; earlier settings come back."""
-    if precision not in _PRECISIONS:
-        raise FulaError(f"precision '{precision}' of a donor{nearest(precision, _PRECISIONS)}")
-    tf32 = precision == "tf32"
-    before = torch.get_float32_matmul_precision()
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-    ):
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)

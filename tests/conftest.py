@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -113,3 +115,54 @@ def _golden_images(archive: Path):
     order = np.random.RandomState(0).permutation(1000)
     pixels = np.stack(images)[order].astype(np.float32) / 255
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(labels)[order]
+
+
+@contextmanager
+def _without_host_contact() -> Iterator[None]:
+    """Fails inside the block where tensor code asks the host, or takes a tensor that the host made.
+
+    What a captured CUDA graph may not do: read a number back, let data decide a shape, index by a
+    mask, or by a list, which becomes a tensor at every call. Run the code once before, so that what
+    is made once is there. Works on any device, so a CPU can say what a GPU would refuse.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    aten = torch.ops.aten
+    asking = {
+        aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.bincount,
+        aten._unique2, aten.lift_fresh, aten.is_nonzero, aten.item,
+    }  # fmt: skip
+
+    class Watch(TorchDispatchMode):
+        def __init__(self, known: list[torch.Tensor]) -> None:
+            super().__init__()
+            self.kept = known  # alive, so that no address is used twice
+            self.known = {t.untyped_storage()._cdata for t in known}
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            given = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor)]
+            assert func.overloadpacket not in asking or not given[0].dim(), f"{func} asks the host"
+            for t in given:
+                made = t.dim() and t.untyped_storage()._cdata not in self.known
+                assert not made, f"{func} takes a tensor {tuple(t.shape)} that the host made"
+            if func.overloadpacket in (aten.index, aten.index_put, aten.index_put_):
+                masks = [t for t in args[1] if t is not None and t.dtype == torch.bool]
+                assert not masks, f"{func} by a mask has a shape that the host must ask for"
+            result = func(*args, **(kwargs or {}))
+            for t in tree_leaves(result):
+                if isinstance(t, torch.Tensor):
+                    self.kept.append(t)
+                    self.known.add(t.untyped_storage()._cdata)
+            return result
+
+    alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    with Watch(alive):
+        yield
+
+
+@pytest.fixture
+def without_host_contact():
+    """A context manager: see `_without_host_contact`."""
+    return _without_host_contact

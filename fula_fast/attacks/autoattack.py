@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
+from ..graphs import Recorder
 from ..protocol import Attack
 from .apgd import APGDConfig, image_loss
-from .capture import Replay
+from .capture import Replay, recorder_on
 from .handover import hand_over
 from .losses import CE, MIN_CLASSES, evaluate
 from .packed import PackedModel
@@ -60,26 +60,6 @@ def run(model: PackedModel, record: Record, recipe: Recipe, options: AttackOptio
     return result
 
 
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """On CUDA: float32 products in float32 rather than TF32, and repeatable convolutions."""
-    if device.type != "cuda":
-        yield
-        return
-    holders = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [holder.fp32_precision for holder in holders]
-    deterministic = torch.backends.cudnn.deterministic
-    try:
-        for holder in holders:
-            holder.fp32_precision = "ieee"
-        torch.backends.cudnn.deterministic = True
-        yield
-    finally:
-        for holder, precision in zip(holders, before, strict=True):
-            holder.fp32_precision = precision
-        torch.backends.cudnn.deterministic = deterministic
-
-
 def _check_classes(recipe: Recipe, classes: int) -> None:
     needed = max((MIN_CLASSES[stage.loss] for stage in recipe.stages), default=1)
     if classes < needed:
@@ -108,14 +88,14 @@ def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Att
 def _search_options(
     search: PackedModel, record: Record, options: AttackOptions, same: bool
 ) -> SearchOptions:
-    captured = _captures(search, record, options)
-    few = captured or options.compiles  # each size costs a graph; else no row is padded
+    recorder = _recorder(search, record, options)
+    few = recorder is not None or options.compiles  # each size costs a graph; else no row is padded
     every = range(1, options.batch_size + 1)
     return SearchOptions(
         keep_first=options.savings.compaction and same,
         packing=options.savings.packing,
         sizes=fixed_sizes(options.batch_size) if few else every,
-        captured=captured,
+        recorder=recorder,
         poll=4 if record.images.is_cuda else 1,
     )
 
@@ -169,8 +149,9 @@ def _same_gradient(search: PackedModel, record: Record, pairs: Sequence[tuple[in
     return torch.equal(first.grad, second.grad) and torch.equal(first.loss, second.loss)
 
 
-def _captures(search: PackedModel, record: Record, options: AttackOptions) -> bool:
-    return record.images.is_cuda and search.capturable and options.mode in ("auto", "captured")
+def _recorder(search: PackedModel, record: Record, options: AttackOptions) -> Recorder | None:
+    wanted = search.capturable and options.mode in ("auto", "captured")
+    return recorder_on(record.images.device) if wanted else None
 
 
 def _pgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions) -> Run:
@@ -183,7 +164,7 @@ def _pgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Atta
     def loop(x: Tensor, labels: Tensor, lane: Tensor, noise: Tensor | None = None) -> Tensor:
         return pgd(lambda z: search.logits(z, lane), x, labels, attack, noise=noise)
 
-    replay = Replay(loop, captured=_captures(search, record, options))
+    replay = Replay(loop, _recorder(search, record, options))
     for restart in range(options.restarts):
         pairs = record.surviving()
         for begin in range(0, len(pairs), options.batch_size):

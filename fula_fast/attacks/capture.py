@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import FulaError, nearest
+from ..graphs import CaptureRefused, CudaRecorder, Recorder, Recording, snapshot_of
 
 MODES = ("auto", "eager", "compiled", "captured")
-_WARM_UP = 3
 _MOST_SHAPES = 64
 
 
@@ -38,85 +39,71 @@ def check_mode(mode: str) -> None:
         raise FulaError(f"unknown mode '{mode}'{nearest(mode, MODES)}")
 
 
+def recorder_on(device: torch.device) -> Recorder | None:
+    """What records on this device; None where nothing can."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
 class Replay:
-    """`fn(*tensors)` with one captured graph per set of input shapes.
+    """`fn(*tensors)` with one recording per set of input shapes.
 
     fn: reads its arguments (and whatever fixed tensors it closes over) and returns a tensor or
     None; no host synchronisation, no host random numbers. `state()`: tensors that fn changes in
-    place; they are put back after the warm-up. captured: capture calls whose inputs are all on a
-    CUDA device (fn without arguments: whose fixed tensors are).
+    place; they are put back after the warm-up. recorder: what records (recordings of one recorder
+    share memory); None runs fn eagerly.
 
-    `mode` says what the last call ran ("eager" or "captured"), `replays` how often a graph was
+    `mode` says what the last call ran ("eager" or "captured"), `replays` how often a recording was
     replayed.
     """
 
     def __init__(
         self,
         fn: Callable[..., Tensor | None],
+        recorder: Recorder | None,
         *,
-        captured: bool,
         state: Callable[[], Sequence[Tensor]] = tuple,
     ) -> None:
-        self._fn = fn
-        self._captured = captured
-        self._state = state
-        self._graphs: dict[Any, _Graph | None] = {}
+        self._fn, self._recorder, self._state = fn, recorder, state
+        self._calls: dict[Any, _Call | None] = {}
         self.mode = "eager"
         self.replays = 0
 
     def __call__(self, *tensors: Tensor) -> Tensor | None:
-        wanted = self._captured and all(t.is_cuda for t in tensors)
-        graph = self._graph(tensors) if wanted else None
-        if graph is None:
+        call = None if self._recorder is None else self._call(tensors)
+        if call is None:
             self.mode = "eager"
             return self._fn(*tensors)
         self.mode = "captured"
         self.replays += 1
-        return graph.replay(tensors)
+        return call.replay(tensors)
 
-    def _graph(self, tensors: Sequence[Tensor]) -> _Graph | None:
+    def _call(self, tensors: Sequence[Tensor]) -> _Call | None:
         key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(tensors)
-        return self._graphs[key]
+        if key not in self._calls:
+            self._calls[key] = self._recorded(tensors)
+        return self._calls[key]
 
-    def _capture(self, tensors: Sequence[Tensor]) -> _Graph | None:
+    def _recorded(self, tensors: Sequence[Tensor]) -> _Call | None:
         static = [t.detach().clone(memory_format=torch.preserve_format) for t in tensors]
-        saved = [t.clone() for t in self._state()]
-        self._warm_up(static)
-        for tensor, value in zip(self._state(), saved, strict=True):
-            tensor.copy_(value)
-        reason = ""
         try:
-            return _Graph(self._fn, static)
-        except torch.OutOfMemoryError:
-            raise  # a subclass of RuntimeError, but no reason to go on eagerly
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-        warnings.warn(f"CUDA graph capture refused, running eagerly: {reason}", stacklevel=4)
-        return None
-
-    def _warm_up(self, static: Sequence[Tensor]) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._fn(*static)
-        torch.cuda.current_stream().wait_stream(side)
+            recording = self._recorder.record(
+                partial(self._fn, *static), lambda: snapshot_of(self._state())
+            )
+        except CaptureRefused as refusal:
+            warnings.warn(f"CUDA graph capture refused, running eagerly: {refusal}", stacklevel=4)
+            return None
+        return _Call(static, recording)
 
 
-class _Graph:
-    """One captured call: static inputs, the graph, the static output."""
+class _Call:
+    """One recorded call: its static inputs, and a copy of its output at every replay."""
 
-    def __init__(self, fn: Callable[..., Tensor | None], static: Sequence[Tensor]) -> None:
-        self._inputs = static
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the data pipeline's threads call CUDA meanwhile
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._output = fn(*static)
+    def __init__(self, static: Sequence[Tensor], recording: Recording) -> None:
+        self._inputs, self._recording = static, recording
 
     def replay(self, tensors: Sequence[Tensor]) -> Tensor | None:
         for static, given in zip(self._inputs, tensors, strict=True):
             static.copy_(given)
-        self._graph.replay()
-        return None if self._output is None else self._output.clone()
+        self._recording.replay()
+        output = self._recording.output
+        return None if output is None else output.clone()

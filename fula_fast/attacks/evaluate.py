@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arithmetic import arithmetic
 from ..errors import FulaError, nearest
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
-from .autoattack import Run, exact_arithmetic, run
+from .autoattack import Run, run
 from .losses import LogitsFn, predict
 from .packed import as_packed
 from .recipes import AttackOptions, Recipe, Savings, adjusted, parse
@@ -123,7 +124,7 @@ def robust_evaluate(
             "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
             "use mode = 'auto'"
         )
-    with exact_arithmetic(x.device), reproducible(chosen.seed):
+    with arithmetic("fp32"), reproducible(chosen.seed):
         record = Record(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
             witness=witness,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import FulaError
 from ..kernels import pgd_step
 from ..protocol import Attack
-from .capture import Replay, check_mode, compiled
+from .capture import Replay, check_mode, compiled, recorder_on
 from .losses import LogitsFn, cross_entropy, evaluate
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -148,31 +148,39 @@ class PGD:
         compile: bool = False,
     ) -> None:
         check_mode(mode)
-        self._model = logits_fn
+        self._model, self._asked = logits_fn, mode
         self._compiled = compile or mode == "compiled"
-        self._asked = mode
         forward = compiled(logits_fn) if self._compiled else logits_fn
 
         def loop(x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
             return pgd(forward, x, labels, attack, noise=noise, targeted=targeted, keep=keep)
 
-        self._replay = Replay(loop, captured=mode in ("auto", "captured"))
+        self._loop = loop
+        self._replays: dict[torch.device, Replay] = {}
+        self._last = Replay(loop, None)
+
+    def _replay_on(self, device: torch.device) -> Replay:
+        if device not in self._replays:
+            captures = self._asked in ("auto", "captured")
+            self._replays[device] = Replay(self._loop, recorder_on(device) if captures else None)
+        self._last = self._replays[device]
+        return self._last
 
     @property
     def mode(self) -> str:
         """What the last call ran: "eager", "compiled" or "captured"."""
-        if self._replay.mode == "captured":
+        if self._last.mode == "captured":
             return "captured"
         return "compiled" if self._compiled else "eager"
 
     @property
     def replays(self) -> int:
         """How often a captured loop was replayed."""
-        return self._replay.replays
+        return self._last.replays
 
     def __call__(self, x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Adversarial versions of `x` (N, C, H, W) for `labels` (N,); see `pgd`."""
         if self._asked == "captured" and not x.is_cuda:
             raise FulaError("mode = 'captured' needs images on a CUDA device; use mode = 'auto'")
         with eval_mode(self._model):
-            return self._replay(x, labels, *([] if noise is None else [noise.to(x)]))
+            return self._replay_on(x.device)(x, labels, *([] if noise is None else [noise.to(x)]))

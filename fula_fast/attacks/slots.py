@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..graphs import Recorder
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
 from .capture import Replay
 from .losses import TARGETED
@@ -50,13 +51,13 @@ class SearchOptions:
     """keep_first: a job ends at its first confirmed adversarial image (see `Savings.compaction`);
     packing: rows are refilled at once and lanes and stages mix, else a batch holds one lane's jobs
     of one stage and is refilled when all are done; sizes: the fixed batch sizes, ascending;
-    captured: run the iteration as a CUDA graph; poll: iterations between two looks at what is
-    done."""
+    recorder: what records the iteration, None runs it eagerly; poll: iterations between two looks
+    at what is done."""
 
     keep_first: bool
     packing: bool
     sizes: Sequence[int]
-    captured: bool
+    recorder: Recorder | None
     poll: int
 
 
@@ -65,7 +66,7 @@ class Slots:
 
     def __init__(
         self, size: int, model: PackedModel, config: APGDConfig, losses: Sequence[int],
-        like: Tensor, *, keep_first: bool, captured: bool,
+        like: Tensor, *, keep_first: bool, recorder: Recorder | None,
     ) -> None:  # fmt: skip
         self.size = size
         self._model, self._config, self._losses = model, config, losses
@@ -75,7 +76,7 @@ class Slots:
         index = torch.zeros(size, dtype=torch.int64, device=like.device)
         self.state = begin(config, blank, index, torch.zeros_like(blank))
         self.lane, self.loss, self.target = index.clone(), index.clone(), index.clone()
-        self._replay = Replay(self._iterate, captured=captured, state=self.state.tensors)
+        self._replay = Replay(self._iterate, recorder, state=self.state.tensors)
 
     def iterate(self) -> str:
         """One look and one step of every row; says what ran ("eager" or "captured")."""
@@ -193,14 +194,14 @@ class Search:
         self._t = np.concatenate([self._t[rows], np.zeros(size - len(rows), dtype=np.int64)])
 
     def _of_size(self, size: int) -> Slots:
-        """A batch of that size; one whose graph is captured is kept for the next time."""
+        """A batch of that size; one that is recorded is kept for the next time."""
         if size in self._pool:
             return self._pool[size]
         made = Slots(
             size, self._model, self._config, self._losses, self._record.pixels([0]),
-            keep_first=self._options.keep_first, captured=self._options.captured,
+            keep_first=self._options.keep_first, recorder=self._options.recorder,
         )  # fmt: skip
-        if self._options.captured:
+        if self._options.recorder is not None:
             self._pool[size] = made
         return made
 

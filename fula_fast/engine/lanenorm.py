@@ -104,8 +104,15 @@ def lane_copy(model: Staged, lanes: int, dtype: torch.dtype) -> Staged:
         kept = statistics if isinstance(module, LaneNorm) else dtype
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor.is_floating_point():
-                tensor.data = tensor.data.to(kept)
+                tensor.data = _channels_last(tensor.data.to(kept))
     return twin
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A convolution's weight laid out as the activations are: cuDNN copies others at every call."""
+    if weight.is_cuda and weight.dim() == 4:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
 
 
 def _replace(module: nn.Module, lanes: int) -> None:

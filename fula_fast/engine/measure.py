@@ -57,7 +57,7 @@ def _parts(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, 
 def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Tensor, Tensor]:
     """Logits of all lanes (L, B, classes), in lane order, and of the end donor (B, classes)."""
     network, count = wave.network, len(wave.lanes)
-    own = x if network.shared else x.repeat(count, *[1] * (x.dim() - 1))
+    own = x if network.shared else torch.cat([x] * count)
     lanes = list(range(count))
     fronts = network.fronts(own, lanes, "running")
     order = {s: [n for n in lanes if wave.lanes[n].front_site == s] for s in fronts}

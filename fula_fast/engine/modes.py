@@ -43,7 +43,7 @@ class Stepper:
         self.wave.step(batch.images, batch.labels, number, attacked)
 
 
-def open_stepper(task: WaveTask, wave: Wave, mode: str) -> Stepper:
+def open_stepper(task: WaveTask, wave: Wave, mode: str) -> Stepper | Captured:
     """The stepper of a wave in the mode that `runner_of` resolved."""
     return Captured(task, wave) if mode == "captured" else Stepper(task, wave, mode)
 
@@ -75,8 +75,6 @@ def _resolved(task: WaveTask) -> str:
 
 def _why_not_captured(task: WaveTask) -> str:
     """Why a wave's step cannot be one graph; empty where it can."""
-    if any(cell.alpha > 0 for cell in task.cells):
-        return "the attack's share of a batch is drawn on the host"
     if task.cells[0].protocol.dropout == "train":
         return "dropout masks are keyed by the epoch on the host"
     return ""

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arithmetic import arithmetic
 from ..errors import FulaError
 from ..statistics import moves
 from ..task import Outcome, WaveTask, non_finite, stitches_of
+from .capture import Captured
 from .measure import measure
 from .modes import Stepper, open_stepper, runner_of
+from .network import run_plain
 from .profiling import profiled
 from .restore import lane_statistics
 from .wave import Wave
@@ -72,6 +75,11 @@ def _halves(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]
 
 
 def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
+    with arithmetic(task.precision):
+        return _outcomes(task, store, wave_id, profile)
+
+
+def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
     started = time.perf_counter()
     # Copies: the donors themselves stay where they are, for other waves.
     front, end = (copy.deepcopy(donor).to(task.device) for donor in (task.front, task.end))
@@ -87,15 +95,18 @@ def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
     with profiled(wave.network, folder, f"wave-{wave_id}") as recorder:
         _train(task, wave, stepper, store, wave_id, recorder)
     seconds = (time.perf_counter() - started) / len(wave.lanes)
-    measured = measure(wave, task)
     shared = {"train_seconds": seconds, "engine_mode": stepper.mode}
+    del stepper  # a graph's memory is free for the measures
+    if task.device.type == "cuda":
+        wave.network.runner = run_plain  # the kernels have fused it: nothing is worth compiling for
+    measured = measure(wave, task)
     return [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
 
 
 def _train(
     task: WaveTask,
     wave: Wave,
-    stepper: Stepper,
+    stepper: Stepper | Captured,
     store: Store | None,
     wave_id: str,
     recorder: Any = None,

@@ -14,20 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..attacks import pgd, start_noise
+from ..attacks import pgd
 from ..cell import Cell
 from ..dropout import PASSES, Key, set_key, use_keyed_dropout
+from ..kernels.layout import laid_out, layout_of
 from ..models import Staged
 from ..objectives import soft_label_losses
 from ..pipelines import Batch
 from ..stitches import Stitch
-from ..task import attacked_mask
 from .aims import Aims, Targets
 from .bank import Bank
 from .lanenorm import lane_norms, settling_steps
 from .lanes import Lane, Route, in_order, route_of, take_lanes
 from .network import Network, Runner, run_plain, statistics
 from .optim import FlatOptimiser
+from .shares import Draw, Share, draw, shares_of
 
 
 class Wave:
@@ -58,7 +59,8 @@ class Wave:
         self.steps, self.dtype = steps, dtype
         numbers = torch.float64 if dtype == torch.float64 else torch.float32
         self.bank = Bank(self.lanes, stitches, self.device, numbers)
-        self.attacked = any(cell.alpha > 0 for cell in cells)
+        self.shares = shares_of(self.lanes)
+        self.attacked = bool(self.shares)
         self.network = Network(
             front, end, self.lanes, self.bank,
             shared=not self.attacked, dtype=dtype, device=self.device, runner=runner,
@@ -170,36 +172,36 @@ class Wave:
         return self._attack_routes[lanes]
 
     def attack(self, batch: Batch, epoch: int, step: int) -> Tensor:
+        """`attacked_batch` with the random numbers of this step."""
+        numbers = batch.index.tolist() if self.protocol.attack.random_start else None
+        drawn = draw(self.shares, epoch, step, batch.images, numbers)
+        return self.attacked_batch(batch.images, batch.labels, drawn)
+
+    def attacked_batch(self, images: Tensor, labels: Tensor, drawn: Draw) -> Tensor:
         """Each lane's own batch, (L*B, C, H, W): its share of images attacked on its stitched model
-        in eval mode, with the protocol's settings.
-
-        Lanes of one alpha are attacked together, on the same images: the share is drawn from the
-        data seed, which they have in common.
-        """
-        images = batch.images.to(self.optimiser.flat.dtype)
-        lanes = range(len(self.lanes))
-        own = images.expand(len(lanes), *images.shape).clone()
-        for alpha in sorted({lane.cell.alpha for lane in self.lanes}):
-            members = [n for n in lanes if self.lanes[n].cell.alpha == alpha]
-            mask = attacked_mask(self.lanes[members[0]].cell, epoch, step, len(images))
-            places = mask.nonzero()[:, 0].to(self.device)
+        in eval mode, with the protocol's settings. Tensor code alone, without host contact."""
+        images = images.to(self.optimiser.flat.dtype)
+        own = torch.cat([images] * len(self.lanes))
+        by_lane = own.unflatten(0, (len(self.lanes), -1))
+        for share, places in zip(self.shares, drawn.places, strict=True):
             if len(places):
-                found = self._attacked(batch, images, places, members, epoch)
-                own[torch.tensor(members)[:, None], places] = found
-        return own.flatten(0, 1)
+                members = self._constant(share.lanes, torch.int64)
+                found = self._attacked(images, labels, share, places, drawn.noise)
+                by_lane[members[:, None], places] = found
+        return own
 
-    def _attacked(self, batch, images, places, members, epoch: int) -> Tensor:
-        attack, count = self.protocol.attack, len(members)
-        noise = None
-        if attack.random_start:
-            numbers = batch.index[places].tolist()
-            shape = images.shape[1:]
-            seed = self.lanes[members[0]].cell.data_seed
-            drawn = start_noise(attack.norm, numbers, shape, seed=seed, stream=epoch)
-            noise = drawn.to(images).repeat(count, 1, 1, 1)
-        x = images[places].repeat(count, 1, 1, 1)
-        labels = batch.labels[places].repeat(count)
-        found = pgd(lambda z: self.logits(z, members), x, labels, attack, noise=noise)
+    def _attacked(self, images, labels, share: Share, places, noise) -> Tensor:
+        """Adversarial images of the lanes of a share, (n, m, C, H, W)."""
+        count, layout = len(share.lanes), layout_of(images)
+
+        def chosen(x: Tensor) -> Tensor:  # (B, ...) to (n*m, ...)
+            return laid_out(torch.cat([x.index_select(0, places)] * count), layout)
+
+        found = pgd(
+            lambda z: self.logits(z, share.lanes), chosen(images),
+            labels.index_select(0, places).repeat(count), self.protocol.attack,
+            noise=None if noise is None else chosen(noise),
+        )  # fmt: skip
         return found.unflatten(0, (count, -1))
 
     def _targets(self, x: Tensor, own: Tensor, lanes: Sequence[int]) -> Targets:
@@ -211,7 +213,7 @@ class Wave:
         if self.network.shared:
             return self.network.targets(x, depth, rule)
         if self.protocol.attack_target == "clean":
-            x = x.repeat(len(depth), *[1] * (x.dim() - 1))
+            x = torch.cat([x] * len(depth))  # which keeps the layout, as repeat() does not
         else:
             x = take_lanes(own, len(lanes), [list(lanes).index(n) for n in depth])
         return self.network.targets(x, depth, rule)

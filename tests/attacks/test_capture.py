@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from fula_fast.attacks import Replay
-from fula_fast.attacks.capture import check_mode
+from fula_fast.attacks import PGD, Replay, fold, pgd
+from fula_fast.attacks.apgd import APGDConfig
+from fula_fast.attacks.capture import check_mode, recorder_on
+from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.packed import Single
+from fula_fast.attacks.slots import Slots
 from fula_fast.errors import FulaError
+from fula_fast.graphs import CaptureRefused, Rerun
+from fula_fast.protocol import Attack
 
-from .conftest import no_cuda
+from .conftest import no_cuda, small_batch, small_net
+
+CUDA = torch.device("cuda")
 
 
 def test_runs_eagerly_on_the_cpu_and_says_so():
-    replay = Replay(lambda x: 2 * x, captured=True)
+    replay = Replay(lambda x: 2 * x, recorder_on(torch.device("cpu")))
     assert torch.equal(replay(torch.ones(3)), 2 * torch.ones(3))
     assert replay.mode == "eager" and replay.replays == 0
 
@@ -23,27 +33,73 @@ def test_unknown_modes_are_refused():
         check_mode("capture")
 
 
-@pytest.mark.gpu
-@no_cuda
-def test_state_survives_warm_up_and_capture():
-    total = torch.zeros((), device="cuda")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_cuda])])
+def test_state_survives_warm_up_and_capture(device):
+    total = torch.zeros((), device=device)
 
     def add(x):
         total.add_(x.sum())
         return total * 2
 
-    replay = Replay(add, captured=True, state=lambda: [total])
-    for call in (1, 2, 3):
-        assert replay(torch.ones(4, device="cuda")).item() == 8 * call
+    recorder = recorder_on(torch.device(device)) or Rerun()
+    replay = Replay(add, recorder, state=lambda: [total])
+    outputs = [replay(torch.ones(4, device=device)) for _ in range(3)]
+    assert [output.item() for output in outputs] == [8, 16, 24]  # each call's own
     assert replay.mode == "captured" and replay.replays == 3
-    replay(torch.ones(5, device="cuda"))
+    replay(torch.ones(5, device=device))
     assert total.item() == 17
+
+
+def test_a_recorders_refusal_is_a_warning():
+    class Refusing:
+        def record(self, step, snapshot):
+            raise CaptureRefused("not permitted")
+
+    replay = Replay(lambda x: 2 * x, Refusing())
+    with pytest.warns(UserWarning, match="capture refused, running eagerly: not permitted"):
+        assert replay(torch.ones(1)).item() == 2
+    assert replay.mode == "eager"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_recorded_pgd_equals_the_eager_one(monkeypatch, norm, keep):
+    monkeypatch.setattr(sys.modules["fula_fast.attacks.pgd"], "recorder_on", lambda _: Rerun())
+    net = small_net()
+    attack = Attack(norm=norm, eps=0.05, step=0.02, steps=4)
+    runner = PGD(net, attack, keep=keep)
+    for count in (16, 5, 16):
+        x, labels = small_batch(net, count, seed=count)
+        assert torch.equal(runner(x, labels), pgd(net, x, labels, attack, keep=keep))
+    assert runner.mode == "captured" and runner.replays == 3
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_pgd_loop_has_no_host_contact(without_host_contact, norm):
+    net = fold(small_net(), (3, 8, 8))
+    x, labels = small_batch(small_net(), 8)
+    attack = Attack(norm=norm, eps=0.05, step=0.02, steps=3, random_start=True)
+    noise = torch.rand_like(x) - 0.5
+    with without_host_contact():
+        pgd(net, x, labels, attack, noise=noise, keep="best")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eot", [1, 2])
+def test_an_apgd_iteration_has_no_host_contact(without_host_contact, norm, eot):
+    x, _ = small_batch(small_net(), 1)
+    slots = Slots(
+        6, Single(small_net()), APGDConfig(norm, 0.05, 5, eot=eot), [CE, DLR, TARGETED], x,
+        keep_first=True, recorder=None,
+    )  # fmt: skip
+    with without_host_contact():
+        slots.iterate()
 
 
 @pytest.mark.gpu
 @no_cuda
 def test_a_refused_capture_warns_and_runs_eagerly():
-    replay = Replay(lambda x: x * x.sum().item(), captured=True)
+    replay = Replay(lambda x: x * x.sum().item(), recorder_on(CUDA))
     x = torch.ones(3, device="cuda")
     with pytest.warns(UserWarning, match="capture refused"):
         result = replay(x)
@@ -53,6 +109,6 @@ def test_a_refused_capture_warns_and_runs_eagerly():
 @pytest.mark.gpu
 @no_cuda
 def test_a_failing_model_is_not_a_refused_capture():
-    replay = Replay(lambda x: x @ torch.ones(7, device="cuda"), captured=True)
+    replay = Replay(lambda x: x @ torch.ones(7, device="cuda"), recorder_on(CUDA))
     with pytest.raises(RuntimeError, match="size"):
         replay(torch.ones(3, 4, device="cuda"))

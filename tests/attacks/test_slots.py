@@ -13,6 +13,7 @@ from fula_fast.attacks.packed import Single
 from fula_fast.attacks.record import Record
 from fula_fast.attacks.slots import Search, SearchOptions, Stage, fixed_sizes
 from fula_fast.attacks.starts import start_noise
+from fula_fast.graphs import Rerun
 
 from .conftest import small_batch, small_net
 
@@ -27,7 +28,7 @@ def starts(stage, lane, images):
 def search(net, x, labels, **options):
     model = Single(net)
     record = Record(model, x, labels, batch_size=8, keep_images=True)
-    chosen = {"keep_first": True, "packing": True, "captured": False, "poll": 1, **options}
+    chosen = {"keep_first": True, "packing": True, "recorder": None, "poll": 1, **options}
     runner = Search(model, record, CONFIG, STAGES, starts, SearchOptions(**chosen))
     runner.run(record.surviving())
     return record
@@ -60,8 +61,9 @@ def one_by_one(net, x, labels):
         {"sizes": [16]},
         {"sizes": fixed_sizes(12), "poll": 4},
         {"sizes": range(1, 6), "packing": False},
+        {"sizes": fixed_sizes(12), "poll": 4, "recorder": Rerun()},
     ],
-    ids=["exact", "few sizes", "padded", "polled", "unpacked"],
+    ids=["exact", "few sizes", "padded", "polled", "unpacked", "recorded"],
 )
 def test_every_job_equals_its_own_run(options):
     net = small_net().double()
@@ -100,9 +102,7 @@ def test_an_image_that_the_exact_model_gets_right_goes_on():
 
     record = Record(Single(net), x, labels, batch_size=8, keep_images=True)
     config = APGDConfig("linf", 1e-5, 6)
-    options = SearchOptions(
-        keep_first=True, packing=True, sizes=range(1, 5), captured=False, poll=1
-    )
+    options = SearchOptions(keep_first=True, packing=True, sizes=range(1, 5), recorder=None, poll=1)
     Search(Wrong(net), record, config, STAGES[:2], starts, options).run(record.surviving())
     assert not record.fooled.any() and record.found == {}
     assert record.gradients.tolist() == [4 * 2 * 7]

@@ -17,9 +17,13 @@ from fula_fast.pipelines import (
     open_stream,
     take,
 )
+from fula_fast.pipelines.dali import dali_installed
 from fula_fast.pipelines.streams import Batch
 
 pytestmark = pytest.mark.gpu
+DALI = pytest.param(
+    "dali", marks=pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
+)
 SETTINGS = {"batch_size": 32, "seed": 3, "augmentation": Augmentation()}
 FULL = SETTINGS | {
     "shortcut": Shortcut("noise", "random"),
@@ -39,7 +43,7 @@ def _equal(ours: Batch, expected: Batch) -> bool:
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["plain", "marked"])
-@pytest.mark.parametrize("backend", ["reference", "resident", "dali"])
+@pytest.mark.parametrize("backend", ["reference", "resident", DALI])
 def test_batches_equal_the_cpus(images, backend, settings):
     ours = open_stream(images, backend=backend, device="cuda", **settings)
     expected = open_stream(images, backend="reference", **settings)
@@ -70,7 +74,7 @@ def test_a_captured_step_reads_every_epoch(images):
             assert _equal(out, other)
 
 
-@pytest.mark.parametrize("backend", ["reference", "dali"])
+@pytest.mark.parametrize("backend", ["reference", DALI])
 def test_static_buffers_are_filled_in_place(images, backend):
     stream = open_stream(images, backend=backend, device="cuda", **FULL)
     expected = open_stream(images, backend="reference", **FULL)
@@ -96,10 +100,12 @@ def test_clustered_noise_is_the_same_on_every_device():
     ours, expected = (
         next(open_stream(source.train, device=d, **SETTINGS).epoch(0)) for d in ("cuda", "cpu")
     )
-    assert torch.allclose(ours.images.cpu(), expected.images, atol=1e-6)
+    # logarithm and cosine are not the same to the last bit everywhere
+    assert torch.allclose(ours.images.cpu(), expected.images, atol=1e-5)
     assert torch.equal(ours.labels.cpu(), expected.labels)
 
 
+@pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
 def test_jpeg_decoded_on_the_gpu(data_folder):
     options = {"path": str(data_folder / "tiny-imagenet-10.tar.xz"), "size": 64, "cached": False}
     streams = [
