@@ -2,8 +2,8 @@
 
     python -m fula_fast.bench.readme       rewrites the section between its two marks in README.md
 
-Reads `bench/results/grid-*.json` (whole grids against both peers) and `data-*.json` (images per
-second). A test holds that README.md is what this gives.
+Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane)
+and `data-*.json` (images per second). A test holds that README.md is what this gives.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from typing import Any
 BEGIN = "<!-- bench: written by `python -m fula_fast.bench.readme` from bench/results -->"
 END = "<!-- end of bench -->"
 ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = (
+    "No GPU figures are recorded yet. The GPU side (Triton kernels, captured steps) is tested in "
+    "Triton's interpreter, by compiling it for sm_80 and sm_90, and against a stand-in for the "
+    "driver; `make gpu-check` tests and measures it on a device."
+)
 NOTHING = "No results are recorded yet: `make bench` measures this machine."
 
 _NAMES = {
@@ -29,9 +34,13 @@ _NAMES = {
 def section(results: Path) -> str:
     """The section's text, without its marks."""
     reports = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    parts = [grid(r) for r in reports if r.get("bench") == "grid"]
+    if not reports:
+        return NOTHING
+    parts = [] if any("gpu" in r["hardware"] for r in reports) else [NO_GPU]
+    parts += [grid(r) for r in reports if r.get("bench") == "grid"]
+    parts += [scale(r) for r in reports if r.get("bench") == "scale"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
-    return "\n\n".join(parts) or NOTHING
+    return "\n\n".join(parts)
 
 
 def grid(report: Mapping[str, Any]) -> str:
@@ -52,6 +61,25 @@ def grid(report: Mapping[str, Any]) -> str:
         f"{size['width']}, batch {size['batch']}) on {where(report)}, from timed steps; `formula` in "
         "the JSON says how:"
     )
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def scale(report: Mapping[str, Any]) -> str:
+    """What a lane's step costs as lanes are added."""
+    size = report["setting"]
+    rows = [
+        (
+            str(row["lanes"]),
+            _spread(row["seconds_per_lane"], 1e-3),
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+        )
+        for row in report["rows"]
+    ]
+    title = (
+        f"One FuLA cell's step (ResNet-18 of width {size['width']}, batch {size['batch']}, "
+        f"{size['precision']}) in a wave of so many, on {where(report)}:"
+    )
+    heads = ("lanes", "ms a lane: median (p20 … p80)", "peak MiB")
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 
 

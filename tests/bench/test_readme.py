@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fula_fast.bench.readme import BEGIN, END, NOTHING, rewritten, section
+from fula_fast.bench.readme import BEGIN, END, NO_GPU, NOTHING, rewritten, section
 
 ROOT = Path(__file__).resolve().parents[2]
 HARDWARE = {"cpu": "Chip", "cores": 2, "threads": 2, "load": 0.4}
@@ -42,6 +42,20 @@ def test_a_grid_is_shown_in_hours(tmp_path):
     assert "| fula_fast | fp32 | 2 (1 … 3) | 1.05 |" in text
     assert "| fp32 | 20 (20 … 20) | 4.50 |" in text
     assert text.endswith("`measure it` (2031-01-02)")
+
+
+def test_a_lanes_cost_and_whether_a_gpu_has_measured(tmp_path):
+    rows = [
+        {"lanes": 4, "seconds_per_lane": {"p20": 0.1, "p50": 0.2, "p80": 0.3}, "peak_bytes": 2**30}
+    ]
+    setting = {"precision": "fp32", "width": 16, "batch": 64}
+    report = COMMON | {"bench": "scale", "setting": setting, "rows": rows}
+    (tmp_path / "scale-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    assert "| 4 | 200 (100 … 300) | 1,024 |" in text and text.startswith(NO_GPU)
+    report = report | {"hardware": HARDWARE | {"gpu": "Card"}}
+    (tmp_path / "scale-card.json").write_text(json.dumps(report))
+    assert NO_GPU not in section(tmp_path)
 
 
 def test_streams_are_shown_in_images_per_second(tmp_path):
