@@ -9,25 +9,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from . import batchnorm, pipelines
 from .cell import Cell
+from .cellimages import CellImages
 from .errors import FulaError, nearest
 from .initial import check_sites
 from .machine import resources
 from .models import Staged, content_hash, load_checkpoint
 from .objectives import mixture
-from .pipelines import Augmentation, ImageSet, Normalisation, Source
+from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
 from .protocol import METHODS, Protocol, term_weights
 from .protocol import protocol as preset
@@ -44,8 +44,6 @@ from .task import WaveTask, stitches_of
 
 Donor = Staged | str | Path
 Data = Source | str | Sequence[Any]
-
-_EVALUATION_BATCH = 500
 
 
 class _Options(Table):
@@ -151,7 +149,14 @@ def stitch(
     source = _source(data, end)
     cell = _cell(method, rule, given)
     _check(cell, front, end, source)
-    images = _Images(source, cell, normalisation or source.normalisation, _device(given.device))
+    moments = normalisation or source.normalisation
+    if given.alpha > 0 and moments is not None:
+        raise FulaError(
+            f"alpha = {given.alpha} attacks pixels in [0, 1], but the images are normalised; set "
+            "alpha = 0, or give plain pixels, for example as (images, labels)"
+        )
+    device = _device(given.device)
+    images = CellImages(cell, source.train, source.test, moments, moments, device)
     return _run(cell, front, end, images, given.precision, progress or Progress())
 
 
@@ -260,55 +265,8 @@ def _device(asked: str) -> torch.device:
     return torch.device(resources(parse_table(EngineSpec, {"device": asked}, "stitch")).device)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """The source's images as a cell sees them."""
-
-    source: Source
-    cell: Cell
-    normalisation: Normalisation | None
-    device: torch.device
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        mark = self.cell.shortcut
-        return {
-            "shortcut": mark and pipelines.Shortcut(**mark.model_dump()),
-            "normalisation": self.normalisation,
-            "device": self.device,
-        }
-
-    @property
-    def training(self) -> ImageSet:
-        train, subset = self.source.train, self.cell.subset
-        return train if subset is None else train.first_classes(subset)
-
-    def stream(self) -> pipelines.Stream:
-        rule = self.cell.protocol
-        return pipelines.open_stream(
-            self.training,
-            batch_size=rule.batch_size,
-            seed=self.cell.data_seed,
-            augmentation=Augmentation(rule.crop_padding, rule.flip),
-            **self._options,
-        )
-
-    def closed_form(self, samples: int | str) -> Tensor | Iterator[Tensor]:
-        if samples == "all":
-            batches = pipelines.evaluation_batches(
-                self.training, _EVALUATION_BATCH, **self._options
-            )
-            return (batch.images for batch in batches)
-        count = min(samples, len(self.training))
-        return pipelines.take(self.training, count, self.cell.data_seed, **self._options)
-
-    def test(self) -> Callable[[], Iterator[pipelines.Batch]]:
-        test = self.source.test
-        return partial(pipelines.evaluation_batches, test, _EVALUATION_BATCH, **self._options)
-
-
 def _run(
-    cell: Cell, front: Staged, end: Staged, images: _Images, precision: str, progress: Progress
+    cell: Cell, front: Staged, end: Staged, images: CellImages, precision: str, progress: Progress
 ) -> Stitched:
     task = WaveTask(
         (cell,),
@@ -316,7 +274,7 @@ def _run(
         end.float().to(images.device),
         images.stream() if cell.trains and cell.protocol.epochs else None,
         images.closed_form,
-        {"test": images.test()},
+        {"test": images.tests()},
         cell.protocol.epochs,
         device=images.device,
         precision=precision,
@@ -325,6 +283,8 @@ def _run(
     initial = stitches_of(task)[cell.id]
     donors = (donor.to(task.dtype) for donor in (task.front, task.end))
     outcome, model = run_cell(task, cell, initial, *donors)
+    if outcome.error:
+        raise FulaError(outcome.error)
     measures = dict(outcome.metrics)
     measures["seconds"] = measures.pop("train_seconds")
     return Stitched(

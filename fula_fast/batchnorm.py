@@ -12,12 +12,35 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import FulaError
+from .models import Staged
+from .models.staged import Norm2d
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, Norm2d)
 Rule = Literal["moving", "batch", "running"]
 
 
 def norms(module: nn.Module) -> list[_BatchNorm]:
     """All batch-norm layers of a module."""
     return [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+
+def has_activation(norm: nn.Module) -> bool:
+    """Whether a batch norm is timm's with dropout and an activation behind it (`BatchNormAct2d`)."""
+    kind = type(norm)
+    return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
+
+
+def check_norms(model: Staged, role: str) -> None:
+    """Raise `FulaError` for a batch norm that may do more than normalise: lanes replace it."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not (
+            type(module) in _PLAIN or has_activation(module)
+        ):
+            raise FulaError(
+                f"layer '{name}' of {role} '{model.name}' is a {type(module).__name__}, which "
+                "stitching does not know; use a torch.nn.BatchNorm of 1 to 3 dimensions instead"
+            )
 
 
 def set_rule(module: nn.Module, rule: Rule) -> None:

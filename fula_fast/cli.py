@@ -101,7 +101,7 @@ def _show_plan(spec: Any, folder: Path) -> int:
         mode=spec.engine.mode,
         budget=found.budget,
     )
-    done = Store.open(folder).done() if (folder / "plan.json").exists() else ()
+    done = Store.open(folder).done() if (folder / "spec.json").exists() else ()
     print_plan(planned, done)
     return 0
 
@@ -214,9 +214,10 @@ def _attack_model(
     from .attacks import attack_checkpoint
     from .obtain import normalisation_of, open_source
 
+    source = open_source(table)
     result = attack_checkpoint(
-        checkpoint, open_source(table), attack, limit=images, output=out,
-        normalisation=normalisation_of(table), device=device, **options,
+        checkpoint, source, attack, limit=images, output=out,
+        normalisation=normalisation_of(table, source), device=device, **options,
     )  # fmt: skip
     return (
         f"{result.attack} on {len(result.robust)} images: clean accuracy "

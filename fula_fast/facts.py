@@ -22,11 +22,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Image shape (C, H, W), number of classes and of training images."""
+    """Image shape (C, H, W), number of classes and of training images; whether images are
+    normalised, that is, no pixels in [0, 1]."""
 
     shape: Shape
     classes: int
     train_images: int
+    normalised: bool = False
 
 
 _NAMED = {  # side in pixels, classes, training images
@@ -44,7 +46,8 @@ def data_facts(data: DataSpec) -> DataFacts:
     if data.source in _NAMED:
         side, classes, images = _NAMED[data.source]
         side = data.size or side
-        return DataFacts((data.channels, side, side), classes, _limited(images, data))
+        shape = (data.channels, side, side)
+        return DataFacts(shape, classes, _limited(images, data), bool(data.normalises))
     from .pipelines import load_source
 
     source = load_source(
@@ -56,7 +59,9 @@ def data_facts(data: DataSpec) -> DataFacts:
         **data.options,
     )
     images = _limited(len(source.train), data)
-    return DataFacts(tuple(source.image_shape), source.num_classes, images)
+    own = source.normalisation is not None
+    normalised = own if data.normalises is None else data.normalises
+    return DataFacts(tuple(source.image_shape), source.num_classes, images, normalised)
 
 
 def _limited(images: int, data: DataSpec) -> int:

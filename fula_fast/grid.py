@@ -108,6 +108,8 @@ def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Ce
             donors = tuple(recipes[name] for name in pair)
             for i, j in site_pairs(spec.grid.sites, front, end):
                 like = _alike(front.shapes[i - 1], end.shapes[j - 1])
+                if not like:
+                    _check_dm(spec, front, end, (i, j))
                 context = Context(*donors, data_digest, data.classes, like)
                 for cell in _cells_at(spec, protocol, pair, (i, j), end.num_sites):
                     yield cell, context
@@ -148,6 +150,18 @@ def _alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
     return len(front) == len(end) and (len(front) != 2 or front[0] == end[0])
 
 
+def _check_dm(spec: Spec, front: DonorFacts, end: DonorFacts, sites: tuple[int, int]) -> None:
+    """A `dm` result between sites of unlike form would be a random map under a wrong name."""
+    if all(objective.weights for objective in objectives(spec.grid.methods)):
+        return
+    shapes = front.shapes[sites[0] - 1], end.shapes[sites[1] - 1]
+    raise FulaError(
+        f"[grid] method 'dm' needs sites of one form, but site {sites[0]} of front '{front.name}' "
+        f"is {_shown(shapes[0])} and site {sites[1]} of end '{end.name}' {_shown(shapes[1])}; "
+        "leave dm out, or choose other sites"
+    )
+
+
 def _check_pair(
     spec: Spec, data: DataFacts, front: DonorFacts, end: DonorFacts, protocol: Protocol
 ) -> None:
@@ -186,9 +200,22 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
                 f"[grid] subset = {subset} is out of range: '{spec.data.source}' has classes "
                 f"1 to {data.classes}"
             )
+    if data.normalised:
+        _check_plain(spec)
     markers = [*spec.grid.shortcut, *(d.shortcut for d in spec.donors.values())]
     for shortcut in markers:
         _check_shortcut(shortcut, data)
+
+
+def _check_plain(spec: Spec) -> None:
+    """Attacks on normalised images would keep to a range that is not theirs."""
+    alpha, attacks = max(spec.grid.alpha), {p.robust for p in spec.protocols()} - {"none"}
+    asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]
+    if asked:
+        raise FulaError(
+            f"{asked[0]} attacks pixels in [0, 1], but the images of '{spec.data.source}' are "
+            "normalised; set mean = 0 and std = 1 in [data] for plain pixels"
+        )
 
 
 def _check_shortcut(shortcut: Shortcut | None, data: DataFacts) -> None:

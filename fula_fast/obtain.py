@@ -41,9 +41,14 @@ def _evenly(source: Source, split: str, count: int) -> ImageSet:
     return images.evenly(count)
 
 
-def normalisation_of(data: DataSpec) -> Normalisation | None:
-    """The per-channel normalisation of a `[data]` table."""
-    return None if data.mean is None else Normalisation(data.mean, data.std)
+def normalisation_of(data: DataSpec, source: Source) -> Normalisation | None:
+    """The per-channel normalisation of a `[data]` table's images: its own, else the source's.
+
+    None where pixels stay in [0, 1], which `mean = 0` and `std = 1` ask for.
+    """
+    if data.normalises is None:
+        return source.normalisation
+    return Normalisation(data.mean, data.std) if data.normalises else None
 
 
 def obtain_donor(
@@ -64,7 +69,7 @@ def obtain_donor(
     `min_accuracy`.
     """
     progress = progress or Progress()
-    normalisation = normalisation_of(spec.data)
+    normalisation = normalisation_of(spec.data, source)
     progress.donor_started(spec.name)
     if module is not None:
         donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
@@ -102,7 +107,7 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data)
+    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data, source)
     return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
 
 

@@ -16,6 +16,9 @@ from .errors import FulaError, nearest
 
 METHODS = ("dm", "hint", "slm", "tlm", "fula")
 TRAINED = ("hint", "slm", "tlm", "fula")
+HIGHEST_RATE = 1e6
+"""Learning rates above it are mistakes: moments overflow, each optimiser in its own way."""
+
 _CUTOFF = re.compile(r"cutoff=(\d+)")
 
 
@@ -57,9 +60,9 @@ class Protocol(BaseModel):
 
     preset: str = "fula-v2"
     optimiser: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=HIGHEST_RATE)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     schedule: Literal["constant", "thirds"] = "thirds"
     epochs: int = Field(30, ge=0)
     batch_size: int = Field(128, ge=2)

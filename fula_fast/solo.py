@@ -29,7 +29,7 @@ from .protocol import Protocol, term_weights
 from .robust import attacked_images, robust_columns
 from .statistics import moves, statistics_of
 from .stitches import Stitch
-from .task import Outcome, WaveTask, attacked_mask, non_finite, stitches_of
+from .task import Outcome, WaveTask, attacked_mask, check_result, non_finite, stitches_of
 
 Attacker = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
@@ -218,7 +218,7 @@ def run_cell(
         cell.end_site,
         cell.objective,
         cell.protocol,
-        stitch.to(task.device, task.dtype),
+        stitch.to(task.device, task.parameter_dtype),
         task.steps,
     )
     task.progress.wave_started(1, task.steps)
@@ -233,7 +233,8 @@ def run_cell(
     if cell.protocol.robust != "none":
         metrics |= _robust(task, cell, solo)
     statistics = _statistics(solo.model) if moves(cell) else {}
-    return Outcome(cell, metrics, dict(solo.model.stitch.state_dict()), statistics), solo.model
+    stitched = dict(solo.model.stitch.state_dict())
+    return check_result(Outcome(cell, metrics, stitched, statistics)), solo.model
 
 
 def _statistics(model: StitchedModel) -> dict[str, Tensor]:

@@ -163,13 +163,16 @@ class Stitch(nn.Module):
         return x if first or size is None else resize(x, size)
 
     def _product(self, x: Tensor) -> Tensor:
+        """In the dtype of `x`, which may be narrower than the trained numbers."""
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if self.position_weight is not None:
-            rows = F.linear(to_rows(x), self.weight, self.bias)
-            mapped = F.linear(rows.transpose(1, 2), self.position_weight, self.position_bias)
+            rows = F.linear(to_rows(x), weight, bias)
+            places = self.position_weight.to(x.dtype), self.position_bias.to(x.dtype)
+            mapped = F.linear(rows.transpose(1, 2), *places)
             return from_rows(mapped.transpose(1, 2), self.geometry.target)
         if x.dim() == 4:
-            return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-        return F.linear(x, self.weight, self.bias)
+            return F.conv2d(x, weight[:, :, None, None], bias)
+        return F.linear(x, weight, bias)
 
     @torch.no_grad()
     def initialise(self, how: Literal["identity", "random"], seed: int) -> Stitch:

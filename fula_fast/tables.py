@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from .errors import nearest
-from .protocol import Attack
+from .protocol import HIGHEST_RATE, Attack
 
 _PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
 
@@ -32,7 +32,8 @@ class DataSpec(Table):
 
     `size`: side in pixels to resize to; unset keeps the source's own. `channels`: 1 or 3.
     `train_images`, `test_images`: at most so many, spread evenly over the classes; unset: all.
-    `mean`, `std`: per-channel normalisation (numbers or lists); unset leaves pixels in [0, 1].
+    `mean`, `std`: per-channel normalisation (numbers or lists); unset: the source's own, which is
+    none but for `colour-mnist`; 0 and 1 leave pixels in [0, 1].
     `options`: passed on to the source (for example the variant of `colour-mnist`).
     """
 
@@ -66,6 +67,11 @@ class DataSpec(Table):
         if self.std is not None and min(self.std, default=0) <= 0:
             raise ValueError(f"std = {list(self.std)} must be positive")
         return self
+
+    @property
+    def normalises(self) -> bool | None:
+        """Whether `mean` and `std` change the pixels; None where the source decides."""
+        return None if self.mean is None else any(self.mean) or set(self.std) != {1.0}
 
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: not where the data lies, nor which backend reads it."""
@@ -143,7 +149,7 @@ class DonorSpec(Table):
     recipe: Literal["paper", "fast"] = "fast"
     epochs: int | None = Field(None, ge=0)
     batch_size: int | None = Field(None, ge=2)
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=HIGHEST_RATE)
     data: DataSpec | None = None
     crop_padding: int | None = Field(None, ge=0)
     flip: bool | None = None

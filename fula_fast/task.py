@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batchnorm import check_norms
 from .cell import Cell
 from .errors import FulaError
 from .initial import Pair, check_sites, initial_stitches
@@ -60,6 +62,11 @@ class WaveTask:
         return DTYPES[self.precision]
 
     @property
+    def parameter_dtype(self) -> torch.dtype:
+        """Dtype of what is trained: float32, or float64 with the activations."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
     def steps(self) -> int:
         """Training steps of the whole wave."""
         return self.epochs * self.stream.steps if self.stream is not None else 0
@@ -86,6 +93,8 @@ def stitches_of(task: WaveTask) -> dict[str, Stitch]:
     Cells that share initialisation, DM images and cut-off take one pass of the donors.
     """
     groups: dict[tuple, list[Cell]] = {}
+    for role in ("front", "end"):
+        check_norms(getattr(task, role), role)
     for cell in task.cells:
         check_sites(task.front, cell.front_site, "front")
         check_sites(task.end, cell.end_site, "end")
@@ -155,6 +164,24 @@ def attacked_mask(cell: Cell, epoch: int, step: int, batch_size: int) -> Tensor:
 
 
 _SHARE_TAG = 0x5AAE
+
+
+def check_result(outcome: Outcome) -> Outcome:
+    """The outcome, turned into a failed one where its stitch, its model's statistics or its
+    distance at the stitch are not finite: training then overflowed where no loss showed it."""
+    wrong = [
+        name
+        for name, tensor in {**outcome.tensors, **outcome.statistics}.items()
+        if not torch.isfinite(tensor).all()
+    ]
+    wrong += [
+        n for n in ("loss", "term_stitch") if not math.isfinite(outcome.metrics.get(n) or 0.0)
+    ]
+    if not wrong or outcome.error:
+        return outcome
+    kept = {n: outcome.metrics[n] for n in ("train_seconds", "engine_mode") if n in outcome.metrics}
+    error = f"after training {wrong[0]} is not finite; lower lr, or check the donors"
+    return Outcome(outcome.cell, kept, error=error)
 
 
 def non_finite(loss: float, step: int, terms: Sequence[float]) -> FulaError:

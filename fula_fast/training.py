@@ -307,7 +307,7 @@ def _check_attack(
     if alpha and normalisation is not None:
         raise FulaError(
             "adversarial training attacks pixels in [0, 1], but the data are normalised; "
-            "leave out mean and std"
+            "set mean = 0 and std = 1 for plain pixels"
         )
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import pipelines
-from .cell import Cell
+from .cellimages import CellImages
 from .donors import Donor
 from .errors import FulaError
 from .models import Staged
 from .obtain import normalisation_of, obtain_donor, open_source
-from .pipelines import Augmentation, Batch, ImageSet, Source, Stream
+from .pipelines import Batch, Source
 from .pipelines.cache import cache_folder
 from .plan import Plan, Wave
 from .progress import Progress
@@ -24,8 +21,6 @@ from .robust import attack_options, attacked_images, attacked_models
 from .spec import Spec
 from .tables import DataSpec
 from .task import WaveTask
-
-_DM_BATCH = 512
 
 
 class Workbench:
@@ -88,14 +83,14 @@ class Workbench:
         """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
         front, end = self._pair(wave)
         self._check_shapes(front, end)
-        images = self._training_set(wave)
+        images = self._images(wave)
         return WaveTask(
             cells=wave.cells,
             front=front.staged,
             end=end.staged,
-            stream=self._stream(wave, images) if training and wave.key.epochs else None,
-            dm_images=partial(self._dm_images, wave.cells[0], images),
-            evaluations=dict(self._evaluations(wave.cells[0])),
+            stream=images.stream(self.spec.data.stream) if training and wave.key.epochs else None,
+            dm_images=images.closed_form,
+            evaluations=dict(self._evaluations(images)),
             epochs=wave.key.epochs,
             device=self.device,
             precision=self.plan.precision,
@@ -121,8 +116,7 @@ class Workbench:
         """Robust accuracy of a donor under any attack; measured once per donor and attack."""
         key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
         if key not in self._robust:
-            batches = dict(self._evaluations(wave.cells[0]))["own"]()
-            images, labels = attacked_images(batches, limit)
+            images, labels = attacked_images(self._images(wave).tests()(), limit)
             donor = self.donor(name, wave.key.hook).staged.to(self.device)
             ((found, _),) = attacked_models(donor, donor, images, labels, attack, options)
             self._robust[key] = found["robust_accuracy"]
@@ -137,62 +131,28 @@ class Workbench:
                     f"data gives {data.image_shape} (C, H, W); set size and channels in [data]"
                 )
 
-    def _training_set(self, wave: Wave) -> ImageSet:
-        """Images that train the stitches: the run's, the sender's own, or the correlated set."""
+    def _images(self, wave: Wave) -> CellImages:
+        """The images of a wave's cells."""
+        own, training = self.spec.data, self._training_data(wave)
+        train, test = self.source(training), self.source(own)
+        moments = normalisation_of(training, train), normalisation_of(own, test)
+        return CellImages(wave.cells[0], train.train, test.test, *moments, self.device)
+
+    def _training_data(self, wave: Wave) -> DataSpec:
+        """What trains the stitches: the run's data, the sender's own, or the correlated set."""
         data, kind = self.spec.data, wave.key.stitch_data
         if kind == "sender":
-            data = self.spec.donor(wave.key.front).data or data
-        elif kind == "correlated":
-            data = data.model_copy(update={"options": {**data.options, "variant": "correlated"}})
-        train = self.source(data).train
-        return train if wave.key.subset is None else train.first_classes(wave.key.subset)
+            return self.spec.donor(wave.key.front).data or data
+        if kind == "correlated":
+            return data.model_copy(update={"options": {**data.options, "variant": "correlated"}})
+        return data
 
-    def _stream(self, wave: Wave, training: ImageSet) -> Stream:
-        cell = wave.cells[0]
-        return pipelines.open_stream(
-            training,
-            batch_size=wave.key.batch_size,
-            seed=wave.key.data_seed,
-            augmentation=Augmentation(wave.key.crop_padding, wave.key.flip),
-            backend=self.spec.data.stream,
-            shortcut=_shortcut(cell),
-            normalisation=normalisation_of(self.spec.data),
-            device=self.device,
-        )
-
-    def _dm_images(
-        self, cell: Cell, training: ImageSet, samples: int | str
-    ) -> Tensor | Iterable[Tensor]:
-        """Un-augmented training images with the shortcut on: some, or all in batches."""
-        options = {
-            "shortcut": _shortcut(cell),
-            "normalisation": normalisation_of(self.spec.data),
-            "device": self.device,
-        }
-        if samples == "all":
-            return (b.images for b in pipelines.evaluation_batches(training, _DM_BATCH, **options))
-        return pipelines.take(training, min(samples, len(training)), cell.data_seed, **options)
-
-    def _evaluations(self, cell: Cell) -> Iterator[tuple[str, Callable[[], Iterator[Batch]]]]:
-        test = self.source(self.spec.data).test
-        shortcut = _shortcut(cell)
-        sets = ["own", *(s for s in self.spec.evaluation.sets if shortcut and s != "shortcut")]
-        for name in sets:
-            yield (
-                name,
-                partial(
-                    pipelines.evaluation_batches,
-                    test,
-                    self.spec.evaluation.batch_size,
-                    self.device,
-                    shortcut=shortcut,
-                    marker_set="shortcut" if name == "own" else name,
-                    normalisation=normalisation_of(self.spec.data),
-                ),
-            )
-
-
-def _shortcut(cell: Cell) -> pipelines.Shortcut | None:
-    if cell.shortcut is None:
-        return None
-    return pipelines.Shortcut(**cell.shortcut.model_dump())
+    def _evaluations(
+        self, images: CellImages
+    ) -> Iterator[tuple[str, Callable[[], Iterator[Batch]]]]:
+        marked = images.shortcut is not None
+        size = self.spec.evaluation.batch_size
+        yield "own", images.tests(batch_size=size)
+        for name in self.spec.evaluation.sets:
+            if marked and name != "shortcut":
+                yield name, images.tests(name, size)

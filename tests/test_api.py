@@ -193,7 +193,9 @@ MISTAKES = [
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
-    ({"method": "tlm", "lr": 1e30}, "at step"),
+    ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),
+    ({"alpha": 0.5, "normalisation": Normalisation((0.5,) * 3, (0.5,) * 3)}, "attacks pixels in"),
+    ({"lr": 1e30}, "lr = 1e+30: should be less than or equal to 1000000"),
 ]
 
 
@@ -245,17 +247,17 @@ def results(donors, tmp_path_factory):
             "data": {"source": "digits", "size": 8},
             "donors": {n: {"checkpoint": str(folder / f"{n}.safetensors")} for n in "ab"},
             "grid": {"front": "a", "end": "b", "sites": [[3, 5]], "methods": ["dm", "hint"]},
-            "protocol": {**QUICK, "epochs": 30},
+            "protocol": {**QUICK, "epochs": 30, "optimiser": "sgd"},
             "engine": {"device": "cpu"},
         },
         folder / "run",
         quiet=True,
-        overrides={"protocol.epochs": 1, "grid.axes": {"lr": [1e-3, 1e30]}},
+        overrides={"protocol.epochs": 1, "grid.axes": {"weight_decay": [1e-4, 1e30]}},
     )
 
 
 def test_rows_failures_and_files(results):
-    assert len(results) == results.cells == 3  # a closed form has no rate
+    assert len(results) == results.cells == 3  # a closed form has no decay
     assert repr(results) == f"Results(3 of 3 cells, 1 failed, '{results.folder}')"
     assert [row["method"] for row in results.failed] == ["hint"]
     assert "at step" in results.failed[0]["error"] and results.failed[0]["accuracy"] is None

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,45 @@ def test_dry_run_shows_what_is_done(capsys, tmp_path):
         "cpu",
     )
     assert "1 done" in out
+
+
+def test_dry_run_beside_a_plan_without_a_spec(capsys, tmp_path):
+    """A run that was killed while it began: a folder with a spec is a run, any other is not."""
+    (tmp_path / "plan.json").write_text("{}")
+    plan = ("sweep", "quickstart", "--dry-run", "--out", str(tmp_path), "--device", "cpu")
+    code, out, err = run(capsys, *plan)
+    assert (code, err) == (0, "") and "0 done" in out
+
+
+def test_a_damaged_file_is_one_plain_line(capsys, tmp_path):
+    from fula_fast.plan import plan
+    from fula_fast.spec import load_spec
+    from fula_fast.store import Store
+
+    planned = plan(load_spec("quickstart"))
+    store = Store.create(tmp_path, load_spec("quickstart").dump(), planned.to_json())
+    store.write(planned.waves[0].id, [{"cell": planned.cells[0].id, "status": "ok"}])
+    (shard,) = (tmp_path / "cells").rglob("*.json")
+    shard.write_bytes(shard.read_bytes()[:40])
+    asked = ("sweep", "quickstart", "--dry-run", "--out", str(tmp_path), "--device", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, err = run(capsys, *asked)
+    assert code == 0 and "0 done" in out and err.count("\n") == 1
+    assert err.startswith(f"warning: '{shard}' is damaged: ") and ".py" not in err
+
+
+def test_dry_run_refuses_dm_between_unlike_sites(capsys, tmp_path):
+    spec = tmp_path / "unlike.toml"
+    spec.write_text(
+        '[data]\nsource = "cifar10"\n[donors.a]\nmodel = "resnet18"\n[donors.b]\n'
+        'model = "vit_tiny"\n[grid]\nfront = "a"\nend = "b"\nmethods = ["hint", "dm"]\n'
+    )
+    code, out, err = run(capsys, "sweep", str(spec), "--dry-run", "--device", "cpu")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "method 'dm' needs sites of one form" in err and "leave dm out" in err
+    plain = ("--set", 'grid.methods=["hint"]')
+    assert run(capsys, "sweep", str(spec), "--dry-run", "--device", "cpu", *plain)[0] == 0
 
 
 def test_flags_reach_the_engine_table(capsys):

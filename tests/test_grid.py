@@ -1,5 +1,7 @@
 """Expansion of a grid: sites, refusals, and cells that would be the same twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -193,6 +195,25 @@ def test_dlr_needs_three_classes():
     data = DataFacts(IMAGE, 2, 1000)
     message = refusal({}, donors, {"robust": "apgd20"}, data)
     assert "at least three classes" in message and "pgd-10" in message
+
+
+@pytest.mark.parametrize("sites", ["same", [[1, 2], [2, 2]]])
+def test_dm_between_unlike_sites_is_refused(sites):
+    token = replace(donor("b"), shapes=((4, 8, 8), (16, 4)) + ((4, 8, 8),) * 7)
+    donors = {"a": donor("a"), "b": token}
+    message = refusal({"sites": sites, "methods": ["hint", "dm"]}, donors)
+    assert "method 'dm' needs sites of one form" in message and "'b' 16x4; leave dm out" in message
+    trained = [{"name": "m", "hint": 1.0, "tlm": 1.0}, "fula"]
+    assert cells_of({"sites": sites, "methods": trained}, donors)[0]
+    assert cells_of({"sites": [[1, 1]], "methods": ["dm"]}, donors)[0]
+
+
+def test_attacks_on_normalised_images_are_refused():
+    data = replace(DATA, normalised=True)
+    message = refusal({"alpha": [0, 0.5]}, data=data)
+    assert "alpha = 0.5 attacks pixels in [0, 1]" in message and "mean = 0 and std = 1" in message
+    assert "robust = 'pgd-3' attacks" in refusal({}, protocol={"robust": "pgd-3"}, data=data)
+    assert len(cells_of({"methods": ["hint"]}, data=data)[0]) == 9
 
 
 def test_donors_of_another_image_shape_are_refused():

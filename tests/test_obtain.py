@@ -1,9 +1,12 @@
 """Data and donors from a spec's tables."""
 
+from dataclasses import replace
+
 import pytest
 
 from fula_fast.errors import FulaError
 from fula_fast.obtain import normalisation_of, obtain_donor, open_source
+from fula_fast.pipelines import Normalisation
 from fula_fast.progress import Progress
 from fula_fast.spec import load_spec
 from fula_fast.tables import DataSpec
@@ -48,10 +51,18 @@ def test_a_data_table_opens_its_source(digits):
         open_source(DataSpec(source="digitz"))
 
 
-def test_normalisation_is_per_channel():
-    found = normalisation_of(DataSpec(mean=0.5, std=0.25))
+def test_normalisation_is_per_channel(digits):
+    found = normalisation_of(DataSpec(mean=0.5, std=0.25), digits)
     assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
-    assert normalisation_of(DataSpec()) is None
+    assert normalisation_of(DataSpec(), digits) is None
+
+
+def test_a_sources_own_normalisation_holds_unless_the_table_sets_another(digits):
+    own = Normalisation((0.1,) * 3, (0.2,) * 3)
+    source = replace(digits, normalisation=own)
+    assert normalisation_of(DataSpec(), source) == own
+    assert normalisation_of(DataSpec(mean=0.5, std=0.5), source).mean == (0.5,) * 3
+    assert normalisation_of(DataSpec(mean=0, std=1), source) is None
 
 
 def test_a_donor_is_trained_once_and_found_again(digits, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fula_fast import batchnorm
+from fula_fast import batchnorm, engine
 from fula_fast.cell import Cell
 from fula_fast.errors import FulaError
 from fula_fast.models import build, content_hash
@@ -19,7 +19,7 @@ from fula_fast.pipelines import Batch
 from fula_fast.protocol import protocol
 from fula_fast.solo import SoloCell, StitchedModel, evaluate, learning_rate, run_wave
 from fula_fast.stitches import Stitch
-from fula_fast.task import WaveTask, attacked_mask
+from fula_fast.task import WaveTask, attacked_mask, stitches_of
 
 SITES, CLASSES, BATCH = 9, 5, 6
 SHAPE = (3, 8, 8)
@@ -273,8 +273,13 @@ def test_evaluation_counts_what_it_says(donors):
     assert found["term_stitch"] == pytest.approx(float((h - g).norm() / g.norm()))
 
 
+def overflowing(decay: float) -> dict:
+    """Options under which parameters grow without bound: decay by far more than their size."""
+    return {"optimiser": "sgd", "weight_decay": decay, "schedule": "constant"}
+
+
 def test_a_loss_that_is_not_finite_names_step_and_terms(donors):
-    cell = solo_cell(donors, 3, 8, {"hint": 1.0}, lr=1e200, schedule="constant")
+    cell = solo_cell(donors, 3, 8, {"hint": 1.0}, **overflowing(1e200))
     with pytest.raises(FulaError, match=r"the loss became (nan|inf) at step 1 \(terms: .+\)"):
         for seed in range(3):
             cell.step(*batch(seed))
@@ -381,10 +386,26 @@ def test_a_wave_leaves_the_donors_as_they_are(single, precision):
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(single):
-    cells = [cell_of("tlm", lr=1e30, name="bad"), cell_of("tlm", name="good")]
+    cells = [cell_of("tlm", **overflowing(1e30), name="bad"), cell_of("tlm", name="good")]
     bad, good = [o for group in run_wave(task_of(single, cells)) for o in group]
     assert "at step" in bad.error and not bad.tensors
     assert good.error is None and np.isfinite(good.metrics["loss"])
+
+
+def test_in_bfloat16_the_trained_numbers_stay_float32(single):
+    """Steps far below bfloat16's spacing add up, as they do in a wave."""
+    cells = [cell_of("tlm", lr=2e-6, init="random", name="a"), cell_of("hint", 2, 6, name="b")]
+    task = replace(task_of(single, cells), precision="bf16")
+    alone = {o.cell.id: o for group in run_wave(task) for o in group}
+    together = {o.cell.id: o for group in engine.run_wave(task) for o in group}
+    start = stitches_of(task)
+    for name, outcome in alone.items():
+        assert {t.dtype for t in outcome.tensors.values()} == {torch.float32}
+        assert outcome.error is None and 0 <= outcome.metrics["accuracy"] <= 1
+        theirs = together[name].metrics["term_stitch"]
+        assert outcome.metrics["term_stitch"] == pytest.approx(theirs, rel=0.05)
+    moved = (alone["a"].tensors["weight"] - start["a"].weight).abs()
+    assert 0 < moved.min() and moved.max() < 1e-5
 
 
 def test_stale_and_refreshed_closed_forms(single):

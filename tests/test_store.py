@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -89,6 +90,31 @@ class TestCells:
         assert store.stitch("c2")["half"].dtype is torch.bfloat16
         with pytest.raises(FulaError, match="no stitch of cell 'c5'"):
             store.stitch("c5")
+
+    def test_statistics_lie_beside_the_stitch(self, store: Store) -> None:
+        moved = {"front.stages.0.bn.running_mean": np.arange(3.0)}
+        store.write("w", [row(0), row(1)], {"c0": stitch(1), "c1": stitch(2)}, {"c0": moved})
+        (found,) = store.statistics("c0").items()
+        assert found[0] in moved and found[1].tolist() == [0, 1, 2]
+        assert set(store.stitch("c0")) == {"weight", "bias"}
+        assert store.statistics("c1") == store.statistics("c5") == {}
+
+    def test_a_shard_in_its_place_keeps_its_stitches(self, store: Store, monkeypatch) -> None:
+        """The flush of the shard's folder fails after the rename: an error, but nothing is lost."""
+        flush = os.fsync
+
+        def fails(descriptor):
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if Path(path).parent.name == "cells" and list(Path(path).glob("*.json")):
+                raise OSError(errno.EIO, "Input/output error")
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fails)
+        with pytest.raises(FulaError, match="cannot write .*Input/output error"):
+            store.write("w", [row(0)], {"c0": stitch(3)})
+        monkeypatch.undo()
+        again = Store.open(store.folder)
+        assert again.done() == {"c0"} and again.stitch("c0")["weight"].max() == 3
 
     def test_scalars_are_unwrapped_and_non_finite_numbers_are_null(self, store: Store) -> None:
         values = {"loss": float("nan"), "kappa": np.float32(0.5), "terms": [np.inf, 1.0]}

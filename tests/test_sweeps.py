@@ -292,14 +292,20 @@ def test_a_finished_run_is_left_alone(spec, tmp_path):
 
 # Cells that fail
 
+SGD = {"optimiser": "sgd"}
+DIVERGING = {"weight_decay": [1e-4, 1e30]}
+"""The second decay multiplies all parameters by 1e27 at every step."""
+
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_diverging_cell_fails_alone(spec, tmp_path, executor):
-    bad = run(spec(executor, methods="hint", axes={"lr": [1e-3, 1e30]}), tmp_path / "bad")
-    good = run(spec(executor, methods="hint", axes={"lr": [1e-3]}), tmp_path / "good")
+    bad, good = (
+        run(spec(executor, SGD, methods="hint", axes=axes), tmp_path / name)
+        for name, axes in (("bad", DIVERGING), ("good", {"weight_decay": [1e-4]}))
+    )
     assert len(bad.failed) == 2
     for row in bad.failed:
-        assert row["lr"] == 1e30 and row["accuracy"] is None
+        assert row["weight_decay"] == 1e30 and row["accuracy"] is None
         assert "the loss became" in row["error"] and "at step 1 (terms:" in row["error"]
     kept = {c: values for c, values in numbers(bad).items() if values["accuracy"] is not None}
     assert kept.keys() == numbers(good).keys()
@@ -309,7 +315,7 @@ def test_a_diverging_cell_fails_alone(spec, tmp_path, executor):
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_exit_code_1_says_that_something_failed(spec, tmp_path, capsys, executor):
-    asked = spec(executor, methods="hint", sites=[[9, 9]], axes={"lr": [1e-3, 1e30]})
+    asked = spec(executor, SGD, methods="hint", sites=[[9, 9]], axes=DIVERGING)
     arguments = ["sweep", str(spec_file(asked, tmp_path)), "--out", str(tmp_path / "run")]
     for extra in ([], ["--resume"]):
         with pytest.raises(SystemExit) as leaving:
@@ -343,7 +349,7 @@ def test_where_and_how_fast_it_runs_is_no_other_spec(spec, tmp_path):
 def test_other_donors_under_the_same_names_are_refused(spec, tmp_path, checkpoints):
     copied = tmp_path / "a.safetensors"
     copied.write_bytes((checkpoints / "a.safetensors").read_bytes())
-    asked = spec("solo", axes={"lr": [1e-3, 1e30]}, methods="hint")
+    asked = spec("solo", SGD, axes=DIVERGING, methods="hint")
     asked["donors"]["a"]["checkpoint"] = str(copied)
     run(asked, tmp_path / "run")  # half of its cells fail, and are tried again
     save_checkpoint(network(7), copied)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import kernels
-from ..batchnorm import Rule
+from ..batchnorm import Rule, has_activation
 from ..errors import FulaError
 from ..models import Staged
 
@@ -85,11 +85,22 @@ class LaneNorm(nn.Module):
             buffer[self.ids] = old + factor * (value - old)
 
 
+class LaneNormAct(LaneNorm):
+    """act(drop(bn_l(x))): timm's batch norm with an activation."""
+
+    def __init__(self, norm: nn.Module, lanes: int) -> None:
+        super().__init__(norm, lanes)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def _as_maps(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """(N, C) and (N, C, T) as (N, C, 1, 1) and (N, C, T, 1), with the shape to give back."""
+    """(N, C), (N, C, T) and (N, C, D, H, W) as (N, C, positions, 1), with the shape to give back."""
     if x.dim() == 4:
         return x, None
-    return x.reshape(*x.shape, *[1] * (4 - x.dim())), tuple(x.shape)
+    return x.reshape(*x.shape[:2], -1, 1), tuple(x.shape)
 
 
 def lane_copy(model: Staged, lanes: int, dtype: torch.dtype) -> Staged:
@@ -118,7 +129,8 @@ def _channels_last(weight: Tensor) -> Tensor:
 def _replace(module: nn.Module, lanes: int) -> None:
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(module, name, LaneNorm(child, lanes))
+            kind = LaneNormAct if has_activation(child) else LaneNorm
+            setattr(module, name, kind(child, lanes))
         else:
             _replace(child, lanes)
 
@@ -137,6 +149,7 @@ def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
     hooks = [
         norm.register_forward_hook(lambda m, _, y: made.append((m, y, y._version)))
         for norm in lane_norms(stage)
+        if type(norm) is LaneNorm  # one with an activation measures before it
     ]
     out = stage(x)
     for hook in hooks:

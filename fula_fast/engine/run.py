@@ -14,7 +14,7 @@ import torch
 from ..arithmetic import arithmetic
 from ..errors import FulaError
 from ..statistics import moves
-from ..task import Outcome, WaveTask, non_finite, stitches_of
+from ..task import Outcome, WaveTask, check_result, non_finite, stitches_of
 from .capture import Captured
 from .measure import measure
 from .modes import Stepper, open_stepper, runner_of
@@ -165,4 +165,5 @@ def _outcome(wave: Wave, number: int, metrics: dict[str, object]) -> Outcome:
     elif lane.trained and float(wave.epoch_steps):
         metrics = metrics | {"loss": float(wave.epoch_loss[number] / wave.epoch_steps)}
     statistics = lane_statistics(wave, number) if moves(lane.cell) else {}
-    return Outcome(lane.cell, metrics, wave.bank.lane_state(number), statistics, error)
+    stitch = wave.bank.lane_state(number)
+    return check_result(Outcome(lane.cell, metrics, stitch, statistics, error))

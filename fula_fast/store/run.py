@@ -133,10 +133,12 @@ class Store:
         file = self._stitches(sub) / f"{stem}.safetensors" if tensors else None
         if file:
             write_tensors(file, tensors, {"wave": wave_id})
+        shard = self.folder / "cells" / sub / f"{stem}.json"
         try:
-            write_shard(self.folder / "cells" / sub / f"{stem}.json", wave_id, rows, file)
+            write_shard(shard, wave_id, rows, file)
         except BaseException:
-            if file:
+            # A shard in its place (only the flush of its folder failed) needs its stitches.
+            if file and not shard.exists():
                 file.unlink(missing_ok=True)
             raise
         self._set_aside(wave_id)

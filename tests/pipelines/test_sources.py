@@ -282,6 +282,17 @@ def test_mistakes_are_named(tmp_path, monkeypatch, name, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "colour-mnist"]
+)
+@pytest.mark.parametrize("folder", ["empty", "absent"])
+def test_missing_data_that_could_be_downloaded_says_so(tmp_path, name, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FulaError, match="or download = true$") as error:
+        load_source(name, data_dir=tmp_path / folder)
+    assert "\n" not in str(error.value)
+
+
 def test_a_broken_archive_is_named(tmp_path):
     (tmp_path / "cifar10.tar.xz").write_bytes(b"\xfd7zXZ\x00 no archive")
     with pytest.raises(FulaError, match="cifar10.tar.xz' cannot be unpacked"):

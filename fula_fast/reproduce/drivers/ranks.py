@@ -51,11 +51,11 @@ def _stitch(store: Store, row: Row) -> Row:
 @torch.no_grad()
 def _donor(lab: Lab, name: str):
     spec = lab.experiment.sweeps[0].spec.donor(name)
-    staged, test = lab.staged(spec), lab.source(spec.data).test
+    staged, source = lab.staged(spec), lab.source(spec.data)
     sizes = [int(torch.Size(shape).numel()) for shape in staged.site_shapes]
     ranks = [ActivationRank(size, device=lab.device) for size in sizes]
-    moments = normalisation_of(spec.data)
-    for batch in evaluation_batches(test, _BATCH, lab.device, normalisation=moments):
+    moments = normalisation_of(spec.data, source)
+    for batch in evaluation_batches(source.test, _BATCH, lab.device, normalisation=moments):
         x = batch.images
         for site, rank in enumerate(ranks):
             x = staged.run(x, site, site + 1)
