@@ -33,11 +33,14 @@ BUDGET = 530
 _TAIL = 25
 
 _PYTEST = (
-    "-m", "gpu", "-q", "--durations=10", "-p", "no:cacheprovider",
+    "-m", "gpu and not slow", "-q", "--durations=10", "-p", "no:cacheprovider",
+    "--continue-on-collection-errors",
     # What else is installed on a machine with a GPU is its own business: no plugins of it, and its
     # packages' warnings are no failures.
     "-p", "pytest_benchmark.plugin", "-W", "default",
 )  # fmt: skip
+_PROCESSES = 8
+"""Most of a GPU test's time is the compilation of its kernels, so that several run side by side."""
 
 Figure = dict[str, Any]
 
@@ -79,7 +82,7 @@ def gpu_parts() -> list[Part]:
     """What runs on a GPU: the tests, then the benchmarks from the kernels up."""
     bench = "fula_fast.bench."
     found = [
-        Part("tests", ("-m", "pytest", *_PYTEST), 110),
+        Part("tests", ("-m", "pytest", *_tests()), 110),
         Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 60),
         Part("grid", ("-m", bench + "grid", "--out", "{out}"), 190),
         Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 60),
@@ -95,6 +98,14 @@ def gpu_parts() -> list[Part]:
     return [part for part in found if part.name == "tests" or _exists(part.name)]
 
 
+def _tests() -> list[str]:
+    """pytest's arguments: the files that hold such tests, so that no other file's needs matter."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    chosen = [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text()]
+    several = find_spec("xdist") is not None
+    return [*_PYTEST, *(["-p", "xdist.plugin", f"-n{_PROCESSES}"] if several else []), *chosen]
+
+
 def _exists(bench: str) -> bool:
     return (ROOT / "bench" / f"{bench}.py").is_file()
 
@@ -104,7 +115,7 @@ def dry_parts() -> list[Part]:
     tiny = "--device cpu --precision fp32 --width 2 --batch 4 --timed 2 --warmup 1 --mode eager"
     size = (*tiny.split(), "--image", "8", "--out", "{out}")
     smaller = {
-        "tests": ("-m", "pytest", *_PYTEST, "--collect-only"),
+        "tests": ("-m", "pytest", *_tests(), "--collect-only"),
         "grid": ("-m", "fula_fast.bench.grid", "--lanes", "4", *size),
         "scale": ("-m", "fula_fast.bench.scale", "--counts", "1,2", *size),
     }

@@ -15,7 +15,7 @@ from fula_fast.attacks.recipes import RECIPES, parse
 from fula_fast.errors import FulaError
 from fula_fast.protocol import Attack
 
-from .conftest import no_cuda, small_batch, small_net
+from .conftest import small_batch, small_net
 
 SEED = 5
 OFF = Savings(**{f.name: False for f in fields(Savings)})
@@ -462,21 +462,6 @@ def test_compiled_equals_eager():
     compiled = ours(net, x, labels, "apgd-ce", packing=False, mode="compiled", **options)
     assert compiled.mode == "compiled" and torch.equal(compiled.robust, eager.robust)
     assert 0 < eager.robust.sum() < eager.correct.sum()
-
-
-@pytest.mark.gpu
-@no_cuda
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_captured_equals_eager(norm):
-    net = small_net()
-    x, labels = small_batch(net, 60)
-    options = {"norm": norm, "eps": EPS[norm], "starts": None, "batch_size": 32, "device": "cuda"}
-    eager = ours(net, x, labels, "autoattack-rand", mode="eager", **options)
-    captured = ours(net, x, labels, "autoattack-rand", **options)
-    assert captured.mode == "captured" and eager.mode == "eager"
-    assert captured.settings["eot_taken"] == 1
-    assert torch.equal(captured.robust, eager.robust)
-    assert 0 < captured.robust.sum() < captured.correct.sum()
 
 
 @pytest.mark.long

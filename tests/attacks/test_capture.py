@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from fula_fast.attacks import PGD, Replay, fold, pgd
+from fula_fast.arithmetic import arithmetic
+from fula_fast.attacks import PGD, Replay, autoattack, fold, pgd, robust_evaluate
 from fula_fast.attacks.apgd import APGDConfig
 from fula_fast.attacks.capture import check_mode, recorder_on
 from fula_fast.attacks.losses import CE, DLR, TARGETED
@@ -112,3 +113,51 @@ def test_a_failing_model_is_not_a_refused_capture():
     replay = Replay(lambda x: x @ torch.ones(7, device="cuda"), recorder_on(CUDA))
     with pytest.raises(RuntimeError, match="size"):
         replay(torch.ones(3, 4, device="cuda"))
+
+
+@pytest.mark.gpu
+@no_cuda
+@pytest.mark.parametrize("norm, eps", [("linf", 0.03), ("l2", 0.5)])
+def test_a_captured_pgd_equals_the_eager_one_bit_for_bit(norm, eps):
+    net = small_net()
+    x, labels = small_batch(net, 16)
+    net, x, labels = net.cuda(), x.cuda(), labels.cuda()
+    attack = Attack(norm=norm, eps=eps, step=eps / 4, steps=10)
+    runner = PGD(net, attack)
+    with arithmetic("fp32"):
+        for shift in (0, 1):
+            y = (labels + shift) % 6
+            assert torch.equal(runner(x, y), pgd(net, x, y, attack))
+    assert runner.mode == "captured" and runner.replays == 2
+
+
+def attacked(recorded: str, norm: str, device: str):
+    net = small_net()
+    x, labels = small_batch(net, 60)
+    options = {"norm": norm, "eps": {"linf": 0.02, "l2": 0.3}[norm], "batch_size": 32}
+    (result,) = robust_evaluate(
+        net, x, labels, "autoattack-rand", mode=recorded, device=device, **options
+    )
+    return result
+
+
+@pytest.mark.gpu
+@no_cuda
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_captured_autoattack_equals_the_eager_one(norm):
+    captured, eager = (attacked(mode, norm, "cuda") for mode in ("auto", "eager"))
+    assert captured.mode == "captured" and eager.mode == "eager"
+    assert captured.settings["eot_taken"] == 1
+    assert torch.equal(captured.robust, eager.robust)
+    assert 0 < captured.robust.sum() < captured.correct.sum()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_recorded_autoattack_equals_the_eager_one(monkeypatch, norm):
+    """All but the graph itself, on the CPU."""
+    eager = attacked("eager", norm, "cpu")
+    monkeypatch.setattr(autoattack, "recorder_on", lambda _: Rerun())
+    recorded = attacked("auto", norm, "cpu")
+    assert recorded.mode == "captured"
+    assert torch.equal(recorded.robust, eager.robust)
+    assert 0 < recorded.robust.sum() < recorded.correct.sum()
