@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import batchnorm, objectives
+from .arithmetic import arithmetic
 from .attacks.pgd import pgd
 from .attacks.starts import start_noise
 from .cell import Cell
@@ -194,13 +195,15 @@ def _optimiser(stitch: Stitch, protocol: Protocol) -> torch.optim.Optimizer:
 def run_wave(task: WaveTask) -> Iterator[list[Outcome]]:
     """Run a wave's cells one after another; a cell that fails does not stop the others."""
     front, end = (copy.deepcopy(m).eval().to(task.device) for m in (task.front, task.end))
-    stitches = stitches_of(replace(task, front=front, end=end))
+    with arithmetic(task.precision):
+        stitches = stitches_of(replace(task, front=front, end=end))
     front, end = front.to(task.dtype), end.to(task.dtype)
     for cell in task.cells:
         try:
-            yield [run_cell(task, cell, stitches[cell.id], front, end)[0]]
+            outcome, _ = run_cell(task, cell, stitches[cell.id], front, end)
         except FulaError as error:
-            yield [Outcome(cell, error=str(error))]
+            outcome = Outcome(cell, error=str(error))
+        yield [outcome]
 
 
 def run_cell(
@@ -210,6 +213,13 @@ def run_cell(
 
     `front`, `end`: the task's donors on its device, in its dtype.
     """
+    with arithmetic(task.precision):
+        return _run_cell(task, cell, stitch, front, end)
+
+
+def _run_cell(
+    task: WaveTask, cell: Cell, stitch: Stitch, front: Staged, end: Staged
+) -> tuple[Outcome, StitchedModel]:
     started = time.perf_counter()
     solo = SoloCell(
         front,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bilinear import Bilinear
 from .errors import FulaError
 
 Shape = tuple[int, ...]
@@ -63,6 +64,8 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to `size` (align_corners False, no antialias)."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    if x.is_cuda and x.requires_grad:
+        return Bilinear.apply(x, tuple(size))
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

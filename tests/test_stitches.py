@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fula_fast.bilinear import Bilinear
 from fula_fast.errors import FulaError
 from fula_fast.stitches import Geometry, Stitch, from_rows, kind, resize, to_rows
 
@@ -185,3 +186,16 @@ def test_forms():
     assert not Geometry((9, 6), (16, 6)).like  # another number of tokens
     assert Geometry(CONV, TOKEN).position_shape == (16, 16)
     assert Geometry(VECTOR, CONV).position_shape == (16, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((4, 4), (8, 8)), ((8, 6), (2, 3)), ((3, 5), (7, 4))]
+)
+def test_the_gpus_resize_has_pytorchs_value_and_gradient(before, after):
+    """Its code on a CPU, where PyTorch's own gradient has one order."""
+    x = torch.randn(2, 3, *before, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, *after, dtype=torch.float64)
+    ours, theirs = Bilinear.apply(x, after), resize(x, after)
+    assert torch.equal(ours, theirs)
+    (mine,), (own,) = (torch.autograd.grad((y * weight).sum(), x) for y in (ours, theirs))
+    torch.testing.assert_close(mine, own, rtol=1e-12, atol=1e-12)
