@@ -9,6 +9,8 @@ FULA_BACKEND=reference|triton|cpp|auto (read at import; default auto) chooses:
 - `auto`: on CUDA `triton`, or `reference` for float64; on a CPU `cpp` where it is built, else
   `reference`. Under `torch.compile` too: Inductor sees nothing inside an operator, but on a CPU
   convolutions are library calls, so what it could fuse is what `lane_norm` has fused already.
+  One exception: `stitch_hint` from 256 input channels on is `reference`, because there nearly all
+  its time is a matrix product, and PyTorch's library has the faster one (`bench cpp` shows where).
   Without a compiled backend the reference is traced, and Inductor fuses it.
 
 A named backend that cannot serve a call raises `FulaError`; nothing is replaced silently. It holds
@@ -62,6 +64,9 @@ def _valid(name: str) -> str:
     return name
 
 
+LIBRARY_PRODUCTS = 256
+"""Input channels from which `auto` leaves `stitch_hint` on a CPU to the reference."""
+
 _requested = _valid(os.environ.get("FULA_BACKEND") or "auto")
 
 
@@ -87,7 +92,8 @@ def choose(noun: str, x: Tensor) -> str:
     Raises `FulaError` where the requested backend cannot serve.
     """
     if _requested == "auto" or _requested not in NOUNS[noun]:
-        return _automatic(noun, x.is_cuda, x.dtype)
+        wide = noun == "stitch_hint" and _features(x) >= LIBRARY_PRODUCTS
+        return _automatic(noun, x.is_cuda, x.dtype, wide)
     reason = _refusal(noun, _requested, x)
     if reason:
         raise FulaError(
@@ -96,11 +102,16 @@ def choose(noun: str, x: Tensor) -> str:
     return _requested
 
 
-def _automatic(noun: str, cuda: bool, dtype: torch.dtype) -> str:
+def _features(x: Tensor) -> int:
+    """Channels of fronts (S, B, C, H, W), (S, B, T, C) or (S, B, C)."""
+    return x.shape[2] if x.dim() == 5 else x.shape[-1]
+
+
+def _automatic(noun: str, cuda: bool, dtype: torch.dtype, wide: bool = False) -> str:
     if cuda:
         served = _HAS_TRITON and "triton" in NOUNS[noun] and dtype in _TRITON_DTYPES
         return "triton" if served else "reference"
-    return "cpp" if noun in _CORE_NOUNS else "reference"
+    return "cpp" if noun in _CORE_NOUNS and not wide else "reference"
 
 
 def _refusal(noun: str, name: str, x: Tensor) -> str | None:
@@ -135,4 +146,6 @@ def _line(noun: str) -> str:
     name = _automatic(noun, False, torch.float32)
     missing = "" if noun in _CORE_NOUNS else " (no C++ version in this build)"
     parts.append(f"CPU: {name}{missing}")
+    if noun == "stitch_hint" and name == "cpp":
+        parts.append(f"from {LIBRARY_PRODUCTS} channels on reference, as its products are faster")
     return "; ".join(parts)

@@ -25,6 +25,17 @@ def test_auto_on_a_cpu(asked_for_nothing):
         assert backend.choose(noun, torch.ones(1)) == want
 
 
+def test_wide_stitches_on_a_cpu_are_left_to_the_librarys_products(asked_for_nothing):
+    narrow = "cpp" if "stitch_hint" in backend._CORE_NOUNS else "reference"
+    for shape in ((1, 2, 255, 4, 4), (1, 2, 300, 255), (1, 2, 255)):
+        assert backend.choose("stitch_hint", torch.ones(shape)) == narrow
+    for shape in ((1, 2, 256, 4, 4), (1, 2, 3, 256), (1, 2, 512)):
+        assert backend.choose("stitch_hint", torch.ones(shape)) == "reference"
+    assert backend.choose("lane_norm", torch.ones(2, 512, 4, 4)) == (
+        "cpp" if "lane_norm" in backend._CORE_NOUNS else "reference"
+    )
+
+
 def test_auto_on_cuda_takes_triton_but_for_float64():
     for dtype, want in ((torch.float32, "triton"), (torch.float64, "reference")):
         assert backend._automatic("lane_norm", True, dtype) == want
