@@ -1,0 +1,122 @@
+"""Launches every Triton kernel as a GPU's process would, with a stand-in for the driver alone.
+
+Triton binds and specialises the real arguments and compiles for sm_90 down to machine code; only
+loading and running it are pretended. Prints the kernels launched. Run by `test_jit.py`, in a process
+of its own.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+SHARED = 232_448  # bytes a block may take on sm_90
+LANES, SAMPLES = 3, 4
+launched: dict[str, int] = {}
+
+
+class Utilities:
+    """Loads nothing; knows the chip's limits."""
+
+    def load_binary(self, name, kernel, shared, device):
+        assert shared <= SHARED, (name, shared)
+        return 1, 1, 0, 0, 1024
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": SHARED, "multiprocessor_count": 132, "warpSize": 32}
+
+
+class Launcher:
+    """Counts launches, and checks the grid: y and z end at 65,535, so nothing stands there."""
+
+    def __init__(self, source, metadata) -> None:
+        self.name = metadata.name
+
+    def __call__(self, x, y, z, *rest) -> None:
+        assert 0 < x < 2**31 and (y, z) == (1, 1), (self.name, x, y, z)
+        launched[self.name] = launched.get(self.name, 0) + 1
+
+
+class Driver:
+    """An H100 that is not there."""
+
+    utils, launcher_cls = Utilities(), Launcher
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+def maps(count: int, channels: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    x = torch.randn(count, channels, size, size).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def norms(serve, dtype: torch.dtype, channels: int, size: int) -> None:
+    """Forward and backward, training and eval, with and without residual and target."""
+    x, residual, dy = (maps(LANES * SAMPLES, channels, size, dtype) for _ in range(3))
+    target, ddist2 = maps(SAMPLES, channels, size, dtype), torch.rand(LANES, SAMPLES)
+    affine, running = torch.rand(2, channels), torch.rand(2, LANES, channels)
+    for training, whole in product((True, False), (True, False)):
+        extras = (residual, target) if whole else (None, None)
+        options = LANES, training, 1e-5, True
+        serve.lane_norm(x, *affine, *running, *extras, *options)
+        given = ddist2 if whole else None
+        serve.lane_norm_backward(dy, given, x, *affine, *running, *extras, *options, False)
+
+
+def stitches(serve, dtype: torch.dtype, channels: int, size: int) -> None:
+    """Shared fronts and own ones; with y, with a target, with both; with a gradient to the front."""
+    shared = maps(SAMPLES, channels, size, dtype)[None]
+    own = maps(LANES * SAMPLES, channels, size, dtype).unflatten(0, (LANES, SAMPLES))
+    dy, target = maps(LANES * SAMPLES, channels, size, dtype), shared
+    ddist2 = torch.rand(LANES, SAMPLES)
+    weight, bias = torch.randn(LANES, channels, channels), torch.randn(LANES, channels)
+    for x, index in ((shared, [0] * LANES), (own, [0, 1, 2])):
+        aims = target, [0] * LANES
+        serve.stitch_hint(x, weight, bias, index, None, [], True)
+        serve.stitch_hint(x, weight, bias, index, *aims, False)
+        serve.stitch_hint(x, weight, bias, index, *aims, True)
+        serve.stitch_hint_backward(dy, None, x, weight, bias, index, None, [], False)
+        serve.stitch_hint_backward(None, ddist2, x, weight, bias, index, *aims, False)
+        serve.stitch_hint_backward(dy, ddist2, x, weight, bias, index, *aims, False)
+        serve.stitch_hint_backward(dy, None, x, weight, bias, index, None, [], True)
+
+
+def pixels(serve) -> None:
+    x, gradient, clean = torch.rand(3, 128, 3, 32, 32)
+    for norm in ("linf", "l2"):
+        serve.pgd_step(x, gradient, clean, 0.01, 0.03, norm)
+    images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)
+    draws = torch.randint(0, 9, (64,), dtype=torch.int32)
+    common = images, torch.arange(16), draws, draws, draws > 4, 4
+    serve.augment(*common, None, None, None, None, torch.bfloat16)
+    markers = torch.rand(10, 4, 4, 3)
+    serve.augment(*common, markers, draws.long(), draws, draws, torch.float32)
+
+
+def main() -> None:
+    driver.set_active(Driver())
+    from fula_fast.kernels.triton import serve
+
+    for dtype in (torch.bfloat16, torch.float32):
+        for channels, size in ((64, 32), (512, 4)):
+            norms(serve, dtype, channels, size)
+            stitches(serve, dtype, channels, size)
+            x, target = (maps(n, channels, size, dtype) for n in (LANES * SAMPLES, SAMPLES))
+            serve.hint_terms([x], [target])
+            serve.hint_terms_backward([torch.rand(LANES, SAMPLES)], [x], [target])
+    pixels(serve)
+    print(*sorted(launched))
+
+
+if __name__ == "__main__":
+    main()
