@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 # Tests run in a process per core, with a thread each.
 WORKERS ?= auto
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --benchmark-disable -n $(WORKERS) \
+  --maxprocesses=8 --dist=worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
 PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py

@@ -1,5 +1,6 @@
 """The command line: what it answers, how it exits, and what it does not import."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -261,9 +262,10 @@ def test_errors_of_the_sweep_are_one_line(capsys, sweep_as):
 
 @pytest.mark.slow
 def test_bench_runs_from_any_folder(tmp_path):
+    own = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     answer = subprocess.run(
         [sys.executable, "-m", "fula_fast", "bench", "startup", "--save", "found.json"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=own,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "plan" in answer.stdout and (tmp_path / "found.json").exists()
