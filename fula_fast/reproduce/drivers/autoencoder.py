@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,11 @@ def tasks(experiment: Experiment) -> list[Task]:
     """One task per sender, receiver and seed."""
     options = experiment.options
     pairs = [(s, r) for s in options["data"] for r in options["data"]]
-    images = experiment.data[options["data"][0]].run_facts.train_images
     return [
         Task(
             f"{sender}-{receiver}-{seed}",
             {"sender": sender, "receiver": receiver, "seed": seed},
-            3.0 * _MACS * images * (options["epochs"] + options["stitch_epochs"]),
+            3.0 * _MACS * _BATCH * (options["steps"] + options["stitch_steps"]),
         )
         for sender, receiver in pairs
         for seed in options["seeds"]
@@ -98,8 +98,8 @@ def _gray(lab: Lab, name: str) -> Source:
 
 def _trained(lab: Lab, source: Source, seed: int) -> Autoencoder:
     """The autoencoder of a data set, from the cache of donors or trained now."""
-    epochs = lab.experiment.options["epochs"]
-    key = repr(("autoencoder", LATENT, _WIDE, source.content_hash, seed, epochs)).encode()
+    steps = lab.experiment.options["steps"]
+    key = repr(("autoencoder", LATENT, _WIDE, source.content_hash, seed, "steps", steps)).encode()
     folder = lab.donors or cache_folder() / "donors"
     path = folder / f"autoencoder-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
     model = _seeded(Autoencoder, seed).to(lab.device)
@@ -109,9 +109,9 @@ def _trained(lab: Lab, source: Source, seed: int) -> Autoencoder:
     stream = open_stream(
         source.train, batch_size=_BATCH, seed=seed, augmentation=_PLAIN, device=lab.device
     )
-    pairs = ((b.images, b.images) for epoch in range(epochs) for b in stream.epoch(epoch))
-    _descend(model, model.parameters(), pairs)
-    write_tensors(path, model.state_dict(), {"epochs": epochs, "seed": seed})
+    pairs = ((b.images, b.images) for epoch in count() for b in stream.epoch(epoch))
+    _descend(model, model.parameters(), islice(pairs, steps))
+    write_tensors(path, model.state_dict(), {"steps": steps, "seed": seed})
     return model.eval().requires_grad_(False)
 
 
@@ -122,10 +122,9 @@ def _stitch(lab: Lab, models: list[Autoencoder], sources: list[Source], seed: in
         *(source.train for source in sources), batch_size=_BATCH, seed=seed,
         augmentation=_PLAIN, device=lab.device,
     )  # fmt: skip
-    epochs = range(lab.experiment.options["stitch_epochs"])
-    pairs = ((a.images, b.images) for epoch in epochs for a, b in stream.epoch(epoch))
+    pairs = ((a.images, b.images) for epoch in count() for a, b in stream.epoch(epoch))
     whole = nn.Sequential(models[0].encoder, stitch, models[1].decoder)
-    _descend(whole, stitch.parameters(), pairs)
+    _descend(whole, stitch.parameters(), islice(pairs, lab.experiment.options["stitch_steps"]))
     return stitch.requires_grad_(False)
 
 
@@ -151,14 +150,14 @@ def _scores(
     lab: Lab, judge: Staged, model: Callable[[Tensor], Tensor], first: Source, second: Source
 ) -> Mapping[str, float]:
     """How often the receiver's classifier sees the right class, and the error to a paired image."""
-    right = error = count = 0.0
+    right = error = images = 0.0
     for a, b in paired_evaluation(first.test, second.test, _BATCH, str(lab.device)):
         drawn = model(a.images)
         logits = judge(drawn.repeat(1, 3, 1, 1))
         right += float((logits.argmax(1) == a.labels).sum())
         error += float((drawn - b.images).square().mean()) * len(a.labels)
-        count += len(a.labels)
-    return {"accuracy": right / count, "mse": error / count}
+        images += len(a.labels)
+    return {"accuracy": right / images, "mse": error / images}
 
 
 def _draw(
