@@ -65,7 +65,7 @@ def golden(data_folder) -> Iterator[Golden]:
     initial = dict(np.load(folder / "published_init.npz"))
     images, labels = _golden_images(data_folder / "cifar10-jpeg.tar.xz")
     front, end = _golden_front(), _golden_end()
-    with keeping_memory():  # float64 at full width: a quarter of the time are page faults
+    with keeping_memory():  # float64 at full width: fewer page faults
         yield Golden(_staged(front), _staged(end), images, labels, steps["cases"], initial)
 
 
