@@ -100,6 +100,7 @@ def _show_plan(spec: Any, folder: Path) -> int:
         precision=found.precision,
         mode=spec.engine.mode,
         budget=found.budget,
+        fused=found.fused,
     )
     done = Store.open(folder).done() if (folder / "spec.json").exists() else ()
     print_plan(planned, done)

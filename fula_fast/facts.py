@@ -74,7 +74,7 @@ class DonorFacts:
 
     `shapes`: of the activation, without the batch axis. `flops`: of the stage that ends there, per
     image. `saved`: elements that the stage keeps for its backward pass, per image. `classes`,
-    `head_flops`: of the head.
+    `head_flops`: of the head. `weights`: elements of all parameters.
     """
 
     name: str
@@ -84,6 +84,7 @@ class DonorFacts:
     flops: tuple[int, ...]
     saved: tuple[int, ...]
     head_flops: int
+    weights: int = 0
 
     @property
     def num_sites(self) -> int:
@@ -145,16 +146,19 @@ def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     from .models.layout import walk
 
     layout = layout_of(model, **request)
-    shape, shapes, flops, saved = request["input_shape"], [], [], []
+    shape, shapes, flops, saved, weights = request["input_shape"], [], [], [], 0
     for stage in layout.stages:
         saved.append(saved_elements(stage.layers, shape)[0])
         cost = walk(stage.layers, shape)
         shape = cost.shape
         shapes.append(shape)
         flops.append(cost.flops)
-    head = walk(layout.head, shape).flops
+        weights += cost.parameters
+    head = walk(layout.head, shape)
+    weights += head.parameters
     made_for = request["input_shape"], request["num_classes"]
-    return DonorFacts(name, *made_for, tuple(shapes), tuple(flops), tuple(saved), head)
+    sites = tuple(shapes), tuple(flops), tuple(saved)
+    return DonorFacts(name, *made_for, *sites, head.flops, weights)
 
 
 def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
@@ -172,4 +176,4 @@ def described_facts(name: str, found: Description) -> DonorFacts:
     flops = tuple(site.flops for site in found.sites)
     saved = tuple(map(usual_saved, shapes))
     made_for = tuple(found.input_shape), found.num_classes
-    return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops)
+    return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops, found.parameters)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -53,11 +55,13 @@ def gpu_present() -> bool:
 
 @dataclass(frozen=True)
 class Resources:
-    """Where and how cells are computed: torch device, precision, bytes per wave."""
+    """Where and how cells are computed: torch device, precision, bytes per wave; whether compiled
+    kernels serve there, as memory is predicted with them or without."""
 
     device: str
     precision: Literal["fp64", "fp32", "tf32", "bf16"]
     budget: int
+    fused: bool = True
 
 
 def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resources:
@@ -72,7 +76,8 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     amx = has_amx(cpu_flags() if flags is None else flags)
     usual = "bf16" if device != "cpu" or amx else "fp32"
     precision = usual if engine.precision == "auto" else engine.precision
-    return Resources(device, precision, _budget(engine.memory, device))
+    budget = _budget(engine.memory, device)
+    return Resources(device, precision, budget, _fused(device, precision))
 
 
 def _device(asked: str) -> str:
@@ -83,6 +88,18 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cpu"
     raise FulaError(f"device '{asked}' is not available: no CUDA device found; use --device cpu")
+
+
+def _fused(device: str, precision: str) -> bool:
+    """What `kernels.backend` will choose for `lane_norm`, told without loading torch."""
+    asked = os.environ.get("FULA_BACKEND") or "auto"
+    if device != "cpu":
+        return asked == "triton" or (
+            asked != "reference" and precision != "fp64" and find_spec("triton") is not None
+        )
+    folders = find_spec("fula_fast.kernels").submodule_search_locations
+    built = any(found for folder in folders for found in Path(folder).glob("_core.*"))
+    return built and asked in ("auto", "cpp")
 
 
 def _budget(asked: str | int | None, device: str) -> int:

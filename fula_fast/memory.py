@@ -6,13 +6,14 @@ all lanes share, plus working room:
 - Frozen weights need no saved input, so a convolution saves nothing. Each batch norm saves its
   input and each ReLU its output: a ResNet basic block saves four maps, five with a down-sampling
   shortcut. A lane that enters at site j saves the stages behind j, and its stitch's output.
-- Shared: the targets at the sites in use (not replicated), the front's activations there, and the
-  largest stage of each donor in flight.
+- Shared: both donors' weights, and their copy in another precision; the targets at the sites in
+  use (not replicated), the front's activations there, and the largest stage of each donor in flight.
 - Working room: the backward pass holds `_WORKING` gradient maps of the stage it is in, by when the
   deeper stages have been freed.
 - Per lane: weight, gradient, two moments and the float64 normal equations of its closed form.
 - `_MARGIN` on all that: what the allocator loses to rounding and fragments, and the convolutions'
-  scratch (measured on a CPU: 4% at most).
+  scratch.
+- Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
 - With attacks, a lane also saves the front up to its own site and owns its targets.
 
 Full-width ResNet-18 on 32x32 images at batch 128 in bf16: 270 MiB for a lane that enters at site
@@ -37,6 +38,8 @@ BYTES = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2}
 CPU_SHARE, GPU_SHARE = 0.60, 0.85
 _WORKING = 3
 _MARGIN = 1.12
+_UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
+_LAID_OUT = 1.25  # a convolution holds its weights in a layout of its own while it runs
 _FIXED = 64 * 2**20
 _TOKEN_MAPS, _OTHER_MAPS = 20, 8
 _UNITS = {"": 1, "b": 1} | {
@@ -140,7 +143,9 @@ def lane_of(cell: Cell) -> Lane:
     return Lane(cell.front_site, cell.end_site, cell.alpha > 0)
 
 
-def lane_bytes(lane: Lane, front: DonorFacts, end: DonorFacts, batch: int, width: int) -> int:
+def lane_bytes(
+    lane: Lane, front: DonorFacts, end: DonorFacts, batch: int, width: int, fused: bool = True
+) -> int:
     """Peak bytes of one more such lane; `batch` in images, `width` in bytes per element."""
     saved = 2 * end.elements(lane.end_site)
     if lane.attacked:
@@ -150,7 +155,8 @@ def lane_bytes(lane: Lane, front: DonorFacts, end: DonorFacts, batch: int, width
     for site in range(lane.end_site, end.num_sites + 1):
         saved += end.saved[site - 1] if site > lane.end_site else 0
         peak = max(peak, saved + _WORKING * end.elements(site))
-    return int(_MARGIN * batch * width * peak) + _stitch_bytes(lane, front, end)
+    factor = _MARGIN if fused else _MARGIN * _UNFUSED
+    return int(factor * batch * width * peak) + _stitch_bytes(lane, front, end)
 
 
 def _stitch_bytes(lane: Lane, front: DonorFacts, end: DonorFacts) -> int:
@@ -174,13 +180,23 @@ def shared_bytes(
     fronts = sum(front.elements(s) for s in sites)
     passing = 2 * max(d.elements(s) for d in (front, end) for s in range(d.num_sites + 1))
     images = 2 * front.elements(0) * 4
-    return _FIXED + batch * (images + width * (targets + fronts + passing))
+    copies = _LAID_OUT * (4 if width == 4 else 4 + width)
+    weights = int(copies * (front.weights + end.weights))
+    return _FIXED + weights + batch * (images + width * (targets + fronts + passing))
 
 
 def wave_bytes(
-    lanes: Sequence[Lane], front: DonorFacts, end: DonorFacts, batch: int, precision: str
+    lanes: Sequence[Lane],
+    front: DonorFacts,
+    end: DonorFacts,
+    batch: int,
+    precision: str,
+    fused: bool = True,
 ) -> int:
-    """Predicted peak bytes of a wave of `lanes` beside the donors' own weights."""
+    """Predicted peak bytes of a wave of `lanes`, its donors included.
+
+    `fused`: the compiled kernels serve `lane_norm` and `stitch_hint`.
+    """
     width = BYTES[precision]
-    each = sum(lane_bytes(lane, front, end, batch, width) for lane in lanes)
+    each = sum(lane_bytes(lane, front, end, batch, width, fused) for lane in lanes)
     return shared_bytes(lanes, front, end, batch, width) + each

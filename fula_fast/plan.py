@@ -167,12 +167,13 @@ def plan(
     precision: str = "fp32",
     mode: str = "eager",
     budget: int | None = None,
+    fused: bool = True,
     data: DataFacts | None = None,
     donors: Mapping[str, DonorFacts] | None = None,
 ) -> Plan:
     """The plan of a spec, with resolved `device`, `precision` and `mode`.
 
-    `budget`: bytes per wave (None: unlimited). `data`, `donors`: facts that replace the nominal
+    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`, `donors`: facts that replace the nominal
     ones (loaded data; modules that are no named model). Raises `FulaError` where the grid asks for
     what its donors or data do not have, and for a lane that does not fit the budget alone.
     """
@@ -183,7 +184,7 @@ def plan(
     for cell in cells:
         groups[wave_key(cell)].append(cell)
     solo = spec.engine.executor == "solo"
-    packer = _Packer(facts, data, precision, budget, alone=solo)
+    packer = _Packer(facts, data, precision, budget, fused, alone=solo)
     waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))
     return Plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
@@ -214,6 +215,7 @@ class _Packer:
     data: DataFacts
     precision: str
     budget: int | None
+    fused: bool
     alone: bool
 
     def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[Wave]:
@@ -234,7 +236,7 @@ class _Packer:
         self, cells: Sequence[Cell], front: DonorFacts, end: DonorFacts, key: WaveKey
     ) -> int:
         lanes = [memory.lane_of(cell) for cell in cells]
-        return memory.wave_bytes(lanes, front, end, key.batch_size, self.precision)
+        return memory.wave_bytes(lanes, front, end, key.batch_size, self.precision, self.fused)
 
     def _packed(
         self, key: WaveKey, cells: Sequence[Cell], front: DonorFacts, end: DonorFacts
@@ -247,7 +249,8 @@ class _Packer:
         lanes = [memory.lane_of(cell) for cell in cells]
         shared = memory.shared_bytes(lanes, front, end, key.batch_size, width)
         room = self.budget - shared
-        sizes = [memory.lane_bytes(lane, front, end, key.batch_size, width) for lane in lanes]
+        rule = key.batch_size, width, self.fused
+        sizes = [memory.lane_bytes(lane, front, end, *rule) for lane in lanes]
         worst = max(range(len(cells)), key=sizes.__getitem__)
         if sizes[worst] > room:
             raise FulaError(_too_small(cells[worst], sizes[worst] + shared, self.budget))

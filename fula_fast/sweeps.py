@@ -98,6 +98,7 @@ def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
         precision=found.precision,
         mode=spec.engine.mode,
         budget=found.budget,
+        fused=found.fused,
         donors={name: described_facts(name, describe_staged(m)) for name, m in modules.items()},
     )
 

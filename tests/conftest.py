@@ -31,6 +31,14 @@ def data_folder() -> Path:
     return path.resolve()
 
 
+@pytest.fixture(scope="module")
+def without_plots():
+    """Draw no plots, which take most of a tiny run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
+        yield
+
+
 @dataclass(frozen=True)
 class Golden:
     """The published implementation's set-up and figures (float64)."""

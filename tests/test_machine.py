@@ -56,3 +56,16 @@ def test_auto_on_a_gpu_is_bf16_with_most_of_its_memory():
     assert (found.device, found.precision) == ("cuda", "bf16")
     assert 0 < found.budget <= 0.85 * total
     assert len(machine.gpu_lines()) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize("asked", ["", "auto", "reference", "cpp"])
+def test_planning_knows_which_kernels_will_serve(no_gpu, monkeypatch, asked):
+    """Told without torch, it must be what the kernels themselves decide."""
+    import torch
+
+    from fula_fast.kernels import backend
+
+    monkeypatch.setenv("FULA_BACKEND", asked)
+    with backend.using(asked or "auto"):
+        chosen = backend.choose("lane_norm", torch.zeros(1, 1, 1, 1))
+    assert machine.resources(EngineSpec(), AMX).fused == (chosen != "reference")

@@ -117,9 +117,11 @@ def test_a_lane_more_needs_more(some, another):
 @given(lanes)
 def test_precision_batch_and_attack_cost_memory(lane):
     donor = facts(width=8)
-    each = [wave_bytes([lane], donor, donor, 16, p) for p in ("bf16", "fp32", "fp64")]
+    each = [lane_bytes(lane, donor, donor, 16, width) for width in (2, 4, 8)]
     assert each == sorted(each) and each[0] < each[-1]
-    assert wave_bytes([lane], donor, donor, 32, "fp32") > each[1]
+    whole = [wave_bytes([lane], donor, donor, 16, p) for p in ("fp32", "fp64")]
+    assert whole[0] < whole[1]
+    assert wave_bytes([lane], donor, donor, 32, "fp32") > whole[0]
     plain = Lane(lane.front_site, lane.end_site, False)
     attacked = Lane(lane.front_site, lane.end_site, True)
     assert wave_bytes([attacked], donor, donor, 16, "fp32") > wave_bytes(

@@ -12,19 +12,13 @@ from fula_fast.models import build, save_checkpoint
 from fula_fast.robust_run import attack_run
 from fula_fast.store import Store
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 ROBUST = (
     "robust_attack", "robust_accuracy", "robust_agreement_soft", "robust_images",
     "robust_gradients", "robust_eps", "robust_norm", "front_robust_accuracy",
     "end_robust_accuracy",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_plots():
-    """Draw no plots, which take most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
-        yield
 
 
 @pytest.fixture(scope="module")

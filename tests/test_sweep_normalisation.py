@@ -7,13 +7,7 @@ from fula_fast import FulaError, stitch, sweep
 from fula_fast.models import load_checkpoint
 from fula_fast.pipelines import load_source
 
-
-@pytest.fixture(scope="module", autouse=True)
-def without_plots():
-    """Draw no plots, which take most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
-        yield
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,10 @@ from fula_fast.pipelines import load_source
 
 pytest.importorskip("nvidia.dali")
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 STREAMS = ["reference", "resident", "dali"]
 TIMES = {"train_seconds"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_plots():
-    """Draw no plots, which take most of a tiny run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
-        yield
 
 
 @pytest.fixture(scope="module")

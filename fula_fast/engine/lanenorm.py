@@ -106,21 +106,36 @@ def _as_maps(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
 def lane_copy(model: Staged, lanes: int, dtype: torch.dtype) -> Staged:
     """A frozen copy of a donor with a `LaneNorm` for every batch norm.
 
-    Weights are cast to `dtype`; norms keep their statistics in float32, or in float64 with it.
+    Weights are cast to `dtype`, and shared with the donor where that changes nothing: nobody writes
+    to them. Norms keep their statistics in float32, or in float64 with it.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     _replace(twin, lanes)
     for module in twin.modules():
         kept = statistics if isinstance(module, LaneNorm) else dtype
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.is_floating_point():
-                tensor.data = _channels_last(tensor.data.to(kept))
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(_laid_out(weight.detach(), kept), False))
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._buffers[name] = _laid_out(buffer, kept)
     return twin
 
 
-def _channels_last(weight: Tensor) -> Tensor:
-    """A convolution's weight laid out as the activations are: cuDNN copies others at every call."""
+def cast(model: Staged, dtype: torch.dtype) -> Staged:
+    """A copy whose weights, but for batch norms, are in `dtype`, for several `lane_copy` to share."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in twin.modules():
+        if not isinstance(module, _BatchNorm):
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(_laid_out(weight.detach(), dtype), False))
+    return twin
+
+
+def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """In `dtype` where it is a float; a convolution's weight laid out as the activations are: cuDNN
+    copies others at every call."""
+    weight = weight.to(dtype) if weight.is_floating_point() else weight
     if weight.is_cuda and weight.dim() == 4:
         return weight.contiguous(memory_format=torch.channels_last)
     return weight

@@ -16,7 +16,7 @@ from ..batchnorm import Rule
 from ..models import Staged
 from .aims import Aims, Targets
 from .bank import Bank, Group
-from .lanenorm import LaneNorm, assign, index_of, lane_copy, lane_norms, last_norm
+from .lanenorm import LaneNorm, assign, cast, index_of, lane_copy, lane_norms, last_norm
 from .lanes import Lane, Route, Stop, take_lanes
 
 Runner = Callable[[nn.Module, Tensor], Tensor]
@@ -62,8 +62,9 @@ class Network:
         self.device, self.dtype, self.runner = device, dtype, runner
         streams = 1 if shared else len(lanes)
         self.front = lane_copy(front.to(device), streams, dtype)
-        self.native = lane_copy(end.to(device), streams, dtype)
-        self.tail = lane_copy(end.to(device), len(lanes), dtype)
+        end = cast(end.to(device), dtype)
+        self.native = lane_copy(end, streams, dtype)
+        self.tail = lane_copy(end, len(lanes), dtype)
         self._taps: list[LaneNorm | None] = [None] * len(self.tail.stages)
         self._norms = {id(m): lane_norms(m) for n in self._models() for m in (*n.stages, n.head)}
         self._indices: dict[tuple[int, ...], Tensor | slice] = {}

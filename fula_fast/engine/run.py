@@ -13,6 +13,7 @@ import torch
 
 from ..arithmetic import arithmetic
 from ..errors import FulaError
+from ..models import Staged
 from ..statistics import moves
 from ..task import Outcome, WaveTask, check_result, non_finite, stitches_of
 from .capture import Captured
@@ -81,8 +82,7 @@ def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
 
 def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
     started = time.perf_counter()
-    # Copies: the donors themselves stay where they are, for other waves.
-    front, end = (copy.deepcopy(donor).to(task.device) for donor in (task.front, task.end))
+    front, end = (_on(task.device, donor) for donor in (task.front, task.end))
     task = replace(task, front=front, end=end)
     mode, runner = runner_of(task)
     wave = Wave(
@@ -101,6 +101,11 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
         wave.network.runner = run_plain  # the kernels have fused it: nothing is worth compiling for
     measured = measure(wave, task)
     return [_outcome(wave, n, shared | measured[n]) for n in range(len(wave.lanes))]
+
+
+def _on(device: torch.device, donor: Staged) -> Staged:
+    """The donor on a GPU as a copy: it stays where it is, for other waves."""
+    return donor if device.type == "cpu" else copy.deepcopy(donor).to(device)
 
 
 def _train(
