@@ -161,7 +161,7 @@ def report(images: int, rounds: int, device: str) -> Iterator[dict[str, Any]]:
     command = f"python -m fula_fast.bench.attack --images {images} --rounds {rounds}"
     found = {
         "benchmark": "attack",
-        "note": "shared machine: other processes ran meanwhile; cases took turns",
+        "note": "cases took turns; hardware.load says what else ran",
         **environment(device, f"{command} --device {device}"),
         "rows": rows,
     }

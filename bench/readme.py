@@ -2,8 +2,9 @@
 
     python -m fula_fast.bench.readme       rewrites the section between its two marks in README.md
 
-Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane)
-and `data-*.json` (images per second). A test holds that README.md is what this gives.
+Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
+`data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package) and
+`kernels-cpu.json` (the C++ kernels against eager PyTorch). A test holds that README.md is what this gives.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def section(results: Path) -> str:
     parts += [grid(r) for r in reports if r.get("bench") == "grid"]
     parts += [scale(r) for r in reports if r.get("bench") == "scale"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
+    parts += [attacks(r) for r in reports if r.get("benchmark") == "attack"]
+    parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
     return "\n\n".join(parts)
 
 
@@ -92,6 +95,43 @@ def data(path: Path) -> str:
     heads = ("stream", "images per second: median (p20 … p80)")
     title = f"Augmented batches of {report['batch']} 32x32 images on {where(report)}:"
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def attacks(report: Mapping[str, Any]) -> str:
+    """AutoAttack "rand": ours in full, the reference's time by its fixed count of gradients."""
+    rows = [
+        (
+            row["case"].rpartition("eps ")[2],
+            f"{row['images']}, {row['correct']}, {row['robust']}",
+            f"{row['gradients']['ours']:,} of {row['gradients']['reference']:,}",
+            _spread(row["seconds"]["ours"], 1),
+            _spread(row["reference seconds, extrapolated"], 1, ",.0f"),
+            f"{row['speedup']['ours']:.0f}",
+        )
+        for row in report["rows"]
+        if row["case"].startswith("autoattack-rand")
+    ]
+    heads = ("ε", "images, correct, robust", "gradients", "seconds", "reference, s", "times faster")
+    title = (
+        'AutoAttack "rand" in exact float32 on a robust CIFAR-10 ResNet-18 and real images, flag for '
+        "flag as the reference package has it, whose seconds are those of one gradient in its own "
+        f"loop times the fewest that it can take, on {where(report)}:"
+    )
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def kernels(report: Mapping[str, Any]) -> str:
+    """The C++ kernels' speed-ups over eager PyTorch, summed over sites and dtypes."""
+    rows = [
+        (found["figure"].removeprefix("cpu "), f"{found['value']:.1f}")
+        for found in report["summary"]
+    ]
+    title = (
+        "The C++ kernels, forward and backward, against eager PyTorch (`augment`: torchvision's "
+        "transforms) over ResNet-18's sites, with PyTorch's usual allocator and with freed memory "
+        f"kept, as sweeps keep it, on {where(report)}:"
+    )
+    return "\n".join([title, "", *table(("", "times faster"), rows), "", again(report)])
 
 
 def fastest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -44,6 +44,25 @@ def test_a_grid_is_shown_in_hours(tmp_path):
     assert text.endswith("`measure it` (2031-01-02)")
 
 
+def test_attacks_and_kernels_are_shown_as_recorded(tmp_path):
+    spread = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
+    row = {
+        "case": "autoattack-rand, eps 8/255", "images": 32, "correct": 26, "robust": 3,
+        "gradients": {"ours": 68, "reference": 52520}, "seconds": {"ours": spread},
+        "reference seconds, extrapolated": {"p20": 500.0, "p50": 600.0, "p80": 700.0},
+        "speedup": {"ours": 298.6},
+    }  # fmt: skip
+    report = COMMON | {"benchmark": "attack", "rows": [{"case": "pgd-10"}, row]}
+    (tmp_path / "attack-cpu.json").write_text(json.dumps(report))
+    figure = {"figure": "cpu augment speed-up, freed memory kept", "value": 23.24, "target": 5.0}
+    report = COMMON | {"benchmark": "kernels-cpu", "summary": [figure]}
+    (tmp_path / "kernels-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    line = "| 8/255 | 32, 26, 3 | 68 of 52,520 | 2 (1 … 3) | 600 (500 … 700) | 299 |"
+    assert line in text and "pgd" not in text
+    assert "| augment speed-up, freed memory kept | 23.2 |" in text
+
+
 def test_a_lanes_cost_and_whether_a_gpu_has_measured(tmp_path):
     rows = [
         {"lanes": 4, "seconds_per_lane": {"p20": 0.1, "p50": 0.2, "p80": 0.3}, "peak_bytes": 2**30}
