@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +17,8 @@ from ..report.style import Mark, figure, label, marks
 from .evidence import Table, number
 from .recipe import PlotSpec
 
-PANEL = 2.7, 2.1
+PANEL, ALONE = (2.7, 2.1), (4.4, 2.9)
+_HANDLE, _LETTER, _LINE = 0.75, 0.068, 0.2  # inches of a legend: mark and gaps, letter, line
 _TITLES = METRICS | {
     "marked_accuracy": "Accuracy with shortcut",
     "cka": "CKA",
@@ -26,6 +28,7 @@ _TITLES = METRICS | {
     "end": "Receiver",
     "robust_agreement_soft": "Soft agreement, adversarial",
     "radius": "Radius of the clusters",
+    "latent": "Numbers in the code",
     "classes": "Classes trained on",
     "terms": "Functional terms",
     "receiver_accuracy": "Accuracy, receiver's own images",
@@ -60,11 +63,18 @@ def lines(table: Table, plot: PlotSpec) -> Figure:
             _line(axes, rows, plot.x, y, styles[name])
         _labels(axes, part, plot.x, y)
     handles = [_key(styles[name], name) for name in styles]
-    title = _TITLES.get(plot.line)
-    drawn.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 6), title=title
-    )
+    _below(drawn, handles, _TITLES.get(plot.line))
     return drawn
+
+
+def _below(drawn: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
+    """A legend below the panels, in as many columns as its longest text leaves room for."""
+    widest = max(len(handle.get_label()) for handle in handles)
+    room = int(drawn.get_figwidth() / (_HANDLE + _LETTER * widest))
+    columns = max(min(room, len(handles), 6), 1)
+    lines_more = -(-len(handles) // columns) - 2
+    drawn.set_figheight(drawn.get_figheight() + _LINE * max(lines_more, 0))
+    drawn.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
 def bars(table: Table, plot: PlotSpec) -> Figure:
@@ -85,8 +95,7 @@ def bars(table: Table, plot: PlotSpec) -> Figure:
         axes.set_title(_TITLES.get(y, y))
         axes.grid(visible=False, axis="x")
     if len(names) > 1:
-        handles, texts = axes.get_legend_handles_labels()
-        drawn.legend(handles, texts, loc="outside lower center", ncols=4)
+        _below(drawn, axes.get_legend_handles_labels()[0], _TITLES.get(plot.line))
     return drawn
 
 
@@ -119,7 +128,8 @@ def _panels(table: Table, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Tabl
     """One panel per value of the panel columns and per y; titles and labels only where they change."""
     rows = _arranged(table, plot)
     wide = max(map(len, rows))
-    drawn = figure(0.6 + PANEL[0] * wide, 0.9 + PANEL[1] * len(rows))
+    width, height = ALONE if wide == len(rows) == 1 else PANEL
+    drawn = figure(0.6 + width * wide, 0.9 + height * len(rows))
     axes = drawn.subplots(len(rows), wide, squeeze=False)
     found, above = [], {}
     for line, places in zip(rows, axes, strict=True):

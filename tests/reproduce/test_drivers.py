@@ -88,8 +88,8 @@ def test_labels_are_shifted_by_one_class():
 
 
 def test_an_autoencoder_has_a_flat_bottleneck_and_pixels_out():
-    net = autoencoder.Autoencoder()
+    net = autoencoder.Autoencoder(20)
     x = torch.rand(2, 1, 28, 28)
-    assert net.encoder(x).shape == (2, autoencoder.LATENT)
+    assert net.encoder(x).shape == (2, 20)
     y = net(x)
     assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1

@@ -28,7 +28,6 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
 
-LATENT = 32
 _WIDE, _SIDE = 32, 28
 _PLAIN = Augmentation(0, False)
 _BATCH = 128
@@ -36,31 +35,32 @@ _MACS = 2_000_000  # multiply-adds of one pass of the whole network, about
 
 
 def tasks(experiment: Experiment) -> list[Task]:
-    """One task per sender, receiver and seed."""
+    """One task per sender, receiver, seed and size of the code."""
     options = experiment.options
     pairs = [(s, r) for s in options["data"] for r in options["data"]]
     return [
         Task(
-            f"{sender}-{receiver}-{seed}",
-            {"sender": sender, "receiver": receiver, "seed": seed},
+            f"{sender}-{receiver}-{seed}-{latent}",
+            {"sender": sender, "receiver": receiver, "seed": seed, "latent": latent},
             3.0 * _MACS * _BATCH * (options["steps"] + options["stitch_steps"]),
         )
         for sender, receiver in pairs
         for seed in options["seeds"]
+        for latent in options["latents"]
     ]
 
 
 class Autoencoder(nn.Module):
-    """Gray images (B, 1, 28, 28) to a code (B, 32) and back."""
+    """Gray images (B, 1, 28, 28) to a code (B, latent) and back."""
 
-    def __init__(self) -> None:
+    def __init__(self, latent: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(1, _WIDE // 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(_WIDE // 2, _WIDE, 3, 2, 1),
-            nn.ReLU(), nn.Flatten(), nn.Linear(_WIDE * 49, LATENT),
+            nn.ReLU(), nn.Flatten(), nn.Linear(_WIDE * 49, latent),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(LATENT, _WIDE * 49), nn.ReLU(), nn.Unflatten(1, (_WIDE, 7, 7)),
+            nn.Linear(latent, _WIDE * 49), nn.ReLU(), nn.Unflatten(1, (_WIDE, 7, 7)),
             nn.ConvTranspose2d(_WIDE, _WIDE // 2, 4, 2, 1), nn.ReLU(),
             nn.ConvTranspose2d(_WIDE // 2, 1, 4, 2, 1), nn.Sigmoid(),
         )  # fmt: skip
@@ -72,19 +72,20 @@ class Autoencoder(nn.Module):
 def run(task: Task, lab: Lab) -> list[Row]:
     """Train both autoencoders (or find them), then the affine map between their codes."""
     names = task.arguments["sender"], task.arguments["receiver"]
-    seed, options = task.arguments["seed"], lab.experiment.options
+    seed, latent = task.arguments["seed"], task.arguments["latent"]
+    options = lab.experiment.options
     sources = [_gray(lab, name) for name in names]
-    models = [_trained(lab, source, seed) for source in sources]
-    stitch = _stitch(lab, models, sources, seed)
+    models = [_trained(lab, source, seed, latent) for source in sources]
+    stitch = _stitch(lab, models, sources, seed, latent)
     judge = lab.staged(lab.experiment.donors[names[1]], names[1])
     back = models[1].decoder
     scores = _scores(lab, judge, lambda x: back(stitch(models[0].encoder(x))), *sources)
     own = _scores(lab, judge, models[1], sources[1], sources[1])
     if seed == options["seeds"][0]:
-        _draw(lab, names, lambda x: back(stitch(models[0].encoder(x))), sources)
+        _draw(lab, (*names, latent), lambda x: back(stitch(models[0].encoder(x))), sources)
     return [
         {
-            "front": names[0], "end": names[1], "seed": seed, "method": "affine",
+            "front": names[0], "end": names[1], "seed": seed, "method": "affine", "latent": latent,
             "self": names[0] == names[1], "status": "ok", **scores,
             "receiver_accuracy": own["accuracy"], "receiver_mse": own["mse"],
         }
@@ -96,13 +97,13 @@ def _gray(lab: Lab, name: str) -> Source:
     return lab.source(chosen.table | chosen.limits | {"channels": 1, "size": _SIDE})
 
 
-def _trained(lab: Lab, source: Source, seed: int) -> Autoencoder:
+def _trained(lab: Lab, source: Source, seed: int, latent: int) -> Autoencoder:
     """The autoencoder of a data set, from the cache of donors or trained now."""
     steps = lab.experiment.options["steps"]
-    key = repr(("autoencoder", LATENT, _WIDE, source.content_hash, seed, "steps", steps)).encode()
+    key = repr(("autoencoder", latent, _WIDE, source.content_hash, seed, "steps", steps)).encode()
     folder = lab.donors or cache_folder() / "donors"
     path = folder / f"autoencoder-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
-    model = _seeded(Autoencoder, seed).to(lab.device)
+    model = _seeded(lambda: Autoencoder(latent), seed).to(lab.device)
     if path.exists():
         model.load_state_dict(read_tensors(path)[0])
         return model.eval().requires_grad_(False)
@@ -115,9 +116,11 @@ def _trained(lab: Lab, source: Source, seed: int) -> Autoencoder:
     return model.eval().requires_grad_(False)
 
 
-def _stitch(lab: Lab, models: list[Autoencoder], sources: list[Source], seed: int) -> nn.Linear:
+def _stitch(
+    lab: Lab, models: list[Autoencoder], sources: list[Source], seed: int, latent: int
+) -> nn.Linear:
     """The affine map trained to reconstruct an image of the receiver's, paired by class."""
-    stitch = _seeded(lambda: nn.Linear(LATENT, LATENT), seed).to(lab.device)
+    stitch = _seeded(lambda: nn.Linear(latent, latent), seed).to(lab.device)
     stream = PairedStream(
         *(source.train for source in sources), batch_size=_BATCH, seed=seed,
         augmentation=_PLAIN, device=lab.device,
@@ -161,7 +164,7 @@ def _scores(
 
 
 def _draw(
-    lab: Lab, names: tuple[str, str], model: Callable[[Tensor], Tensor], sources: list[Source]
+    lab: Lab, names: tuple[str, str, int], model: Callable[[Tensor], Tensor], sources: list[Source]
 ) -> None:
     """A test image of each class above its reconstruction by the other data set's decoder."""
     test = sources[0].test
@@ -178,18 +181,18 @@ def _draw(
                 axes.set_axis_off()
         for axes, name in zip(panels[0], test.classes, strict=True):
             axes.set_title(name)
-        save(drawn, lab.plots / f"reconstructions-{'-'.join(names)}.svg")
+        save(drawn, lab.plots / f"reconstructions-{'-'.join(map(str, names))}.svg")
 
 
 def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
     """The reconstructions of every pair."""
-    pairs = dict.fromkeys((row["front"], row["end"]) for row in rows)
+    pairs = dict.fromkeys((row["front"], row["end"], row["latent"]) for row in rows)
     data = lab.experiment.data
     return [
         Figure(
-            lab.plots / f"reconstructions-{a}-{b}.png",
-            f"Test images ({data[a].label}, above) through their own encoder, an affine stitch and "
-            f"the decoder of {data[b].label} (below).",
+            lab.plots / f"reconstructions-{a}-{b}-{latent}.png",
+            f"Test images ({data[a].label}, above) through their own encoder ({latent} numbers), an affine "
+            f"stitch and the decoder of {data[b].label} (below).",
         )
-        for a, b in pairs
+        for a, b, latent in pairs
     ]
