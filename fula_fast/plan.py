@@ -173,9 +173,10 @@ def plan(
 ) -> Plan:
     """The plan of a spec, with resolved `device`, `precision` and `mode`.
 
-    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`, `donors`: facts that replace the nominal
-    ones (loaded data; modules that are no named model). Raises `FulaError` where the grid asks for
-    what its donors or data do not have, and for a lane that does not fit the budget alone.
+    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`,
+    `donors`: facts that replace the nominal ones (loaded data; modules that are no named model).
+    Raises `FulaError` where the grid asks for what its donors or data do not have, and for a lane
+    that does not fit the budget alone.
     """
     data = data or data_facts(spec.data)
     facts = _Facts(spec, data, donors or {})

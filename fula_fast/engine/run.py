@@ -129,6 +129,9 @@ def _train(
         for number in stepper.epoch(epoch, start):
             if recorder is not None:
                 recorder.step()
+            if number == first * per_epoch + start and stepper.mode != "eager":
+                waited = time.perf_counter() - began
+                task.progress.note(f"{stepper.mode}: {waited:.1f} s to the first step's end")
             rate = (number - epoch * per_epoch - start + 1) / (time.perf_counter() - began)
             task.progress.step(number + 1, rate * task.stream.batch_size * len(wave.lanes))
         if store is not None:
