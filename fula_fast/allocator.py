@@ -12,26 +12,32 @@ from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of <malloc.h>
 _USUAL = {_TRIM_THRESHOLD: 128 * 1024, _MMAP_MAX: 65536}
+_holders = 0
 
 
 @contextmanager
 def keeping_memory(wanted: bool = True) -> Iterator[None]:
     """While it lasts, freed memory stays with the process; afterwards it goes back to the system.
 
-    Only glibc can; elsewhere, and where not `wanted`, nothing happens.
+    Only glibc can; elsewhere, and where not `wanted`, nothing happens. Of nested ones the outermost
+    counts.
     """
+    global _holders
     libc = _glibc() if wanted else None
     if libc is None:
         yield
         return
     libc.mallopt(_MMAP_MAX, 0)
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    _holders += 1
     try:
         yield
     finally:
-        for parameter, value in _USUAL.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+        _holders -= 1
+        if not _holders:
+            for parameter, value in _USUAL.items():
+                libc.mallopt(parameter, value)
+            libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -28,7 +28,9 @@ usual = fewest_faults()
 with keeping_memory(False):
     unwanted = fewest_faults()
 with keeping_memory():
-    kept = fewest_faults()
+    with keeping_memory():
+        pass
+    kept = fewest_faults()  # the inner one has not ended it
 print(json.dumps([usual, unwanted, kept]))
 """
 

@@ -47,6 +47,7 @@ class Group:
         A group's lanes stand in the wave's order, in which lanes that go on come before others.
         """
         count = sum(n in first for n in self.lanes)
+        assert not any(n in first for n in self.lanes[count:]), "lanes out of the wave's order"
         for part in (slice(0, count), slice(count, self.count)):
             if self.lanes[part] == self.lanes:
                 yield self
