@@ -4,7 +4,7 @@
 
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
 `data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package) and
-`kernels-cpu.json` (the C++ kernels against eager PyTorch). A test holds that README.md is what this gives.
+`kernels-cpu.json` (the C++ kernels against eager PyTorch), `first-step-*.json` (starts of a wave). A test holds that README.md is what this gives.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def section(results: Path) -> str:
     parts = [] if any("gpu" in r["hardware"] for r in reports) else [NO_GPU]
     parts += [grid(r) for r in reports if r.get("bench") == "grid"]
     parts += [scale(r) for r in reports if r.get("bench") == "scale"]
+    parts += [first_step(r) for r in reports if r.get("bench") == "first-step"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
     parts += [attacks(r) for r in reports if r.get("benchmark") == "attack"]
     parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
@@ -83,6 +84,22 @@ def scale(report: Mapping[str, Any]) -> str:
         f"{size['precision']}) in a wave of so many, on {where(report)}:"
     )
     heads = ("lanes", "ms a lane: median (p20 … p80)", "peak MiB")
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def first_step(report: Mapping[str, Any]) -> str:
+    """From a process's start to the end of a wave's first step, with empty caches and with full."""
+    size = report["setting"]
+    rows = [
+        (r["mode"], f"{r['cold']['total']:.3g}", _spread(r["warm"]["total"], 1))
+        for r in report["rows"]
+    ]
+    title = (
+        f"Seconds from the start of a process to the end of the first step of a wave of "
+        f"{size['lanes']} lanes (ResNet-18 of width {size['width']}, batch {size['batch']}), imports "
+        f"included, on {where(report)}:"
+    )
+    heads = ("engine mode", "first run", "later runs: median (p20 … p80)")
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .datasets import data_folder
-from .experiment import Experiment, resolve
+from .experiment import Experiment, resolve, takes
 from .recipe import load_recipe, recipe_names
 
 FAILED = 1
@@ -31,11 +31,34 @@ def reproduce(
     if name == "list":
         return _list()
     folder, overrides = data_folder(data), tuple(overrides)
-    chosen = recipe_names() if name == "all" else (name,)
-    experiments = [resolve(n, scale, folder, overrides, *models) for n in chosen]
+    _check(engine or {})
+    if name == "all":
+        experiments = [_one_of_all(n, scale, folder, overrides, models) for n in recipe_names()]
+    else:
+        experiments = [resolve(name, scale, folder, overrides, *models)]
     if dry_run:
         return _price(experiments, engine or {})
     return _run(experiments, out or Path("runs") / f"reproduce-{scale}", engine or {})
+
+
+def _check(engine: Mapping[str, Any]) -> None:
+    from ..spec import EngineSpec, parse_table
+
+    parse_table(EngineSpec, engine, "engine")
+
+
+def _one_of_all(
+    name: str,
+    scale: str,
+    folder: Path,
+    overrides: tuple[str, ...],
+    models: tuple[str | None, str | None],
+) -> Experiment:
+    """An experiment with those of the settings for all that mean something to it."""
+    recipe = load_recipe(name)
+    mine = [text for text in overrides if takes(recipe, text)]
+    roles = zip(("--front", "--end"), models, strict=True)
+    return resolve(name, scale, folder, mine, *(m if takes(recipe, r) else None for r, m in roles))
 
 
 def _list() -> int:

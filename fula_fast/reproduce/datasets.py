@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chos
     kind, place = next((f for f in found if f[1]), (kinds[0], None))
     size = side or settings.get("size", entry["shape"][1])
     table = merged(
-        {"source": kind["source"], "size": size, "data_dir": str(place or folder)},
+        {"source": kind["source"], "size": size, "data_dir": str(place or _would_be(kind, folder))},
         entry.get("table", {}),
         {"options": kind["options"]} if "options" in kind else {},
     )
@@ -66,8 +66,19 @@ def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chos
         facts=DataFacts((entry["shape"][0], size, size), 10, _images(kind, entry, settings)),
         settings=settings,
         stands_in_for=kind.get("stands_in_for", ""),
-        missing="" if place else f"no {' or '.join(kind['find'])} in '{folder}'",
+        missing="" if place else f"no {_wanted(kinds)} in '{folder}'",
     )
+
+
+def _wanted(kinds: Sequence[Mapping[str, Any]]) -> str:
+    """The names that were looked for: the paper's own data, then its stand-ins."""
+    own, *others = (" or ".join(kind["find"]) for kind in kinds if "find" in kind)
+    return own + (f" (or, to stand in for it, {' or '.join(others)})" if others else "")
+
+
+def _would_be(kind: Mapping[str, Any], folder: Path) -> Path:
+    """Where absent data is planned to lie, so that two absent sets stay two."""
+    return folder / kind["find"][0].rstrip("*") if kind.get("there") else folder
 
 
 def _images(kind: Mapping[str, Any], entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:

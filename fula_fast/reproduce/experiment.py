@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from ..errors import FulaError, nearest
 from ..facts import DataFacts, donor_facts
 from ..models.families import DEFAULTS
-from ..spec import Spec, load_spec
+from ..spec import Spec, load_spec, parse_table
 from ..specfile import apply_overrides, explain, fractions, parse_override
+from ..tables import DonorSpec
 from .datasets import Chosen, choose
 from .recipe import SCALES, Part, Recipe, catalogue, load_recipe, merged
 
@@ -80,12 +81,14 @@ def resolve(
 
     `overrides`: texts as of `--set`, applied to every sweep; `options.KEY` reaches the driver, and
     `size` sets the side of all images.
-    `front`, `end`: another model for all donors in that role. Raises `FulaError` for unknown names
-    and values.
+    `front`, `end`: another model for all donors in that role; sites that the recipe lists are then
+    taken at their relative depths. Raises `FulaError` for unknown names and values, and for
+    settings that would change nothing.
     """
     if scale not in SCALES:
         raise FulaError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
     recipe, overrides = _scaled(load_recipe(name), scale), tuple(overrides)
+    _check_takes(recipe, [*overrides, *(["--front"] if front else []), *(["--end"] if end else [])])
     own = [parse_override(t) for t in overrides if t.startswith(("options.", "size="))]
     mine = [t for t in overrides if not t.startswith(("options.", "size="))]
     size = next((value for key, value in own if key == ("size",)), None)
@@ -93,14 +96,34 @@ def resolve(
     if recipe.data:
         builder.data(recipe.data)
     sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
-    loose = {n: builder.donor(n) for n in recipe.donors}
-    options = dict(recipe.options) | {key[1]: value for key, value in own if len(key) == 2}
-    if unknown := set(options) - set(recipe.options):
-        key = min(unknown)
-        raise FulaError(f"'{name}' has no options.{key}{nearest(key, recipe.options)}")
+    loose = {n: builder.donor(n, end) for n in recipe.donors}
+    loose = loose if sweeps else apply_overrides({"donors": loose}, mine)["donors"]
+    options = builder.options({key[1]: value for key, value in own if len(key) == 2})
     return Experiment(
         recipe, scale, sweeps, builder.chosen, options, folder, overrides, donors=loose
     )
+
+
+def takes(recipe: Recipe, setting: str) -> bool:
+    """Whether `--front`, `--end`, or the text of a `--set`, changes anything in a recipe.
+
+    One without sweeps has no grid and no protocol; its donors are ends where it has receivers.
+    """
+    if recipe.sweeps or setting.startswith(("options.", "size=")):
+        return True
+    if setting.startswith("donors."):
+        return bool(recipe.donors)
+    return setting == "--end" and "receivers" in recipe.options
+
+
+def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
+    for setting in settings:
+        if not takes(recipe, setting):
+            known = ", ".join(f"options.{key}" for key in recipe.options)
+            raise FulaError(
+                f"'{recipe.name}' has no sweeps, so {setting} would change nothing; leave it out "
+                f"(it has {known})"
+            )
 
 
 def _scaled(recipe: Recipe, scale: str) -> Recipe:
@@ -145,7 +168,7 @@ class _Builder:
         recipe, usual = self.recipe, self.families[self.recipe.family]
         data = self.data(part.data or recipe.data)
         grid = merged(usual.get("grid", {}), recipe.grid, part.grid)
-        grid, donors = self._roles(grid)
+        grid, donors = self._roles(self._fitted(grid))
         protocol = merged(usual.get("protocol", {}), recipe.protocol, part.protocol)
         axes = grid.get("axes", {})
         table = {
@@ -167,8 +190,8 @@ class _Builder:
 
     def _roles(self, grid: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The grid with pairs spelled out, and its donors, after `--front` and `--end`."""
-        fronts, ends = (_several(grid.pop(role, ())) for role in ("front", "end"))
-        pairs = grid.pop("pairs", None) or [[f, e] for f in fronts for e in ends]
+        pairs = _pairs(grid)
+        grid = {k: v for k, v in grid.items() if k not in ("front", "end", "pairs")}
         unlike = self.models["front"] != self.models["end"]
         ends, donors, out = {end for _, end in pairs}, {}, []
         for front, end in pairs:
@@ -177,6 +200,52 @@ class _Builder:
             donors[end] = self.donor(end, self.models["end"])
             out.append([named, end])
         return grid | {"pairs": out}, donors
+
+    def _fitted(self, grid: dict[str, Any]) -> dict[str, Any]:
+        """The grid with listed sites at the same relative depths of `--front` and `--end`."""
+        sites, pairs = grid.get("sites", "same"), _pairs(grid)
+        if isinstance(sites, str) or not pairs or not any(self.models.values()):
+            return grid
+        both = [self._counts(n, role) for n, role in zip(pairs[0], ("front", "end"), strict=True)]
+        found = [
+            [_moved(site, *counts) for site, counts in zip(given, both[-len(given) :], strict=True)]
+            for given in map(_several, sites)
+        ]
+        return grid | {
+            "sites": [list(s) if len(s) > 1 else s[0] for s in dict.fromkeys(map(tuple, found))]
+        }
+
+    def _counts(self, name: str, role: str) -> tuple[int, int]:
+        """Sites of a catalogue donor, and of the model that takes its place."""
+        return self._sites(name, None), self._sites(name, self.models[role])
+
+    def _sites(self, name: str, model: str | None) -> int:
+        donor = parse_table(DonorSpec, self.donor(name, model) | {"name": name}, f"donors.{name}")
+        try:
+            return donor_facts(donor, self._donor_facts(name), "post_relu").num_sites
+        except FulaError as error:
+            raise FulaError(f"{error}; `--set size=N` sets the side of all images") from None
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The driver's options with those `given`; sites are those of its end, as in a grid."""
+        usual, name = self.recipe.options, self.recipe.name
+        for key, value in given.items():
+            if key not in usual:
+                raise FulaError(f"'{name}' has no options.{key}{nearest(key, usual)}")
+            _check_alike(key, value, usual[key])
+        found = dict(usual) | dict(given)
+        if found.get("sites"):
+            own, count = self._counts(found.get("donor") or self.recipe.donors[0], "end")
+            if "sites" not in given:
+                found["sites"] = sorted({_moved(site, own, count) for site in usual["sites"]})
+            if wrong := [site for site in found["sites"] if not 1 <= site <= count]:
+                raise FulaError(
+                    f"options.sites: {wrong[0]} is out of range; sites are 1 to {count}"
+                )
+        if wrong := [n for n in found.get("receivers", ()) if n not in self.recipe.donors]:
+            near = nearest(wrong[0], self.recipe.donors)
+            raise FulaError(f"options.receivers: no donor '{wrong[0]}'{near}")
+        return found
 
     def donor(self, name: str, model: str | None = None) -> dict[str, Any]:
         """The `[donors.*]` table of a catalogue donor; `model` replaces its architecture."""
@@ -215,5 +284,25 @@ def _with_model(table: dict[str, Any], model: str) -> dict[str, Any]:
     return {k: v for k, v in table.items() if k not in gone} | {"model": model}
 
 
-def _several(value: Any) -> Sequence[str]:
+def _pairs(grid: Mapping[str, Any]) -> list[list[str]]:
+    fronts, ends = (_several(grid.get(role, ())) for role in ("front", "end"))
+    return grid.get("pairs") or [[f, e] for f in fronts for e in ends]
+
+
+def _moved(site: int, own: int, count: int) -> int:
+    """The site of `count` at the relative depth of `site` of `own`; the last one stays the last."""
+    return max(1, round(site * count / own))
+
+
+def _check_alike(key: str, value: Any, usual: Any) -> None:
+    """Refuse an option whose value is of another type than the recipe's, or whose items are."""
+    kind = int | float if isinstance(usual, float) else type(usual)
+    if not isinstance(value, kind):
+        raise FulaError(f"options.{key} = {value!r}: give a value like {usual!r}")
+    if isinstance(usual, list) and usual:
+        for item in value:
+            _check_alike(key, item, usual[0])
+
+
+def _several(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else (value,)

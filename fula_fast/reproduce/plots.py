@@ -94,6 +94,7 @@ def bars(table: Table, plot: PlotSpec) -> Figure:
         axes.set_xticks(range(len(places)), [str(p).replace(" ", "\n") for p in places])
         axes.set_title(_TITLES.get(y, y))
         axes.grid(visible=False, axis="x")
+        axes.set_axisbelow(True)
     if len(names) > 1:
         _below(drawn, axes.get_legend_handles_labels()[0], _TITLES.get(plot.line))
     return drawn

@@ -182,5 +182,5 @@ def _row(p: Price, rate: float) -> tuple[str, ...]:
     return (
         p.name, p.figure, str(p.cells), flops_text(p.work),
         flops_text(p.donor_work) if p.name == "total" else trained,
-        duration(seconds), "; ".join(p.missing) or "there",
+        duration(seconds), "" if p.name == "total" else "; ".join(p.missing) or "there",
     )  # fmt: skip

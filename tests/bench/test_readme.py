@@ -44,6 +44,15 @@ def test_a_grid_is_shown_in_hours(tmp_path):
     assert text.endswith("`measure it` (2031-01-02)")
 
 
+def test_starts_are_shown_cold_and_warm(tmp_path):
+    spread = {"p20": 11.0, "p50": 12.0, "p80": 13.0}
+    row = {"mode": "compiled", "cold": {"total": 48.02}, "warm": {"total": spread}}
+    setting = {"lanes": 36, "width": 16, "batch": 128}
+    report = COMMON | {"bench": "first-step", "setting": setting, "rows": [row]}
+    (tmp_path / "first-step-cpu.json").write_text(json.dumps(report))
+    assert "| compiled | 48 | 12 (11 … 13) |" in section(tmp_path)
+
+
 def test_attacks_and_kernels_are_shown_as_recorded(tmp_path):
     spread = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
     row = {
