@@ -112,17 +112,18 @@ def takes(recipe: Recipe, setting: str) -> bool:
     if recipe.sweeps or setting.startswith(("options.", "size=")):
         return True
     if setting.startswith("donors."):
-        return bool(recipe.donors)
+        return setting.split(".")[1] in recipe.donors
     return setting == "--end" and "receivers" in recipe.options
 
 
 def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
     for setting in settings:
         if not takes(recipe, setting):
-            known = ", ".join(f"options.{key}" for key in recipe.options)
+            known = [f"options.{key}" for key in recipe.options]
+            known += [f"donors.{name}" for name in recipe.donors]
             raise FulaError(
-                f"'{recipe.name}' has no sweeps, so {setting} would change nothing; leave it out "
-                f"(it has {known})"
+                f"'{recipe.name}' has no sweeps, and {setting} would change nothing; leave it out "
+                f"(it has {', '.join(known)})"
             )
 
 

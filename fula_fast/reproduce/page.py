@@ -15,7 +15,7 @@ from ..report.style import look, save
 from ..store.files import replacing
 from .claims import Verdict
 from .evidence import Table
-from .experiment import Experiment
+from .experiment import FRONT_COPY, Experiment
 from .lab import Figure
 from .plots import draw
 from .recipe import catalogue
@@ -65,6 +65,7 @@ def write_page(
             }
             for sweep in experiment.sweeps
         ],
+        stated=_stated(experiment, table),
         donors=_donors(experiment, table),
         recipe=tomli_w.dumps(_written(experiment)),
     )
@@ -113,16 +114,41 @@ def _heat_maps(experiment: Experiment, run_folder: Path) -> list[Figure]:
     ]
 
 
-def _donors(experiment: Experiment, table: Table) -> list[tuple[str, str, str, str]]:
-    """(name, data, accuracy, content hash) of every donor in the table."""
-    found: dict[tuple[str, str], tuple[str, str, str, str]] = {}
+def _stated(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
+    """(architecture, donor, our accuracy, the paper's, our robust accuracy, the paper's)."""
+    rows = {(row.get("label"), row.get("front")): row for row in table.rows}
+    columns = ("accuracy", "robust_accuracy")
+    found = []
+    for label, donors in experiment.recipe.stated.items():
+        for name, paper in donors.items():
+            ours = rows.get((label, name), {})
+            pairs = zip((ours.get(c) for c in columns), paper, strict=True)
+            shown = ("–" if n is None else f"{n:.1%}" for pair in pairs for n in pair)
+            found.append((label, name, *shown))
+    return found
+
+
+def _least(experiment: Experiment) -> dict[str, float]:
+    """The test accuracy that each donor must have, or nothing is stitched."""
+    asked = {n: table.get("min_accuracy") for n, table in experiment.donors.items()}
+    for sweep in experiment.sweeps:
+        asked |= {n: donor.min_accuracy for n, donor in sweep.spec.donors.items()}
+    return {n.removesuffix(FRONT_COPY): least for n, least in asked.items() if least is not None}
+
+
+def _donors(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
+    """(name, data, accuracy, least accuracy, content hash) of every donor in the table."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    least = _least(experiment)
     for row in table.rows:
         for side in ("front", "end"):
             name, content = row.get(side), row.get(f"{side}_hash")
             if name and content:
                 accuracy = row.get(f"{side}_accuracy", row.get("accuracy"))
                 shown = "" if accuracy is None else f"{accuracy:.1%}"
-                found[name, content] = (name, _data_of(experiment, name), shown, content[:16])
+                data, asked = _data_of(experiment, name), least.get(name)
+                floor = "" if asked is None else f"{asked:.1%}"
+                found[name, content] = (name, data, shown, floor, content[:16])
     return list(found.values())
 
 
@@ -135,6 +161,6 @@ def _data_of(experiment: Experiment, donor: str) -> str:
 
 def _written(experiment: Experiment) -> dict[str, Any]:
     """The recipe with the scale's replacements in it, without its claims."""
-    hidden = {"claims", "scales"}
+    hidden = {"claims", "scales", "stated"}
     table = experiment.recipe.model_dump(exclude=hidden, exclude_defaults=True, exclude_none=True)
     return table | {"scale": experiment.scale, "overrides": list(experiment.overrides)}

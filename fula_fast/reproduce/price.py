@@ -74,7 +74,9 @@ def _donors(experiment: Experiment) -> Iterator[tuple[str, DonorSpec, DataFacts]
         for name, donor in sweep.spec.donors.items():
             yield name, donor, sweep.donor_data[name]
     for changes in experiment.options.get("models", [{}]):  # Table 1 has its donors in several
-        for name, table in experiment.donors.items():
+        used = experiment.options.get("receivers", experiment.donors)
+        for name in used:
+            table = experiment.donors[name]
             given = {k: v for k, v in changes.items() if k != "label"}
             donor = parse_table(DonorSpec, {**table, **given, "name": name}, f"donors.{name}")
             yield name, donor, experiment.data[catalogue()["donors"][name]["data"]].facts
@@ -173,7 +175,7 @@ def table_of(prices: Iterable[Price], place: Resources) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     note = f"{place.device}, {place.precision}: {flops_text(rate)}/s in a half-second probe"
-    return "\n".join([*texts, note])
+    return "\n".join([*texts, f"{note}; donors that are trained already cost nothing more"])
 
 
 def _row(p: Price, rate: float) -> tuple[str, ...]:

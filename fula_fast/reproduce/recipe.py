@@ -73,7 +73,8 @@ class Recipe(Table):
     stitches, a catalogue name. `grid`, `protocol`, `evaluation`: tables of a spec. `model`: over
     the donors' own settings. `parts`: several sweeps in place of one. `driver`: a function that
     makes rows of its own, with `options`. `scales`: replacements at a scale. `same`: the figure of
-    which this one is a part or a repetition, to say so in the report.
+    which this one is a part or a repetition, to say so in the report. `stated`: the paper's own
+    accuracy and robust accuracy, by label and donor.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Recipe(Table):
     donors: tuple[str, ...] = ()
     scales: dict[Literal["smoke", "small", "paper"], dict[str, Any]] = Field(default_factory=dict)
     claims: tuple[ClaimSpec, ...] = ()
+    stated: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
     plot: PlotSpec | None = None
 
     @property
@@ -117,9 +119,18 @@ def load_recipe(name: str) -> Recipe:
     table = _table(name)
     table.pop("extends", None)
     try:
-        return Recipe.model_validate({**table, "name": name})
+        recipe = Recipe.model_validate({**table, "name": name})
     except ValidationError as error:
         raise explain(error, Recipe, name) from None
+    fronts = {front for front, _ in recipe.grid.get("pairs", ())}
+    kept = tuple(c for c in recipe.claims if not fronts or _about(c.args, fronts))
+    return recipe.model_copy(update={"claims": kept})
+
+
+def _about(args: Mapping[str, Any], fronts: set[str]) -> bool:
+    """Whether a claim is about pairs that a figure has; inherited ones may name other fronts."""
+    named = [a["front"] for a in (args, *args.values()) if isinstance(a, Mapping) and "front" in a]
+    return all(fronts & set([n] if isinstance(n, str) else n) for n in named)
 
 
 def catalogue() -> dict[str, Any]:
@@ -159,5 +170,5 @@ def _table(name: str) -> dict[str, Any]:
     return merged(base, table)
 
 
-_WORDS = {"title", "figure", "same", "claims", "plot"}
+_WORDS = {"title", "figure", "same", "claims", "stated", "plot"}
 """Keys that change no number: a recipe that extends another in these only shares its run."""

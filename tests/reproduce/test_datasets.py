@@ -26,6 +26,8 @@ def test_the_papers_own_set_goes_before_a_stand_in(tmp_path):
 def test_what_is_missing_is_said_with_where_it_was_looked_for(tmp_path):
     missing = choose("colour-mnist", "paper", tmp_path).missing
     assert missing == f"no mnist.npz or MNIST in '{tmp_path}'"
+    either = choose("imagenet", "small", tmp_path).missing
+    assert "no ls-imagenet-10* (or, to stand in for it, tiny-imagenet-10*)" in either
 
 
 def test_fashion_mnist_falls_back_to_digits_that_need_no_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from fula_fast.donors import fresh_model
 from fula_fast.pipelines import ImageSet
 from fula_fast.reproduce import recipe_names, resolve
-from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset
+from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks
 from fula_fast.reproduce.runner import driver_of
 
 NOWHERE = Path("no-such-folder")
@@ -93,3 +94,23 @@ def test_an_autoencoder_has_a_flat_bottleneck_and_pixels_out():
     assert net.encoder(x).shape == (2, 20)
     y = net(x)
     assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1
+
+
+def test_ranks_are_drawn_for_stitches_and_donors(tmp_path):
+    stitches = [
+        {"front": f, "end": "a", "end_site": j, "seed": s, "stitch_rank": j + s}
+        for f in ("b", "c")
+        for j in (1, 2)
+        for s in (0, 1)
+    ]
+    donors = [{"donor": "b", "site": j, "activation_rank": 9 - j} for j in (1, 2)]
+    lab = SimpleNamespace(plots=tmp_path)
+    found = ranks.pictures(lab, stitches + donors)
+    assert [f.path.stem for f in found] == ["rank-of-stitches", "rank-of-donors"]
+    assert all(f.path.exists() for f in found)
+    assert [f.path.stem for f in ranks.pictures(lab, donors)] == ["rank-of-donors"]
+
+
+def test_unlike_networks_are_compared_at_corresponding_sites():
+    experiment = resolve("invariance", "smoke", NOWHERE, front="vit_tiny")
+    assert [t.arguments["sites"] for t in invariance.tasks(experiment)] == [(2, 2), (12, 9)]

@@ -38,6 +38,12 @@ def test_donors_are_priced_once_and_shared_sweeps_not_again():
 def test_what_is_missing_is_priced_all_the_same():
     found = pricing.price(resolve("mislead-modalities", "paper", NOWHERE), set())
     assert found.work > 1e12 and len(found.missing) == 3
+    assert found.donors == ("images", "audio", "stylised")
+    assert found.cells == 9 * 6 * 3  # pairs, sites, seeds
+
+
+def test_only_receivers_of_noise_are_trained():
+    assert pricing.price(resolve("mislead-noise", "smoke", NOWHERE), set()).donors == ("digit",)
 
 
 def test_the_table_adds_up_and_tells_its_rate(monkeypatch):

@@ -104,6 +104,45 @@ def test_overrides_reach_every_sweep_and_the_driver():
     assert resolve("mislead-noise", "smoke", NOWHERE, ["options.train=64"]).options["train"] == 64
 
 
+@pytest.mark.parametrize("name, kept", [("fig8", 6), ("fig19", 5), ("fig20", 5), ("fig24", 5)])
+def test_an_inherited_claim_about_pairs_that_a_figure_lacks_is_not_its_own(name, kept):
+    claims = load_recipe(name).claims
+    assert len(claims) == kept
+    fronts = {front for front, _ in load_recipe(name).grid["pairs"]}
+    named = {c.args["of"]["front"] for c in claims if "front" in c.args["of"]}
+    assert named <= fronts
+
+
+def test_table_1_is_stated_for_every_donor_and_architecture():
+    recipe = load_recipe("table1")
+    assert set(recipe.stated) == {m["label"] for m in recipe.options["models"]}
+    assert all(set(donors) == set(recipe.donors) for donors in recipe.stated.values())
+    assert recipe.stated["ResNet34"]["cifar10_0_robust"] == (0.8669, 0.4289)
+
+
+@pytest.mark.parametrize(
+    "name, model, sites",
+    [
+        ("fig8", "torchvision:resnet18", [2, 4, 8]),  # of 9 sites 2, 5, 9
+        ("fig9", "vit_tiny", [3, 12]),  # 2, 9
+        ("mislead-modalities", "vgg16", [2, 6]),  # of 6
+    ],
+)
+def test_listed_sites_are_taken_at_the_relative_depths_of_another_end(name, model, sites):
+    for sweep in resolve(name, "smoke", NOWHERE, ["size=32"], end=model).sweeps:
+        assert [s[-1] for s in sweep.spec.grid.sites] == sites
+    pairs = resolve("fig11", "smoke", NOWHERE, front="vit_tiny").sweeps[0].spec.grid.sites
+    assert [tuple(p) for p in pairs] == [(1, 3), (4, 1), (8, 2), (3, 6)]  # fronts of 12
+
+
+def test_receivers_of_noise_are_ends_and_their_sites_are_checked():
+    experiment = resolve("mislead-noise", "smoke", NOWHERE, end="vit_tiny")
+    assert {table["model"] for table in experiment.donors.values()} == {"vit_tiny"}
+    assert experiment.options["sites"] == [4, 12]
+    longer = resolve("mislead-noise", "smoke", NOWHERE, ["donors.digit.epochs=9"])
+    assert longer.donors["digit"]["epochs"] == 9
+
+
 def test_a_size_is_that_of_data_and_donors_alike():
     (sweep,) = resolve("fig9", "small", NOWHERE, ["size=32"], front="vgg16").sweeps
     assert sweep.spec.data.size == sweep.spec.donors["imagenet_0"].data.size == 32
@@ -128,6 +167,15 @@ def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
         (("fig10", "large"), "unknown scale 'large'"),
         (("mislead-noise", "small", NOWHERE, ["options.radius=1"]), "no options.radius"),
         (("fig10", "small", NOWHERE, ["grid.method=dm"]), "unknown key 'method'"),
+        (("table1", "small", NOWHERE, ["protocol.lr=1"]), "protocol.lr=1 would change nothing"),
+        (("table1", "small", NOWHERE, ["donors.digit.epochs=1"]), "would change nothing"),
+        (("table1", "small", NOWHERE, [], None, "vgg16"), "--end would change nothing"),
+        (("mislead-noise", "small", NOWHERE, [], "vgg16"), "--front would change nothing"),
+        (("fig7", "small", NOWHERE, ["options.columns=abc"]), "give a value like 10"),
+        (("mislead-noise", "small", NOWHERE, ["options.radii=['a']"]), "give a value like 0.1"),
+        (("mislead-noise", "small", NOWHERE, ["options.receivers=['digt']"]), "mean 'digit'"),
+        (("sanity", "small", NOWHERE, ["options.sites=[10]"]), "10 is out of range"),
+        (("fig8", "small", NOWHERE, [], "vgg16"), "--set size=N"),
     ],
 )
 def test_mistakes_are_one_line_with_the_nearest_name(arguments, message):

@@ -104,6 +104,13 @@ def test_a_ledger_does_a_task_once_and_refuses_other_settings(tmp_path):
         Ledger(tmp_path, {"steps": 4})
 
 
+def test_table_1_stands_beside_the_papers(tmp_path, cache):
+    one = ["options.models=[{label='ResNet18',model='resnet18'}]", "options.images=20"]
+    page = run(resolve("table1", "smoke", NOWHERE, one), tmp_path).report.read_text()
+    assert "The paper's table, and ours" in page
+    assert "<td>ResNet18</td><td>cifar10_0_robust</td>" in page and ">85.5%<" in page
+
+
 def _command(capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as leaving:
         cli.app(["reproduce", *arguments], prog_name="fula-fast")
@@ -132,8 +139,18 @@ def test_the_command_prices_what_it_cannot_run(capsys, tmp_path):
         (("fig8", "--scale", "tiny"), "unknown scale 'tiny'"),
         (("fig8", "--data", "no-such-folder"), "needs data that is not there"),
         (("fig8", "--set", "grid.alpa=1", "--dry-run"), "unknown key 'alpa'"),
+        (("fig8", "--scale", "smoke", "--device", "warp"), "device 'warp' is none of"),
+        (("fig8", "--scale", "smoke", "--precision", "fp1"), "precision = 'fp1'"),
     ],
 )
 def test_mistakes_are_one_line(capsys, arguments, words):
     code, _, err = _command(capsys, *arguments)
     assert code == cli.BAD_INPUT and words in err and err.count("\n") == 1
+
+
+def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
+    code, out, _ = _command(
+        capsys, "all", "--scale", "paper", "--data", str(tmp_path), "--dry-run", "--device", "cpu",
+        "--end", "resnet34", "--set", "grid.seeds=[0]",
+    )  # fmt: skip
+    assert code == 0 and len(out.splitlines()) == 35 + 3

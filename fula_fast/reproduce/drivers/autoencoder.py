@@ -77,6 +77,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     sources = [_gray(lab, name) for name in names]
     models = [_trained(lab, source, seed, latent) for source in sources]
     stitch = _stitch(lab, models, sources, seed, latent)
+    donor = lab.donor(lab.experiment.donors[names[1]], names[1])
     judge = lab.staged(lab.experiment.donors[names[1]], names[1])
     back = models[1].decoder
     scores = _scores(lab, judge, lambda x: back(stitch(models[0].encoder(x))), *sources)
@@ -88,6 +89,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
             "front": names[0], "end": names[1], "seed": seed, "method": "affine", "latent": latent,
             "self": names[0] == names[1], "status": "ok", **scores,
             "receiver_accuracy": own["accuracy"], "receiver_mse": own["mse"],
+            "end_accuracy": donor.metrics.test_accuracy, "end_hash": donor.content_hash,
         }
     ]  # fmt: skip
 

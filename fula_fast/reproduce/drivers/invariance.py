@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...attacks.starts import start_noise
+from ...grid import site_pairs
 from ...models import Staged
 from ...pipelines import ImageSet, Source
 from ...pipelines.cache import build_once, load_array, save_arrays
@@ -31,30 +32,32 @@ _STREAM = 0x1D
 
 
 def tasks(experiment: Experiment) -> list[Task]:
-    """One task per pair and site; methods and seeds of it run together."""
+    """One task per pair of donors and of sites; methods and seeds of it run together."""
     sweep, options = experiment.sweeps[0], experiment.options
     facts = sweep.donor_facts()
     images, steps = sweep.data.train_images, options["steps"]
     lanes = 2 * len(options["methods"]) * len(options["seeds"])
     found = []
     for front, end in sweep.spec.grid.donor_pairs():
-        for site in options["sites"]:
-            search = 2 * steps * images * sum(facts[front].flops[:site])
-            stitches = 3 * lanes * images * options["epochs"] * sum(facts[end].flops[site:])
-            key = {"front": front, "end": end, "site": site}
-            found.append(Task(f"{front}-{end}-{site}", key, search + stitches))
+        for i, j in site_pairs(sweep.spec.grid.sites, facts[front], facts[end]):
+            search = 2 * steps * images * sum(facts[front].flops[:i])
+            stitches = 3 * lanes * images * options["epochs"] * sum(facts[end].flops[j:])
+            key = {"front": front, "end": end, "sites": (i, j)}
+            found.append(Task(f"{front}-{end}-{i}-{j}", key, search + stitches))
     return found
 
 
 def run(task: Task, lab: Lab) -> list[Row]:
     """Train every method on both kinds of images; test all on the real test images."""
     names = {role: task.arguments[role] for role in ("front", "end")}
-    site, options = task.arguments["site"], lab.experiment.options
+    sites, options = task.arguments["sites"], lab.experiment.options
     spec = lab.experiment.sweeps[0].spec
     front, end = (lab.staged(spec.donor(name)) for name in names.values())
     ordinary = lab.source(spec.data)
     found = lab.donor(spec.donor(names["front"])).content_hash
-    alike, distance = identically_represented(front, found, site, ordinary.train, options["steps"])
+    alike, distance = identically_represented(
+        front, found, sites[0], ordinary.train, options["steps"]
+    )
     rule = spec.base_protocol.model_copy(
         update={"bn": "eval", "crop_padding": 0, "flip": False, "epochs": options["epochs"]}
     )
@@ -63,17 +66,17 @@ def run(task: Task, lab: Lab) -> list[Row]:
     return [
         row | depth | {"images": kind}
         for kind, source in sources.items()
-        for row in _rows(lab, front, end, site, source, ordinary.train, rule, names, options)
+        for row in _rows(lab, front, end, sites, source, ordinary.train, rule, names, options)
     ]
 
 
 def _rows(
-    lab: Lab, front: Staged, end: Staged, site: int, source: Source, natural: ImageSet,
-    rule: Protocol, names: Mapping[str, str], options: Mapping[str, Any],
+    lab: Lab, front: Staged, end: Staged, sites: tuple[int, int], source: Source,
+    natural: ImageSet, rule: Protocol, names: Mapping[str, str], options: Mapping[str, Any],
 ) -> list[Row]:  # fmt: skip
     rows = []
     for seed in options["seeds"]:
-        cells = cells_of(options["methods"], [seed], (site, site), rule, **names)
+        cells = cells_of(options["methods"], [seed], sites, rule, **names)
         found = lab.lanes(front, end, cells, source, natural=natural, data_seed=seed)
         rows += [row_of(outcome) for outcome in found]
     return rows

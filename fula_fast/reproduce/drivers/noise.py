@@ -40,6 +40,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     """Train a stitch from noise of the site's own shape into the receiver behind the site."""
     name, site = task.arguments["end"], task.arguments["site"]
     options, seed, radius = lab.experiment.options, task.arguments["seed"], task.arguments["radius"]
+    donor = lab.donor(lab.experiment.donors[name], name)
     receiver = lab.staged(lab.experiment.donors[name], name)
     shape = receiver.site_shapes[site - 1]
     source = load_source(
@@ -53,6 +54,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     cells = cells_of(["tlm"], [seed], (1, 1), rule, front="noise", end=name)
     outcomes = lab.lanes(front, end, cells, source, data_seed=seed)
     found = {"radius": radius, "front_site": site, "end_site": site}
+    found |= {"end_accuracy": donor.metrics.test_accuracy, "end_hash": donor.content_hash}
     found |= {"front_sites": receiver.num_sites, "end_sites": receiver.num_sites}
     return [row_of(outcome, **found) for outcome in outcomes]
 

@@ -7,10 +7,13 @@ import torch
 from ...measures.rank import ActivationRank, stitch_spectrum
 from ...obtain import normalisation_of
 from ...pipelines import evaluation_batches
+from ...report.style import look, save
 from ...store import Store
-from ..evidence import Row
+from ..evidence import Row, Table
 from ..experiment import Experiment
-from ..lab import Lab, Task
+from ..lab import Figure, Lab, Task
+from ..plots import draw
+from ..recipe import PlotSpec
 
 _BATCH = 500
 
@@ -65,3 +68,26 @@ def _donor(lab: Lab, name: str):
         yield {"donor": name, **found, "relative_rank": found["activation_rank"] / size} | {
             "status": "ok"
         }
+
+
+_PLOTS = {
+    "rank-of-stitches": PlotSpec(
+        kind="lines", x="end_site", y=("stitch_rank",), line="front", panel=("end",),
+        caption="Numerical rank of the trained stitches, by sender (lines) and receiver (panels).",
+    ),
+    "rank-of-donors": PlotSpec(
+        kind="lines", x="site", y=("activation_rank",), line="donor",
+        caption="Numerical rank of the covariance of every donor's activations, on its own test images.",
+    ),
+}  # fmt: skip
+
+
+def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
+    """Ranks of stitches and of donors, site by site."""
+    found = []
+    for name, plot in _PLOTS.items():
+        with look():
+            drawn = draw(Table(tuple(rows)), plot)
+            path = save(drawn, lab.plots / f"{name}.svg") if drawn else None
+        found += [Figure(path, plot.caption)] if path else []
+    return found
