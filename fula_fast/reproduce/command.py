@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .datasets import data_folder
-from .experiment import Experiment, resolve, takes
+from .experiment import Experiment, Unsuitable, resolve, takes
 from .recipe import load_recipe, recipe_names
 
 FAILED = 1
@@ -33,7 +33,8 @@ def reproduce(
     folder, overrides = data_folder(data), tuple(overrides)
     _check(engine or {})
     if name == "all":
-        experiments = [_one_of_all(n, scale, folder, overrides, models) for n in recipe_names()]
+        found = (_one_of_all(n, scale, folder, overrides, models) for n in recipe_names())
+        experiments = [experiment for experiment in found if experiment is not None]
     else:
         experiments = [resolve(name, scale, folder, overrides, *models)]
     if dry_run:
@@ -53,12 +54,18 @@ def _one_of_all(
     folder: Path,
     overrides: tuple[str, ...],
     models: tuple[str | None, str | None],
-) -> Experiment:
-    """An experiment with those of the settings for all that mean something to it."""
+) -> Experiment | None:
+    """An experiment with those of the settings for all that mean something to it; None, said aloud,
+    where it means nothing with the architectures asked for."""
     recipe = load_recipe(name)
     mine = [text for text in overrides if takes(recipe, text)]
     roles = zip(("--front", "--end"), models, strict=True)
-    return resolve(name, scale, folder, mine, *(m if takes(recipe, r) else None for r, m in roles))
+    fitting = [model if takes(recipe, role) else None for role, model in roles]
+    try:
+        return resolve(name, scale, folder, mine, *fitting)
+    except Unsuitable as error:
+        print(f"{name}: left out, {error}")
+        return None
 
 
 def _list() -> int:

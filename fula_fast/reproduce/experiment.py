@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,13 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import FulaError, nearest
-from ..facts import DataFacts, donor_facts
+from ..facts import DataFacts, DonorFacts, donor_facts
 from ..models.families import DEFAULTS
 from ..spec import Spec, load_spec, parse_table
 from ..specfile import apply_overrides, explain, fractions, parse_override
 from ..tables import DonorSpec
 from .datasets import Chosen, choose
 from .recipe import SCALES, Part, Recipe, catalogue, load_recipe, merged
+
+
+class Unsuitable(FulaError):
+    """An experiment that means nothing with the architectures asked for."""
+
 
 FRONT_COPY = "-front"
 """Suffix of a donor's name where `--front` gives it another architecture than the end's."""
@@ -43,7 +49,7 @@ class Experiment:
     """A recipe at a scale, resolved.
 
     `sweeps`: its sweeps. `data`: every data set in use by catalogue name. `options`: of its driver.
-    `folder_data`: where data lies.
+    `folder_data`: where data lies. `notes`: what was left out of the recipe, and why.
     """
 
     recipe: Recipe
@@ -54,6 +60,7 @@ class Experiment:
     folder_data: Path
     overrides: tuple[str, ...] = ()
     donors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,11 +103,24 @@ def resolve(
     if recipe.data:
         builder.data(recipe.data)
     sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
+    if recipe.driver == "penultimate" and not builder.alike(*_pairs(recipe.sweeps[0].grid)[0]):
+        raise Unsuitable(
+            f"'{name}' sets a closed-form stitch (DM) beside FuLA, which needs sites of one form; "
+            "take --front and --end that are both convolutional, or both of tokens"
+        )
     loose = {n: builder.donor(n, end) for n in recipe.donors}
     loose = loose if sweeps else apply_overrides({"donors": loose}, mine)["donors"]
     options = builder.options({key[1]: value for key, value in own if len(key) == 2})
     return Experiment(
-        recipe, scale, sweeps, builder.chosen, options, folder, overrides, donors=loose
+        recipe,
+        scale,
+        sweeps,
+        builder.chosen,
+        options,
+        folder,
+        overrides,
+        loose,
+        notes=tuple(dict.fromkeys(builder.notes)),
     )
 
 
@@ -155,6 +175,7 @@ class _Builder:
         self.families = self.catalogue["scales"][scale]["families"]
         self.chosen: dict[str, Chosen] = {}
         self.size = size
+        self.notes: list[str] = []
 
     def data(self, name: str) -> Chosen:
         if name not in self.catalogue["data"]:
@@ -165,11 +186,18 @@ class _Builder:
         return self.chosen[name]
 
     def sweep(self, part: Part, overrides: Sequence[str]) -> Sweep:
-        """One part's spec. Unknown keys and values are refused as in any spec."""
+        """One part's spec. Unknown keys and values are refused as in any spec.
+
+        A part that starts from the identity is of one architecture, that of `--end`.
+        """
         recipe, usual = self.recipe, self.families[self.recipe.family]
+        start = merged(recipe.protocol, part.protocol).get("init")
+        if start == "identity" and self.models["front"] != self.models["end"]:
+            self.notes.append(f"{part.name}: both networks are --end's, to start from the identity")
+            return self._of_end().sweep(part, overrides)
         data = self.data(part.data or recipe.data)
         grid = merged(usual.get("grid", {}), recipe.grid, part.grid)
-        grid, donors = self._roles(self._fitted(grid))
+        grid, donors = self._roles(self._matchable(self._fitted(grid)))
         protocol = merged(usual.get("protocol", {}), recipe.protocol, part.protocol)
         axes = grid.get("axes", {})
         table = {
@@ -216,14 +244,39 @@ class _Builder:
             "sites": [list(s) if len(s) > 1 else s[0] for s in dict.fromkeys(map(tuple, found))]
         }
 
+    def _of_end(self) -> _Builder:
+        """The same with `--end` in both roles; data sets are remembered in one place."""
+        twin = copy.copy(self)
+        twin.models = dict.fromkeys(self.models, self.models["end"])
+        return twin
+
+    def _matchable(self, grid: dict[str, Any]) -> dict[str, Any]:
+        """The grid without `dm` between conv and token sites, which no closed form joins."""
+        methods, pairs = grid.get("methods", ()), _pairs(grid)
+        if "dm" not in methods or not pairs or self.alike(*pairs[0]):
+            return grid
+        left = [m for m in methods if m != "dm"]
+        if not left:
+            raise Unsuitable(
+                f"'{self.recipe.name}' is about direct matching, which needs sites of one form; "
+                "take --front and --end that are both convolutional, or both of tokens"
+            )
+        self.notes.append("no dm: no closed form joins sites of unlike form")
+        return grid | {"methods": left}
+
+    def alike(self, front: str, end: str) -> bool:
+        """Whether the sites of both roles are of one form: maps, tokens or vectors."""
+        names = (front, "front"), (end, "end")
+        return len({len(self._facts(n, self.models[role]).shapes[0]) for n, role in names}) == 1
+
     def _counts(self, name: str, role: str) -> tuple[int, int]:
         """Sites of a catalogue donor, and of the model that takes its place."""
-        return self._sites(name, None), self._sites(name, self.models[role])
+        return self._facts(name, None).num_sites, self._facts(name, self.models[role]).num_sites
 
-    def _sites(self, name: str, model: str | None) -> int:
+    def _facts(self, name: str, model: str | None) -> DonorFacts:
         donor = parse_table(DonorSpec, self.donor(name, model) | {"name": name}, f"donors.{name}")
         try:
-            return donor_facts(donor, self._donor_facts(name), "post_relu").num_sites
+            return donor_facts(donor, self._donor_facts(name), "post_relu")
         except FulaError as error:
             raise FulaError(f"{error}; `--set size=N` sets the side of all images") from None
 

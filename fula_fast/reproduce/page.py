@@ -51,6 +51,7 @@ def write_page(
         seeds=len(table.seeds),
         shares=recipe.run_name if recipe.run_name != experiment.name else "",
         stand_ins=experiment.stand_ins(),
+        notes=experiment.notes,
         claims=found,
         pictures=[
             *_plot(experiment, folder, table),

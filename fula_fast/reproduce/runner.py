@@ -67,6 +67,8 @@ def run(
             f"{'; '.join(experiment.missing)}. Point --data at the folder that holds it"
         )
     started, progress = time.perf_counter(), progress or Progress()
+    for note in experiment.notes:
+        progress.note(note)
     folder = out / experiment.recipe.run_name
     by_part, failed = _sweeps(experiment, folder, progress, donors, engine or {})
     pictures = []

@@ -12,6 +12,8 @@ from fula_fast.errors import FulaError
 from fula_fast.protocol import METHODS
 from fula_fast.reproduce import SCALES, load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import TESTS
+from fula_fast.reproduce.command import reproduce
+from fula_fast.reproduce.experiment import Unsuitable
 from fula_fast.reproduce.plots import KINDS
 from fula_fast.reproduce.recipe import merged
 
@@ -187,3 +189,28 @@ def test_mistakes_are_one_line_with_the_nearest_name(arguments, message):
 def test_merging_replaces_values_and_joins_tables():
     found = merged({"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}}, {"d": {"e": 2}})
     assert found == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig6"])
+def test_direct_matching_between_unlike_sites_is_refused_before_any_work(name):
+    with pytest.raises(Unsuitable, match="sites of one form"):
+        resolve(name, "smoke", NOWHERE, front="vit_tiny")
+    alike = resolve(name, "smoke", NOWHERE, front="vit_tiny", end="vit_tiny")
+    assert alike.sweeps and not alike.notes
+
+
+def test_sanity_between_unlike_networks_leaves_out_what_means_nothing_and_says_so():
+    experiment = resolve("sanity", "smoke", NOWHERE, front="vit_tiny")
+    parts = {sweep.name: sweep.spec for sweep in experiment.sweeps}
+    assert parts["main"].grid.methods == ("hint", "slm", "tlm", "fula")
+    assert {donor.model for donor in parts["identity"].donors.values()} == {"resnet18"}
+    assert {donor.model for donor in parts["main"].donors.values()} == {"resnet18", "vit_tiny"}
+    assert any("no dm" in note for note in experiment.notes) and len(experiment.notes) == 2
+
+
+def test_all_goes_on_without_what_an_architecture_makes_meaningless(capsys):
+    assert reproduce("all", "smoke", data=NOWHERE, dry_run=True, models=("vit_tiny", None)) == 0
+    text = capsys.readouterr().out
+    assert "fig3: left out, 'fig3' is about direct matching" in text and "fig10" in text
+    with pytest.raises(FulaError, match="nosuch"):
+        reproduce("all", "smoke", data=NOWHERE, dry_run=True, models=("nosuch", None))
