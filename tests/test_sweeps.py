@@ -257,6 +257,15 @@ def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_table(reference, tm
     assert_same(read(tmp_path / "run"), expected)
 
 
+@pytest.fixture
+def sigint_heard():
+    """Processes started inside hear SIGINT, which a shell's background jobs are told to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_heard")
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(reference, tmp_path):
     path, expected, _ = reference
     process = command(path, tmp_path / "run")
