@@ -130,9 +130,9 @@ def attacks(report: Mapping[str, Any]) -> str:
     ]
     heads = ("ε", "images, correct, robust", "gradients", "seconds", "reference, s", "times faster")
     title = (
-        'AutoAttack "rand" in exact float32 on a robust CIFAR-10 ResNet-18 and real images, flag for '
-        "flag as the reference package has it, whose seconds are those of one gradient in its own "
-        f"loop times the fewest that it can take, on {where(report)}:"
+        'AutoAttack "rand" in exact float32 on a robust CIFAR-10 ResNet-18 and real images. The '
+        "reference package's seconds are those of one gradient in its own loop times the fewest that "
+        f"it can take, not a whole run, on {where(report)}:"
     )
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 

@@ -107,7 +107,7 @@ def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Ce
             _check_pair(spec, data, front, end, protocol)
             donors = tuple(recipes[name] for name in pair)
             for i, j in site_pairs(spec.grid.sites, front, end):
-                like = _alike(front.shapes[i - 1], end.shapes[j - 1])
+                like = alike(front.shapes[i - 1], end.shapes[j - 1])
                 if not like:
                     _check_dm(spec, front, end, (i, j))
                 context = Context(*donors, data_digest, data.classes, like)
@@ -145,7 +145,7 @@ def _weighted(
     return found
 
 
-def _alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
+def alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
     """Same form; token sites also need the same number of tokens."""
     return len(front) == len(end) and (len(front) != 2 or front[0] == end[0])
 

@@ -94,9 +94,7 @@ def _fused(device: str, precision: str) -> bool:
     """What `kernels.backend` will choose for `lane_norm`, told without loading torch."""
     asked = os.environ.get("FULA_BACKEND") or "auto"
     if device != "cpu":
-        return asked == "triton" or (
-            asked != "reference" and precision != "fp64" and find_spec("triton") is not None
-        )
+        return asked != "reference" and precision != "fp64" and find_spec("triton") is not None
     folders = find_spec("fula_fast.kernels").submodule_search_locations
     built = any(found for folder in folders for found in Path(folder).glob("_core.*"))
     return built and asked in ("auto", "cpp")

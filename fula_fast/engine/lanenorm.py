@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from .. import kernels
 from ..batchnorm import Rule, has_activation
 from ..errors import FulaError
 from ..models import Staged
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class LaneNorm(nn.Module):
@@ -106,30 +109,36 @@ def _as_maps(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
 def lane_copy(model: Staged, lanes: int, dtype: torch.dtype) -> Staged:
     """A frozen copy of a donor with a `LaneNorm` for every batch norm.
 
-    Weights are cast to `dtype`, and shared with the donor where that changes nothing: nobody writes
-    to them. Norms keep their statistics in float32, or in float64 with it.
+    Weights are cast to `dtype`; norms keep their statistics in float32, or in float64 with it.
     """
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    twin = cast(model, dtype).eval()
     _replace(twin, lanes)
-    for module in twin.modules():
-        kept = statistics if isinstance(module, LaneNorm) else dtype
-        for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(_laid_out(weight.detach(), kept), False))
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                module._buffers[name] = _laid_out(buffer, kept)
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    for norm in lane_norms(twin):
+        _cast_own(norm, statistics)
     return twin
 
 
-def cast(model: Staged, dtype: torch.dtype) -> Staged:
-    """A copy whose weights, but for batch norms, are in `dtype`, for several `lane_copy` to share."""
+def cast(model: M, dtype: torch.dtype) -> M:
+    """A frozen copy whose floats, but for those of batch norms, are in `dtype`.
+
+    Weights that need no cast are shared with the model: nobody writes to them.
+    """
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     for module in twin.modules():
-        if not isinstance(module, _BatchNorm):
-            for name, weight in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(_laid_out(weight.detach(), dtype), False))
+        if not isinstance(module, _BatchNorm | LaneNorm):
+            _cast_own(module, dtype)
     return twin
+
+
+def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a module's own parameters and buffers, not those of its parts."""
+    for name, weight in module._parameters.items():
+        if weight is not None:
+            module._parameters[name] = nn.Parameter(_laid_out(weight.detach(), dtype), False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = _laid_out(buffer, dtype)
 
 
 def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..stitches import Stitch
-from .lanenorm import LaneNorm, assign
+from .lanenorm import LaneNorm, assign, cast
 from .wave import Wave
 
 
@@ -94,7 +94,7 @@ class PackedWave:
             return self
         twin = copy.copy(self)
         twin.dtype = torch.bfloat16
-        twin.front, twin.tail = (_narrowed(m) for m in (self.front, self.tail))
+        twin.front, twin.tail = (cast(m, torch.bfloat16) for m in (self.front, self.tail))
         twin.stitches = [copy.deepcopy(s).to(torch.bfloat16) for s in self.stitches]
         return twin
 
@@ -104,16 +104,6 @@ def _stitch_of(wave: Wave, number: int) -> Stitch:
     stitch = copy.deepcopy(group.template).to(wave.device, wave.dtype)
     stitch.load_state_dict(wave.bank.lane_state(number), strict=False)
     return stitch.eval().requires_grad_(False)
-
-
-def _narrowed(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        if not isinstance(module, LaneNorm):
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                if tensor.is_floating_point():
-                    tensor.data = tensor.data.to(torch.bfloat16)
-    return twin
 
 
 def _pick(x: Tensor, places: list[int], count: int) -> Tensor:

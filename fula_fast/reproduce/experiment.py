@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ..errors import FulaError, nearest
 from ..facts import DataFacts, DonorFacts, donor_facts
+from ..grid import alike
 from ..models.families import DEFAULTS
 from ..spec import Spec, load_spec, parse_table
 from ..specfile import apply_overrides, explain, fractions, parse_override
@@ -193,7 +194,7 @@ class _Builder:
         recipe, usual = self.recipe, self.families[self.recipe.family]
         start = merged(recipe.protocol, part.protocol).get("init")
         if start == "identity" and self.models["front"] != self.models["end"]:
-            self.notes.append(f"{part.name}: both networks are --end's, to start from the identity")
+            self.notes.append(f"{part.name}: one architecture in both roles, as the identity asks")
             return self._of_end().sweep(part, overrides)
         data = self.data(part.data or recipe.data)
         grid = merged(usual.get("grid", {}), recipe.grid, part.grid)
@@ -265,9 +266,9 @@ class _Builder:
         return grid | {"methods": left}
 
     def alike(self, front: str, end: str) -> bool:
-        """Whether the sites of both roles are of one form: maps, tokens or vectors."""
+        """Whether the first sites of both roles are of one form, as direct matching needs."""
         names = (front, "front"), (end, "end")
-        return len({len(self._facts(n, self.models[role]).shapes[0]) for n, role in names}) == 1
+        return alike(*(self._facts(n, self.models[role]).shapes[0] for n, role in names))
 
     def _counts(self, name: str, role: str) -> tuple[int, int]:
         """Sites of a catalogue donor, and of the model that takes its place."""

@@ -193,8 +193,8 @@ def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
     return [
         Figure(
             lab.plots / f"reconstructions-{a}-{b}-{latent}.png",
-            f"Test images ({data[a].label}, above) through their own encoder ({latent} numbers), an affine "
-            f"stitch and the decoder of {data[b].label} (below).",
+            f"Test images ({data[a].label}, above) through their own encoder ({latent} numbers), "
+            f"an affine stitch and the decoder of {data[b].label} (below).",
         )
         for a, b, latent in pairs
     ]
