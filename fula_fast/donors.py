@@ -13,18 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from .errors import FulaError
 from .models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from .models.families import DEFAULTS, resolved_options
 from .pipelines import Normalisation, Shortcut, Source
 from .protocol import Attack
+from .store.files import folder, writing
 from .training import (
     Adversary,
     DonorMetrics,
@@ -188,7 +191,8 @@ def ensure_donor(
 ) -> Donor:
     """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and saved.
 
-    Either way the model is read from its file, so a resumed run sees the very same one. `attack`:
+    Either way the model is read from its file, so a resumed run sees the very same one. Where
+    another process trains the same donor, its model is waited for. `attack`:
     see `train_donor`; by default the recipe's own attack. A damaged file raises `FulaError`, or is
     trained again with a logged warning where `replace_damaged`. Raises `FulaError` where
     the test accuracy lies below `min_accuracy`.
@@ -197,11 +201,34 @@ def ensure_donor(
     donor = _stored(path, recipe, hook, replace_damaged)
     if donor is None:
         how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
-        metrics = _train(recipe, source, path, attack, progress=progress, **how)
-        loaded = load_checkpoint(path, hook=hook)
-        donor = Donor(loaded, metrics, content_hash(loaded), path, dict(recipe), trained=True)
+        with _alone(path) as waited:
+            donor = _stored(path, recipe, hook, replace_damaged) if waited else None
+            if donor is None:
+                metrics = _train(recipe, source, path, attack, progress=progress, **how)
+                loaded = load_checkpoint(path, hook=hook)
+                content = content_hash(loaded)
+                donor = Donor(loaded, metrics, content, path, dict(recipe), trained=True)
     _check_accuracy(donor, min_accuracy)
     return donor
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Keep other processes from training the donor at `path`; whether one had to be waited for."""
+    folder(path.parent)
+    lock = FileLock(path.with_suffix(".lock"))
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+            waited = False
+        except Timeout:
+            _LOG.warning("another process trains '%s'; waiting for it", path.name)
+            lock.acquire()
+            waited = True
+    try:
+        yield waited
+    finally:
+        lock.release()
 
 
 def _stored(

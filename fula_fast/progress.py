@@ -37,7 +37,7 @@ class Progress:
         """A run of `cells` cells, of which `done` were finished before."""
 
     def donor_started(self, name: str) -> None:
-        """A donor is trained (or loaded)."""
+        """A donor is looked for, and trained where it is not there."""
 
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         """`epoch` of `epochs` of a donor's training is over."""
@@ -155,11 +155,8 @@ class LineProgress(_Counting):
         super().run_started(cells, done)
         self.write(f"{cells} cells, {done} done before")
 
-    def donor_started(self, name: str) -> None:
-        self.write(f"donor {name}: started")
-
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
-        if self._due():
+        if epoch == 1 or self._due():  # one found trained has no epochs to tell of
             self.write(f"donor {name}: epoch {epoch}/{epochs}, loss {loss:.3f}")
 
     def donor_done(self, name: str, accuracy: float) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
 from fula_fast.donors import (
@@ -252,6 +254,36 @@ def test_a_donor_is_trained_once(source, tmp_path):
     assert torch.equal(first.staged(x), again.staged(x))
     other = ensure_donor(recipe, source, cache_dir=tmp_path, hook="pre_relu")
     assert not other.trained and other.staged.hook == "pre_relu"
+
+
+def test_a_donor_that_another_process_trains_is_waited_for(source, tmp_path, caplog):
+    recipe = _recipe(source, epochs=1)
+    made = ensure_donor(recipe, source, cache_dir=tmp_path / "other").path
+    path = donor_path(tmp_path, recipe)
+    waiting, found = threading.Event(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: waiting.set()
+    logging.getLogger("fula_fast.donors").addHandler(handler)
+    try:
+        with FileLock(path.with_suffix(".lock")), caplog.at_level(logging.WARNING):
+            thread = threading.Thread(
+                target=lambda: found.append(ensure_donor(recipe, source, cache_dir=tmp_path))
+            )
+            thread.start()
+            assert waiting.wait(30)
+            path.write_bytes(made.read_bytes())
+    finally:
+        logging.getLogger("fula_fast.donors").removeHandler(handler)
+    thread.join(30)
+    assert [donor.trained for donor in found] == [False]
+    assert "another process trains" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(source, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("fula_fast.donors.train_donor", None)
+    with pytest.raises(FulaError, match="cannot write '.*file"):
+        ensure_donor(_recipe(source), source, cache_dir=tmp_path / "file")
 
 
 def test_recipes_hash_by_what_decides_the_weights(source):

@@ -77,13 +77,15 @@ def test_failed_cells_are_told_at_once_with_their_error():
 def test_donors_and_notes():
     progress, written, clock = lines()
     progress.donor_started("a")
+    progress.donor_epoch("a", 1, 15, 0.9)
+    progress.donor_epoch("a", 2, 15, 0.7)
     clock.now += 11
     progress.donor_epoch("a", 3, 15, 0.5)
     progress.donor_epoch("a", 4, 15, 0.4)
     progress.donor_done("a", 0.9512)
     progress.note("by the way")
     assert written == [
-        "donor a: started",
+        "donor a: epoch 1/15, loss 0.900",
         "donor a: epoch 3/15, loss 0.500",
         "donor a: test accuracy 0.9512",
         "by the way",

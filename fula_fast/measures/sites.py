@@ -52,7 +52,7 @@ class SiteTable:
     def _add_cka(self, lanes: Sequence[int], h: Tensor, g: Tensor) -> None:
         for measures in self._cka.values():
             for lane, own in zip(lanes, h, strict=True):
-                measures[lane].add(_pooled(own), _pooled(g))
+                measures[lane].add(pooled(own), pooled(g))
 
     def columns(self) -> list[dict[str, Any]]:
         """One dict per lane: `term_stitch`, and the optional columns asked for.
@@ -81,9 +81,14 @@ class SiteTable:
         return 1 - self._distance / around
 
 
-def _pooled(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, C): the vector that the head sees; tokens and vectors as they are."""
-    return x.mean((2, 3)) if x.dim() == 4 else x
+def pooled(x: Tensor) -> Tensor:
+    """Maps (B, C, H, W) and tokens (B, T, D) to their mean over positions; vectors as they are.
+
+    A covariance of all T * D numbers of a transformer would not fit in memory.
+    """
+    if x.dim() == 4:
+        return x.mean((2, 3))
+    return x.mean(1) if x.dim() == 3 else x
 
 
 def stitch_columns(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:

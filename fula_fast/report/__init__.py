@@ -4,8 +4,8 @@
 writes `report.html` with the pictures in it and their PNG and SVG files beside it.
 """
 
+from ..measures.self_accuracy import self_accuracy
 from .page import write_report
-from .self_accuracy import self_accuracy
 from .summary import summary
 
 __all__ = ["self_accuracy", "summary", "write_report"]

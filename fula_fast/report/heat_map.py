@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from ..grid import same_sites
-from .self_accuracy import self_accuracy
+from ..measures.self_accuracy import self_accuracy
 from .studies import METRICS, Study, title
 from .style import figure, label
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .self_accuracy import self_accuracy
+from ..measures.self_accuracy import self_accuracy
 from .studies import Row, Study, studies, title, varying
 from .style import label
 

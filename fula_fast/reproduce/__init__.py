@@ -5,7 +5,7 @@ sweeps are ordinary specs; a few have a driver (`drivers/`) that makes rows of i
 papers say is tested by functions of the rows (`claims`), and set beside our numbers in the report.
 """
 
-from .experiment import resolve
 from .recipe import SCALES, load_recipe, recipe_names
+from .resolution import resolve
 
 __all__ = ["SCALES", "load_recipe", "recipe_names", "resolve"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FulaError, nearest
-from ..report.self_accuracy import self_accuracy
+from ..measures.self_accuracy import self_accuracy
 from .evidence import Table, number
 from .recipe import ClaimSpec, Recipe
 
@@ -133,7 +133,7 @@ def directionality_trend(table: Table) -> np.ndarray:
         return rank_correlation(
             [
                 (terms, _directionality(g))
-                for (terms,), g in t.groups("terms").items()
+                for (terms,), g in t.groups("functional_terms").items()
                 if terms is not None
             ]
         )

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import FulaError
 from .datasets import data_folder
-from .experiment import Experiment, Unsuitable, resolve, takes
+from .experiment import Experiment, Unsuitable
 from .recipe import load_recipe, recipe_names
+from .resolution import resolve, takes
 
 FAILED = 1
 
@@ -79,7 +81,7 @@ def _list() -> int:
 def _price(experiments: list[Experiment], engine: Mapping[str, Any]) -> int:
     from ..machine import resources
     from ..spec import EngineSpec, parse_table
-    from .price import price, table_of
+    from .price import in_cache, price, table_of
 
     place = resources(parse_table(EngineSpec, engine, "engine"))
     trained: set[str] = set()
@@ -88,7 +90,7 @@ def _price(experiments: list[Experiment], engine: Mapping[str, Any]) -> int:
     for experiment in experiments:
         known = experiment.recipe.run_name in shared
         shared.add(experiment.recipe.run_name)
-        prices.append(price(experiment, trained, shared=known))
+        prices.append(price(experiment, trained, shared=known, cached=in_cache))
     print(table_of(prices, place))
     return 0
 
@@ -98,8 +100,14 @@ def _run(experiments: list[Experiment], out: Path, engine: Mapping[str, Any]) ->
     from .runner import run
 
     failed = 0
+    several = len(experiments) != 1
+    if several and all(experiment.missing for experiment in experiments):
+        raise FulaError(
+            "no experiment can run: none has its data, or means something with these settings; "
+            "point --data at the folder that holds it"
+        )
     for experiment in experiments:
-        if len(experiments) > 1 and experiment.missing:
+        if several and experiment.missing:
             print(f"{experiment.name}: left out, {'; '.join(experiment.missing)}")
             continue
         with open_progress() as progress:

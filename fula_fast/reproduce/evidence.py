@@ -115,7 +115,7 @@ def _derived(row: Row) -> Row:
         donors = (number(row.get(f"{s}_robust_accuracy")) for s in ("front", "end"))
         row["robust_excess"] = number(row["robust_accuracy"]) - max(donors)
     if str(row.get("weighting", "")).startswith("cutoff="):
-        row["terms"] = int(row["weighting"].removeprefix("cutoff="))
+        row["functional_terms"] = int(row["weighting"].removeprefix("cutoff="))
     if "dm_samples" in row:
         row["dm_samples"] = str(row["dm_samples"])
         row["setting"] = f"DM, {row['dm_samples']} images, {row['dm_stats']}"

@@ -25,6 +25,7 @@ _TITLES = METRICS | {
     "end_site": "Site",
     "front_site": "Front site",
     "site": "Site",
+    "layer_place": "Layer",
     "donor": "Donor",
     "stitch_rank": "Rank of the stitch",
     "activation_rank": "Rank of activations",
@@ -34,7 +35,7 @@ _TITLES = METRICS | {
     "radius": "Radius of the clusters",
     "latent": "Numbers in the code",
     "classes": "Classes trained on",
-    "terms": "Functional terms",
+    "functional_terms": "Functional terms",
     "receiver_accuracy": "Accuracy, receiver's own images",
 }
 _WHEEL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,7 +29,7 @@ whole networks run larger products than the probe's."""
 @dataclass(frozen=True)
 class Price:
     """An experiment's cost. `work`: multiply-adds of stitches and tests; `donor_work`: of training
-    its donors, each once. `missing`: data that is not there."""
+    its `donors`, each once. `cached`: donors that are trained. `missing`: data that is not there."""
 
     name: str
     figure: str
@@ -38,16 +38,24 @@ class Price:
     donor_work: float
     donors: tuple[str, ...]
     missing: tuple[str, ...]
+    cached: int = 0
 
 
-def price(experiment: Experiment, trained: set[str], *, shared: bool = False) -> Price:
+def price(
+    experiment: Experiment,
+    trained: set[str],
+    *,
+    shared: bool = False,
+    cached: Callable[[DonorSpec], bool] = lambda donor: False,
+) -> Price:
     """The cost, without donors in `trained` (recipes, by identity), which it adds to.
 
-    `shared`: its sweeps are another experiment's, priced there.
+    `shared`: its sweeps are another experiment's, priced there. `cached`: whether a donor whose
+    data is there was trained before.
     """
     if shared:
         return Price(experiment.name, experiment.recipe.figure, 0, 0, 0, (), experiment.missing)
-    cells, work, donor_work, names = 0, 0.0, 0.0, []
+    cells, work, donor_work, names, known = 0, 0.0, 0.0, [], 0
     for sweep in experiment.sweeps:
         planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
         cells += len(planned.cells)
@@ -59,13 +67,25 @@ def price(experiment: Experiment, trained: set[str], *, shared: bool = False) ->
         key = repr(donor.recipe_identity())
         if key not in trained and not donor.checkpoint:
             trained.add(key)
+            if not experiment.missing and cached(donor):
+                known += 1
+                continue
             names.append(name)
             facts = donor_facts(donor, data, "post_relu")
             donor_work += donor_flops(donor, facts, data.train_images)
-    recipe = experiment.recipe
-    return Price(
-        experiment.name, recipe.figure, cells, work, donor_work, tuple(names), experiment.missing
-    )
+    found = cells, work, donor_work, tuple(names), experiment.missing, known
+    return Price(experiment.name, experiment.recipe.figure, *found)
+
+
+def in_cache(donor: DonorSpec) -> bool:
+    """Whether the user's cache holds the donor; reads its data, whose content is in its name."""
+    from ..donors import donor_path, recipe_of
+    from ..obtain import normalisation_of, open_source
+    from ..pipelines.cache import cache_folder
+
+    source = open_source(donor.data)
+    recipe = recipe_of(donor, source, normalisation_of(donor.data, source))
+    return donor_path(cache_folder() / "donors", recipe).exists()
 
 
 def _donors(experiment: Experiment) -> Iterator[tuple[str, DonorSpec, DataFacts]]:
@@ -175,11 +195,12 @@ def table_of(prices: Iterable[Price], place: Resources) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     note = f"{place.device}, {place.precision}: {flops_text(rate)}/s in a half-second probe"
-    return "\n".join([*texts, f"{note}; donors that are trained already cost nothing more"])
+    return "\n".join([*texts, f"{note}; finished cells are not left out"])
 
 
 def _row(p: Price, rate: float) -> tuple[str, ...]:
     trained = f"{len(p.donors)}, {flops_text(p.donor_work)}" if p.donor_work else "none"
+    trained += f" ({p.cached} trained)" if p.cached else ""
     seconds = (p.work + p.donor_work) / rate
     return (
         p.name, p.figure, str(p.cells), flops_text(p.work),

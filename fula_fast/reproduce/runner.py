@@ -110,7 +110,7 @@ def _sweeps(
         resume = (place / "spec.json").exists()
         summary = run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
         failed += summary.failed
-        rows[sweep.name] = Store.open(place).rows()
+        rows[sweep.name] = Store.open(place).results()
     return rows, failed
 
 

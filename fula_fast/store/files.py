@@ -51,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise FulaError(
             f"cannot write '{path}' ({_reason(error)}): nothing was left half-written; "
-            "free space or make the folder writable, then run again with --resume"
+            "free space or make the folder writable, then do the same again (a sweep with --resume)"
         ) from error
 
 

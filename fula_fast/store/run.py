@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError, FulaWarning
+from ..measures.self_accuracy import with_self_accuracy
 from .differences import describe_differences
 from .files import folder as made
 from .files import remove_stale, write_json, writing
@@ -177,7 +178,12 @@ class Store:
 
     def write_tables(self) -> None:
         """Rebuild `results.parquet` and `results.csv` from the shards."""
-        write_tables(self.folder, self.rows())
+        write_tables(self.folder, self.results())
+
+    def results(self) -> list[dict[str, Any]]:
+        """`rows()` with the Self-Accuracy of every whole cross-layer matrix, as the tables have."""
+        axes = tuple(self.spec.get("grid", {}).get("axes", {}))
+        return with_self_accuracy(self.rows(), axes)
 
     def add_launch(self, info: Mapping[str, Any]) -> None:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""

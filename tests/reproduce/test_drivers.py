@@ -14,6 +14,7 @@ from fula_fast.pipelines import ImageSet
 from fula_fast.reproduce import recipe_names, resolve
 from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks
 from fula_fast.reproduce.runner import driver_of
+from fula_fast.tables import DonorSpec
 
 NOWHERE = Path("no-such-folder")
 DRIVEN = [n for n in recipe_names() if resolve(n, "smoke", NOWHERE).recipe.driver]
@@ -103,12 +104,43 @@ def test_ranks_are_drawn_for_stitches_and_donors(tmp_path):
         for j in (1, 2)
         for s in (0, 1)
     ]
-    donors = [{"donor": "b", "site": j, "activation_rank": 9 - j} for j in (1, 2)]
+    donors = [{"donor": "b", "layer_place": j, "activation_rank": 9 - j} for j in (1, 2)]
     lab = SimpleNamespace(plots=tmp_path)
     found = ranks.pictures(lab, stitches + donors)
     assert [f.path.stem for f in found] == ["rank-of-stitches", "rank-of-donors"]
     assert all(f.path.exists() for f in found)
     assert [f.path.stem for f in ranks.pictures(lab, donors)] == ["rank-of-donors"]
+
+
+def test_ranks_are_of_every_convolution_and_linear_map(model):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    test = ImageSet(images, np.zeros(40, np.int64), ("a", "b", "c"), "made up")
+    spec = DonorSpec(name="d", model="resnet18", data={"source": "digits", "mean": 0, "std": 1})
+    lab = SimpleNamespace(
+        experiment=SimpleNamespace(
+            sweeps=[SimpleNamespace(spec=SimpleNamespace(donor=lambda _: spec))]
+        ),
+        staged=lambda _: model,
+        source=lambda _: SimpleNamespace(test=test),
+        device=torch.device("cpu"),
+    )
+    rows = list(ranks._donor(lab, "d"))
+    layers = dict(model.named_modules())
+    kinds = {type(layers[row["layer"]]) for row in rows}
+    assert kinds == {torch.nn.Conv2d, torch.nn.Linear}
+    assert len(rows) == sum(isinstance(m, tuple(kinds)) for m in layers.values())
+    seen = {}
+    for row in rows:
+        layers[row["layer"]].register_forward_hook(
+            lambda _, __, out, name=row["layer"]: seen.update({name: out.flatten(1).double()})
+        )
+    with torch.no_grad():
+        model(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    for row in rows:
+        values = np.linalg.svd(np.cov(seen[row["layer"]].numpy().T), compute_uv=False)
+        assert row["activation_rank"] == (values > 1e-3 * values[0]).sum()
+        assert row["features"] == len(values)
+    assert [row["layer_place"] for row in rows] == list(range(1, len(rows) + 1))
 
 
 def test_unlike_networks_are_compared_at_corresponding_sites():

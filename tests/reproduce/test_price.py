@@ -8,6 +8,7 @@ import pytest
 
 from fula_fast.facts import DonorFacts
 from fula_fast.machine import Resources
+from fula_fast.obtain import obtain_donor, open_source
 from fula_fast.reproduce import price as pricing
 from fula_fast.reproduce import resolve
 from fula_fast.tables import DonorSpec
@@ -40,6 +41,19 @@ def test_what_is_missing_is_priced_all_the_same():
     assert found.work > 1e12 and len(found.missing) == 3
     assert found.donors == ("images", "audio", "stylised")
     assert found.cells == 9 * 6 * 3  # pairs, sites, seeds
+
+
+def test_donors_trained_before_cost_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FULA_CACHE", str(tmp_path))
+    experiment = resolve("fig9", "smoke", NOWHERE)
+    first = pricing.price(experiment, set(), cached=pricing.in_cache)
+    assert (len(first.donors), first.cached) == (3, 0) and first.donor_work > 0
+    donor = experiment.sweeps[0].spec.donors["cifar10_1"]
+    made = obtain_donor(donor, open_source(donor.data), cache_dir=tmp_path / "donors")
+    assert made.trained
+    again = pricing.price(experiment, set(), cached=pricing.in_cache)
+    assert "cifar10_1" not in again.donors and (len(again.donors), again.cached) == (2, 1)
+    assert 0 < again.donor_work < first.donor_work
 
 
 def test_only_receivers_of_noise_are_trained():

@@ -106,7 +106,7 @@ def test_overrides_reach_every_sweep_and_the_driver():
     assert resolve("mislead-noise", "smoke", NOWHERE, ["options.train=64"]).options["train"] == 64
 
 
-@pytest.mark.parametrize("name, kept", [("fig8", 6), ("fig19", 5), ("fig20", 5), ("fig24", 5)])
+@pytest.mark.parametrize("name, kept", [("fig8", 7), ("fig19", 6), ("fig20", 6), ("fig24", 6)])
 def test_an_inherited_claim_about_pairs_that_a_figure_lacks_is_not_its_own(name, kept):
     claims = load_recipe(name).claims
     assert len(claims) == kept
@@ -151,6 +151,38 @@ def test_a_size_is_that_of_data_and_donors_alike():
     assert sweep.data.shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    "name, scale, model, side",
+    [
+        ("fig8", "small", "vgg16", 32),  # 16 pixels are one before its last pooling
+        ("fig8", "small", "timm:vit_tiny_patch16_224", 32),  # 16 pixels are one patch
+        ("fig8", "small", "vit_tiny", 16),
+        ("fig8", "small", "resnet34", 16),
+        ("mislead-colour", "small", "vgg16", 32),
+        ("mislead-noise", "smoke", "vgg16", 32),
+        ("fig10", "paper", "vgg16", 32),
+    ],
+)
+def test_images_are_as_large_as_an_architecture_needs_and_it_is_said(name, scale, model, side):
+    front = None if name == "mislead-noise" else model
+    experiment = resolve(name, scale, NOWHERE, front=front, end=model)
+    own = resolve(name, scale, NOWHERE)
+    sides = {chosen.table["size"] for chosen in experiment.data.values()}
+    assert sides == {side}
+    enlarged = sides != {chosen.table["size"] for chosen in own.data.values()}
+    said = [note for note in experiment.notes if note.startswith(f"images of {side}x{side} pixels")]
+    assert bool(said) == enlarged
+
+
+def test_half_the_margin_is_asked_of_another_architecture():
+    experiment = resolve("fig8", "small", NOWHERE, front="vit_tiny")
+    donors = experiment.sweeps[0].spec.donors
+    own = resolve("fig8", "small", NOWHERE).sweeps[0].spec.donors
+    assert donors["cifar10_0"].min_accuracy == own["cifar10_0"].min_accuracy == 0.65
+    assert donors["cifar10_1"].min_accuracy == 0.375  # 0.1 + (0.65 - 0.1) / 2
+    assert any("37.5% asked for 65.0%" in note for note in experiment.notes)
+
+
 def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
     spec = resolve("fig10", "smoke", NOWHERE, front="vgg16").sweeps[0].spec
     assert spec.grid.pairs[0] == ("cifar10_0-front", "cifar10_0")
@@ -177,7 +209,13 @@ def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
         (("mislead-noise", "small", NOWHERE, ["options.radii=['a']"]), "give a value like 0.1"),
         (("mislead-noise", "small", NOWHERE, ["options.receivers=['digt']"]), "mean 'digit'"),
         (("sanity", "small", NOWHERE, ["options.sites=[10]"]), "10 is out of range"),
-        (("fig8", "small", NOWHERE, [], "vgg16"), "--set size=N"),
+        (("fig8", "small", NOWHERE, ["size=16"], "vgg16"), "--set size=N"),
+        (("fig8", "small", NOWHERE, ["size=0"]), "size = 0: give the side"),
+        (("fig8", "small", NOWHERE, ["size=big"]), "size = 'big': give the side"),
+        (
+            ("fig8", "small", NOWHERE, [], "vgg61"),
+            r"unknown model 'vgg61'; did you mean 'vgg19'\?$",
+        ),
     ],
 )
 def test_mistakes_are_one_line_with_the_nearest_name(arguments, message):

@@ -154,3 +154,10 @@ def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
         "--end", "resnet34", "--set", "grid.seeds=[0]",
     )  # fmt: skip
     assert code == 0 and len(out.splitlines()) == 35 + 3
+
+
+def test_all_without_anything_to_run_fails(capsys, tmp_path):
+    code, _, err = _command(
+        capsys, "all", "--scale", "paper", "--data", str(tmp_path), "--device", "cpu"
+    )
+    assert code == cli.BAD_INPUT and "no experiment can run" in err

@@ -9,6 +9,7 @@ from ...api import stitch
 from ...attacks import pgd
 from ...grid import site_pairs
 from ...measures.cka import LinearCKA
+from ...measures.sites import pooled
 from ...models import Staged
 from ...pipelines import evaluation_batches
 from ..evidence import Row
@@ -54,7 +55,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
         adversarial = pgd(stitched.model, batch.images, batch.labels, attack)
         with torch.no_grad():
             h = stitched.model.tail.run(stitched.model.at_stitch(adversarial), j)
-            pair = _penultimate(h), _penultimate(_last(end, adversarial))
+            pair = pooled(h), pooled(_last(end, adversarial))
         for measure in measures.values():
             measure.add(*pair)
     found = {name: measure.result() for name, measure in measures.items()}
@@ -65,8 +66,3 @@ def run(task: Task, lab: Lab) -> list[Row]:
 
 def _last(model: Staged, x: Tensor) -> Tensor:
     return model.run(x)
-
-
-def _penultimate(activation: Tensor) -> Tensor:
-    """What the classifier sees: a feature map is averaged over its positions."""
-    return activation.mean((2, 3)) if activation.dim() == 4 else activation.flatten(1)

@@ -1,8 +1,11 @@
-"""Ranks beside the Colour-MNIST sweep: of every trained stitch, and of every donor's sites."""
+"""Ranks beside the Colour-MNIST sweep: of every trained stitch, and of every donor's layers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor, nn
 
 from ...measures.rank import ActivationRank, stitch_spectrum
 from ...obtain import normalisation_of
@@ -52,22 +55,34 @@ def _stitch(store: Store, row: Row) -> Row:
 
 
 @torch.no_grad()
-def _donor(lab: Lab, name: str):
+def _donor(lab: Lab, name: str) -> Iterator[Row]:
+    """A row for the output of every convolution and linear map, in the order of the pass."""
     spec = lab.experiment.sweeps[0].spec.donor(name)
     staged, source = lab.staged(spec), lab.source(spec.data)
-    sizes = [int(torch.Size(shape).numel()) for shape in staged.site_shapes]
-    ranks = [ActivationRank(size, device=lab.device) for size in sizes]
+    ranks: dict[str, ActivationRank] = {}
+    sizes: dict[str, int] = {}
+
+    def gather(layer: str, output: Tensor) -> None:
+        if layer not in ranks:
+            sizes[layer] = output[0].numel()
+            ranks[layer] = ActivationRank(sizes[layer], device=lab.device)
+        ranks[layer].add(output)
+
+    watched = [
+        module.register_forward_hook(lambda _, __, output, layer=layer: gather(layer, output))
+        for layer, module in staged.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
     moments = normalisation_of(spec.data, source)
     for batch in evaluation_batches(source.test, _BATCH, lab.device, normalisation=moments):
-        x = batch.images
-        for site, rank in enumerate(ranks):
-            x = staged.run(x, site, site + 1)
-            rank.add(x)
-    for site, (size, rank) in enumerate(zip(sizes, ranks, strict=True), 1):
-        found = {"site": site, "features": size, "activation_rank": rank.result()}
-        yield {"donor": name, **found, "relative_rank": found["activation_rank"] / size} | {
-            "status": "ok"
-        }
+        staged(batch.images)
+    for hook in watched:
+        hook.remove()
+    for place, (layer, rank) in enumerate(ranks.items(), 1):
+        found = rank.result()
+        measured = {"activation_rank": found, "relative_rank": found / sizes[layer]}
+        place = {"donor": name, "layer": layer, "layer_place": place, "features": sizes[layer]}
+        yield place | measured | {"status": "ok"}
 
 
 _PLOTS = {
@@ -76,14 +91,15 @@ _PLOTS = {
         caption="Numerical rank of the trained stitches, by sender (lines) and receiver (panels).",
     ),
     "rank-of-donors": PlotSpec(
-        kind="lines", x="site", y=("activation_rank",), line="donor",
-        caption="Numerical rank of the covariance of every donor's activations, on its own test images.",
+        kind="lines", x="layer_place", y=("activation_rank",), line="donor",
+        caption="Numerical rank of the covariance of every convolution's and linear map's output, in "
+        "the order of the pass, on the donor's own test images.",
     ),
 }  # fmt: skip
 
 
 def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
-    """Ranks of stitches and of donors, site by site."""
+    """Ranks of stitches by site, and of donors layer by layer."""
     found = []
     for name, plot in _PLOTS.items():
         with look():

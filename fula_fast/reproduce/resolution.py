@@ -1,0 +1,102 @@
+"""From a recipe's name and a scale to an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..errors import FulaError, nearest
+from ..specfile import apply_overrides, explain, parse_override
+from .builder import Builder, pairs_of
+from .experiment import Experiment, Unsuitable
+from .recipe import SCALES, Recipe, load_recipe, merged
+
+
+def resolve(
+    name: str,
+    scale: str,
+    folder: Path,
+    overrides: Iterable[str] = (),
+    front: str | None = None,
+    end: str | None = None,
+) -> Experiment:
+    """The experiment `name` at a scale with the data in `folder`.
+
+    `overrides`: texts as of `--set`, applied to every sweep; `options.KEY` reaches the driver, and
+    `size` sets the side of all images.
+    `front`, `end`: another model for all donors in that role; sites that the recipe lists are then
+    taken at their relative depths, images are enlarged where it needs that, and half the usual
+    margin above chance is asked of its test accuracy. Raises `FulaError` for unknown names and
+    values, and for settings that would change nothing.
+    """
+    if scale not in SCALES:
+        raise FulaError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
+    recipe, overrides = _scaled(load_recipe(name), scale), tuple(overrides)
+    _check_takes(recipe, [*overrides, *(["--front"] if front else []), *(["--end"] if end else [])])
+    own = [parse_override(t) for t in overrides if t.startswith(("options.", "size="))]
+    mine = [t for t in overrides if not t.startswith(("options.", "size="))]
+    size = next((value for key, value in own if key == ("size",)), None)
+    if size is not None and (type(size) is not int or size < 1):
+        raise FulaError(f"size = {size!r}: give the side of all images in pixels, at least 1")
+    builder = Builder(recipe, scale, folder, {"front": front, "end": end}, size)
+    if size is None and (front or end):
+        builder = builder.large_enough()
+    if recipe.data:
+        builder.data(recipe.data)
+    sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
+    if recipe.driver == "penultimate" and not builder.alike(*pairs_of(recipe.sweeps[0].grid)[0]):
+        raise Unsuitable(
+            f"'{name}' sets a closed-form stitch (DM) beside FuLA, which needs sites of one form; "
+            "take --front and --end that are both convolutional, or both of tokens"
+        )
+    loose = {n: builder.donor(n, end) for n in recipe.donors}
+    loose = loose if sweeps else apply_overrides({"donors": loose}, mine)["donors"]
+    options = builder.options({key[1]: value for key, value in own if len(key) == 2})
+    return Experiment(
+        recipe,
+        scale,
+        sweeps,
+        builder.chosen,
+        options,
+        folder,
+        overrides,
+        loose,
+        notes=tuple(dict.fromkeys(builder.notes)),
+    )
+
+
+def takes(recipe: Recipe, setting: str) -> bool:
+    """Whether `--front`, `--end`, or the text of a `--set`, changes anything in a recipe.
+
+    One without sweeps has no grid and no protocol; its donors are ends where it has receivers.
+    """
+    if recipe.sweeps or setting.startswith(("options.", "size=")):
+        return True
+    if setting.startswith("donors."):
+        return setting.split(".")[1] in recipe.donors
+    return setting == "--end" and "receivers" in recipe.options
+
+
+def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
+    for setting in settings:
+        if not takes(recipe, setting):
+            known = [f"options.{key}" for key in recipe.options]
+            known += [f"donors.{name}" for name in recipe.donors]
+            raise FulaError(
+                f"'{recipe.name}' has no sweeps, and {setting} would change nothing; leave it out "
+                f"(it has {', '.join(known)})"
+            )
+
+
+def _scaled(recipe: Recipe, scale: str) -> Recipe:
+    """The recipe with its replacements for the scale; those of a part are keyed by its name."""
+    changes = dict(recipe.scales.get(scale, {}))
+    parts = changes.pop("parts", {})
+    table = recipe.model_dump(exclude={"scales"})
+    table["parts"] = [merged(p, parts.get(p["name"], {})) for p in table["parts"]]
+    try:
+        return Recipe.model_validate(merged(table, changes))
+    except ValidationError as error:
+        raise explain(error, Recipe, recipe.name) from None
