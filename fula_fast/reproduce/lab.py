@@ -33,12 +33,13 @@ _BATCH = 500
 class Task:
     """One piece of a driver's work. `key`: its file's name; `arguments`: what tells it apart.
 
-    `flops`: predicted multiply-adds, for `--dry-run`.
+    `flops`, `steps`: predicted multiply-adds and training steps of stitches, for `--dry-run`.
     """
 
     key: str
     arguments: Mapping[str, Any]
     flops: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,16 @@ _BACKWARD = 3  # forward and both gradients, in forward passes
 _USE = 1.8
 """What a wave's step reaches of the probe's rate: measured for width 16 at 16x16 on a CPU, where
 whole networks run larger products than the probe's."""
+_PER_STEP = {"cpu": 0.02}
+"""Seconds of a training step beside its arithmetic: measured for a single lane of a ResNet-18, whose
+sixty-odd operators are called one by one. A captured step on a GPU is one launch."""
 
 
 @dataclass(frozen=True)
 class Price:
     """An experiment's cost. `work`: multiply-adds of stitches and tests; `donor_work`: of training
-    its `donors`, each once. `cached`: donors that are trained. `missing`: data that is not there."""
+    its `donors`, each once. `cached`: donors that are trained. `missing`: data that is not there.
+    `steps`: training steps of all waves."""
 
     name: str
     figure: str
@@ -39,6 +43,7 @@ class Price:
     donors: tuple[str, ...]
     missing: tuple[str, ...]
     cached: int = 0
+    steps: int = 0
 
 
 def price(
@@ -55,14 +60,16 @@ def price(
     """
     if shared:
         return Price(experiment.name, experiment.recipe.figure, 0, 0, 0, (), experiment.missing)
-    cells, work, donor_work, names, known = 0, 0.0, 0.0, [], 0
+    cells, work, donor_work, names, known, steps = 0, 0.0, 0.0, [], 0, 0
     for sweep in experiment.sweeps:
         planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
         cells += len(planned.cells)
         work += planned.flops + _evaluation(sweep, planned.cells)
+        steps += sum(wave.steps for wave in planned.waves)
     if experiment.recipe.driver:
         tasks = driver_of(experiment).tasks(experiment)
         cells, work = cells + len(tasks), work + sum(task.flops for task in tasks)
+        steps += sum(task.steps for task in tasks)
     for name, donor, data in _donors(experiment):
         key = repr(donor.recipe_identity())
         if key not in trained and not donor.checkpoint:
@@ -73,7 +80,7 @@ def price(
             names.append(name)
             facts = donor_facts(donor, data, "post_relu")
             donor_work += donor_flops(donor, facts, data.train_images)
-    found = cells, work, donor_work, tuple(names), experiment.missing, known
+    found = cells, work, donor_work, tuple(names), experiment.missing, known, steps
     return Price(experiment.name, experiment.recipe.figure, *found)
 
 
@@ -178,32 +185,35 @@ def _probe(device: str, dtype: Any) -> float:
 def table_of(prices: Iterable[Price], place: Resources) -> str:
     """The prices as text, one line an experiment, with totals."""
     rate, prices = speed(place.device, place.precision), list(prices)
-    heads = (
-        "experiment",
-        "figure",
-        "cells",
-        "stitches",
-        "donors to train",
-        "estimated time",
-        "data",
+    rows = [_HEADS] + [_row(p, _seconds(p, rate, place.device)) for p in prices]
+    cells, work, donor_work = (
+        sum(getattr(p, name) for p in prices) for name in ("cells", "work", "donor_work")
     )
-    rows = [heads] + [_row(p, rate) for p in prices]
-    work, donor_work = sum(p.work for p in prices), sum(p.donor_work for p in prices)
-    rows.append(
-        _row(Price("total", "", sum(p.cells for p in prices), work, donor_work, (), ()), rate)
-    )
+    seconds = sum(_seconds(p, rate, place.device) for p in prices)
+    works = flops_text(work), flops_text(donor_work)
+    rows.append(("total", "", str(cells), *works, duration(seconds), ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     note = f"{place.device}, {place.precision}: {flops_text(rate)}/s in a half-second probe"
     return "\n".join([*texts, f"{note}; finished cells are not left out"])
 
 
-def _row(p: Price, rate: float) -> tuple[str, ...]:
+_HEADS = ("experiment", "figure", "cells", "stitches", "donors to train", "estimated time", "data")
+
+
+def _seconds(p: Price, rate: float, device: str) -> float:
+    return (p.work + p.donor_work) / rate + p.steps * _PER_STEP.get(device, 0.0)
+
+
+def _row(p: Price, seconds: float) -> tuple[str, ...]:
     trained = f"{len(p.donors)}, {flops_text(p.donor_work)}" if p.donor_work else "none"
     trained += f" ({p.cached} trained)" if p.cached else ""
-    seconds = (p.work + p.donor_work) / rate
+    works = flops_text(p.work), trained
     return (
-        p.name, p.figure, str(p.cells), flops_text(p.work),
-        flops_text(p.donor_work) if p.name == "total" else trained,
-        duration(seconds), "" if p.name == "total" else "; ".join(p.missing) or "there",
-    )  # fmt: skip
+        p.name,
+        p.figure,
+        str(p.cells),
+        *works,
+        duration(seconds),
+        "; ".join(p.missing) or "there",
+    )

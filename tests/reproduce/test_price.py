@@ -73,6 +73,18 @@ def test_the_table_adds_up_and_tells_its_rate(monkeypatch):
     assert "1 GFLOP/s" in note
 
 
+def test_steps_cost_time_of_their_own_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(pricing, "speed", lambda device, precision: 1e9)
+    small = pricing.price(resolve("mislead-noise", "smoke", NOWHERE), set())
+    assert small.steps == 2 * 2 * 10  # sites, radii, 320 images in batches of 32
+    line = pricing.table_of(
+        [pricing.Price("one", "", 1, 0, 0, (), (), steps=3000)], Resources("cpu", "fp32", 1)
+    ).splitlines()[1]
+    assert "1:00" in line
+    swept = pricing.price(resolve("fig9", "smoke", NOWHERE), set())
+    assert swept.steps > 0
+
+
 def test_the_probe_measures_something():
     assert pricing.speed("cpu", "fp32") > 1e6
 

@@ -18,6 +18,7 @@ from ..lab import Lab, Task, cells_of, row_of
 def tasks(experiment: Experiment) -> list[Task]:
     """One task per receiver, site, radius and seed."""
     options, found = experiment.options, []
+    steps = options["epochs"] * (options["train"] // options["batch_size"])
     for name in options["receivers"]:
         spec = parse_table(DonorSpec, {**experiment.donors[name], "name": name}, name)
         facts = donor_facts(spec, experiment.data["colour-mnist"].facts, "post_relu")
@@ -30,6 +31,7 @@ def tasks(experiment: Experiment) -> list[Task]:
                         f"{name}-{site}-{radius:g}-{seed}",
                         {"end": name, "site": site, "radius": radius, "seed": seed},
                         work,
+                        steps,
                     )
                     for seed in options["seeds"]
                 ]
