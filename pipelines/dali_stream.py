@@ -2,8 +2,8 @@
 
 Order, crops and flips come from the host arrays through external sources, pixels leave DALI as
 uint8, and markers and floats are made on our side, so batches equal the reference bit for bit from
-decoded pixels on. A thread keeps `PREFETCH` batches ready; an abandoned epoch costs nothing, and
-resuming starts at any step.
+decoded pixels on. A thread keeps `PREFETCH` batches ready, and another reads the files of the next
+ones while DALI decodes; an abandoned epoch costs nothing, and resuming starts at any step.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class DaliStream(StreamBase):
         self._resizing = False  # until an image needs it; see DaliDecoder
         self._pipeline = self._build()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fula-dali")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="fula-read")
 
     def _build(self):
         """Input (files or images) -> square uint8 -> zero-padded crop -> flip; and input shapes."""
@@ -88,7 +89,8 @@ class DaliStream(StreamBase):
         ahead: deque[Future[Batch]] = deque()
         try:
             for index in self.slices(order, start_step):
-                ahead.append(self._thread.submit(self._batch, draw, markers, index))
+                files = self._reader.submit(self._read, index) if self._from_files else None
+                ahead.append(self._thread.submit(self._batch, draw, markers, index, files))
                 if len(ahead) > PREFETCH:
                     yield self._ready(ahead)
             while ahead:
@@ -104,27 +106,41 @@ class DaliStream(StreamBase):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
 
-    def _batch(self, draw: EpochDraw, markers: Markers | None, index: np.ndarray) -> Batch:
+    def _read(self, index: np.ndarray) -> list[np.ndarray]:
+        """The encoded files of a batch."""
+        return [self.image_set.index.read(i) for i in index]
+
+    def _batch(
+        self,
+        draw: EpochDraw,
+        markers: Markers | None,
+        index: np.ndarray,
+        files: Future[list[np.ndarray]] | None,
+    ) -> Batch:
         if self.device.type != "cuda":
-            return self.finish(self._run(draw, index), markers, index)
+            return self.finish(self._run(draw, index, files), markers, index)
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            batch = self.finish(self._run(draw, index), markers, index)
+            batch = self.finish(self._run(draw, index, files), markers, index)
         stream.synchronize()  # DALI's buffer and the pinned host arrays are free again
         return batch
 
-    def _run(self, draw: EpochDraw, index: np.ndarray) -> torch.Tensor:
+    def _run(
+        self, draw: EpochDraw, index: np.ndarray, files: Future[list[np.ndarray]] | None
+    ) -> torch.Tensor:
         """uint8 crops (B, H, W, C) of the samples `index`, on the stream's device."""
         corner = np.stack([draw.dy[index], draw.dx[index]], 1) - self.augmentation.pad
         inputs = {"start": corner.astype(np.int32), "flip": draw.flip[index].astype(np.int32)}
-        if self._from_files:
-            return self._run_files(inputs, index)
+        if files is not None:
+            return self._run_files(inputs, index, files)
         out, _ = self._pipeline.run(images=self.image_set.gather(index), **inputs)
         return self._tensor(out)
 
-    def _run_files(self, inputs: dict[str, np.ndarray], index: np.ndarray) -> torch.Tensor:
+    def _run_files(
+        self, inputs: dict[str, np.ndarray], index: np.ndarray, read: Future[list[np.ndarray]]
+    ) -> torch.Tensor:
         try:
-            files = [self.image_set.index.read(i) for i in index]
+            files = read.result()
             out, shapes = self._pipeline.run(files=files, **inputs)
             if not self._resizing and not all_square(
                 np.array(shapes.as_tensor()), self.image_set.size

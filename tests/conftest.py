@@ -19,6 +19,24 @@ import pytest
 from fula_fast.allocator import keeping_memory
 
 
+def pytest_collection_modifyitems(config, items):
+    """A plain `pytest` leaves out what this machine cannot run, or what takes half an hour; asked for
+    by name (`-m gpu`), a test without its device fails."""
+    left = {"long": "half an hour and more: give -m long", "gpu": "needs a CUDA device"}
+    left = {mark: why for mark, why in left.items() if mark not in config.getoption("markexpr")}
+    marked = [(item, mark) for item in items for mark in left if item.get_closest_marker(mark)]
+    if any(mark == "gpu" for _, mark in marked) and _has_gpu():
+        marked = [(item, mark) for item, mark in marked if mark != "gpu"]
+    for item, mark in marked:
+        item.add_marker(pytest.mark.skip(reason=left[mark]))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The test data's folder, from FULA_TEST_DATA; the test skips where it is unset."""
