@@ -10,6 +10,7 @@ import torch
 from fula_fast.cell import Cell
 from fula_fast.engine.modes import WORTH_COMPILING, CompiledRunner, runner_of
 from fula_fast.engine.network import run_plain
+from fula_fast.engine.run import _train
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
 from fula_fast.initial import new_stitch
@@ -101,3 +102,21 @@ def test_reaching_the_compilers_limit_is_an_error():
     CompiledRunner()
     assert torch._dynamo.config.fail_on_recompile_limit_hit
     assert torch._dynamo.config.recompile_limit >= CompiledRunner.LIMIT
+
+
+@pytest.mark.parametrize(("mode", "said"), [("compiled", 1), ("captured", 1), ("eager", 0)])
+def test_the_wait_for_a_prepared_first_step_is_said_once(mode, said):
+    each, notes = wave(run_plain), []
+    progress = Progress()
+    progress.note = notes.append
+
+    def epoch(number: int, start: int):
+        for place, batch in enumerate(batches(2)):
+            each.step(*batch, 2 * number + place)
+            yield 2 * number + place
+
+    stream = SimpleNamespace(steps=2, batch_size=8)
+    asked = SimpleNamespace(stream=stream, epochs=2, progress=progress)
+    _train(asked, each, SimpleNamespace(mode=mode, epoch=epoch), None, "w")
+    waits = [note for note in notes if note.endswith("s to the first step's end")]
+    assert len(waits) == said and all(note.startswith(mode) for note in waits)
