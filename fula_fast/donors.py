@@ -201,8 +201,8 @@ def ensure_donor(
     donor = _stored(path, recipe, hook, replace_damaged)
     if donor is None:
         how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
-        with _alone(path) as waited:
-            donor = _stored(path, recipe, hook, replace_damaged) if waited else None
+        with _alone(path):
+            donor = _stored(path, recipe, hook, replace_damaged)  # another may have just made it
             if donor is None:
                 metrics = _train(recipe, source, path, attack, progress=progress, **how)
                 loaded = load_checkpoint(path, hook=hook)
@@ -213,20 +213,18 @@ def ensure_donor(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Keep other processes from training the donor at `path`; whether one had to be waited for."""
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from training the donor at `path` at the same time."""
     folder(path.parent)
     lock = FileLock(path.with_suffix(".lock"))
     with writing(path):
         try:
             lock.acquire(timeout=0)
-            waited = False
         except Timeout:
             _LOG.warning("another process trains '%s'; waiting for it", path.name)
             lock.acquire()
-            waited = True
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 

@@ -64,9 +64,12 @@ def lines(table: Table, plot: PlotSpec) -> Figure:
     styles = line_styles([key[0] for key in table.groups(plot.line)])
     drawn, grid = _panels(table, plot)
     for axes, part, y in grid:
+        ends = _end_points(part, plot.x, y)
         for (name,), rows in part.groups(plot.line).items():
-            _line(axes, rows, plot.x, y, styles[name])
+            _line(axes, rows, (plot.x, y), styles[name], ends)
         _labels(axes, part, plot.x, y)
+        if ends:
+            _name_ends(axes, ends)
     handles = [_key(styles[name], name) for name in styles]
     _below(drawn, handles, _TITLES.get(plot.line))
     return drawn
@@ -186,10 +189,35 @@ def _title(names: Sequence[str], values: Sequence[Any]) -> str:
     return words.replace(" → ", " →\n") if len(words.split("\n")[0]) > _LONG else words
 
 
-def _line(axes: Axes, rows: Table, x: str, y: str, mark: Mark) -> None:
+def _end_points(part: Table, x: str, y: str) -> list[tuple[int, float]]:
+    """Of a stitching plot of one pair: the end at depth 0, and the front at k + 1 of its k sites."""
+    own = {"clean_accuracy": "accuracy"}.get(y, y)
+    donors = [part.values(f"{side}_{own}") for side in ("end", "front")]
+    if x != "end_site" or len(part.groups("front", "end")) != 1 or not all(d.size for d in donors):
+        return []
+    places = (0, part.rows[0]["end_sites"] + 1)
+    return [(place, float(found[0])) for place, found in zip(places, donors, strict=True)]
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[int, float]]) -> None:
+    """The donors' names at their places on the axis of sites."""
+    sites = [int(tick) for tick in axes.get_xticks()]
+    places = [place for place, _ in ends]
+    axes.set_xticks([places[0], *sites, places[1]], ["end", *map(str, sites), "front"])
+
+
+def _line(
+    axes: Axes,
+    rows: Table,
+    columns: tuple[str, str],
+    mark: Mark,
+    ends: Sequence[tuple[int, float]] = (),
+) -> None:
+    x, y = columns
     points = sorted((number(key[0]), *_spread(part, y)) for key, part in rows.groups(x).items())
     if not points:
         return
+    points = sorted([*points, *((place, v, v, v) for place, v in ends)])
     at, mean, low, high = np.array(points).T
     axes.plot(
         at, mean, color=mark.colour, linestyle=mark.dashes, marker=mark.marker, mec="white", mew=0.5

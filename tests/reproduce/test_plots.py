@@ -37,6 +37,17 @@ def test_lines_are_means_over_seeds_with_a_band_to_the_extremes():
     assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((1.1, 4.1))
 
 
+def test_a_stitching_plot_of_one_pair_begins_at_the_end_and_stops_at_the_front():
+    rows = _rows(end_accuracy=0.9, front_accuracy=0.8)
+    figure = _drawn(rows, y=["accuracy"], panel=["end"])
+    for axes in figure.axes:
+        hint = axes.lines[0]
+        np.testing.assert_allclose(hint.get_xydata(), [[0, 0.9], [1, 1.6], [3, 3.6], [4, 0.8]])
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["end", "1", "3", "front"]
+    (both,) = _drawn(rows, y=["accuracy"]).axes
+    assert [t.get_text() for t in both.get_xticklabels()] == ["1", "3"]
+
+
 def test_several_columns_without_panels_stand_side_by_side():
     figure = _drawn(_rows(cka=0.5), y=["accuracy", "cka", "robust_accuracy"])
     assert [axes.get_ylabel() for axes in figure.axes] == ["Accuracy", "CKA"]
