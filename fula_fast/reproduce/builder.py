@@ -17,6 +17,7 @@ from ..specfile import apply_overrides, fractions
 from ..tables import DonorSpec
 from .datasets import Chosen, choose
 from .experiment import FRONT_COPY, Sweep, Unsuitable
+from .options import Options
 from .recipe import Part, Recipe, catalogue, merged
 
 _SIDES = (32, 64, 224)
@@ -61,10 +62,8 @@ class Builder:
     def _has_room(self) -> bool:
         """Whether the images are no smaller than the networks' down-sampling, and leave more than
         a position or two to stitch."""
-        first, *_ = self.recipe.sweeps or (None,)
-        grid = merged(self.recipe.grid, first.grid) if first else {}
-        names = dict(zip(_ROLES, pairs_of(grid)[0], strict=True)) if pairs_of(grid) else {}
-        names = names or {"end": self.recipe.donors[0]}
+        pair, *_ = self._pairs() or (None,)
+        names = dict(zip(_ROLES, pair, strict=True)) if pair else {"end": self.recipe.donors[0]}
         try:
             shapes = [
                 self._facts(name, self.models[role]).shapes[0] for role, name in names.items()
@@ -180,23 +179,35 @@ class Builder:
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The driver's options with those `given`; sites are those of its end, as in a grid."""
         usual, name = self.recipe.options, self.recipe.name
-        for key, value in given.items():
+        for key in given:
             if key not in usual:
                 raise FulaError(f"'{name}' has no options.{key}{nearest(key, usual)}")
-            _check_alike(key, value, usual[key])
+        parse_table(Options, given, "options")
         found = dict(usual) | dict(given)
+        for key in ("donor", "data", "receivers"):
+            self._check_known(key, found.get(key, ()))
         if found.get("sites"):
             own, count = self._counts(found.get("donor") or self.recipe.donors[0], "end")
             if "sites" not in given:
                 found["sites"] = sorted({_moved(site, own, count) for site in usual["sites"]})
-            if wrong := [site for site in found["sites"] if not 1 <= site <= count]:
+            if wrong := [site for site in found["sites"] if site > count]:
                 raise FulaError(
                     f"options.sites: {wrong[0]} is out of range; sites are 1 to {count}"
                 )
-        if wrong := [n for n in found.get("receivers", ()) if n not in self.recipe.donors]:
-            near = nearest(wrong[0], self.recipe.donors)
-            raise FulaError(f"options.receivers: no donor '{wrong[0]}'{near}")
         return found
+
+    def _check_known(self, key: str, names: str | Sequence[str]) -> None:
+        """Refuse a donor that the experiment does not have."""
+        in_sweeps = [n for pair in self._pairs() for n in pair]
+        known = self.recipe.donors or tuple(dict.fromkeys(in_sweeps))
+        for name in _several(names):
+            if name not in known:
+                raise FulaError(f"options.{key}: no donor '{name}'{nearest(name, known)}")
+
+    def _pairs(self) -> list[list[str]]:
+        """The pairs of the first sweep, as the recipe has them."""
+        first, *_ = self.recipe.sweeps or (None,)
+        return pairs_of(merged(self.recipe.grid, first.grid)) if first else []
 
     def donor(self, name: str, model: str | None = None) -> dict[str, Any]:
         """The `[donors.*]` table of a catalogue donor; `model` replaces its architecture."""
@@ -261,16 +272,6 @@ def _positions(shape: Sequence[int]) -> int:
 def _moved(site: int, own: int, count: int) -> int:
     """The site of `count` at the relative depth of `site` of `own`; the last one stays the last."""
     return max(1, round(site * count / own))
-
-
-def _check_alike(key: str, value: Any, usual: Any) -> None:
-    """Refuse an option whose value is of another type than the recipe's, or whose items are."""
-    kind = int | float if isinstance(usual, float) else type(usual)
-    if not isinstance(value, kind):
-        raise FulaError(f"options.{key} = {value!r}: give a value like {usual!r}")
-    if isinstance(usual, list) and usual:
-        for item in value:
-            _check_alike(key, item, usual[0])
 
 
 def _several(value: Any) -> Sequence[Any]:

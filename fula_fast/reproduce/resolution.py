@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -35,14 +36,12 @@ def resolve(
         raise FulaError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
     recipe, overrides = _scaled(load_recipe(name), scale), tuple(overrides)
     _check_takes(recipe, [*overrides, *(["--front"] if front else []), *(["--end"] if end else [])])
-    own = [parse_override(t) for t in overrides if t.startswith(("options.", "size="))]
-    mine = [t for t in overrides if not t.startswith(("options.", "size="))]
-    size = next((value for key, value in own if key == ("size",)), None)
-    if size is not None and (type(size) is not int or size < 1):
-        raise FulaError(f"size = {size!r}: give the side of all images in pixels, at least 1")
+    size, options, mine = _sorted(overrides)
     builder = Builder(recipe, scale, folder, {"front": front, "end": end}, size)
-    if size is None and (front or end):
-        builder = builder.large_enough()
+    if front or end:
+        builder = builder if size else builder.large_enough()
+        roles = [f"{role}s: {m}" for role, m in (("front", front), ("end", end)) if m]
+        builder.notes.append(f"another architecture, {', '.join(roles)}")
     if recipe.data:
         builder.data(recipe.data)
     sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
@@ -53,18 +52,24 @@ def resolve(
         )
     loose = {n: builder.donor(n, end) for n in recipe.donors}
     loose = loose if sweeps else apply_overrides({"donors": loose}, mine)["donors"]
-    options = builder.options({key[1]: value for key, value in own if len(key) == 2})
-    return Experiment(
-        recipe,
-        scale,
-        sweeps,
-        builder.chosen,
-        options,
-        folder,
-        overrides,
-        loose,
-        notes=tuple(dict.fromkeys(builder.notes)),
-    )
+    found = builder.options(options)
+    notes = tuple(dict.fromkeys(builder.notes))
+    return Experiment(recipe, scale, sweeps, builder.chosen, found, folder, overrides, loose, notes)
+
+
+def _sorted(overrides: Iterable[str]) -> tuple[int | None, dict[str, Any], list[str]]:
+    """Overrides by what they reach: the images' size, the driver's options, the sweeps (as texts)."""
+    own = [parse_override(t) for t in overrides if t.startswith(_OWN)]
+    mine = [t for t in overrides if not t.startswith(_OWN)]
+    size = next((value for key, value in own if key == ("size",)), None)
+    if size is not None and (type(size) is not int or size < 1):
+        raise FulaError(f"size = {size!r}: give the side of all images in pixels, at least 1")
+    return size, {".".join(key[1:]): value for key, value in own if len(key) > 1}, mine
+
+
+_OWN = ("options.", "size=")
+
+_OF_ONE_SIZE = ("autoencoder",)  # drivers whose networks are made for 28x28 images
 
 
 def takes(recipe: Recipe, setting: str) -> bool:
@@ -72,7 +77,11 @@ def takes(recipe: Recipe, setting: str) -> bool:
 
     One without sweeps has no grid and no protocol; its donors are ends where it has receivers.
     """
-    if recipe.sweeps or setting.startswith(("options.", "size=")):
+    if setting.startswith("options."):
+        return setting.removeprefix("options.").partition("=")[0] in recipe.options
+    if setting.startswith("size="):
+        return recipe.driver not in _OF_ONE_SIZE
+    if recipe.sweeps:
         return True
     if setting.startswith("donors."):
         return setting.split(".")[1] in recipe.donors
@@ -81,12 +90,12 @@ def takes(recipe: Recipe, setting: str) -> bool:
 
 def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
     for setting in settings:
-        if not takes(recipe, setting):
+        if not takes(recipe, setting) and not setting.startswith("options."):
             known = [f"options.{key}" for key in recipe.options]
             known += [f"donors.{name}" for name in recipe.donors]
             raise FulaError(
-                f"'{recipe.name}' has no sweeps, and {setting} would change nothing; leave it out "
-                f"(it has {', '.join(known)})"
+                f"'{recipe.name}' has nothing that {setting} would change; leave it out (it has "
+                f"{', '.join(known)})"
             )
 
 

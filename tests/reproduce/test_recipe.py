@@ -14,8 +14,10 @@ from fula_fast.reproduce import SCALES, load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import TESTS
 from fula_fast.reproduce.command import reproduce
 from fula_fast.reproduce.experiment import Unsuitable
+from fula_fast.reproduce.options import Options
 from fula_fast.reproduce.plots import KINDS
 from fula_fast.reproduce.recipe import merged
+from fula_fast.spec import parse_table
 
 PAPER = [f"fig{n}" for n in (*range(3, 31),) if n not in (1, 2)]
 OTHERS = ["colour", "noise", "modalities", "autoencoder"]
@@ -174,6 +176,12 @@ def test_images_are_as_large_as_an_architecture_needs_and_it_is_said(name, scale
     assert bool(said) == enlarged
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipes_own_options_are_valid(name):
+    for scale in SCALES:
+        parse_table(Options, resolve(name, scale, NOWHERE).options, "options")
+
+
 def test_half_the_margin_is_asked_of_another_architecture():
     experiment = resolve("fig8", "small", NOWHERE, front="vit_tiny")
     donors = experiment.sweeps[0].spec.donors
@@ -201,14 +209,26 @@ def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
         (("fig10", "large"), "unknown scale 'large'"),
         (("mislead-noise", "small", NOWHERE, ["options.radius=1"]), "no options.radius"),
         (("fig10", "small", NOWHERE, ["grid.method=dm"]), "unknown key 'method'"),
-        (("table1", "small", NOWHERE, ["protocol.lr=1"]), "protocol.lr=1 would change nothing"),
-        (("table1", "small", NOWHERE, ["donors.digit.epochs=1"]), "would change nothing"),
-        (("table1", "small", NOWHERE, [], None, "vgg16"), "--end would change nothing"),
-        (("mislead-noise", "small", NOWHERE, [], "vgg16"), "--front would change nothing"),
-        (("fig7", "small", NOWHERE, ["options.columns=abc"]), "give a value like 10"),
-        (("mislead-noise", "small", NOWHERE, ["options.radii=['a']"]), "give a value like 0.1"),
+        (("table1", "small", NOWHERE, ["protocol.lr=1"]), "nothing that protocol.lr=1 would change"),
+        (("table1", "small", NOWHERE, ["donors.digit.epochs=1"]), "nothing that donors.digit"),
+        (("table1", "small", NOWHERE, [], None, "vgg16"), "nothing that --end would change"),
+        (("mislead-noise", "small", NOWHERE, [], "vgg16"), "nothing that --front would change"),
+        (("fig7", "small", NOWHERE, ["options.columns=abc"]), "columns = 'abc': should be a valid integer"),
+        (("mislead-noise", "small", NOWHERE, ["options.radii=['a']"]), r"radii\[0\] = 'a': should be a valid number"),
         (("mislead-noise", "small", NOWHERE, ["options.receivers=['digt']"]), "mean 'digit'"),
         (("sanity", "small", NOWHERE, ["options.sites=[10]"]), "10 is out of range"),
+        (("sanity", "small", NOWHERE, ["options.a.b=3"]), "no options.a.b; valid: donor"),
+        (("sanity", "small", NOWHERE, ["options.donor=imagenet_0"]), "options.donor: no donor"),
+        (("sanity", "small", NOWHERE, ["options.seeds=[true]"]), "should be a valid integer"),
+        (("invariance", "small", NOWHERE, ["options.methods=['hnt']"]), "unknown method 'hnt'"),
+        (("invariance", "small", NOWHERE, ["options.steps=-3"]), "greater than or equal to 1"),
+        (("mislead-noise", "small", NOWHERE, ["options.radii=[]"]), "at least 1 item"),
+        (("mislead-noise", "small", NOWHERE, ["options.lr=1e30"]), "less than or equal to"),
+        (("mislead-autoencoder", "small", NOWHERE, ["size=16"]), "nothing that size=16 would"),
+        (("mislead-autoencoder", "small", NOWHERE, ["options.data=['mnst']"]), "mean 'mnist'"),
+        (("fig7", "small", NOWHERE, ["options.shortcuts=['x']"]), "unknown shortcut 'x'"),
+        (("fig7", "small", NOWHERE, ["options.shortcuts=['none']"]), "shows nothing"),
+        (("table1", "small", NOWHERE, ["options.attack=nonsense"]), "unknown attack 'nonsense'"),
         (("fig8", "small", NOWHERE, ["size=16"], "vgg16"), "--set size=N"),
         (("fig8", "small", NOWHERE, ["size=0"]), "size = 0: give the side"),
         (("fig8", "small", NOWHERE, ["size=big"]), "size = 'big': give the side"),
@@ -234,7 +254,7 @@ def test_direct_matching_between_unlike_sites_is_refused_before_any_work(name):
     with pytest.raises(Unsuitable, match="sites of one form"):
         resolve(name, "smoke", NOWHERE, front="vit_tiny")
     alike = resolve(name, "smoke", NOWHERE, front="vit_tiny", end="vit_tiny")
-    assert alike.sweeps and not alike.notes
+    assert alike.sweeps and alike.notes == ("another architecture, fronts: vit_tiny, ends: vit_tiny",)
 
 
 def test_sanity_between_unlike_networks_leaves_out_what_means_nothing_and_says_so():
@@ -243,7 +263,7 @@ def test_sanity_between_unlike_networks_leaves_out_what_means_nothing_and_says_s
     assert parts["main"].grid.methods == ("hint", "slm", "tlm", "fula")
     assert {donor.model for donor in parts["identity"].donors.values()} == {"resnet18"}
     assert {donor.model for donor in parts["main"].donors.values()} == {"resnet18", "vit_tiny"}
-    assert any("no dm" in note for note in experiment.notes) and len(experiment.notes) == 2
+    assert any("no dm" in note for note in experiment.notes) and len(experiment.notes) == 3
 
 
 def test_all_goes_on_without_what_an_architecture_makes_meaningless(capsys):
