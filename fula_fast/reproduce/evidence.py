@@ -14,8 +14,15 @@ from .experiment import FRONT_COPY
 
 Row = dict[str, Any]
 
+CELL = ("front", "end", "front_site", "end_site", "alpha", "shortcut", "subset", "seed")
+"""Columns that, with the method, tell the cells of a part."""
+
 _HALF, _FAR = 0.5, 0.6
-_CORNER = 0.4
+_NEAR, _CORNER = 0.25, 0.4
+
+
+class Untestable(Exception):
+    """Why some rows have no number."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Table:
     def where(self, conditions: Mapping[str, Any]) -> Table:
         """Rows that meet all `conditions`: column = value, or a list of values.
 
-        `depth` is `shallow`, `deep` or `last` (of the end's site); `side` is `deep to shallow`,
-        `shallow to deep` or `bottom left` of a cross-layer matrix, by relative depth.
+        `depth` is `shallow`, `deep` or `last` (of the end's site). `side` is a part of a
+        cross-layer matrix by relative depth: `deep to shallow` (below the diagonal), of it
+        `near below` and `bottom left`; `shallow to deep`, `near above` and `top right`.
         """
         return Table(tuple(r for r in self.rows if all(_meets(r, *c) for c in conditions.items())))
 
@@ -38,11 +46,16 @@ class Table:
         return np.array([v for v in found if not math.isnan(v)])
 
     def reduced(self, selector: Mapping[str, Any]) -> float:
-        """One number of a selector: `column`, `reduce` (mean, max, min), and conditions."""
-        conditions = {k: v for k, v in selector.items() if k not in ("column", "reduce")}
+        """One number of a selector: `column`, `reduce` (mean, max, min), and conditions.
+
+        Raises `Untestable` where no row has one.
+        """
+        conditions = conditions_of(selector)
         values = self.where(conditions).values(selector["column"])
+        if not values.size:
+            raise Untestable(f"no row has '{selector['column']}'{_words(conditions)}")
         how = {"mean": np.mean, "max": np.max, "min": np.min}[selector.get("reduce", "mean")]
-        return float(how(values)) if values.size else float("nan")
+        return float(how(values))
 
     def groups(self, *columns: str) -> dict[tuple[Any, ...], Table]:
         """Tables by the values of some columns, in the order of the rows."""
@@ -58,12 +71,32 @@ class Table:
 
     def per_seed(self, statistic: Callable[[Table], float]) -> np.ndarray:
         """The statistic of each seed's rows; seeds for which it has no number are left out."""
-        parts = [
+        return np.array([v for v in self._tried(statistic) if isinstance(v, float)])
+
+    def demanded(self, statistic: Callable[[Table], float]) -> np.ndarray:
+        """`per_seed`, but raises `Untestable` where no seed has a number."""
+        tried = self._tried(statistic)
+        if all(isinstance(v, Untestable) for v in tried):
+            raise tried[0]
+        return np.array([v for v in tried if isinstance(v, float)])
+
+    def _tried(self, statistic: Callable[[Table], float]) -> list[float | Untestable]:
+        found: list[float | Untestable] = []
+        for part in self._parts:
+            try:
+                found.append(float(statistic(part)))
+            except Untestable as reason:
+                found.append(reason)
+        return found
+
+    @cached_property
+    def _parts(self) -> tuple[Table, ...]:
+        if not self.seeds:
+            return (self,)
+        return tuple(
             Table(tuple(r for r in self.rows if r.get("seed") in (seed, None)))
             for seed in self.seeds
-        ] or [self]
-        found = np.array([statistic(part) for part in parts], dtype=float)
-        return found[~np.isnan(found)]
+        )
 
     def matrix(self, column: str = "accuracy") -> np.ndarray:
         """(front sites, end sites): means, NaN where there is no row."""
@@ -75,6 +108,11 @@ class Table:
             if values.size:
                 out[front - 1, end - 1] = values.mean()
         return out
+
+
+def conditions_of(selector: Mapping[str, Any]) -> dict[str, Any]:
+    """Which rows a selector is about."""
+    return {k: v for k, v in selector.items() if k not in ("column", "reduce")}
 
 
 def number(value: Any) -> float:
@@ -96,24 +134,15 @@ def gathered(rows_by_part: Mapping[str, Iterable[Row]]) -> Table:
 
 
 def _derived(row: Row) -> Row:
-    row |= {s: row[s].removesuffix(FRONT_COPY) for s in ("front", "end") if s in row}
-    front, end = row.get("front", ""), row.get("end", "")
-    if front and end:
-        row["pair"] = f"{front} → {end}"
-        row["kind"] = "-".join("robust" if n.endswith("robust") else "plain" for n in (front, end))
-        row["self"] = front == end
-        row["receiver_site"] = f"{end} {row.get('end_site')}"
+    row |= _donors(row.get("front", ""), row.get("end", ""))
     if row.get("front_accuracy"):
         row["relative_accuracy"] = number(row["accuracy"]) / row["front_accuracy"]
     if "shortcut" in row and "clean_accuracy" in row:
-        row["marked"] = row["shortcut"] != "none"
-        row["marked_accuracy"] = row["accuracy"]
-        row["shortcut_gain"] = number(row["accuracy"]) - number(row["clean_accuracy"])
+        row |= _marked(row)
     if "subset" in row:
         row |= _classes(row["subset"] or 10)
-    if "robust_accuracy" in row and "end_robust_accuracy" in row:
-        donors = (number(row.get(f"{s}_robust_accuracy")) for s in ("front", "end"))
-        row["robust_excess"] = number(row["robust_accuracy"]) - max(donors)
+    for kind in ("", "robust_"):
+        row[f"{kind}outside"] = _outside(row, f"{kind}accuracy")
     if str(row.get("weighting", "")).startswith("cutoff="):
         row["functional_terms"] = int(row["weighting"].removeprefix("cutoff="))
     if "dm_samples" in row:
@@ -123,11 +152,44 @@ def _derived(row: Row) -> Row:
     return row
 
 
+def _donors(front: str, end: str) -> Row:
+    """What the donors' names tell. A front of another architecture than its namesake is not it."""
+    if not (front and end):
+        return {}
+    names = front.removesuffix(FRONT_COPY), end.removesuffix(FRONT_COPY)
+    other = " (other architecture)" if front.endswith(FRONT_COPY) else ""
+    return {
+        "front": names[0],
+        "end": names[1],
+        "pair": f"{names[0]}{other} → {names[1]}",
+        "kind": "-".join("robust" if n.endswith("robust") else "plain" for n in names),
+        "self": front == end,
+    }
+
+
+def _marked(row: Row) -> Row:
+    """`shortcut_gain`: over clean images. `exploited`: over images with another class's marker,
+    which hides as much of them."""
+    found = {"marked": row["shortcut"] != "none", "marked_accuracy": row["accuracy"]}
+    for name, other in (("shortcut_gain", "clean_accuracy"), ("exploited", "rolled_accuracy")):
+        if row.get(other) is not None:
+            found[name] = number(row["accuracy"]) - row[other]
+    return found
+
+
+def _outside(row: Row, column: str) -> float | None:
+    """How far a stitched model is from the range between its donors; None where one is unknown."""
+    value, *donors = (number(row.get(f"{side}{column}")) for side in ("", "front_", "end_"))
+    if math.isnan(value + sum(donors)):
+        return None
+    return max(value - max(donors), min(donors) - value, 0.0)
+
+
 def _classes(count: int) -> Row:
     return {"classes": count, "full": count == 10, "few": count <= 5, "several": 1 < count < 10}
 
 
-_SAME = ("front", "end", "front_site", "end_site", "method", "alpha", "subset", "seed", "part")
+_SAME = (*(c for c in CELL if c != "shortcut"), "method", "part")
 
 
 def _add_clean_loss(rows: list[Row]) -> None:
@@ -149,6 +211,13 @@ def _add_accuracy_loss(rows: list[Row]) -> None:
         reference = same.get(row.get("end"), row.get("end_accuracy"))
         if reference is not None and "accuracy" in row:
             row["accuracy_loss"] = reference - number(row["accuracy"])
+
+
+def _words(conditions: Mapping[str, Any]) -> str:
+    """Conditions to read: ` where method = slm, tlm and alpha = 1.0`."""
+    listed = {k: v if isinstance(v, list | tuple) else (v,) for k, v in conditions.items()}
+    told = " and ".join(f"{k} = {', '.join(map(str, v))}" for k, v in listed.items())
+    return f" where {told}" if told else ""
 
 
 def _meets(row: Row, column: str, wanted: Any) -> bool:
@@ -173,6 +242,9 @@ _PLACES: dict[str, dict[str, Callable[[float, float], bool]]] = {
     "side": {
         "deep to shallow": lambda front, end: front > end + 1e-9,
         "shallow to deep": lambda front, end: front < end - 1e-9,
+        "near below": lambda front, end: 1e-9 < front - end <= _NEAR,
+        "near above": lambda front, end: 1e-9 < end - front <= _NEAR,
         "bottom left": lambda front, end: front - end > _CORNER,
+        "top right": lambda front, end: end - front > _CORNER,
     },
 }

@@ -7,7 +7,7 @@ extend another recipe. Reading recipes needs neither torch nor data.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -31,14 +31,20 @@ _ORDER = (
 class ClaimSpec(Table):
     """A statement of the paper and the test of it.
 
-    `says`: the statement in our words. `test`: a function of `claims`, with `args`. `figure`:
-    where it is made; unset: the recipe's own figure.
+    `says`: the statement in our words. `test`: a function of `claim_tests`, with `args`. `each`:
+    columns of which every value must meet the bound by itself. `figure`: where it is made; unset: the
+    recipe's own figure. `premise`: the `key` of a claim without which this one means nothing.
+    `ours`: no paper says it; it is a check of our own.
     """
 
     says: str
     test: str
     args: dict[str, Any] = Field(default_factory=dict)
+    each: tuple[str, ...] = ()
     figure: str = ""
+    key: str = ""
+    premise: str = ""
+    ours: bool = False
 
 
 class PlotSpec(Table):
@@ -129,8 +135,16 @@ def load_recipe(name: str) -> Recipe:
 
 def _about(args: Mapping[str, Any], fronts: set[str]) -> bool:
     """Whether a claim is about pairs that a figure has; inherited ones may name other fronts."""
-    named = [a["front"] for a in (args, *args.values()) if isinstance(a, Mapping) and "front" in a]
+    named = [table["front"] for table in tables_in(args) if "front" in table]
     return all(fronts & set([n] if isinstance(n, str) else n) for n in named)
+
+
+def tables_in(args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A claim's arguments and every selector in them."""
+    yield args
+    for value in args.values():
+        if isinstance(value, Mapping):
+            yield from tables_in(value)
 
 
 def catalogue() -> dict[str, Any]:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from fula_fast.donors import fresh_model
-from fula_fast.pipelines import ImageSet
-from fula_fast.reproduce import recipe_names, resolve
-from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks
+from fula_fast.pipelines import ImageSet, Source
+from fula_fast.reproduce import load_recipe, recipe_names, resolve
+from fula_fast.reproduce.claims import FAILS, HOLDS, verdicts
+from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks, sheets
+from fula_fast.reproduce.evidence import gathered
 from fula_fast.reproduce.runner import driver_of
 from fula_fast.tables import DonorSpec
 
@@ -87,6 +89,43 @@ def test_one_step_of_the_search_is_one_grey_value_against_the_gradient(model):
 def test_labels_are_shifted_by_one_class():
     images = ImageSet(np.zeros((3, 1, 1, 3), np.uint8), np.array([0, 1, 2]), ("a", "b", "c"))
     assert offset._shifted(images).labels.tolist() == [1, 2, 0]
+
+
+@pytest.fixture(scope="module")
+def sheet_rows(tmp_path_factory):
+    """What each shortcut of Fig. 12 gives away, on 40 images of 10 classes."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    names = tuple(f"class {n}" for n in range(10))
+    train = ImageSet(images, np.arange(40) % 10, names)
+    lab = SimpleNamespace(
+        plots=tmp_path_factory.mktemp("sheets"),
+        data=lambda _: Source("made up", train, train),
+        experiment=SimpleNamespace(options={"columns": 2}),
+    )
+    texts = load_recipe("fig12").options["shortcuts"]
+    tasks = sheets.tasks(SimpleNamespace(options={"shortcuts": [*texts, "noise+random"]}))
+    rows = [row for task in tasks for row in sheets.run(task, lab)]
+    assert all((lab.plots / f"{task.key}.png").exists() for task in tasks)
+    return {row["shortcut"]: row for row in rows}
+
+
+def test_sheets_tell_one_pattern_of_each_class_from_fresh_noise(sheet_rows):
+    square, noise = sheet_rows["pixel+random"], sheet_rows["noise+class"]
+    assert square["patterns"] == noise["patterns"] == 10  # the first image of each class
+    assert (square["patterns_per_class"], noise["patterns_per_class"]) == (1, 4)
+    assert (noise["places"], noise["fresh"]) == (1, 1)
+    assert square["places"] > 1.5
+
+
+@pytest.mark.parametrize("name", ["fig7", "fig12"])
+def test_what_is_said_of_the_sheets_holds_but_not_for_noise(sheet_rows, name):
+    recipe = load_recipe(name)
+    found = verdicts(recipe, gathered({"sheets": sheet_rows.values()}))
+    assert {v.outcome for v in found} == {HOLDS}
+    disguised = sheet_rows["noise+random"] | {"shortcut": "pixel+random"}
+    found = verdicts(recipe, gathered({"sheets": [*list(sheet_rows.values())[1:], disguised]}))
+    assert FAILS in {v.outcome for v in found}
 
 
 def test_an_autoencoder_has_a_flat_bottleneck_and_pixels_out():

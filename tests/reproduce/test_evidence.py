@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fula_fast.reproduce.evidence import Table, gathered
+from fula_fast.reproduce.evidence import Table, Untestable, gathered
 
 
 def _row(**columns):
@@ -21,22 +21,44 @@ def test_failed_rows_are_left_out_and_parts_are_named():
     assert [(r["part"], r["x"]) for r in table.rows] == [("a", 1), ("b", 2)]
 
 
-def test_donors_tell_pair_and_kind_also_under_another_architecture():
-    (row,) = _table(_row(front="cifar10_1_robust-front")).rows
-    assert row["kind"] == "robust-plain" and row["pair"] == "cifar10_1_robust → cifar10_0"
+def test_donors_tell_pair_and_kind():
+    (row,) = _table(_row(front="cifar10_1_robust")).rows
+    assert (row["kind"], row["pair"]) == ("robust-plain", "cifar10_1_robust → cifar10_0")
 
 
-def test_shortcut_gain_and_what_it_costs_on_clean_images():
+def test_a_front_of_another_architecture_is_not_its_namesake():
+    own, other = _table(_row(front="cifar10_0"), _row(front="cifar10_0-front")).rows
+    assert own["self"] and own["pair"] == "cifar10_0 → cifar10_0"
+    assert not other["self"] and other["front"] == "cifar10_0" and other["kind"] == "plain-plain"
+    assert other["pair"] == "cifar10_0 (other architecture) → cifar10_0"
+
+
+def test_what_a_shortcut_gains_and_costs_on_clean_images():
     cell = {"front_site": 2, "end_site": 2, "method": "tlm"}
+    seen = {"shortcut": "pixel+random", "accuracy": 0.95, "clean_accuracy": 0.7}
     table = _table(
         _row(shortcut="none", accuracy=0.9, **cell),
-        _row(shortcut="pixel+random", accuracy=0.95, clean_accuracy=0.7, **cell),
-        _row(shortcut="pixel+random", accuracy=0.95, clean_accuracy=0.7, **cell | {"end_site": 3}),
+        _row(**seen, rolled_accuracy=0.6, **cell),
+        _row(**seen, **cell | {"end_site": 3}),
     )
     plain, marked, alone = table.rows
     assert marked["shortcut_gain"] == pytest.approx(0.25)
+    assert marked["exploited"] == pytest.approx(0.35)  # a wrong marker hides as much
     assert marked["clean_loss"] == pytest.approx(0.2)
     assert "clean_loss" not in plain and "clean_loss" not in alone  # no partner to compare with
+    assert "exploited" not in alone
+
+
+@pytest.mark.parametrize(
+    "accuracy, outside", [(0.7, 0.0), (0.6, 0.0), (0.5, 0.1), (0.95, 0.05), (None, None)]
+)
+def test_how_far_a_stitched_model_is_from_the_range_of_its_donors(accuracy, outside):
+    donors = {"front_accuracy": 0.6, "end_accuracy": 0.9}
+    robust = {"robust_accuracy": accuracy, "front_robust_accuracy": 0.6, "end_robust_accuracy": 0.9}
+    (row,) = _table(_row(accuracy=accuracy, **donors, **robust)).rows
+    assert row["outside"] == pytest.approx(outside) and row["robust_outside"] == row["outside"]
+    (row,) = _table(_row(accuracy=0.7, end_accuracy=0.9)).rows
+    assert row["outside"] is row["robust_outside"] is None
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,8 @@ def test_places_are_relative_depths():
 
     assert chosen(side="deep to shallow") == chosen(side="bottom left") == [(9, 1)]
     assert chosen(side="shallow to deep") == [(1, 9), (6, 9), (3, 4)]
+    assert chosen(side="top right") == [(1, 9)]
+    assert (chosen(side="near above"), chosen(side="near below")) == ([(3, 4)], [])
     assert chosen(depth="last") == chosen(depth="deep") == [(1, 9), (6, 9)]
     assert chosen(depth="shallow") == [(9, 1), (3, 4)]
 
@@ -80,7 +104,8 @@ def test_numbers_are_reduced_over_chosen_rows_and_missing_ones_ignored():
     table = _table(*(_row(m=m, a=a) for m, a in [("x", 1.0), ("x", None), ("y", 5.0), ("z", 9.0)]))
     assert table.reduced({"column": "a", "m": ["x", "y"]}) == 3.0
     assert table.reduced({"column": "a", "reduce": "max"}) == 9.0
-    assert np.isnan(table.reduced({"column": "a", "m": "none"}))
+    with pytest.raises(Untestable, match="no row has 'a' where m = none"):
+        table.reduced({"column": "a", "m": "none"})
 
 
 def test_seeds_are_taken_apart_and_rows_without_one_belong_to_all():
@@ -88,6 +113,15 @@ def test_seeds_are_taken_apart_and_rows_without_one_belong_to_all():
     sums = table.per_seed(lambda t: float(t.values("a").sum()))
     assert sums.tolist() == [11.0, 13.0]
     assert _table(_row(a=2.0, seed=None)).per_seed(lambda t: t.reduced({"column": "a"})) == [2.0]
+
+
+def test_seeds_without_a_number_are_left_out_but_one_must_have_it_where_demanded():
+    table = _table(_row(a=1.0, seed=0), _row(b=3.0, seed=1))
+    for found in (table.per_seed, table.demanded):
+        assert found(lambda t: t.reduced({"column": "a"})).tolist() == [1.0]
+    assert table.per_seed(lambda t: t.reduced({"column": "c"})).size == 0
+    with pytest.raises(Untestable, match="no row has 'c'"):
+        table.demanded(lambda t: t.reduced({"column": "c"}))
 
 
 def test_a_matrix_is_the_mean_over_seeds():

@@ -35,6 +35,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
         {
             "shortcut": text,
             "patterns": float(len(_distinct([shown[k][0] for k in by_class if k.any()]))),
+            "patterns_per_class": float(max(len(_distinct(shown[k])) for k in by_class if k.any())),
             "places": float(np.mean([len(_distinct(places[k])) for k in by_class if k.any()])),
             "fresh": len(_distinct(shown)) / len(shown),
             "status": "ok",
