@@ -38,10 +38,10 @@ class LinearCKA:
     def result(self) -> float:
         """CKA in [0, 1] if biased; the unbiased one may be slightly below 0.
 
-        Raises `ValueError` with fewer than four samples; NaN where an activation is constant.
+        NaN with fewer than four samples, for which it is not defined, and for constant activations.
         """
         if self._count < 4:
-            raise ValueError(f"CKA needs at least 4 samples, got {self._count}")
+            return float("nan")
         hsic = _unbiased if self._unbiased else _biased
         xy, xx, yy = (hsic(_pair(self._sums, *pair), self._count) for pair in ("xy", "xx", "yy"))
         return float(xy / (xx * yy).sqrt())

@@ -246,7 +246,7 @@ class Builder:
     ) -> dict[str, Any]:
         """The data set's epochs and least accuracy; controls are asked for none."""
         settings = {k: data.settings[k] for k in ("epochs",) if k in data.settings}
-        least = "min_robust" if family.get("adversarial") else "min_accuracy"
+        least = "min_accuracy_robust" if family.get("adversarial") else "min_accuracy"
         if least in data.settings and not (entry.keys() & {"untrained", "permute_labels"}):
             settings["min_accuracy"] = data.settings[least]
         return settings

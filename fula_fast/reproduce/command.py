@@ -110,8 +110,15 @@ def _run(experiments: list[Experiment], out: Path, engine: Mapping[str, Any]) ->
         if several and experiment.missing:
             print(f"{experiment.name}: left out, {'; '.join(experiment.missing)}")
             continue
-        with open_progress() as progress:
-            outcome = run(experiment, out, progress=progress, engine=engine)
+        try:
+            with open_progress() as progress:
+                outcome = run(experiment, out, progress=progress, engine=engine)
+        except FulaError as error:
+            if not several:
+                raise
+            print(f"{experiment.name}: failed, {error}")
+            failed += 1
+            continue
         print(outcome)
         failed += outcome.failed
     return FAILED if failed else 0

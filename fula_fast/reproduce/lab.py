@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ class Task:
     """One piece of a driver's work. `key`: its file's name; `arguments`: what tells it apart.
 
     `flops`, `steps`: predicted multiply-adds and training steps of stitches, for `--dry-run`.
+    `kept`: whether its rows are kept for a later run; what other results decide is not.
     """
 
     key: str
     arguments: Mapping[str, Any]
     flops: float = 0.0
     steps: int = 0
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,3 @@ def row_of(outcome: Outcome, **columns: Any) -> Row:
 def parts_of(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-Make = Callable[[Lab], list[Task]]

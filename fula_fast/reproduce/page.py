@@ -34,12 +34,19 @@ def write_page(
     table: Table,
     found: Sequence[Verdict],
     drawn: Sequence[Figure],
+    failures: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and the recipe's plot into `folder`; returns the page's path.
 
-    `run_folder`: where the sweeps lie. `drawn`: pictures of the experiment's driver.
+    `run_folder`: where the sweeps lie. `drawn`: pictures of the experiment's driver. `failures`: a
+    line for every cell or task without a result.
     """
     recipe = experiment.recipe
+    pictures = [
+        *_plot(experiment, folder, table),
+        *_given(drawn, folder),
+        *_given(_heat_maps(experiment, run_folder), folder),
+    ]
     page = template("experiment.html.j2", __package__).render(
         name=experiment.name,
         figure=recipe.figure,
@@ -52,20 +59,11 @@ def write_page(
         shares=recipe.run_name if recipe.run_name != experiment.name else "",
         stand_ins=experiment.stand_ins(),
         notes=experiment.notes,
-        claims=found,
-        pictures=[
-            *_plot(experiment, folder, table),
-            *_given(drawn, folder),
-            *_given(_heat_maps(experiment, run_folder), folder),
-        ],
-        sweeps=[
-            {
-                "name": sweep.name,
-                "cells": len(table.where({"part": sweep.name}).rows),
-                "link": os.path.relpath(run_folder / sweep.name / "report.html", folder),
-            }
-            for sweep in experiment.sweeps
-        ],
+        failures=failures,
+        claims=[v for v in found if not v.ours],
+        checks=[v for v in found if v.ours],
+        pictures=pictures,
+        sweeps=_sweeps(experiment, folder, run_folder, table),
         stated=_stated(experiment, table),
         donors=_donors(experiment, table),
         recipe=tomli_w.dumps(_written(experiment)),
@@ -74,6 +72,20 @@ def write_page(
     with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
     return path
+
+
+def _sweeps(
+    experiment: Experiment, folder: Path, run_folder: Path, table: Table
+) -> list[dict[str, Any]]:
+    """Name, finished cells and the link of every sweep's own report."""
+    return [
+        {
+            "name": sweep.name,
+            "cells": len(table.where({"part": sweep.name}).rows),
+            "link": os.path.relpath(run_folder / sweep.name / "report.html", folder),
+        }
+        for sweep in experiment.sweeps
+    ]
 
 
 def _plot(experiment: Experiment, folder: Path, table: Table) -> list[Picture]:
@@ -138,19 +150,36 @@ def _least(experiment: Experiment) -> dict[str, float]:
 
 
 def _donors(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
-    """(name, data, accuracy, least accuracy, content hash) of every donor in the table."""
+    """(name, model, data, accuracy, least accuracy, content hash) of every donor in the table."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
-    least = _least(experiment)
+    least, models = _least(experiment), _models(experiment)
     for row in table.rows:
         for side in ("front", "end"):
             name, content = row.get(side), row.get(f"{side}_hash")
             if name and content:
-                accuracy = row.get(f"{side}_accuracy", row.get("accuracy"))
+                # a row of Table 1 is a donor; any other's own accuracy is a stitched network's
+                own = row["accuracy"] if experiment.recipe.stated else None
+                accuracy = row.get(f"{side}_accuracy", own)
                 shown = "" if accuracy is None else f"{accuracy:.1%}"
-                data, asked = _data_of(experiment, name), least.get(name)
+                asked = least.get(name)
                 floor = "" if asked is None else f"{asked:.1%}"
-                found[name, content] = (name, data, shown, floor, content[:16])
+                model = row.get("label") or models.get((side, name), "")
+                data = _data_of(experiment, name)
+                found[name, content] = (name, model, data, shown, floor, content[:16])
     return list(found.values())
+
+
+def _models(experiment: Experiment) -> dict[tuple[str, str], str]:
+    """The architecture of every donor, by role and name."""
+    tables = {name: table.get("model", "") for name, table in experiment.donors.items()}
+    for sweep in experiment.sweeps:
+        tables |= {name: donor.model for name, donor in sweep.spec.donors.items()}
+    ends = {("end", name): model for name, model in tables.items()}
+    fronts = {
+        ("front", name.removesuffix(FRONT_COPY)): model
+        for name, model in sorted(tables.items())  # a copy comes after its name, and replaces it
+    }
+    return ends | fronts
 
 
 def _data_of(experiment: Experiment, donor: str) -> str:
@@ -161,7 +190,10 @@ def _data_of(experiment: Experiment, donor: str) -> str:
 
 
 def _written(experiment: Experiment) -> dict[str, Any]:
-    """The recipe with the scale's replacements in it, without its claims."""
-    hidden = {"claims", "scales", "stated"}
-    table = experiment.recipe.model_dump(exclude=hidden, exclude_defaults=True, exclude_none=True)
-    return table | {"scale": experiment.scale, "overrides": list(experiment.overrides)}
+    """What ran: the driver's options and every sweep's spec, with `--set`, `--front` and `--end`."""
+    return {
+        "scale": experiment.scale,
+        "overrides": list(experiment.overrides),
+        "options": dict(experiment.options),
+        "sweeps": {sweep.name: sweep.spec.study() for sweep in experiment.sweeps},
+    }

@@ -20,7 +20,8 @@ from .experiment import Experiment, Sweep
 from .recipe import catalogue
 from .runner import driver_of
 
-_BACKWARD = 3  # forward and both gradients, in forward passes
+PASSES = 3
+"""Forward and both gradients, in forward passes."""
 _USE = 1.8
 """What a wave's step reaches of the probe's rate: measured for width 16 at 16x16 on a CPU, where
 whole networks run larger products than the probe's."""
@@ -33,7 +34,7 @@ sixty-odd operators are called one by one. A captured step on a GPU is one launc
 class Price:
     """An experiment's cost. `work`: multiply-adds of stitches and tests; `donor_work`: of training
     its `donors`, each once. `cached`: donors that are trained. `missing`: data that is not there.
-    `steps`: training steps of all waves."""
+    `steps`: training steps of all waves. `shares`: the experiment whose sweeps these are."""
 
     name: str
     figure: str
@@ -44,6 +45,7 @@ class Price:
     missing: tuple[str, ...]
     cached: int = 0
     steps: int = 0
+    shares: str = ""
 
 
 def price(
@@ -59,7 +61,9 @@ def price(
     data is there was trained before.
     """
     if shared:
-        return Price(experiment.name, experiment.recipe.figure, 0, 0, 0, (), experiment.missing)
+        nothing = 0, 0.0, 0.0, (), experiment.missing
+        shares = experiment.recipe.run_name
+        return Price(experiment.name, experiment.recipe.figure, *nothing, shares=shares)
     cells, work, donor_work, names, known, steps = 0, 0.0, 0.0, [], 0, 0
     for sweep in experiment.sweeps:
         planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
@@ -114,7 +118,7 @@ def donor_flops(donor: DonorSpec, facts: DonorFacts, images: int) -> float:
     if donor.untrained:
         return 0.0
     epochs = resolved_recipe(donor.recipe, epochs=donor.epochs).epochs
-    passes = float(_BACKWARD)
+    passes = float(PASSES)
     if donor.adversarial is not None:
         passes += 2 * donor.adversarial.steps * donor.adversarial.alpha
     return passes * images * epochs * (sum(facts.flops) + facts.head_flops)
@@ -125,16 +129,21 @@ def _evaluation(sweep: Sweep, cells: Sequence[Any]) -> float:
     evaluation = sweep.spec.evaluation
     tested = sweep.spec.data.test_images or 10_000
     attacked = min(evaluation.robust_images or tested, tested)
-    steps = {"none": 0, "apgd20": 40}.get(sweep.spec.base_protocol.robust, 200)
-    if sweep.spec.base_protocol.robust.startswith("pgd-"):
-        steps = int(sweep.spec.base_protocol.robust.removeprefix("pgd-"))
+    steps = attack_steps(sweep.spec.base_protocol.robust)
     sets = 1 + len(evaluation.sets)
     facts, total = sweep.donor_facts(), 0.0
     for cell in cells:
         front, end = facts[cell.front], facts[cell.end]
         whole = sum(front.flops[: cell.front_site]) + sum(end.flops[cell.end_site :])
-        total += whole * (sets * tested + _BACKWARD * steps * attacked)
+        total += whole * (sets * tested + PASSES * steps * attacked)
     return total
+
+
+def attack_steps(attack: str) -> int:
+    """Gradients of an image that the attack never fools; AutoAttack's are two runs of 100."""
+    if attack.startswith("pgd-"):
+        return int(attack.removeprefix("pgd-"))
+    return {"none": 0, "apgd20": 40}.get(attack, 200)
 
 
 @cache
@@ -208,7 +217,7 @@ def _seconds(p: Price, rate: float, device: str) -> float:
 def _row(p: Price, seconds: float) -> tuple[str, ...]:
     trained = f"{len(p.donors)}, {flops_text(p.donor_work)}" if p.donor_work else "none"
     trained += f" ({p.cached} trained)" if p.cached else ""
-    works = flops_text(p.work), trained
+    works = f"as {p.shares}" if p.shares else flops_text(p.work), trained
     return (
         p.name,
         p.figure,

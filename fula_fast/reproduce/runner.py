@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..machine import resources
@@ -23,6 +24,9 @@ from ..sweeps import run_sweep
 from .claims import HOLDS, UNTESTED, Verdict, verdicts
 from .evidence import Row, Table, gathered
 from .experiment import Experiment
+
+if TYPE_CHECKING:
+    from .lab import Lab, Task
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,20 @@ class Outcome:
 
     def __str__(self) -> str:
         lines = [f"{v.outcome:>13}  {v.shown:<28} {v.figure}: {v.says}" for v in self.verdicts]
-        held = sum(v.outcome == HOLDS for v in self.verdicts)
-        tested = sum(v.outcome != UNTESTED for v in self.verdicts)
-        failed = f", {self.failed} failed" if self.failed else ""
-        total = (
-            f"{self.experiment.name}: {held} of {tested} tested claims hold "
-            f"({len(self.verdicts)} in all){failed}; {self.seconds:.0f} s; report: {self.report}"
-        )
-        return "\n".join([*lines, total])
+        papers = _counted("the paper's claims", [v for v in self.verdicts if not v.ours])
+        ours = _counted("our own checks", [v for v in self.verdicts if v.ours])
+        failed = [f"{self.failed} failed"] if self.failed else []
+        counts = ", ".join([*papers, *ours, *failed])
+        name = self.experiment.name
+        return "\n".join([*lines, f"{name}: {counts}; {self.seconds:.0f} s; report: {self.report}"])
+
+
+def _counted(what: str, found: list[Verdict]) -> list[str]:
+    """`of the paper's claims 3 of 4 hold (1 not testable)`, where there are any."""
+    tested = [v.outcome for v in found if v.outcome != UNTESTED]
+    left = f" ({len(found) - len(tested)} not testable)" if len(tested) < len(found) else ""
+    held = tested.count(HOLDS)
+    return [f"of {what} {held} of {len(tested)} hold{left}"] if found else []
 
 
 def run(
@@ -70,20 +80,31 @@ def run(
     for note in experiment.notes:
         progress.note(note)
     folder = out / experiment.recipe.run_name
-    by_part, failed = _sweeps(experiment, folder, progress, donors, engine or {})
+    by_part = _sweeps(experiment, folder, progress, donors, engine or {})
     pictures = []
     if experiment.recipe.driver:
         rows, pictures = _driven(experiment, folder, progress, donors, engine or {})
         by_part[driver_part(experiment)] = rows
-        failed += sum(row.get("status") == "failed" for row in rows)
+    failures = _failures(by_part)
     table = gathered(by_part)
     found = verdicts(experiment.recipe, table)
     from .page import write_page
 
     mine = out / experiment.name
     _write_tables(mine, table, found)
-    report = write_page(experiment, mine, folder, table, found, pictures)
-    return Outcome(experiment, mine, report, found, failed, time.perf_counter() - started)
+    report = write_page(experiment, mine, folder, table, found, pictures, failures)
+    seconds = time.perf_counter() - started
+    return Outcome(experiment, mine, report, found, len(failures), seconds)
+
+
+def _failures(by_part: Mapping[str, list[Row]]) -> list[str]:
+    """A line for every cell or task without a result."""
+    return [
+        f"{part}, {row.get('cell') or row.get('task') or row.get('method')}: {row.get('error')}"
+        for part, rows in by_part.items()
+        for row in rows
+        if row.get("status") == "failed"
+    ]
 
 
 def driver_part(experiment: Experiment) -> str:
@@ -97,9 +118,8 @@ def _sweeps(
     progress: Progress,
     donors: Path | None,
     engine: Mapping[str, Any],
-) -> tuple[dict[str, list[Row]], int]:
+) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
-    failed = 0
     for sweep in experiment.sweeps:
         place = folder / sweep.name
         spec = sweep.spec.model_copy(
@@ -108,10 +128,9 @@ def _sweeps(
             }
         )
         resume = (place / "spec.json").exists()
-        summary = run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
-        failed += summary.failed
+        run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
         rows[sweep.name] = Store.open(place).results()
-    return rows, failed
+    return rows
 
 
 def driver_of(experiment: Experiment) -> ModuleType:
@@ -136,16 +155,19 @@ def _driven(
     rows: list[Row] = []
     for task in tasks:
         done = ledger.has(task.key)
-        found = ledger.kept(task.key, lambda task=task: driver.run(task, lab))
+        make = partial(_named, driver.run, task, lab)
+        found = ledger.kept(task.key, make) if task.kept else clean_rows(make())
         if not done:
-            progress.cell_done({"cell": task.key, "status": _status(found)})
+            errors = [row.get("error") for row in found if row.get("status") == "failed"]
+            told = {"status": "failed", "error": errors[0]} if errors else {"status": "ok"}
+            progress.cell_done({"cell": task.key, **told})
         rows += found
     draw: Callable[..., list[Any]] = getattr(driver, "pictures", lambda lab, rows: [])
     return rows, draw(lab, rows)
 
 
-def _status(rows: list[Row]) -> str:
-    return "failed" if any(row.get("status") == "failed" for row in rows) else "ok"
+def _named(work: Callable[..., list[Row]], task: Task, lab: Lab) -> list[Row]:
+    return [row | {"task": task.key} for row in work(task, lab)]
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
@@ -165,15 +187,16 @@ def _placeless(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Ledger:
-    """Finished tasks of a driver, one file each; refuses a folder with other settings."""
+    """Finished tasks of a driver, one file each; refuses a folder with other settings.
+
+    Tasks that failed are not kept: the next run tries them again, as sweeps do.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        identity = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity))
         stored = self._read("settings")
-        if stored is None:
-            write_json(folder / "settings.json", identity)
-        elif stored != identity:
+        if stored not in (None, self.identity):
             raise FulaError(
                 f"'{folder}' holds tasks with other settings; give another --out, or remove it"
             )
@@ -187,7 +210,9 @@ class Ledger:
         found = self._read(key)
         if found is None:
             found = clean_rows(make())
-            write_json(self.folder / f"{key}.json", found)
+            if not any(row.get("status") == "failed" for row in found):
+                write_json(self.folder / "settings.json", self.identity)
+                write_json(self.folder / f"{key}.json", found)
         return found
 
     def _read(self, key: str) -> Any:

@@ -91,8 +91,7 @@ def test_minibatches_average_their_hsic(pair) -> None:
 def test_too_few_samples() -> None:
     cka = LinearCKA()
     cka.add(torch.ones(3, 2), torch.ones(3, 2))
-    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
-        cka.result()
+    assert np.isnan(cka.result())
     with pytest.raises(ValueError, match="at least 4 samples, got 3"):
         MinibatchCKA().add(torch.ones(3, 2), torch.ones(3, 2))
     with pytest.raises(ValueError, match="one batch"):

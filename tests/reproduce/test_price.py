@@ -11,6 +11,7 @@ from fula_fast.machine import Resources
 from fula_fast.obtain import obtain_donor, open_source
 from fula_fast.reproduce import price as pricing
 from fula_fast.reproduce import resolve
+from fula_fast.reproduce.drivers import donor_table, ranks
 from fula_fast.tables import DonorSpec
 
 NOWHERE = Path("no-such-folder")
@@ -99,3 +100,26 @@ def test_attacks_cost_passes_over_the_attacked_images():
     cells = pricing.plan(sweeps[0].spec, data=plain.sweeps[0].data).cells
     without, attacked = (pricing._evaluation(sweep, cells) for sweep in sweeps)
     assert attacked / without == pytest.approx((100 + 3 * 10 * 20) / 100)
+
+
+@pytest.mark.parametrize(
+    "attack, steps", [("none", 0), ("pgd-7", 7), ("apgd20", 40), ("autoattack-rand", 200)]
+)
+def test_table_1_is_priced_by_its_attack(attack, steps):
+    assert pricing.attack_steps(attack) == steps
+    experiment = resolve("table1", "paper", NOWHERE, [f"options.attack={attack}"])
+    first, *_ = donor_table.tasks(experiment)
+    per_image = first.flops / experiment.options["images"]
+    assert per_image == pytest.approx(3 * steps * 1.11e9, rel=0.02)  # ResNet-18's at 32x32
+
+
+def test_shared_sweeps_are_named_in_the_table(monkeypatch):
+    monkeypatch.setattr(pricing, "speed", lambda device, precision: 1e9)
+    found = pricing.price(resolve("fig15", "smoke", NOWHERE), set(), shared=True)
+    assert "as fig4" in pricing.table_of([found], Resources("cpu", "fp32", 1))
+
+
+def test_what_cells_decide_is_not_kept():
+    tasks = ranks.tasks(resolve("mislead-colour", "smoke", NOWHERE))
+    assert [task.key for task in tasks if not task.kept] == ["stitches"]
+    assert all(task.flops > 0 for task in tasks if task.kept)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fula_fast import cli
 from fula_fast.errors import FulaError
+from fula_fast.progress import Progress
 from fula_fast.reproduce import resolve
 from fula_fast.reproduce.runner import Ledger, run
 
@@ -84,7 +86,7 @@ def test_noise_goes_into_a_receiver_without_any_sender(tmp_path, cache):
 
 def test_contact_sheets_and_their_counts(tmp_path, cache):
     outcome = run(resolve("fig12", "smoke", NOWHERE), tmp_path)
-    assert [v.outcome for v in outcome.verdicts] == ["holds"] * 3
+    assert [v.outcome for v in outcome.verdicts] == ["holds"] * 4
     sheets = {p.name for p in (tmp_path / "fig12" / "plots").glob("*.png")}
     assert {"aruco-class.png", "noise-class.png"} < sheets
     assert outcome.report.read_text().count("data:image/png") == 5
@@ -102,6 +104,28 @@ def test_a_ledger_does_a_task_once_and_refuses_other_settings(tmp_path):
     assert Ledger(tmp_path, {"steps": 3}).kept("one", make) and len(made) == 1
     with pytest.raises(FulaError, match="other settings"):
         Ledger(tmp_path, {"steps": 4})
+
+
+def test_a_ledger_tries_failed_tasks_again_and_is_bound_by_no_settings_without_any_done(tmp_path):
+    tries = [[{"status": "failed", "error": "e"}], [{"status": "ok"}]]
+    ledger = Ledger(tmp_path, {"steps": 3})
+    assert ledger.kept("one", lambda: tries[0]) == tries[0] and not ledger.has("one")
+    assert Ledger(tmp_path, {"steps": 4}).kept("one", lambda: tries[1]) == tries[1]
+    with pytest.raises(FulaError, match="other settings"):
+        Ledger(tmp_path, {"steps": 3})
+
+
+def test_failed_tasks_stand_in_the_page_and_are_tried_again(tmp_path, cache):
+    hot = ["options.lr=1e4", "options.sites=[6]", "options.radii=[6.4]"]
+    experiment, notes = resolve("mislead-noise", "smoke", NOWHERE, hot), []
+    progress = Progress()
+    progress.cell_done = notes.append
+    for _ in range(2):
+        outcome = run(experiment, tmp_path, progress=progress)
+        page = outcome.report.read_text()
+        assert outcome.failed == 1 and "<strong>1 failed</strong>" in page
+        assert "loss" in notes[-1]["error"] and notes[-1]["error"] in page
+    assert len(notes) == 2
 
 
 def test_table_1_stands_beside_the_papers(tmp_path, cache):
@@ -154,6 +178,20 @@ def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
         "--end", "resnet34", "--set", "grid.seeds=[0]",
     )  # fmt: skip
     assert code == 0 and len(out.splitlines()) == 35 + 3
+
+
+def test_all_goes_on_behind_one_that_cannot(capsys, tmp_path, monkeypatch):
+    tried = []
+
+    def fake(experiment, out, **_):
+        tried.append(experiment.name)
+        if experiment.name == "fig12":
+            raise FulaError("no disk")
+        return SimpleNamespace(failed=0)
+
+    monkeypatch.setattr("fula_fast.reproduce.runner.run", fake)
+    code, out, _ = _command(capsys, "all", "--scale", "smoke", "--out", str(tmp_path))
+    assert code == 1 and len(tried) == 35 and "fig12: failed, no disk" in out
 
 
 def test_all_without_anything_to_run_fails(capsys, tmp_path):

@@ -38,11 +38,12 @@ def tasks(experiment: Experiment) -> list[Task]:
     """One task per sender, receiver, seed and size of the code."""
     options = experiment.options
     pairs = [(s, r) for s in options["data"] for r in options["data"]]
+    steps = options["steps"] // len(options["data"]) + options["stitch_steps"]  # one per data set
     return [
         Task(
             f"{sender}-{receiver}-{seed}-{latent}",
             {"sender": sender, "receiver": receiver, "seed": seed, "latent": latent},
-            3.0 * _MACS * _BATCH * (options["steps"] + options["stitch_steps"]),
+            3.0 * _MACS * _BATCH * steps,
         )
         for sender, receiver in pairs
         for seed in options["seeds"]

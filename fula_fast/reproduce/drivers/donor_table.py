@@ -13,6 +13,7 @@ from ...tables import DonorSpec
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task
+from ..price import PASSES, attack_steps
 from ..recipe import catalogue
 
 
@@ -32,10 +33,11 @@ def _spec(experiment: Experiment, name: str, model: dict[str, Any]) -> DonorSpec
 
 
 def _flops(experiment: Experiment, name: str, model: dict[str, Any]) -> float:
-    """The attack's forward and backward passes; an upper bound, as broken images drop out."""
+    """The attack's forward and backward passes; an upper bound, as fooled images drop out."""
     spec = _spec(experiment, name, model)
     facts = donor_facts(spec, experiment.data[_data_of(name)].facts, "post_relu")
-    return 2 * 20 * 3 * experiment.options["images"] * (sum(facts.flops) + facts.head_flops)
+    passes = PASSES * attack_steps(experiment.options["attack"]) * experiment.options["images"]
+    return passes * (sum(facts.flops) + facts.head_flops)
 
 
 def _data_of(name: str) -> str:

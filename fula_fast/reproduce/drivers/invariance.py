@@ -43,7 +43,8 @@ def tasks(experiment: Experiment) -> list[Task]:
             search = 2 * steps * images * sum(facts[front].flops[:i])
             stitches = 3 * lanes * images * options["epochs"] * sum(facts[end].flops[j:])
             key = {"front": front, "end": end, "sites": (i, j)}
-            found.append(Task(f"{front}-{end}-{i}-{j}", key, search + stitches))
+            taken = 2 * options["epochs"] * (images // _BATCH)
+            found.append(Task(f"{front}-{end}-{i}-{j}", key, search + stitches, taken))
     return found
 
 

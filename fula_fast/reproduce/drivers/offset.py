@@ -14,15 +14,11 @@ def tasks(experiment: Experiment) -> list[Task]:
     """One task per site; all seeds of a site run together."""
     sweep = experiment.sweeps[0]
     facts = sweep.donor_facts()[experiment.options["donor"]]
-    images = sweep.data.train_images * sweep.spec.base_protocol.epochs
-    return [
-        Task(
-            str(site),
-            {"site": site},
-            len(experiment.options["seeds"]) * 3 * images * sum(facts.flops),
-        )
-        for site in experiment.options["sites"]
-    ]
+    rule = sweep.spec.base_protocol
+    images = sweep.data.train_images * rule.epochs
+    work = len(experiment.options["seeds"]) * 3 * images * sum(facts.flops)
+    steps = images // rule.batch_size
+    return [Task(str(s), {"site": s}, work, steps) for s in experiment.options["sites"]]
 
 
 def run(task: Task, lab: Lab) -> list[Row]:

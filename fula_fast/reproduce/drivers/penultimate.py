@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ...api import stitch
 from ...attacks import pgd
 from ...grid import site_pairs
 from ...measures.cka import LinearCKA
 from ...measures.sites import pooled
-from ...models import Staged
 from ...pipelines import evaluation_batches
 from ..evidence import Row
 from ..experiment import Experiment
@@ -55,14 +53,10 @@ def run(task: Task, lab: Lab) -> list[Row]:
         adversarial = pgd(stitched.model, batch.images, batch.labels, attack)
         with torch.no_grad():
             h = stitched.model.tail.run(stitched.model.at_stitch(adversarial), j)
-            pair = pooled(h), pooled(_last(end, adversarial))
+            pair = pooled(h), pooled(end.run(adversarial))
         for measure in measures.values():
             measure.add(*pair)
     found = {name: measure.result() for name, measure in measures.items()}
     sites = {"front_site": i, "end_site": j}
     sites |= {"front_sites": front.num_sites, "end_sites": end.num_sites}
     return [{**names, **sites, **found, "seed": seed, "method": "dm", "status": "ok"}]
-
-
-def _last(model: Staged, x: Tensor) -> Tensor:
-    return model.run(x)
