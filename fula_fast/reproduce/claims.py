@@ -25,8 +25,9 @@ _BOUNDS = ("more_than", "less_than", "within")
 class Verdict:
     """A claim's outcome: `number` is the mean over `seeds` seeds, `low` and `high` their range.
 
-    `bound`: what the number must meet, in words. `reason`: why a claim is not testable. `worst`:
-    of a claim about every one, the values whose number this is. `ours`: no paper says it.
+    `bound`: what the number must meet, in words. `reason`: why a claim is not testable, or that what
+    it rests on does not hold. `worst`: of a claim about every one, the values whose number this is.
+    `ours`: no paper says it.
     """
 
     figure: str
@@ -51,7 +52,7 @@ class Verdict:
 
 
 def verdicts(recipe: Recipe, table: Table) -> tuple[Verdict, ...]:
-    """Every claim of the recipe, tested on the table; none whose premise does not hold."""
+    """Every claim of the recipe, tested on the table; one whose premise fails says so."""
     found = [judged(claim, table, claim.figure or recipe.figure) for claim in recipe.claims]
     by_key = {c.key: v for c, v in zip(recipe.claims, found, strict=True) if c.key}
     premises = [by_key.get(claim.premise) for claim in recipe.claims]
@@ -61,8 +62,7 @@ def verdicts(recipe: Recipe, table: Table) -> tuple[Verdict, ...]:
 def _granted(verdict: Verdict, premise: Verdict | None) -> Verdict:
     if premise is None or premise.outcome == HOLDS or verdict.outcome == UNTESTED:
         return verdict
-    reason = f"it rests on “{premise.says}”: {premise.outcome}"
-    return replace(verdict, outcome=UNTESTED, reason=reason)
+    return replace(verdict, reason=f"but it rests on “{premise.says}”: {premise.outcome}")
 
 
 def judged(claim: ClaimSpec, table: Table, figure: str) -> Verdict:

@@ -33,7 +33,7 @@ class ClaimSpec(Table):
 
     `says`: the statement in our words. `test`: a function of `claim_tests`, with `args`. `each`:
     columns of which every value must meet the bound by itself. `figure`: where it is made; unset: the
-    recipe's own figure. `premise`: the `key` of a claim without which this one means nothing.
+    recipe's own figure. `premise`: the `key` of a claim without which this one means little.
     `ours`: no paper says it; it is a check of our own.
     """
 

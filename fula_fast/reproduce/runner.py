@@ -41,7 +41,11 @@ class Outcome:
     seconds: float
 
     def __str__(self) -> str:
-        lines = [f"{v.outcome:>13}  {v.shown:<28} {v.figure}: {v.says}" for v in self.verdicts]
+        lines = [
+            f"{v.outcome:>13}  {v.shown:<28} {v.figure}: {v.says}"
+            + (f" [{v.reason}]" if v.reason else "")
+            for v in self.verdicts
+        ]
         papers = _counted("the paper's claims", [v for v in self.verdicts if not v.ours])
         ours = _counted("our own checks", [v for v in self.verdicts if v.ours])
         failed = [f"{self.failed} failed"] if self.failed else []
