@@ -41,6 +41,7 @@ def section(results: Path) -> str:
     parts += [grid(r) for r in reports if r.get("bench") == "grid"]
     parts += [scale(r) for r in reports if r.get("bench") == "scale"]
     parts += [first_step(r) for r in reports if r.get("bench") == "first-step"]
+    parts += [precision(r) for r in reports if r.get("bench") == "precision"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
     parts += [attacks(r) for r in reports if r.get("benchmark") == "attack"]
     parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
@@ -101,6 +102,24 @@ def first_step(report: Mapping[str, Any]) -> str:
     )
     heads = ("engine mode", "first run", "later runs: median (p20 … p80)")
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def precision(report: Mapping[str, Any]) -> str:
+    """What bfloat16 does to a grid's test accuracies, beside the spread between seeds."""
+    found = {name: f"{100 * value:.2f}" for name, value in report["summary"].items()}
+    rows = [
+        (
+            "means over seeds, fp32 against bf16, on average",
+            found["mean_absolute_difference_of_means"],
+        ),
+        ("single cells, at most", found["largest_difference"]),
+        ("for comparison: standard deviation between seeds", found["mean_seed_deviation"]),
+    ]
+    title = (
+        "The same CIFAR-10 grid in fp32, eager, and in bfloat16, compiled: by how many points do test "
+        f"accuracies differ? {len(report['rows'])} sites and methods, on {where(report)}:"
+    )
+    return "\n".join([title, "", *table(("", "points"), rows), "", again(report)])
 
 
 def data(path: Path) -> str:

@@ -53,6 +53,16 @@ def test_starts_are_shown_cold_and_warm(tmp_path):
     assert "| compiled | 48 | 12 (11 … 13) |" in section(tmp_path)
 
 
+def test_precisions_are_compared_in_points(tmp_path):
+    names = ("mean_absolute_difference_of_means", "largest_difference", "mean_seed_deviation")
+    summary = dict(zip(names, (0.0002, 0.0009, 0.0006), strict=True))
+    report = COMMON | {"bench": "precision", "rows": [{}] * 20, "summary": summary}
+    (tmp_path / "precision-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    assert "20 sites and methods" in text
+    assert all(f"| {points} |" in text for points in ("0.02", "0.09", "0.06"))
+
+
 def test_attacks_and_kernels_are_shown_as_recorded(tmp_path):
     spread = {"p20": 1.0, "p50": 2.0, "p80": 3.0}
     row = {
