@@ -328,7 +328,7 @@ def sweep(
             donors=None if donors is None else Path(donors),
             modules=models,
         )
-    rows = table(Store.open(folder).rows()).to_pylist()
+    rows = table(Store.open(folder).results()).to_pylist()
     return Results(folder, tuple(rows), found.cells)
 
 

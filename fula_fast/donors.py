@@ -198,11 +198,13 @@ def ensure_donor(
     the test accuracy lies below `min_accuracy`.
     """
     path = donor_path(cache_dir, recipe)
+    damaged = path.exists()
     donor = _stored(path, recipe, hook, replace_damaged)
     if donor is None:
         how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
         with _alone(path):
-            donor = _stored(path, recipe, hook, replace_damaged)  # another may have just made it
+            if not damaged:  # another may have made it meanwhile
+                donor = _stored(path, recipe, hook, replace_damaged)
             if donor is None:
                 metrics = _train(recipe, source, path, attack, progress=progress, **how)
                 loaded = load_checkpoint(path, hook=hook)

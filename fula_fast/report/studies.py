@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..grid import same_sites
+from ..store.tables import SETTING
 
 Row = dict[str, Any]
-
-SETTING = ("protocol", "alpha", "shortcut", "subset", "weighting", "bn", "epochs")
-"""Columns that tell settings apart, beside the run's own axes."""
 
 UNSET = (None, "", "none")
 

@@ -62,7 +62,7 @@ class Builder:
     def _has_room(self) -> bool:
         """Whether the images are no smaller than the networks' down-sampling, and leave more than
         a position or two to stitch."""
-        pair, *_ = self._pairs() or (None,)
+        pair, *_ = self.pairs() or (None,)
         names = dict(zip(_ROLES, pair, strict=True)) if pair else {"end": self.recipe.donors[0]}
         try:
             shapes = [
@@ -114,7 +114,7 @@ class Builder:
 
     def _roles(self, grid: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The grid with pairs spelled out, and its donors, after `--front` and `--end`."""
-        pairs = pairs_of(grid)
+        pairs = _pairs_of(grid)
         grid = {k: v for k, v in grid.items() if k not in ("front", "end", "pairs")}
         unlike = self.models["front"] != self.models["end"]
         ends, donors, out = {end for _, end in pairs}, {}, []
@@ -127,10 +127,10 @@ class Builder:
 
     def _fitted(self, grid: dict[str, Any]) -> dict[str, Any]:
         """The grid with listed sites at the same relative depths of `--front` and `--end`."""
-        sites, pairs = grid.get("sites", "same"), pairs_of(grid)
+        sites, pairs = grid.get("sites", "same"), _pairs_of(grid)
         if isinstance(sites, str) or not pairs or not any(self.models.values()):
             return grid
-        both = [self._counts(n, role) for n, role in zip(pairs[0], ("front", "end"), strict=True)]
+        both = [self._counts(n, role) for n, role in zip(pairs[0], _ROLES, strict=True)]
         found = [
             [_moved(site, *counts) for site, counts in zip(given, both[-len(given) :], strict=True)]
             for given in map(_several, sites)
@@ -147,7 +147,7 @@ class Builder:
 
     def _matchable(self, grid: dict[str, Any]) -> dict[str, Any]:
         """The grid without `dm` between conv and token sites, which no closed form joins."""
-        methods, pairs = grid.get("methods", ()), pairs_of(grid)
+        methods, pairs = grid.get("methods", ()), _pairs_of(grid)
         if "dm" not in methods or not pairs or self.alike(*pairs[0]):
             return grid
         left = [m for m in methods if m != "dm"]
@@ -198,16 +198,16 @@ class Builder:
 
     def _check_known(self, key: str, names: str | Sequence[str]) -> None:
         """Refuse a donor that the experiment does not have."""
-        in_sweeps = [n for pair in self._pairs() for n in pair]
+        in_sweeps = [n for pair in self.pairs() for n in pair]
         known = self.recipe.donors or tuple(dict.fromkeys(in_sweeps))
         for name in _several(names):
             if name not in known:
                 raise FulaError(f"options.{key}: no donor '{name}'{nearest(name, known)}")
 
-    def _pairs(self) -> list[list[str]]:
+    def pairs(self) -> list[list[str]]:
         """The pairs of the first sweep, as the recipe has them."""
         first, *_ = self.recipe.sweeps or (None,)
-        return pairs_of(merged(self.recipe.grid, first.grid)) if first else []
+        return _pairs_of(merged(self.recipe.grid, first.grid)) if first else []
 
     def donor(self, name: str, model: str | None = None) -> dict[str, Any]:
         """The `[donors.*]` table of a catalogue donor; `model` replaces its architecture."""
@@ -259,7 +259,7 @@ def _with_model(table: dict[str, Any], model: str) -> dict[str, Any]:
     return {k: v for k, v in table.items() if k not in gone} | {"model": model}
 
 
-def pairs_of(grid: Mapping[str, Any]) -> list[list[str]]:
+def _pairs_of(grid: Mapping[str, Any]) -> list[list[str]]:
     fronts, ends = (_several(grid.get(role, ())) for role in ("front", "end"))
     return grid.get("pairs") or [[f, e] for f in fronts for e in ends]
 

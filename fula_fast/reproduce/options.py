@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from ..errors import nearest
 from ..protocol import HIGHEST_RATE, METHODS
 from ..spec import EvaluationSpec
 from ..tables import Marked, Table
@@ -21,7 +22,7 @@ def _many(kind: Any) -> Any:
 
 def _method(name: str) -> str:
     if name not in METHODS:
-        raise ValueError(f"unknown method '{name}'; valid: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method '{name}'{nearest(name, METHODS)}")
     return name
 
 

@@ -141,18 +141,10 @@ def _stated(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
     return found
 
 
-def _least(experiment: Experiment) -> dict[str, float]:
-    """The test accuracy that each donor must have, or nothing is stitched."""
-    asked = {n: table.get("min_accuracy") for n, table in experiment.donors.items()}
-    for sweep in experiment.sweeps:
-        asked |= {n: donor.min_accuracy for n, donor in sweep.spec.donors.items()}
-    return {n.removesuffix(FRONT_COPY): least for n, least in asked.items() if least is not None}
-
-
 def _donors(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
     """(name, model, data, accuracy, least accuracy, content hash) of every donor in the table."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
-    least, models = _least(experiment), _models(experiment)
+    known = _roles(experiment)
     for row in table.rows:
         for side in ("front", "end"):
             name, content = row.get(side), row.get(f"{side}_hash")
@@ -161,23 +153,23 @@ def _donors(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
                 own = row["accuracy"] if experiment.recipe.stated else None
                 accuracy = row.get(f"{side}_accuracy", own)
                 shown = "" if accuracy is None else f"{accuracy:.1%}"
-                asked = least.get(name)
+                model, asked = known.get((side, name), ("", None))
                 floor = "" if asked is None else f"{asked:.1%}"
-                model = row.get("label") or models.get((side, name), "")
+                model = row.get("label") or model
                 data = _data_of(experiment, name)
                 found[name, content] = (name, model, data, shown, floor, content[:16])
     return list(found.values())
 
 
-def _models(experiment: Experiment) -> dict[tuple[str, str], str]:
-    """The architecture of every donor, by role and name."""
-    tables = {name: table.get("model", "") for name, table in experiment.donors.items()}
+def _roles(experiment: Experiment) -> dict[tuple[str, str], tuple[str, float | None]]:
+    """Architecture and least test accuracy of every donor, by role and name."""
+    found = {n: (t.get("model", ""), t.get("min_accuracy")) for n, t in experiment.donors.items()}
     for sweep in experiment.sweeps:
-        tables |= {name: donor.model for name, donor in sweep.spec.donors.items()}
-    ends = {("end", name): model for name, model in tables.items()}
+        found |= {n: (donor.model, donor.min_accuracy) for n, donor in sweep.spec.donors.items()}
+    ends = {("end", name): known for name, known in found.items()}
     fronts = {
-        ("front", name.removesuffix(FRONT_COPY)): model
-        for name, model in sorted(tables.items())  # a copy comes after its name, and replaces it
+        ("front", name.removesuffix(FRONT_COPY)): known
+        for name, known in sorted(found.items())  # a copy comes after its name, and replaces it
     }
     return ends | fronts
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ..errors import FulaError, nearest
 from ..specfile import apply_overrides, explain, parse_override
-from .builder import Builder, pairs_of
+from .builder import Builder
 from .experiment import Experiment, Unsuitable
 from .recipe import SCALES, Recipe, load_recipe, merged
 
@@ -45,7 +45,7 @@ def resolve(
     if recipe.data:
         builder.data(recipe.data)
     sweeps = tuple(builder.sweep(part, mine) for part in recipe.sweeps)
-    if recipe.driver == "penultimate" and not builder.alike(*pairs_of(recipe.sweeps[0].grid)[0]):
+    if recipe.driver == "penultimate" and not builder.alike(*builder.pairs()[0]):
         raise Unsuitable(
             f"'{name}' sets a closed-form stitch (DM) beside FuLA, which needs sites of one form; "
             "take --front and --end that are both convolutional, or both of tokens"

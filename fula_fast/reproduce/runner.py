@@ -104,7 +104,7 @@ def run(
 def _failures(by_part: Mapping[str, list[Row]]) -> list[str]:
     """A line for every cell or task without a result."""
     return [
-        f"{part}, {row.get('cell') or row.get('task') or row.get('method')}: {row.get('error')}"
+        f"{part}, {row.get('cell') or row['task']}: {row.get('error')}"
         for part, rows in by_part.items()
         for row in rows
         if row.get("status") == "failed"

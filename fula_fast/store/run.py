@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError, FulaWarning
-from ..measures.self_accuracy import with_self_accuracy
 from .differences import describe_differences
 from .files import folder as made
 from .files import remove_stale, write_json, writing
+from .matrices import with_self_accuracy
 from .shards import (
     STATUSES,
     Shard,

@@ -51,6 +51,9 @@ COLUMNS: dict[str, str] = {
 """Columns of every table, in order, with their Arrow types. Others follow: `version_*` (strings),
 then measures by name (doubles, booleans or strings; lists and objects as JSON strings)."""
 
+SETTING = ("protocol", "alpha", "shortcut", "subset", "weighting", "bn", "epochs")
+"""Columns that tell settings apart, beside the run's own axes."""
+
 
 def table(rows: Iterable[dict[str, Any]]) -> pyarrow.Table:
     """Rows as an Arrow table: known columns always there, null where a row has no value.

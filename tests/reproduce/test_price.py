@@ -79,7 +79,7 @@ def test_steps_cost_time_of_their_own_on_a_cpu(monkeypatch):
     small = pricing.price(resolve("mislead-noise", "smoke", NOWHERE), set())
     assert small.steps == 2 * 2 * 10  # sites, radii, 320 images in batches of 32
     line = pricing.table_of(
-        [pricing.Price("one", "", 1, 0, 0, (), (), steps=3000)], Resources("cpu", "fp32", 1)
+        [pricing.Price("one", "", 1, 0, 0, (), (), steps=4000)], Resources("cpu", "fp32", 1)
     ).splitlines()[1]
     assert "1:00" in line
     swept = pricing.price(resolve("fig9", "smoke", NOWHERE), set())

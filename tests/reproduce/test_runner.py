@@ -12,6 +12,7 @@ from fula_fast import cli
 from fula_fast.errors import FulaError
 from fula_fast.progress import Progress
 from fula_fast.reproduce import resolve
+from fula_fast.reproduce.page import _roles
 from fula_fast.reproduce.runner import Ledger, run
 
 NOWHERE = Path("no-such-folder")
@@ -178,6 +179,12 @@ def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
         "--end", "resnet34", "--set", "grid.seeds=[0]",
     )  # fmt: skip
     assert code == 0 and len(out.splitlines()) == 35 + 3
+
+
+def test_the_page_tells_one_donor_in_two_architectures_apart():
+    known = _roles(resolve("fig10", "small", NOWHERE, front="vit_tiny"))
+    assert known["front", "cifar10_0"] == ("vit_tiny", 0.375)
+    assert known["end", "cifar10_0"] == ("resnet18", 0.65)
 
 
 def test_all_goes_on_behind_one_that_cannot(capsys, tmp_path, monkeypatch):
