@@ -115,6 +115,25 @@ def compare(setup: Setup, eps: float, eot: int, steps: int) -> dict[str, Any]:
     }
 
 
+def summary(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures that have targets."""
+    robust = row["robust"]
+    apart = abs(robust["ours"] - robust["reference"]) / row["images"]
+    found = [
+        ("share of flags equal to pyautoattack's", row["share of flags equal"], 0.998),
+        ("1 - difference of robust accuracies", 1 - apart, 0.998),
+        (
+            "images equal to the last bit, savings off",
+            row["share of images equal, savings off"],
+            None,
+        ),
+    ]
+    return [
+        {"figure": f"{row['case']}, {figure}", "value": value, "target": target}
+        for figure, value, target in found
+    ]
+
+
 def _share(equal: Tensor) -> float:
     return equal.double().mean().item()
 
@@ -144,11 +163,13 @@ def main(arguments: list[str]) -> None:
         "benchmark": "agreement",
         "note": "one run each; hardware.load says what else ran",
         **environment(chosen.device, command),
+        "summary": [],
         "rows": rows,
     }
     path = chosen.out or RESULTS / f"agreement-{device_label(chosen.device)}.json"
     for eps in chosen.eps:
         rows.append(compare(setup, eps / 255, chosen.eot, chosen.steps))
+        found["summary"] += summary(rows[-1])
         write(path, found)
     print(path)
 

@@ -66,6 +66,12 @@ class Setup:
 
 def load(images: int, device: str) -> Setup:
     """The shipped network and the first `images` test images, classes in turn."""
+    x, labels = cifar_images(images)
+    return Setup(robust_network().to(device), x.to(device), labels.to(device))
+
+
+def robust_network() -> nn.Module:
+    """The ResNet-18 for CIFAR-10 that pyautoattack ships, frozen, in eval mode."""
     import pyautoattack
     from torchvision.models import resnet18
 
@@ -76,25 +82,23 @@ def load(images: int, device: str) -> Setup:
     net.load_state_dict(
         {k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()}
     )
-    x, labels = _cifar(images)
-    net = net.eval().requires_grad_(False)
-    return Setup(net.to(device), x.to(device), labels.to(device))
+    return net.eval().requires_grad_(False)
 
 
-def _cifar(count: int) -> tuple[Tensor, Tensor]:
+def cifar_images(count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` CIFAR-10 test images, classes in turn: (N, 3, 32, 32) in [0, 1], (N,)."""
     folder = os.environ.get("FULA_TEST_DATA")
     if not folder:
         raise FulaError("FULA_TEST_DATA is unset: it names the folder with cifar10-jpeg.tar.xz")
-    per_class = -(-count // 10)
+    per_class, found = -(-count // 10), {}
     with tarfile.open(Path(folder) / "cifar10-jpeg.tar.xz") as archive:
-        found = {
-            (int(path.stem), path.parent.name): np.asarray(
-                Image.open(BytesIO(archive.extractfile(member).read()))
-            )
-            for member in archive
-            if member.isfile() and (path := Path(member.name)).parts[0] == "test"
-            if int(path.stem) < per_class
-        }
+        for member in archive:
+            path = Path(member.name)
+            if path.parts[0] == "train" and len(found) == 10 * per_class:
+                break  # the test images come first
+            if member.isfile() and path.parts[0] == "test" and int(path.stem) < per_class:
+                image = Image.open(BytesIO(archive.extractfile(member).read()))
+                found[int(path.stem), path.parent.name] = np.asarray(image)
     classes = sorted({name for _, name in found})
     chosen = sorted(found)[:count]
     pixels = np.stack([found[key] for key in chosen]).astype(np.float32) / 255

@@ -83,9 +83,9 @@ def gpu_parts() -> list[Part]:
     bench = "fula_fast.bench."
     found = [
         Part("tests", ("-m", "pytest", *_tests()), 110),
-        Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 60),
+        Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 55),
         Part("grid", ("-m", bench + "grid", "--out", "{out}"), 190),
-        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 60),
+        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 50),
         Part(
             "attack",
             ("-m", bench + "attack", "--images", "512", "--rounds", "3", "--out", "{out}/a.json"),
@@ -93,7 +93,14 @@ def gpu_parts() -> list[Part]:
             modules=("pyautoattack", "torchattacks", "torchvision"),
             variables=("FULA_TEST_DATA",),
         ),
-        Part("data", ("-m", bench + "data", "{out}/data.json", "3"), 50, modules=("torchvision",)),
+        Part(
+            "agreement",  # one EOT sample: the reference's twenty equal ones take minutes
+            ("-m", bench + "agreement", "--images", "512", "--eot", "1", "--out", "{out}/a.json"),
+            25,
+            modules=("pyautoattack", "torchvision"),
+            variables=("FULA_TEST_DATA",),
+        ),
+        Part("data", ("-m", bench + "data", "{out}/data.json", "3"), 40, modules=("torchvision",)),
     ]
     return [part for part in found if part.name == "tests" or _exists(part.name)]
 
@@ -224,17 +231,17 @@ def _figure(name: str, value: float, target: float | None) -> Figure:
 
 def table(results: Sequence[Result]) -> str:
     """Every part, and its figures beside the least that they should be."""
-    lines = [f"{'part':9}{'result':13}{'seconds':>9}  "]
+    lines = [f"{'part':10}{'result':13}{'seconds':>9}  "]
     for result in results:
         shown = "" if result.figures else _last_line(result.detail)
-        lines.append(f"{result.name:9}{result.status:13}{result.seconds:9.1f}  {shown}".rstrip())
+        lines.append(f"{result.name:10}{result.status:13}{result.seconds:9.1f}  {shown}".rstrip())
         lines += [_figure_line(figure) for figure in result.figures]
     return "\n".join(lines)
 
 
 def _figure_line(figure: Figure) -> str:
     value, target = figure["value"], figure["target"]
-    line = f"{'':9}{figure['figure']:64}{value:12,.3g}"
+    line = f"{'':10}{figure['figure']:64}{value:12,.3g}"
     if target is None:
         return line
     return f"{line}  target {target:<8.3g}{'met' if value >= target else 'MISSED'}"

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import tarfile
-from io import BytesIO
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
-from torchvision.models import resnet18
+
+from fula_fast.bench.attack import cifar_images, robust_network
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -62,38 +57,11 @@ def small_batch(net: nn.Module, count: int, seed: int = 1) -> tuple[torch.Tensor
 @pytest.fixture(scope="session")
 def robust_net() -> nn.Module:
     """The adversarially trained ResNet-18 shipped with the reference package, in eval mode."""
-    pyautoattack = pytest.importorskip("pyautoattack")
-    path = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    net = resnet18(num_classes=10)
-    net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    net.maxpool = nn.Identity()
-    net.load_state_dict(
-        {k.replace("shortcut", "downsample").replace("linear", "fc"): v for k, v in state.items()}
-    )
-    return net.eval().requires_grad_(False)
+    pytest.importorskip("pyautoattack")
+    return robust_network()
 
 
 @pytest.fixture(scope="session")
 def cifar(data_folder) -> tuple[torch.Tensor, torch.Tensor]:
     """Fifty CIFAR-10 test images of each class, classes interleaved: (500, 3, 32, 32), (500,)."""
-    found: dict[tuple[int, int], np.ndarray] = {}
-    classes: list[str] = []
-    with tarfile.open(data_folder / "cifar10-jpeg.tar.xz") as archive:
-        for member in archive:
-            part, _, rest = member.name.partition("/")
-            if part == "train" and len(found) == 500:
-                break
-            path = Path(rest)
-            if part != "test" or not member.isfile() or int(path.stem) >= 50:
-                continue
-            if path.parent.name not in classes:
-                classes.append(path.parent.name)
-            image = Image.open(BytesIO(archive.extractfile(member).read()))
-            found[int(path.stem), classes.index(path.parent.name)] = np.asarray(image)
-    assert classes == sorted(classes), "class folders stand in alphabetical order"
-    order = sorted(found)
-    pixels = np.stack([found[key] for key in order]).astype(np.float32) / 255
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.tensor(
-        [label for _, label in order]
-    )
+    return cifar_images(500)

@@ -12,41 +12,13 @@ from torch import nn
 from fula_fast.attacks import RobustResult, Savings, pgd, robust_evaluate, start_noise
 from fula_fast.attacks.packed import Single
 from fula_fast.attacks.recipes import RECIPES, parse
+from fula_fast.bench.agreement import ALL_OFF, SEED, reference, reference_starts
 from fula_fast.errors import FulaError
 from fula_fast.protocol import Attack
 
 from .conftest import small_batch, small_net
 
-SEED = 5
-OFF = Savings(**{f.name: False for f in fields(Savings)})
-NORMS = {"linf": "Linf", "l2": "L2"}
 EPS = {"linf": 0.02, "l2": 0.3}
-
-
-def reference_starts(shape, norm):
-    """The start points of the reference, which seeds its generator anew for every batch."""
-
-    def starts(stage, lane, images):
-        torch.manual_seed(SEED)
-        size = (len(images), *shape)
-        return 2 * torch.rand(size) - 1 if norm == "linf" else torch.randn(size)
-
-    return starts
-
-
-def reference(net, x, labels, attacks, norm, eps, *, eot=1, steps=100, classes=10, batch_size=250):
-    runner = AutoAttack(net, norm=NORMS[norm], eps=eps, seed=SEED, version="standard")
-    runner.attacks_to_run = attacks
-    runner.apgd.eot_iter = eot
-    for attack in (runner.apgd, runner.apgd_targeted):
-        attack.n_iter = steps
-        attack.n_iter_2 = max(int(0.22 * steps), 1)
-        attack.n_iter_min = max(int(0.06 * steps), 1)
-        attack.size_decr = max(int(0.03 * steps), 1)
-    runner.apgd_targeted.n_target_classes = min(9, classes - 1)
-    found, _ = runner.run_standard_evaluation(x, labels, batch_size=batch_size)
-    with torch.no_grad():
-        return found, net(found).argmax(1) == labels
 
 
 def ours(net, x, labels, attack, norm="linf", eps=0.02, **options) -> RobustResult:
@@ -67,7 +39,7 @@ def test_with_all_savings_off_every_pixel_equals_the_reference(norm, attack, par
     x, labels = small_batch(net, 24)
     short = {"steps": 16, "eot": 3 if "rand" in attack else 1, "batch_size": 10}
     found, robust = reference(net, x, labels, parts, norm, EPS[norm], classes=6, **short)
-    result = ours(net, x, labels, attack, norm, EPS[norm], savings=OFF, **short)
+    result = ours(net, x, labels, attack, norm, EPS[norm], savings=ALL_OFF, **short)
     assert torch.equal(result.robust, robust)
     assert torch.equal(result.adversarial, found)
     assert 0 < robust.sum() < result.correct.sum(), "the images should not all share one fate"
@@ -82,10 +54,10 @@ def test_no_saving_changes_a_flag(norm):
         options = {"batch_size": 12, "steps": 20, "eot": 5, "starts": None}
         return ours(net, x, labels, "autoattack-rand", norm, EPS[norm], savings=savings, **options)
 
-    without = attacked(OFF)
+    without = attacked(ALL_OFF)
     assert 0 < without.robust.sum() < without.correct.sum()
     for saving in fields(Savings):
-        saved = attacked(replace(OFF, **{saving.name: True}))
+        saved = attacked(replace(ALL_OFF, **{saving.name: True}))
         assert torch.equal(saved.robust, without.robust), saving.name
         fewer = saving.name in ("single_sample", "compaction")
         assert (saved.gradients < without.gradients) == fewer
@@ -100,7 +72,7 @@ def test_counts_what_it_does():
     net = small_net()
     x, labels = small_batch(net, 10)
     assert (RECIPES["autoattack-rand"].steps, RECIPES["autoattack-rand"].eot) == (100, 20)
-    result = ours(net, x, labels, "autoattack-rand", eps=1e-4, savings=OFF, steps=10)
+    result = ours(net, x, labels, "autoattack-rand", eps=1e-4, savings=ALL_OFF, steps=10)
     assert result.correct.sum() == 8 and torch.equal(result.robust, result.correct)
     assert result.gradients == 8 * (2 * 20 * 11 + 2) and result.verified == 0
     saved = ours(net, x, labels, "autoattack-rand", eps=1e-4, steps=10)
@@ -151,7 +123,7 @@ def test_restarts_equal_the_reference():
             torch.manual_seed(SEED)
         return 2 * torch.rand(len(images), *x.shape[1:]) - 1
 
-    result = ours(net, x, labels, "apgd-ce", savings=OFF, restarts=3, starts=starts)
+    result = ours(net, x, labels, "apgd-ce", savings=ALL_OFF, restarts=3, starts=starts)
     assert torch.equal(result.adversarial, found)
 
 
@@ -172,7 +144,7 @@ def test_pgd_by_its_number_of_steps():
     from torchattacks import PGD
 
     theirs = PGD(net, eps=0.02, alpha=0.005, steps=7, random_start=False)(x, labels)
-    result = ours(net, x, labels, "pgd-7", step=0.005, batch_size=6, savings=OFF)
+    result = ours(net, x, labels, "pgd-7", step=0.005, batch_size=6, savings=ALL_OFF)
     with torch.no_grad():
         robust = result.correct & (net(theirs).argmax(1) == labels)
     assert torch.equal(result.robust, robust) and 0 < robust.sum() < result.correct.sum()
@@ -328,7 +300,7 @@ def test_four_classes_have_three_targets():
     net = small_net(4)
     x, labels = small_batch(net, 5)
     found, _ = reference(net, x, labels, ["apgd-t"], "linf", 0.02, classes=4)
-    result = ours(net, x, labels, "apgd-t", savings=OFF)
+    result = ours(net, x, labels, "apgd-t", savings=ALL_OFF)
     assert torch.equal(result.adversarial, found)
 
 

@@ -1,23 +1,24 @@
 """AutoAttack on a real network and real images: the reference package's adversarial images and flags.
 
 Three sizes of one comparison: a glance in every run, what three minutes of one core can carry in
-CI, and by hand (`pytest -m long tests/attacks`) the whole of AutoAttack's "rand".
+CI, and by hand (`pytest -m long tests/attacks`) the whole of AutoAttack's "rand". `python -m
+fula_fast.bench.agreement` runs it on any number of images and keeps the figures.
 """
 
 import pytest
 import torch
 
-from .test_autoattack import OFF, ours, reference
+from fula_fast.bench.agreement import ALL_OFF, RAND, reference
 
-PARTS = ["apgd-ce", "apgd-dlr"]
+from .test_autoattack import ours
 
 
 def compared(net, x, labels, eps, **short):
     """From the same starts the reference and we find the same adversarial images, pixel for pixel,
     with every saving off but one (20 equal gradients are one), and the same flags with all on."""
-    found, robust = reference(net, x, labels, PARTS, "linf", eps, **short)
+    found, robust = reference(net, x, labels, RAND, "linf", eps, **short)
     plain = ours(
-        net, x, labels, "autoattack-rand", eps=eps, savings=OFF, single_sample=True, **short
+        net, x, labels, "autoattack-rand", eps=eps, savings=ALL_OFF, single_sample=True, **short
     )
     assert torch.equal(plain.adversarial, found) and torch.equal(plain.robust, robust)
     saved = ours(net, x, labels, "autoattack-rand", eps=eps, **short)
