@@ -3,8 +3,10 @@
     python -m fula_fast.bench.readme       rewrites the section between its two marks in README.md
 
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
-`data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package) and
-`kernels-cpu.json` (the C++ kernels against eager PyTorch), `first-step-*.json` (starts of a wave). A test holds that README.md is what this gives.
+`data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package),
+`agreement-*.json` (the same, both to the end), `precision-*.json` (bfloat16 against float32),
+`first-step-*.json` (starts of a wave) and `kernels-cpu.json` (the C++ kernels against eager
+PyTorch). A test holds that README.md is what this gives.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def section(results: Path) -> str:
     parts += [precision(r) for r in reports if r.get("bench") == "precision"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
     parts += [attacks(r) for r in reports if r.get("benchmark") == "attack"]
+    parts += [agreement(r) for r in reports if r.get("benchmark") == "agreement"]
     parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
     return "\n\n".join(parts)
 
@@ -152,6 +155,31 @@ def attacks(report: Mapping[str, Any]) -> str:
         'AutoAttack "rand" in exact float32 on a robust CIFAR-10 ResNet-18 and real images. The '
         "reference package's seconds are those of one gradient in its own loop times the fewest that "
         f"it can take, not a whole run, on {where(report)}:"
+    )
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def agreement(report: Mapping[str, Any]) -> str:
+    """AutoAttack "rand" run to its end by the reference package and by us: who found what."""
+    rows = [
+        (
+            row["case"].rpartition("eps ")[2],
+            f"{row['images']}, {row['correct']}",
+            f"{row['robust']['ours']}, {row['robust']['reference']}",
+            f"{100 * row['share of flags equal']:.1f} %",
+            f"{100 * row['share of images equal, savings off']:.1f} %",
+            f"{row['seconds']['ours']:,.0f}, {row['seconds']['reference']:,.0f}",
+        )
+        for row in report["rows"]
+    ]
+    heads = (
+        "ε", "images, correct", "robust: ours, reference", "flags equal",
+        "adversarial images equal, bit for bit, savings off", "seconds: ours, reference",
+    )  # fmt: skip
+    title = (
+        'AutoAttack "rand" run to its end by both from the same starts (EOT '
+        f"{report['rows'][0]['eot']}, {report['rows'][0]['steps']} iterations), one run each, on "
+        f"{where(report)}:"
     )
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 

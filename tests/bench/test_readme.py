@@ -82,6 +82,20 @@ def test_attacks_and_kernels_are_shown_as_recorded(tmp_path):
     assert "| augment speed-up, freed memory kept | 23.2 |" in text
 
 
+def test_agreement_shows_both_sides(tmp_path):
+    row = {
+        "case": "autoattack-rand, eps 1/255", "images": 128, "correct": 109, "eot": 20, "steps": 100,
+        "robust": {"ours": 9, "reference": 10}, "share of flags equal": 127 / 128,
+        "share of images equal, savings off": 1.0, "seconds": {"ours": 40.4, "reference": 3600.2},
+    }  # fmt: skip
+    (tmp_path / "agreement-cpu.json").write_text(
+        json.dumps(COMMON | {"benchmark": "agreement", "rows": [row]})
+    )
+    text = section(tmp_path)
+    assert "| 1/255 | 128, 109 | 9, 10 | 99.2 % | 100.0 % | 40, 3,600 |" in text
+    assert "EOT 20, 100 iterations" in text
+
+
 def test_a_lanes_cost_and_whether_a_gpu_has_measured(tmp_path):
     rows = [
         {"lanes": 4, "seconds_per_lane": {"p20": 0.1, "p50": 0.2, "p80": 0.3}, "peak_bytes": 2**30}
