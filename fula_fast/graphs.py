@@ -42,6 +42,10 @@ class Recorder(Protocol):
         """`step` recorded; its state is that of before."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of earlier recordings; none of them may be in use any more."""
+        ...
+
 
 class CudaRecorder:
     """Recordings as CUDA graphs on one device. They share one pool of memory, as only one replays at
@@ -65,6 +69,12 @@ class CudaRecorder:
         restore()
         with torch.cuda.device(self._device):
             return self._captured(step)
+
+    def release(self) -> None:
+        """A pool whose graphs are gone is not used again: the next recording has a new one."""
+        torch.cuda.synchronize(self._device)
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -119,6 +129,9 @@ class Rerun:
                 output.copy_(found)
 
         return Recording(replay, output)
+
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 def snapshot_of(tensors: Sequence[Tensor]) -> Callable[[], None]:

@@ -33,7 +33,8 @@ class Captured:
         self._position = torch.zeros((), dtype=torch.int64, device=task.device)
         self._buffers: Batch | None = None
         self._table: Table | None = None
-        self._recordings: dict[bool, Recording] = {}
+        self._recorded: bool | None = None  # the phase that `_recording` is of
+        self._recording: Recording | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
         """Take the steps of an epoch; yields each one's number within the training."""
@@ -42,11 +43,19 @@ class Captured:
             if self.wave.attacked:
                 self._draw(epoch, step, step == start_step)
             full = self.wave.full_at(first + step)
-            if full not in self._recordings:
-                self._recordings[full] = self._record(full)
-            self._recordings[full].replay()
+            if full is not self._recorded:
+                self._enter(full)
+            self._recording.replay()
             self.replays += 1
             yield first + step
+
+    def _enter(self, full: bool) -> None:
+        """Record a phase. The one before never comes back, and its graph holds as much memory as its
+        step needs: the next one's warm-up could not have it."""
+        if self._recording is not None:
+            self._recording = None
+            self._recorder.release()
+        self._recording, self._recorded = self._record(full), full
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[int]:
         """Put each batch (or its place in the epoch) where the graph reads it."""

@@ -132,13 +132,14 @@ def cast(model: M, dtype: torch.dtype) -> M:
 
 
 def _cast_own(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a module's own parameters and buffers, not those of its parts."""
-    for name, weight in module._parameters.items():
-        if weight is not None:
-            module._parameters[name] = nn.Parameter(_laid_out(weight.detach(), dtype), False)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = _laid_out(buffer, dtype)
+    """Cast a module's own parameters and buffers, not those of its parts.
+
+    By `setattr`: recurrent layers keep a list of their weights beside, and follow it so.
+    """
+    for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+        setattr(module, name, nn.Parameter(_laid_out(weight.detach(), dtype), False))
+    for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+        setattr(module, name, _laid_out(buffer, dtype))
 
 
 def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,8 @@ def run_wave(
                 store.drop_checkpoint(name)
             continue
         # Out here the failed wave, its graph and their memory pool are no longer referred to.
+        if store is not None:
+            store.drop_checkpoint(name)  # a resumed run would begin with the wave that did not fit
         gc.collect()
         torch.cuda.empty_cache()
         parts = [*_halves(part, name, reason), *parts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -48,11 +50,40 @@ def test_a_recording_begun_at_an_epochs_last_step_equals_the_eager_one(kind):
     assert_same(wave, plain)
 
 
+class Watched(Rerun):
+    """Counts the recordings that are alive when another one is made."""
+
+    def __init__(self):
+        self.made, self.alive, self.released = [], [], 0
+
+    def record(self, step, snapshot) -> Recording:
+        gc.collect()
+        self.alive.append(sum(made() is not None for made in self.made))
+        recording = super().record(step, snapshot)
+        self.made.append(weakref.ref(recording))
+        return recording
+
+    def release(self) -> None:
+        self.released += 1
+        super().release()
+
+
+def test_the_second_phase_is_recorded_with_the_first_ones_memory_free():
+    """Both hold a step's memory; a wave is packed for one."""
+    task, wave = prepared(cells(), momentum=0.999999999)
+    watched = Watched()
+    assert taken(Captured(task, wave, watched)) == list(range(6))
+    assert wave.settling_from == 5 and watched.alive == [0, 0] and watched.released == 1
+
+
 class Refusing:
     """A device that records nothing."""
 
     def record(self, step, snapshot) -> Recording:
         raise CaptureRefused("operation not permitted")
+
+    def release(self) -> None:
+        """It holds nothing."""
 
 
 def test_a_refused_capture_is_told_and_the_training_goes_on():

@@ -42,6 +42,18 @@ def test_a_graph_equals_the_eager_training_bit_for_bit(name, kind):
     assert_same(wave, plain)
 
 
+def test_a_second_phase_equals_the_eager_training():
+    """Lanes without a task loss run their tails from step 5 on: a second graph, in place of the
+    first."""
+    with arithmetic("fp32"):
+        (task, plain), (_, wave) = (
+            prepared(cells(), "cuda", momentum=0.999999999) for _ in range(2)
+        )
+        assert wave.settling_from == 5
+        assert taken(Captured(task, wave)) == taken(Stepper(task, plain, "eager"))
+    assert_same(wave, plain)
+
+
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["clean", "attacked"])
@@ -105,6 +117,27 @@ def test_recordings_share_their_memory():
     gc.collect()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() < before - 2**23
+
+
+def test_a_released_recordings_memory_serves_the_next_ones_warm_up():
+    """Without it a wave would need twice its memory where its phases change."""
+    x = torch.randn(4096, 4096, device="cuda")  # 64 MiB
+
+    def step():
+        return sum([(x * k).relu() for k in range(8)]).sum(1)
+
+    recorder, peaks = CudaRecorder(torch.device("cuda")), []
+    torch.cuda.empty_cache()
+    for _ in range(3):
+        torch.cuda.reset_peak_memory_stats()
+        recording = recorder.record(step, lambda: lambda: None)
+        peaks.append(torch.cuda.max_memory_reserved())
+        recording.replay()
+        torch.testing.assert_close(recording.output, step())
+        del recording
+        gc.collect()
+        recorder.release()
+    assert peaks[2] <= 1.1 * peaks[0]
 
 
 def test_running_out_of_memory_in_a_capture_is_told_as_that():

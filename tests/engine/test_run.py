@@ -143,6 +143,36 @@ def test_a_wave_that_runs_out_of_memory_is_split(monkeypatch):
             torch.testing.assert_close(value, whole[name].tensors[part], rtol=1e-9, atol=1e-9)
 
 
+def test_the_checkpoint_of_a_wave_that_was_split_is_gone(monkeypatch):
+    """Memory that runs out in the last epoch leaves nothing for a resumed run to begin with."""
+    from fula_fast.engine import run
+
+    measured = run.measure
+
+    def measure(wave, task):
+        if len(wave.lanes) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return measured(wave, task)
+
+    class Named(Kept):
+        def __init__(self):
+            super().__init__()
+            self.names = set()
+
+        def save_checkpoint(self, name, *rest):
+            self.names.add(name)
+            super().save_checkpoint(name, *rest)
+
+        def drop_checkpoint(self, name):
+            self.names.discard(name)
+            super().drop_checkpoint(name)
+
+    monkeypatch.setattr(run, "measure", measure)
+    store = Named()
+    assert [len(part) for part in engine.run_wave(task(cells(), epochs=1), store, "w")] == [2, 3]
+    assert not store.names
+
+
 def test_a_single_lane_that_does_not_fit_is_an_error(monkeypatch):
     from fula_fast.engine import run
 
