@@ -59,6 +59,12 @@ class Cell:
         return value if isinstance(value, str) else ",".join(f"{w:g}" for w in value)
 
     @property
+    def label(self) -> str:
+        """Method and sites in a few words: `fula 3→5`, with its seed where that is not 0."""
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.method} {self.front_site}→{self.end_site}{seed}"
+
+    @property
     def shortcut_label(self) -> str:
         """`none`, or the shortcut's label."""
         return self.shortcut.label if self.shortcut else "none"

@@ -74,6 +74,14 @@ def available_memory(root: Path = Path("/")) -> int:
     return min([free, *(limit - (used or 0) for limit, used in limits if limit is not None)])
 
 
+def used_memory(root: Path = Path("/")) -> int | None:
+    """Resident bytes of this process; None where the system has no /proc."""
+    statm = root / "proc/self/statm"
+    if not statm.exists():
+        return None
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 _CGROUPS = (
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
     ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),

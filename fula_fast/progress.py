@@ -19,6 +19,17 @@ INTERVAL = 10.0
 """Seconds between two plain lines."""
 
 
+@dataclass(frozen=True)
+class LaneLoss:
+    """A lane, in a few words, and its loss."""
+
+    lane: str
+    loss: float
+
+    def __str__(self) -> str:
+        return f"{self.loss:.3f} ({self.lane})"
+
+
 class Progress:
     """The events of a run. This base class shows nothing."""
 
@@ -48,15 +59,11 @@ class Progress:
     def wave_started(self, lanes: int, steps: int) -> None:
         """A wave of `lanes` lanes begins, `steps` training steps long."""
 
-    def step(
-        self,
-        done: int,
-        images_per_s: float | None = None,
-        worst: float | None = None,
-        best: float | None = None,
-        memory: int | None = None,
-    ) -> None:
-        """`done` steps of the wave are over; `worst` and `best` are lane losses, memory is bytes."""
+    def step(self, done: int, images_per_s: float | None = None, memory: int | None = None) -> None:
+        """`done` steps of the wave are over; `memory`: bytes in use."""
+
+    def losses(self, worst: LaneLoss, best: LaneLoss) -> None:
+        """The wave's lanes with the largest and the smallest loss."""
 
     def cell_done(self, row: Mapping[str, Any]) -> None:
         """A cell is finished; `row` is its result row."""
@@ -75,9 +82,9 @@ class _Wave:
     done: int = 0
     first: int = 0
     images_per_s: float | None = None
-    worst: float | None = None
-    best: float | None = None
     memory: int | None = None
+    worst: LaneLoss | None = None
+    best: LaneLoss | None = None
 
     def rate(self, now: float) -> float:
         """Steps per second since the wave's first report."""
@@ -90,7 +97,7 @@ class _Wave:
         if self.images_per_s is not None:
             parts.append(f"{self.images_per_s:,.0f} images/s")
         if self.best is not None and self.worst is not None:
-            parts.append(f"loss {self.best:.3f} to {self.worst:.3f}")
+            parts.append(f"loss {self.best} to {self.worst}")
         if self.memory is not None:
             parts.append(f"{self.memory / 2**30:.1f} GiB")
         if rate > 0:
@@ -112,21 +119,17 @@ class _Counting(Progress):
     def wave_started(self, lanes: int, steps: int) -> None:
         self.wave = _Wave(lanes, steps, self.clock())
 
-    def step(
-        self,
-        done: int,
-        images_per_s: float | None = None,
-        worst: float | None = None,
-        best: float | None = None,
-        memory: int | None = None,
-    ) -> None:
+    def step(self, done: int, images_per_s: float | None = None, memory: int | None = None) -> None:
         wave = self.wave
         if wave is None:
             return
         if wave.done == 0:  # the first step holds compilation, or a checkpoint's steps
             wave.first, wave.started = done, self.clock()
-        wave.done, wave.images_per_s = done, images_per_s
-        wave.worst, wave.best, wave.memory = worst, best, memory
+        wave.done, wave.images_per_s, wave.memory = done, images_per_s, memory
+
+    def losses(self, worst: LaneLoss, best: LaneLoss) -> None:
+        if self.wave is not None:
+            self.wave.worst, self.wave.best = worst, best
 
     def cell_done(self, row: Mapping[str, Any]) -> None:
         self.finished += 1

@@ -127,3 +127,14 @@ def test_precision_batch_and_attack_cost_memory(lane):
     assert wave_bytes([attacked], donor, donor, 16, "fp32") > wave_bytes(
         [plain], donor, donor, 16, "fp32"
     )
+
+
+def test_this_processs_memory_is_that_of_its_pages(tmp_path):
+    import numpy as np
+
+    from fula_fast.memory import used_memory
+
+    before = used_memory()
+    held = np.ones(2**24)  # 128 MiB
+    assert 0.9 * held.nbytes < used_memory() - before < 1.5 * held.nbytes
+    assert used_memory(tmp_path) is None

@@ -4,7 +4,14 @@ import io
 
 import pytest
 
-from fula_fast.progress import LineProgress, LiveProgress, Progress, duration, open_progress
+from fula_fast.progress import (
+    LaneLoss,
+    LineProgress,
+    LiveProgress,
+    Progress,
+    duration,
+    open_progress,
+)
 
 
 class Clock:
@@ -38,10 +45,13 @@ def test_steps_write_one_line_per_interval():
     del written[:]
     for step in range(1, 101):
         clock.now += 1.0
-        progress.step(step, images_per_s=1234.5, worst=0.9, best=0.1, memory=3 * 2**30)
+        progress.step(step, images_per_s=1234.5, memory=3 * 2**30)
+        if step == 5:  # told once an epoch, shown from then on
+            progress.losses(LaneLoss("tlm 9→1", 0.9), LaneLoss("hint 1→1", 0.1))
     assert len(written) == 10
     assert written[0].startswith("step 10/100, 8 lanes, 1.00 steps/s, 1,234 images/s")
-    assert "loss 0.100 to 0.900" in written[0] and "3.0 GiB" in written[0]
+    for line in written:
+        assert "loss 0.100 (hint 1→1) to 0.900 (tlm 9→1)" in line and "3.0 GiB" in line
     assert "1:30 left" in written[0] and "0/8 cells" in written[0]
 
 
@@ -102,12 +112,14 @@ def test_the_live_display_shows_the_same_facts():
         progress.donor_epoch("a", 1, 2, 0.5)
         progress.donor_done("a", 0.97)
         progress.wave_started(3, 50)
-        progress.step(10, 100.0, 0.9, 0.1, 2**30)
+        progress.losses(LaneLoss("tlm 9→1", 0.9), LaneLoss("hint 1→1", 0.1))
+        progress.step(10, 100.0, 2**30)
         progress.cell_done({"status": "failed", "cell": "abc", "error": "[nan]"})
         progress.note("a [note]")
     shown = console.file.getvalue()
     assert "donor a: test accuracy 0.9700" in shown and "a [note]" in shown
     assert "cell abc failed: [nan]" in shown and "3 lanes" in shown and "2/4" in shown
+    assert "loss 0.100 (hint 1→1)" in shown and "1.0 GiB" in shown
 
 
 def test_plain_lines_where_standard_error_is_no_terminal(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +14,9 @@ import torch
 
 from ..arithmetic import arithmetic
 from ..errors import FulaError
+from ..memory import used_memory
 from ..models import Staged
+from ..progress import LaneLoss
 from ..statistics import moves
 from ..task import Outcome, WaveTask, check_result, non_finite, stitches_of
 from .capture import Captured
@@ -135,11 +138,12 @@ def _train(
                 waited = time.perf_counter() - began
                 task.progress.note(f"{stepper.mode}: {waited:.1f} s to the first step's end")
             rate = (number - epoch * per_epoch - start + 1) / (time.perf_counter() - began)
-            task.progress.step(number + 1, rate * task.stream.batch_size * len(wave.lanes))
+            images = rate * task.stream.batch_size * len(wave.lanes)
+            task.progress.step(number + 1, images, _memory(task.device))
         if store is not None:
             meta = {"epoch": epoch + 1, "cells": [lane.cell.id for lane in wave.lanes]}
             store.save_checkpoint(wave_id, wave.state(), meta)
-        _show_losses(task, wave, (epoch + 1) * per_epoch)
+        _show_losses(task, wave)
 
 
 def _resumed(wave: Wave, store: Store | None, wave_id: str) -> int:
@@ -154,12 +158,18 @@ def _resumed(wave: Wave, store: Store | None, wave_id: str) -> int:
     return int(meta["epoch"])
 
 
-def _show_losses(task: WaveTask, wave: Wave, done: int) -> None:
+def _memory(device: torch.device) -> int | None:
+    """Bytes that this process holds: of the GPU, else of the machine."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else used_memory()
+
+
+def _show_losses(task: WaveTask, wave: Wave) -> None:
     """Worst and best lane: the one host sync per epoch."""
-    losses = wave.loss[wave.network.index(tuple(wave.trained))] if wave.trained else wave.loss
-    finite = losses[torch.isfinite(losses)]
-    if len(finite):
-        task.progress.step(done, worst=float(finite.max()), best=float(finite.min()))
+    losses = wave.loss.tolist()
+    finite = [n for n in wave.trained if math.isfinite(losses[n])]
+    if finite:
+        found = (pick(finite, key=losses.__getitem__) for pick in (max, min))
+        task.progress.losses(*(LaneLoss(wave.lanes[n].cell.label, losses[n]) for n in found))
 
 
 def _outcome(wave: Wave, number: int, metrics: dict[str, object]) -> Outcome:

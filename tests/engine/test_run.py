@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from fula_fast.cell import Cell
 from fula_fast.errors import FulaError
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
+from fula_fast.progress import LineProgress
 from fula_fast.protocol import Attack, protocol
 from fula_fast.task import WaveTask
 
@@ -119,6 +121,20 @@ def test_a_checkpoint_of_other_cells_is_not_continued():
     fresh = by_cell(engine.run_wave(task(cells())))
     for name, outcome in ours.items():
         assert outcome.metrics["accuracy"] == fresh[name].metrics["accuracy"]
+
+
+def test_a_waves_view_has_rate_memory_and_both_lanes():
+    """Every step's line after the first epoch, as `run_wave` itself reports it."""
+    lines = []
+    shown = LineProgress(lines.append, interval=0)
+    group = cells()
+    outcomes = by_cell(engine.run_wave(replace(task(group, epochs=2), progress=shown)))
+    steps = [line for line in lines if line.startswith("step ")]
+    assert all(" images/s, " in line and " GiB" in line for line in steps)
+    second = [line for line in steps if " loss " in line]
+    assert len(second) == len(steps) // 2
+    labels = {c.label for c in group if outcomes[c.id].metrics.get("loss") is not None}
+    assert sum(f"({label})" in second[-1] for label in labels) == 2
 
 
 def test_a_wave_that_runs_out_of_memory_is_split(monkeypatch):
