@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arithmetic import arithmetic
 from .attacks import PackedModel, RobustResult, robust_evaluate
 from .measures.agreement import soft_agreement
 from .pipelines import Batch
@@ -47,17 +48,23 @@ def attacked_models(
     `end`: eval-mode logits of the end donor. `images` (N, C, H, W) in [0, 1], `labels` (N,).
     `options`: of `robust_evaluate`. `robust_agreement_soft` is the soft agreement of stitched model
     and end donor on the adversarial images found on the stitched model (the clean image where none
-    was).
+    was). Models are to come in full precision, whatever they trained in: every column here,
+    `robust_clean_accuracy` included, is of the model that adversarial images are confirmed on, and
+    `robust_precision` says how they were searched for. `end` runs without TF32, as the models do.
     """
     results = robust_evaluate(models, images, labels, attack, keep_images=True, **options)
-    found = []
-    for result in results:
-        parts = result.adversarial.to(images).split(_PART)
-        with torch.no_grad():
-            seen = torch.cat([end(part).cpu() for part in parts])
-        agreement = float(soft_agreement(result.logits.cpu(), seen))
-        found.append((result.row() | {"robust_agreement_soft": agreement}, result))
-    return found
+    with arithmetic("fp32"):
+        return [_columns(result, end, images) for result in results]
+
+
+def _columns(
+    result: RobustResult, end: Callable[[Tensor], Tensor], images: Tensor
+) -> tuple[dict[str, Any], RobustResult]:
+    parts = result.adversarial.to(images).split(_PART)
+    with torch.no_grad():
+        seen = torch.cat([end(part).cpu() for part in parts])
+    agreement = float(soft_agreement(result.logits.cpu(), seen))
+    return result.row() | {"robust_agreement_soft": agreement}, result
 
 
 def attacked_images(batches: Iterable[Batch], limit: int | None) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,8 @@ class _Attacks:
             task, stitches, {cell.id: self.store.statistics(cell.id) for cell in cells}
         )
         given = (images, labels, self.attack, self.options)
-        for part in attacked_lanes(lanes, range(len(lanes.lanes)), *given):
+        donors = task.front, task.end
+        for part in attacked_lanes(lanes, donors, range(len(lanes.lanes)), *given):
             ids = [lanes.lanes[n].cell.id for n, *_ in part]
             rows = [known[i] | shared | part[k][1] for k, i in enumerate(ids)]
             yield rows, [(i, part[k][2], labels) for k, i in enumerate(ids)]

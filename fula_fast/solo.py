@@ -256,11 +256,30 @@ def _statistics(model: StitchedModel) -> dict[str, Tensor]:
 def _robust(task: WaveTask, cell: Cell, solo: SoloCell) -> dict[str, object]:
     batches = next(iter(task.evaluations.values()))()
     images, labels = attacked_images(batches, task.robust_images)
-    with batchnorm.rule(solo.native, "running"), torch.no_grad():
-        end = solo.native.forward
+    model, end = _exact(task, cell, solo)
+    with batchnorm.rule(end, "running"), torch.no_grad():
         return robust_columns(
-            solo.model, lambda x: end(x.to(task.dtype)), images, labels, cell.protocol
+            model, lambda x: end(x.to(task.parameter_dtype)), images, labels, cell.protocol
         )[0]
+
+
+@torch.no_grad()
+def _exact(task: WaveTask, cell: Cell, solo: SoloCell) -> tuple[StitchedModel, Staged]:
+    """Model and end donor in full precision, from the donors' own weights: what is attacked."""
+    if task.dtype == task.parameter_dtype:
+        return solo.model, solo.native
+    front, end = (
+        copy.deepcopy(donor).to(task.device, task.parameter_dtype)
+        for donor in (task.front, task.end)
+    )
+    model = StitchedModel(
+        front, end, solo.model.front_site, solo.model.end_site, solo.model.stitch
+    ).eval()
+    if moves(cell):
+        moved = _statistics(solo.model)
+        for name, own in _statistics(model).items():
+            own.copy_(moved[name])
+    return model, batchnorm.frozen(end)
 
 
 def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:

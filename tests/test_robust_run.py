@@ -109,6 +109,25 @@ def test_other_rules_of_batch_norm(spec, tmp_path, rule):
     assert by_cell(found.rows, *ROBUST) == by_cell(whole.rows, *ROBUST)
 
 
+@pytest.mark.parametrize("executor", ["wave", "solo"])
+def test_a_bfloat16_run_is_attacked_in_float32(spec, tmp_path, executor):
+    """The closed form, whose stitches do not depend on the precision: all that is said of attacked
+    images is what a float32 run says."""
+    asked = spec("pgd-2", executor, alpha=[0.0], methods=["dm"])
+    asked["protocol"] |= {"dm_stats": "stale"}
+    exact = sweep(asked, tmp_path / "exact", quiet=True)
+    asked["engine"]["precision"] = "bf16"
+    narrow = sweep(asked, tmp_path / "narrow", quiet=True)
+    again = attack_run(narrow.folder, "pgd-2")
+    columns = (*ROBUST, "robust_clean_accuracy", "robust_precision")
+    expected = by_cell(exact.rows, *columns)
+    for rows, near in ((narrow.rows, 1e-6), (again.rows, 1e-4)):  # waves fold nothing, solo does
+        for cell, values in by_cell(rows, *columns).items():
+            assert values == pytest.approx(expected[cell], abs=near), cell
+    assert {row["precision"] for row in narrow.rows} == {"bf16"}
+    assert expected and {v[-1] for v in expected.values()} == {"fp32"}
+
+
 def test_options_replace_the_cells_own(plain):
     (weak, strong) = (
         attack_run(plain.folder, "pgd-3", name=name, limit=20, eps=eps, step=eps / 2).rows

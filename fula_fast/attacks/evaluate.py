@@ -77,10 +77,16 @@ class RobustResult:
         return self.robust.double().mean().item()
 
     def row(self) -> dict[str, Any]:
-        """The columns of a results table."""
+        """The columns of a results table.
+
+        robust_clean_accuracy: of the same model in the same precision on the same, clean images
+        (the table's `accuracy` may be of all images, and of a model in bfloat16);
+        robust_precision: of the search, as every image is confirmed in full precision.
+        """
         return {
             "robust_attack": self.attack,
             "robust_accuracy": self.robust_accuracy,
+            "robust_clean_accuracy": self.clean_accuracy,
             "robust_images": len(self.robust),
             "robust_gradients": self.gradients,
             "robust_verified": self.verified,

@@ -86,7 +86,7 @@ def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
         images, labels = attacked_images(batches, task.robust_images)
         rule = wave.lanes[members[0]].cell.protocol
         given = (images, labels, rule.robust, attack_options(rule))
-        for part in attacked_lanes(wave, members, *given):
+        for part in attacked_lanes(wave, (task.front, task.end), members, *given):
             for number, columns, _ in part:
                 found[number] = columns
     return found

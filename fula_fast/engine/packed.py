@@ -15,22 +15,27 @@ from torch import Tensor, nn
 
 from ..stitches import Stitch
 from .lanenorm import LaneNorm, assign, cast
+from .network import Network
 from .wave import Wave
 
 
 class PackedWave:
-    """The trained lanes `lanes` (wave numbers) of a wave, frozen; see `attacks.PackedModel`."""
+    """The trained lanes `lanes` (wave numbers) of a wave, frozen; see `attacks.PackedModel`.
+
+    network: of the donors, in the precision in which images are confirmed (`exact_network`); the
+    wave's own by default.
+    """
 
     capturable = False  # which images are in which stage is decided on the host
 
-    def __init__(self, wave: Wave, lanes: Sequence[int]) -> None:
+    def __init__(self, wave: Wave, lanes: Sequence[int], network: Network | None = None) -> None:
+        network = network or wave.network
         self.lanes, self.device = len(lanes), wave.device
         self.numbers = torch.tensor(list(lanes), device=wave.device)
         self.sites = [(wave.lanes[n].front_site, wave.lanes[n].end_site) for n in lanes]
-        self.shared = wave.network.shared
-        self.front, self.tail = wave.network.front, wave.network.tail
-        self.dtype = wave.dtype
-        self.stitches = [_stitch_of(wave, n) for n in lanes]
+        self.shared, self.dtype = network.shared, network.dtype
+        self.front, self.tail = network.front, network.tail
+        self.stitches = [_stitch_of(wave, n, self.dtype) for n in lanes]
 
     def logits(self, x: Tensor, lane: Tensor) -> Tensor:
         """Eval-mode logits (N, classes) of images x (N, C, H, W), image i by lane[i]."""
@@ -90,7 +95,7 @@ class PackedWave:
         Lanes share the convolutions' weights, so batch norm stays a scale and shift per image
         instead of being folded into them.
         """
-        if not bf16 or self.dtype == torch.bfloat16:
+        if not bf16:
             return self
         twin = copy.copy(self)
         twin.dtype = torch.bfloat16
@@ -99,9 +104,9 @@ class PackedWave:
         return twin
 
 
-def _stitch_of(wave: Wave, number: int) -> Stitch:
+def _stitch_of(wave: Wave, number: int, dtype: torch.dtype) -> Stitch:
     group = next(g for g in wave.bank.groups if number in g.lanes)
-    stitch = copy.deepcopy(group.template).to(wave.device, wave.dtype)
+    stitch = copy.deepcopy(group.template).to(wave.device, dtype)
     stitch.load_state_dict(wave.bank.lane_state(number), strict=False)
     return stitch.eval().requires_grad_(False)
 

@@ -35,16 +35,17 @@ def lane_statistics(wave: Wave, number: int) -> dict[str, Tensor]:
 def restored(task: WaveTask, stitches: Mapping[str, State], moved: Mapping[str, State]) -> Wave:
     """The wave of a task's cells from their stored stitches and running statistics, by cell id.
 
-    Every lane has a front of its own here: the cells may come from several waves. Raises
-    `FulaError` where the statistics of a cell that moved them are not stored.
+    Every lane has a front of its own here: the cells may come from several waves. The models are
+    in the precision of what was trained, float32 or float64, whatever that of the activations was.
+    Raises `FulaError` where the statistics of a cell that moved them are not stored.
     """
     starts = {cell.id: _stitch(task, cell, stitches[cell.id]) for cell in task.cells}
     wave = Wave(
-        task.cells, task.front, task.end, starts, 0, dtype=task.dtype, device=task.device
+        task.cells, task.front, task.end, starts, 0, dtype=task.parameter_dtype, device=task.device
     )  # fmt: skip
     network = wave.network
     network.shared = False
-    network.front = lane_copy(task.front.to(task.device), len(wave.lanes), task.dtype)
+    network.front = lane_copy(task.front.to(task.device), len(wave.lanes), wave.dtype)
     parts = {part: statistics(getattr(network, part)) for part in ("front", "tail")}
     for number, lane in enumerate(wave.lanes):
         stored = moved[lane.cell.id]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fula_fast.attacks import pgd
+from fula_fast.attacks import pgd, robust_evaluate
 from fula_fast.cell import Cell
 from fula_fast.engine.packed import PackedWave
+from fula_fast.engine.robust import attacked_lanes, exact_network
 from fula_fast.engine.wave import Wave
 from fula_fast.initial import new_stitch
+from fula_fast.measures.agreement import soft_agreement
 from fula_fast.models import build
 from fula_fast.pipelines import Batch
 from fula_fast.protocol import Attack, protocol
-from fula_fast.solo import SoloCell
+from fula_fast.solo import SoloCell, StitchedModel
 from fula_fast.task import attacked_mask
 
 STEPS, BATCH = 5, 6
@@ -23,6 +25,22 @@ def donor(seed: int):
     torch.manual_seed(seed)
     model = build("resnet18", num_classes=5, input_shape=(3, 8, 8), width=4)
     return model.double().eval()
+
+
+def shallow(dtype: torch.dtype, alpha: float):
+    """Lanes of a wave in any dtype, with moved statistics, and their float32 donors."""
+    pair = tuple(donor(seed).float() for seed in (0, 1))
+    rule = protocol("fula-v2", attack=Attack(steps=1, eps=0.02, step=0.02))
+    group = [
+        Cell("a", "b", i, j, "m", {"hint": 1.0}, rule, alpha=alpha, seed=n, id=str(n))
+        for n, (i, j) in enumerate([(2, 3), (5, 4), (9, 9)])
+    ]
+    start = {c.id: stitch_of(c, *pair).float() for c in group}
+    wave = Wave(group, *pair, start, 2, dtype=dtype, settle=False)
+    for number, batch in zip(range(2), batches(), strict=False):
+        attacked = wave.attack(batch, 0, number) if wave.attacked else None
+        wave.step(batch.images.float(), batch.labels, number, attacked)
+    return wave, pair
 
 
 def batches():
@@ -113,3 +131,62 @@ def test_packed_lanes_give_each_models_logits_and_gradients():
         torch.testing.assert_close(logits[place : place + 1], expected.float())
         (own,) = torch.autograd.grad(expected[:, 1].sum(), one)
         torch.testing.assert_close(grad[place : place + 1], own, rtol=1e-5, atol=1e-8)
+
+
+def stitched(wave, number: int, front, end) -> StitchedModel:
+    """A lane's model in plain float32 PyTorch: donors' weights, stitch, running statistics."""
+    lane = wave.lanes[number]
+    stitch = stitch_of(lane.cell, front, end).float()
+    stitch.load_state_dict(wave.bank.lane_state(number), strict=False)
+    model = StitchedModel(front, end, lane.front_site, lane.end_site, stitch).eval()
+    own = {"front": 0 if wave.network.shared else number, "tail": number}
+    for part, row in own.items():
+        norms = dict(getattr(wave.network, part).named_modules())
+        for name, module in getattr(model, part).named_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.copy_(norms[name].running_mean[row])
+                module.running_var.copy_(norms[name].running_var[row])
+    return model
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("attack, options", [("pgd-2", {"step": 0.05}), ("apgd-ce", {"steps": 3})])
+def test_lanes_of_a_bfloat16_wave_are_attacked_as_float32_models(attack, options, alpha):
+    """Search, confirmation, clean accuracy and the end donor's logits: all in float32."""
+    wave, (front, end) = shallow(torch.bfloat16, alpha)
+    x = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = end(x).argmax(1)
+        labels[::2] = stitched(wave, 0, front, end)(x).argmax(1)[::2]
+    given = (x, labels, attack, {"eps": 0.05, "batch_size": 8, **options})
+    (part,) = attacked_lanes(wave, (front, end), range(3), *given)
+    fates = set()
+    for number, columns, result in part:
+        model = stitched(wave, number, front, end)
+        (expected,) = robust_evaluate(
+            model, x, labels, attack, keep_images=True, **{**given[3], "fold": False}
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(result.logits, model(result.adversarial))
+            agreement = soft_agreement(result.logits, end(result.adversarial))
+        assert torch.equal(result.correct, expected.correct)
+        assert torch.equal(result.robust, expected.robust)
+        assert columns["robust_clean_accuracy"] == expected.clean_accuracy
+        assert columns["robust_agreement_soft"] == pytest.approx(float(agreement), abs=1e-6)
+        fates |= {(bool(a), bool(b)) for a, b in zip(result.correct, result.robust, strict=True)}
+    assert len(fates) == 3, "some wrong, some fooled, some robust"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fast"])
+def test_a_bfloat16_search_of_a_bfloat16_wave_is_the_options_alone(precision):
+    wave, donors = shallow(torch.bfloat16, 0.0)
+    exact = exact_network(wave, *donors)
+    assert exact.dtype == torch.float32
+    packed = PackedWave(wave, range(3), exact)
+    search = packed.search((3, 8, 8), bf16=precision != "fp32", folded=True)
+    assert packed.dtype == torch.float32 and search.dtype == (
+        torch.float32 if precision == "fp32" else torch.bfloat16
+    )
+    kinds = {p.dtype for model in (search.front, search.tail) for p in model.parameters()}
+    assert kinds == {search.dtype}
+    assert {p.dtype for s in search.stitches for p in s.parameters()} == {search.dtype}
