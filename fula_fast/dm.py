@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import kernels
 from .errors import FulaError
 from .stitches import Geometry, resize, to_rows
 
@@ -86,8 +87,8 @@ class Gram:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Accumulate x (rows, c_in) and y (rows, c_out)."""
-        augmented = torch.cat([x, x.new_ones(len(x), 1)], 1).double()
-        xx, xy = augmented.T @ augmented, augmented.T @ y.double()
+        both = torch.promote_types(x.dtype, y.dtype)
+        xx, xy = kernels.gram(x.to(both), y.to(both))
         self.xx = xx if self.xx is None else self.xx + xx
         self.xy = xy if self.xy is None else self.xy + xy
         self.rows += len(x)

@@ -19,6 +19,8 @@ from .stitches import Shape, Stitch
 
 Pair = tuple[int, int]
 _DM_BATCH = 128
+"""Most images in a pass for the closed form; never more than a training batch, for whose memory a
+wave is planned."""
 
 
 def activations(model: Staged, x: Tensor, sites: Iterable[int]) -> list[Tensor]:
@@ -79,7 +81,7 @@ def closed_forms(
     if not pairs:
         return {}
     everything = protocol.dm_samples == "all"
-    batches = _batches(images)
+    batches = _batches(images, min(_DM_BATCH, protocol.batch_size))
     if protocol.dm_rcond != "rows" and protocol.dm_rcond < 1e-7 and not everything:
         kept = list(_paired(front, end, pairs, batches))
         return {p: solve((d[p] for d in kept), protocol.dm_rcond) for p in pairs}
@@ -90,8 +92,9 @@ def closed_forms(
     return {p: g.solve(cutoff(protocol.dm_rcond, g.rows, everything)) for p, g in grams.items()}
 
 
-def _batches(images: Tensor | Iterable[Tensor]) -> Iterable[Tensor]:
-    return images.split(_DM_BATCH) if isinstance(images, Tensor) else images
+def _batches(images: Tensor | Iterable[Tensor], most: int) -> Iterable[Tensor]:
+    batches = (images,) if isinstance(images, Tensor) else images
+    return (part for batch in batches for part in batch.split(most))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ all lanes share, plus working room:
 - `_MARGIN` on all that: what the allocator loses to rounding and fragments, and the convolutions'
   scratch.
 - Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
+- Before that, the closed form takes float32 activations of all sites in use.
 - With attacks, a lane also saves the front up to its own site and owns its targets.
 
 Full-width ResNet-18 on 32x32 images at batch 128 in bf16: 270 MiB for a lane that enters at site
@@ -207,4 +208,14 @@ def wave_bytes(
     """
     width = BYTES[precision]
     each = sum(lane_bytes(lane, front, end, batch, width, fused) for lane in lanes)
-    return shared_bytes(lanes, front, end, batch, width) + each
+    training = shared_bytes(lanes, front, end, batch, width) + each
+    return max(training, closed_form_bytes(lanes, front, end, batch))
+
+
+def closed_form_bytes(lanes: Iterable[Lane], front: DonorFacts, end: DonorFacts, batch: int) -> int:
+    """Peak bytes of the initial stitches by DM: float32 activations of all sites in use, and the
+    rows of one pair in float64."""
+    lanes = list(lanes)
+    pair = max(front.elements(x.front_site) + 2 * end.elements(x.end_site) for x in lanes)
+    solved = sum(_stitch_bytes(lane, front, end) for lane in lanes)
+    return shared_bytes(lanes, front, end, batch, 4) + 16 * batch * pair + solved

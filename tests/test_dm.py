@@ -129,6 +129,16 @@ def test_rows_are_positions_and_batches_do_not_matter():
         assert_form(solve(parts, rcond), *by_pinv(*rows, 1e-9), tolerance=1e-9)
 
 
+def test_wide_numbers_are_not_narrowed_to_their_partners():
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((40, 3)).astype(np.float32), rng.standard_normal((40, 2))
+    gram = Gram()
+    gram.add(torch.from_numpy(x), torch.from_numpy(y))
+    augmented = np.concatenate([x.astype(np.float64), np.ones((40, 1))], 1)
+    np.testing.assert_allclose(gram.xx, augmented.T @ augmented, rtol=1e-13)
+    np.testing.assert_allclose(gram.xy, augmented.T @ y, rtol=1e-13, atol=1e-13)
+
+
 def test_tokens_and_vectors():
     rng = np.random.default_rng(9)
     a, g = rng.normal(size=(10, 5, 3)), rng.normal(size=(10, 5, 4))
