@@ -1,4 +1,7 @@
-"""The kernels inside other people's programs: C++ through the installed package, Python by import."""
+"""The kernels inside other people's programs: C++ through the installed package, Python by import.
+
+The C++ program's step on a GPU is tested with the library built for one: tests/kernels/cpp.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def build_and_run(prefix: Path, build: Path) -> str:
 def test_cpp_program_uses_the_library_in_the_wheel(tmp_path: Path) -> None:
     core = pytest.importorskip("fula_fast.kernels._core")
     prefix = Path(core.__file__).parent / "fula_core"
-    assert "weights off by" in build_and_run(prefix, tmp_path / "build")
+    output = build_and_run(prefix, tmp_path / "build")
+    assert "weights off by" in output
+    assert "on the CPU only: this fula_core was built without -DFULA_CUDA=ON" in output
 
 
 def test_python_program_trains_as_plain_pytorch_does(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@
  *   - Arguments marked [opt] may be NULL.
  *   - Tensors of one call are all on the CPU or all on one CUDA device. A library built with
  *     FULA_CUDA serves the latter (float32, bfloat16, float16; not `fula_gram`) in the order of the
- *     thread's stream, without waiting for it; other builds refuse them with FULA_ERROR_DEVICE.
+ *     thread's stream, without waiting for it; other builds refuse them with FULA_ERROR_DEVICE. Such
+ *     a call works in the context that holds the memory and leaves the thread's as it was. Memory of
+ *     a stream-ordered pool belongs to no context: the thread's serves where it is of that device,
+ *     else the device's primary context.
  */
 #ifndef FULA_CORE_H
 #define FULA_CORE_H
@@ -83,7 +86,10 @@ FULA_API fula_status fula_set_num_threads(int32_t count);
 FULA_API const char *fula_get_cpu(void);
 FULA_API fula_status fula_set_cpu(const char *name);
 
-/* The CUDA stream (a CUstream; NULL is the default stream) of the calling thread's next calls. */
+/* 1 where this build serves CUDA devices, whether or not there is one; else 0. */
+FULA_API int32_t fula_has_cuda(void);
+/* The CUDA stream (a CUstream of the tensors' device; NULL is the default stream) of the calling
+ * thread's next calls. */
 FULA_API fula_status fula_set_stream(void *stream);
 
 /* Batch norm with every lane's own statistics, residual add, ReLU, and distance to a target.

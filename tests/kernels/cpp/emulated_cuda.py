@@ -360,6 +360,69 @@ def refusals(lib: Library, emulator: Emulator) -> None:
     emulator.configure()
 
 
+def devices(lib: Library, emulator: Emulator) -> None:
+    """A call works where its tensors are, and leaves the thread's context as it was."""
+    fake = emulator.fake
+    fake.fake_launched_in.restype = ctypes.c_void_p
+    primary, other, second = 0x100, 0x210, 0x10100  # of the first device, first, second
+    # (the thread's context, the memory's, its device, where the call works)
+    for current, held_by, device, expected in (
+        (primary, second, 1, second),
+        (primary, other, 0, other),
+        (second, primary, 0, primary),
+        (None, second, 1, second),
+        (None, None, 1, second),
+        (primary, None, 1, second),
+        (other, None, 0, other),
+        (second, None, 0, primary),
+    ):
+        fake.cuCtxSetCurrent(ctypes.c_void_p(current))
+        for noun in (one_norm, one_stitch, one_of_each_other):
+            noun(Placed(lib, held_by, device))
+            assert fake.fake_launched_in() == expected, (noun, current, held_by, device)
+            assert current_context(fake) == current
+    assert fake.fake_retained(0) <= 1 and fake.fake_retained(1) <= 1
+    x = torch.randn(4, 16)
+    fake.fake_place(ctypes.c_uint64(x.data_ptr()), ctypes.c_size_t(256), None, -1)
+    assert lib.status("fula_pgd_step", x, x.clone(), x.clone(), 0.1, 0.1, 0, x.clone()) == 8
+    assert "cuPointerGetAttribute" in lib.message()
+    fake.fake_forget_places()
+
+
+def current_context(fake: ctypes.CDLL) -> int | None:
+    found = ctypes.c_void_p()
+    fake.cuCtxGetCurrent(ctypes.byref(found))
+    return found.value
+
+
+class Placed(Library):
+    """The library, with every tensor of a call said to lie in a context (None: a pool) of a device."""
+
+    def __init__(self, lib: Library, context: int | None, device: int) -> None:
+        self.inner, self.place = lib, (ctypes.c_void_p(context), device)
+
+    def call(self, name: str, *arguments: object) -> None:
+        fake = self.inner.emulator.fake
+        for memory in (a.untyped_storage() for a in arguments if isinstance(a, Tensor)):
+            at, size = ctypes.c_uint64(memory.data_ptr()), ctypes.c_size_t(memory.nbytes())
+            fake.fake_place(at, size, *self.place)
+        self.inner.call(name, *arguments)
+        fake.fake_forget_places()
+
+
+def one_norm(lib: Library) -> None:
+    norm_case(lib, torch.float32, True, 7, True, False, True, True)
+
+
+def one_stitch(lib: Library) -> None:
+    stitch_case(lib, torch.bfloat16, True, 5, 9, True, True, True, True)
+
+
+def one_of_each_other(lib: Library) -> None:
+    elementwise_case(lib, torch.float32, 37)
+    augment_case(lib, torch.float32, True, True)
+
+
 def cases(lib: Library) -> None:
     """Every noun, both layouts, with and without each optional tensor."""
     for dtype in (torch.float32, *HALVES):
@@ -395,6 +458,7 @@ def main(path: str) -> None:
     lib = Library(path, emulator)
     cases(lib)
     refusals(lib, emulator)
+    devices(lib, emulator)
     missed = sorted(set(emulator.entries) - set(emulator.launched))
     print(f"{sum(emulator.launched.values())} launches of {len(emulator.launched)} kernels")
     print("never launched:", *missed)

@@ -15,6 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+EMBED = ROOT / "tests" / "embed" / "cpp"
 TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pip's cmake and ninja
 
 
@@ -57,6 +58,22 @@ def gpu_library(folder: Path) -> Path:
     return next(build(folder, "-DFULA_CUDA=ON").rglob("libfula_core.so"))
 
 
+@pytest.fixture(scope="module")
+def gpu_prefix(gpu_library: Path, folder: Path) -> Path:
+    """Where that build is installed."""
+    run("cmake", "--install", folder, "--prefix", folder / "prefix")
+    return folder / "prefix"
+
+
+@pytest.fixture(scope="module")
+def stand_in(folder: Path) -> Path:
+    """A driver library that hands launches to Triton's interpreter."""
+    fake = folder / "libfake_cuda.so"
+    run("gcc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", fake,
+        HERE / "fake_cuda.c")  # fmt: skip
+    return fake
+
+
 def ctest(folder: Path) -> None:
     output = run("ctest", "--test-dir", folder, "--output-on-failure")
     assert "100% tests passed" in output
@@ -75,23 +92,53 @@ def test_install_needs_neither_python_nor_torch(library: Path, tmp_path: Path) -
     assert "Python_" not in cache and "torch" not in cache.lower()
     prefix, host = tmp_path / "prefix", tmp_path / "host"
     run("cmake", "--install", library, "--prefix", prefix)
-    source = ROOT / "tests" / "embed" / "cpp"
-    run("cmake", "-S", source, "-B", host, f"-DCMAKE_PREFIX_PATH={prefix}")
-    run("cmake", "--build", host)
-    assert "weights off by" in run(host / "embed")
+    assert "weights off by" in run(host_program(prefix, host))
+
+
+def host_program(prefix: Path, folder: Path) -> Path:
+    """tests/embed's program, built against the package installed in `prefix`."""
+    run("cmake", "-S", EMBED, "-B", folder, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", folder)
+    return folder / "embed"
 
 
 @pytest.mark.slow
-def test_gpu_launches_give_the_references_numbers(gpu_library: Path, tmp_path: Path) -> None:
-    fake = tmp_path / "libfake_cuda.so"
-    run("gcc", "-D_GNU_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", fake,
-        HERE / "fake_cuda.c")  # fmt: skip
+def test_gpu_launches_give_the_references_numbers(gpu_library: Path, stand_in: Path) -> None:
+    """Wherever the tensors lie, whatever context the thread has."""
     output = run(
         sys.executable, HERE / "emulated_cuda.py", gpu_library,
-        TRITON_INTERPRET="1", FULA_LIBCUDA=str(fake),
+        TRITON_INTERPRET="1", FULA_LIBCUDA=str(stand_in),
     )  # fmt: skip
     missed = output.split("never launched:")[1].split()
     assert missed == ["cast_f32_any", "cast_f32_fast"]  # float32 needs no cast
+
+
+@pytest.mark.slow
+def test_a_host_program_steps_on_the_stand_in(gpu_prefix: Path, stand_in: Path) -> None:
+    """As a shared library, so that its process can be the one that runs the launches."""
+    program = gpu_prefix / "libembed.so"
+    library = gpu_prefix / "lib"
+    run("g++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", EMBED / "main.cpp",
+        "-I", gpu_prefix / "include", "-L", library, "-lfula_core", f"-Wl,-rpath,{library}", "-ldl",
+        "-o", program)  # fmt: skip
+    output = run(
+        sys.executable, HERE / "emulated_host.py", program,
+        TRITON_INTERPRET="1", FULA_LIBCUDA=str(stand_in),
+    )  # fmt: skip
+    assert "weights off by" in output and "on the GPU: numbers off by" in output
+    assert "launches of 0 kernels" not in output
+
+
+@pytest.mark.slow
+def test_a_host_program_without_a_driver_stays_on_the_cpu(gpu_prefix: Path, tmp_path: Path) -> None:
+    program = host_program(gpu_prefix, tmp_path)
+    output = run(program, FULA_LIBCUDA="libnothing.so")
+    assert "weights off by" in output and "on the CPU only: there is no CUDA driver" in output
+
+
+@pytest.mark.gpu
+def test_a_host_program_steps_on_the_device(gpu_prefix: Path, tmp_path: Path) -> None:
+    assert "on the GPU: numbers off by" in run(host_program(gpu_prefix, tmp_path))
 
 
 @pytest.mark.slow

@@ -24,4 +24,6 @@ fula_status augment(const Augment &) { return absent(); }
 }  // namespace cuda
 }  // namespace fula
 
+extern "C" int32_t fula_has_cuda(void) { return 0; }
+
 extern "C" fula_status fula_set_stream(void *) { return fula::cuda::absent(); }

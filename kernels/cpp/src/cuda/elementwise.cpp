@@ -10,7 +10,7 @@ fula_status hint_terms(const Depth &d) {
   std::string dtype;
   Session s;
   FULA_TRY(dtype_name(d.dtype, &dtype));
-  FULA_TRY(s.open(d.dist2));
+  FULA_TRY(s.open({d.dist2}));
   if (d.size == 0)
     return d.out ? FULA_OK
                  : s.clear(reinterpret_cast<Pointer>(d.dist2), 4 * d.lanes * d.batch);
@@ -30,7 +30,7 @@ fula_status pgd_step(const PgdStep &p) {
   std::string dtype;
   Session s;
   FULA_TRY(dtype_name(p.dtype, &dtype));
-  FULA_TRY(s.open(p.x));
+  FULA_TRY(s.open({p.x}));
   const i64 size = p.linf ? p.samples * p.size : p.size;
   const bool fast = size % 16 == 0 && aligned({p.x, p.grad, p.clean, p.out});
   const char *step = p.linf ? "pgd_step_linf_" : "pgd_step_l2_";
@@ -46,7 +46,7 @@ fula_status augment(const Augment &a) {
   std::string dtype;
   Session s;
   FULA_TRY(dtype_name(a.dtype, &dtype));
-  FULA_TRY(s.open(a.images));
+  FULA_TRY(s.open({a.images, a.out}));
   const std::string name = std::string("augment") + (a.markers ? "_markers" : "") +
                            (a.wide ? "_i64_" : "_i32_") + dtype + "_any";
   Launch launch(s, name);

@@ -17,7 +17,7 @@ class Norm {
 
   fula_status open() {
     FULA_TRY(dtype_name(n_.x.dtype, &dtype_));
-    FULA_TRY(s_.open(n_.x.data));
+    FULA_TRY(s_.open({n_.mean, n_.x.data, n_.dist2}));
     fast_ = last_ && n_.x.channels % 16 == 0 &&
             aligned({n_.x.data, n_.residual.data, n_.target.data, n_.y.data, n_.dy.data, n_.dx.data,
                      n_.dresidual.data, n_.weight, n_.bias, n_.mean, n_.var, n_.ddist2});

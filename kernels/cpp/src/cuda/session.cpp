@@ -21,6 +21,7 @@ thread_local Handle current_stream = nullptr;
 // cuda.h's numbers.
 enum : int {
   kComputeMajor = 75,        // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+  kContext = 1,              // CU_POINTER_ATTRIBUTE_CONTEXT
   kDeviceOrdinal = 9,        // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
   kMostDynamicShared = 8,    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 };
@@ -32,9 +33,34 @@ struct Loaded {
   int arch;
 };
 
-std::mutex modules_mutex;
+std::mutex modules_mutex;  // of all three
+std::map<int, Handle> primaries;                         // by device
 std::map<Handle, Loaded> modules;                        // by context
 std::map<std::pair<Handle, const Kernel *>, Handle> functions;  // by module and kernel
+
+// A device's primary context, retained once.
+fula_status primary_context(const Driver &d, int device, Handle *out) {
+  const std::lock_guard<std::mutex> lock(modules_mutex);
+  Handle &known = primaries[device];
+  if (!known)
+    FULA_TRY(check(d, d.primary_context(&known, device), "cuDevicePrimaryCtxRetain"));
+  return *out = known, FULA_OK;
+}
+
+// The context that holds `pointer`. Memory of a pool is of a device, not of a context: the thread's
+// serves where it is of that device, else the device's primary one. Null is anywhere.
+fula_status context_of(const Driver &d, Pointer pointer, Handle current, Handle *out) {
+  if (!pointer && current) return *out = current, FULA_OK;
+  if (pointer && d.pointer_attribute(out, kContext, pointer) == 0 && *out) return FULA_OK;
+  int ordinal = 0, device = 0, currents = -1;
+  if (pointer)
+    FULA_TRY(check(d, d.pointer_attribute(&ordinal, kDeviceOrdinal, pointer),
+                   "cuPointerGetAttribute"));
+  FULA_TRY(check(d, d.device_get(&device, ordinal), "cuDeviceGet"));
+  if (current) FULA_TRY(check(d, d.context_device(&currents), "cuCtxGetDevice"));
+  if (currents == device) return *out = current, FULA_OK;
+  return primary_context(d, device, out);
+}
 
 fula_status load_module(const Driver &d, Handle context, Loaded *out) {
   const std::lock_guard<std::mutex> lock(modules_mutex);
@@ -72,24 +98,21 @@ i64 constant(const Kernel &kernel, const char *name) {
 
 Session::~Session() {
   for (const Pointer p : memory_) driver_->release(p, stream());
+  if (switched_) driver_->set_context(callers_);
 }
 
 Handle Session::stream() const { return current_stream; }
 
-fula_status Session::open(const void *pointer) {
+fula_status Session::open(std::initializer_list<const void *> pointers) {
   FULA_TRY(find_driver(&driver_));
+  const void *pointer = nullptr;
+  for (const void *p : pointers) pointer = pointer ? pointer : p;
   Handle context = nullptr;
-  FULA_TRY(check(*driver_, driver_->current_context(&context), "cuCtxGetCurrent"));
-  if (!context) {
-    int ordinal = 0, device = 0;
-    FULA_TRY(check(*driver_,
-                   driver_->pointer_attribute(&ordinal, kDeviceOrdinal,
-                                              reinterpret_cast<Pointer>(pointer)),
-                   "cuPointerGetAttribute"));
-    FULA_TRY(check(*driver_, driver_->device_get(&device, ordinal), "cuDeviceGet"));
-    FULA_TRY(check(*driver_, driver_->primary_context(&context, device),
-                   "cuDevicePrimaryCtxRetain"));
+  FULA_TRY(check(*driver_, driver_->current_context(&callers_), "cuCtxGetCurrent"));
+  FULA_TRY(context_of(*driver_, reinterpret_cast<Pointer>(pointer), callers_, &context));
+  if (context != callers_) {
     FULA_TRY(check(*driver_, driver_->set_context(context), "cuCtxSetCurrent"));
+    switched_ = true;
   }
   Loaded loaded = {};
   FULA_TRY(load_module(*driver_, context, &loaded));
@@ -275,6 +298,8 @@ fula_status sum_within_rows(Session &s, Pointer partial, i64 count, i64 size, Po
 
 }  // namespace cuda
 }  // namespace fula
+
+extern "C" int32_t fula_has_cuda(void) { return 1; }
 
 extern "C" fula_status fula_set_stream(void *stream) {
   fula::cuda::current_stream = stream;

@@ -1,6 +1,7 @@
 // One call's work on a GPU: scratch memory, and launches with arguments by name.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,9 @@ class Session {
   Session(const Session &) = delete;
   Session &operator=(const Session &) = delete;
 
-  // Finds driver, context (that of `pointer` where the thread has none) and module.
-  fula_status open(const void *pointer);
+  // Finds driver and module, and makes the context of the first pointer that is not null current
+  // until the session ends.
+  fula_status open(std::initializer_list<const void *> pointers);
 
   // Device memory for the length of the call, in the order of the stream.
   fula_status scratch(i64 bytes, Pointer *out);
@@ -51,6 +53,8 @@ class Session {
 
  private:
   const Driver *driver_ = nullptr;
+  Handle callers_ = nullptr;  // the context to come back to, where `switched_`
+  bool switched_ = false;
   Handle module_ = nullptr;
   int arch_ = 80;  // whose shared-memory sizes hold
   Pointer zero_ = 0;

@@ -22,7 +22,7 @@ class Stitch {
 
   fula_status open() {
     FULA_TRY(dtype_name(a_.x.dtype, &dtype_));
-    FULA_TRY(s_.open(a_.weight));
+    FULA_TRY(s_.open({a_.weight, a_.x.data, a_.bias, a_.dist2, a_.dx.data}));
     fast_ = a_.last && a_.c1 % 16 == 0 && a_.c2 % 16 == 0 &&
             aligned({a_.x.data, a_.target.data, a_.y.data, a_.dy.data, a_.dx.data, a_.weight,
                      a_.bias, a_.ddist2, a_.dweight, a_.dbias});
