@@ -68,9 +68,19 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     """What an `[engine]` table means on this machine.
 
     `auto`: a GPU where there is one; bf16 there and on processors with AMX, else fp32. Raises
-    `FulaError` for a GPU that is not there, and for tf32 without one.
+    `FulaError` for a GPU that is not there, for tf32 or captured steps without one, and for a mode
+    that the executor does not have.
     """
     device = _device(engine.device)
+    if engine.executor == "solo" and engine.mode not in ("auto", "eager"):
+        raise FulaError(
+            f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
+            "use mode 'auto' or executor 'wave'"
+        )
+    if engine.mode == "captured" and device == "cpu":
+        raise FulaError(
+            "engine mode 'captured' needs a CUDA device; use 'compiled' or 'eager' on the CPU"
+        )
     if engine.precision == "tf32" and device == "cpu":
         raise FulaError("precision 'tf32' needs a CUDA device; use 'fp32' on the CPU")
     amx = has_amx(cpu_flags() if flags is None else flags)

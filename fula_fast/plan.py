@@ -184,6 +184,11 @@ def plan(
     groups: dict[WaveKey, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[wave_key(cell)].append(cell)
+    if mode == "captured" and any(c.protocol.dropout == "train" for c in cells):
+        raise FulaError(
+            "engine mode 'captured' is not possible with dropout = 'train': masks are keyed by the "
+            "epoch on the host; use mode 'compiled'"
+        )
     solo = spec.engine.executor == "solo"
     packer = _Packer(facts, data, precision, budget, fused, alone=solo)
     waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))

@@ -47,6 +47,19 @@ def test_tf32_needs_a_gpu(no_gpu):
         machine.resources(EngineSpec(precision="tf32"), AMX)
 
 
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        ({"mode": "captured"}, "'captured' needs a CUDA device.*'compiled'"),
+        ({"mode": "captured", "executor": "solo"}, "solo executor runs eagerly"),
+        ({"mode": "compiled", "executor": "solo"}, "solo executor runs eagerly"),
+    ],
+)
+def test_a_mode_that_cannot_be_is_refused_before_any_work(no_gpu, engine, reason):
+    with pytest.raises(FulaError, match=reason):
+        machine.resources(EngineSpec(**engine), AMX)
+
+
 @pytest.mark.gpu
 def test_auto_on_a_gpu_is_bf16_with_most_of_its_memory():
     import torch

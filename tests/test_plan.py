@@ -38,6 +38,13 @@ def test_one_grid_of_one_pair_is_one_wave():
     assert [len(w.cells) for w in planned.waves] == [81 * 5]
 
 
+def test_keyed_dropout_cannot_be_captured():
+    spec = spec_of({"methods": ["hint"]}, protocol={"dropout": "train"})
+    assert plan(spec, mode="compiled").waves
+    with pytest.raises(FulaError, match="'captured' is not possible with dropout"):
+        plan(spec, mode="captured")
+
+
 @pytest.mark.parametrize(
     "grid, waves",
     [
