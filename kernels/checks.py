@@ -7,7 +7,10 @@ device, so checks are free inside a captured step. Lane indices are host numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from reprlib import repr as shortened
 
 import torch
 from torch import Tensor
@@ -20,6 +23,29 @@ INTEGERS = (torch.int32, torch.int64)
 
 def _fail(noun: str, name: str, value: object, rule: str) -> None:
     raise FulaError(f"{noun}: {name} = {value}: {rule}")
+
+
+def _short(value: object) -> str:
+    return " ".join(shortened(value).split())
+
+
+def _tensors(noun: str, tensors: Mapping[str, object]) -> None:
+    """Each is a tensor of the ordinary kind: with strides, not sparse, not nested."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            _fail(noun, name, _short(x), "must be a tensor")
+        if x.layout != torch.strided or x.is_nested:
+            layout = "nested" if x.is_nested else x.layout
+            _fail(noun, f"{name}.layout", layout, "must be torch.strided")
+
+
+def _present(**optional: object) -> dict[str, object]:
+    return {name: value for name, value in optional.items() if value is not None}
+
+
+def _integer(noun: str, name: str, value: object) -> None:
+    if not isinstance(value, (int, torch.SymInt, Integral)):
+        _fail(noun, name, _short(value), "must be an integer")
 
 
 def _shape(noun: str, name: str, x: Tensor, *shapes: Sequence[int], meaning: str) -> None:
@@ -44,6 +70,8 @@ def _float(noun: str, name: str, x: Tensor) -> None:
 
 
 def _number(noun: str, name: str, value: float) -> None:
+    if not isinstance(value, (int, float, Real)):
+        _fail(noun, name, _short(value), "must be a number")
     if not (math.isfinite(value) and value >= 0):
         _fail(noun, name, value, "must be finite and at least 0")
 
@@ -62,6 +90,10 @@ def lane_norm(
 ) -> None:
     """Refuse what `lane_norm` cannot mean."""
     noun = "lane_norm"
+    given = {"x": x, "weight": weight, "bias": bias}
+    given |= {"running_mean": running_mean, "running_var": running_var}
+    _tensors(noun, given | _present(residual=residual, target=target))
+    _integer(noun, "lanes", lanes)
     _float(noun, "x", x)
     if x.dim() != 4:
         _fail(noun, "x.shape", tuple(x.shape), "must be (L*B, C, H, W)")
@@ -87,6 +119,13 @@ def lane_norm(
         _shape(noun, "target", target, (samples, *x.shape[1:]), meaning="(B, C, H, W)")
 
 
+def _index(noun: str, name: str, number: object) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        _fail(noun, name, _short(number), "must be an integer")
+
+
 def lane_index(noun: str, name: str, index: Tensor | Sequence[int] | None, count: int, lanes: int):
     """The lane index as a list of host numbers, each in [0, count), one a lane.
 
@@ -98,8 +137,11 @@ def lane_index(noun: str, name: str, index: Tensor | Sequence[int] | None, count
     if isinstance(index, Tensor):
         if index.device.type != "cpu":
             _fail(noun, f"{name}.device", index.device, "must be host numbers, or a CPU tensor")
+        _tensors(noun, {name: index})
         index = index.tolist()
-    index = [int(i) for i in index]
+    if not isinstance(index, Iterable):
+        _fail(noun, name, _short(index), "must be a sequence of integers, one a lane")
+    index = [_index(noun, f"{name}[{lane}]", number) for lane, number in enumerate(index)]
     if len(index) != lanes:
         _fail(noun, f"len({name})", len(index), f"must be the number of lanes, {lanes}")
     for lane, number in enumerate(index):
@@ -113,6 +155,7 @@ def stitch_hint(
 ) -> None:
     """Refuse what `stitch_hint` cannot mean; the indices have `lane_index`."""
     noun = "stitch_hint"
+    _tensors(noun, {"x": x, "weight": weight, "bias": bias} | _present(target=target))
     _float(noun, "x", x)
     if x.dim() not in (3, 4, 5):
         rule = "must be (S, B, C1, H, W), tokens (S, B, T, C1) or vectors (S, B, C1)"
@@ -139,6 +182,10 @@ def stitch_hint(
 def hint_terms(activations: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     """Refuse what `hint_terms` cannot mean."""
     noun = "hint_terms"
+    for name, given in (("activations", activations), ("targets", targets)):
+        if not isinstance(given, Sequence):
+            _fail(noun, name, _short(given), "must be a sequence of tensors, one a depth")
+        _tensors(noun, {f"{name}[{i}]": x for i, x in enumerate(given)})
     if len(activations) != len(targets):
         _fail(
             noun, "len(targets)", len(targets), f"must be that of activations, {len(activations)}"
@@ -160,6 +207,7 @@ def pgd_step(
 ) -> None:
     """Refuse what `pgd_step` cannot mean."""
     noun = "pgd_step"
+    _tensors(noun, {"x_adv": x_adv, "grad": grad, "x_clean": x_clean})
     _float(noun, "x_adv", x_adv)
     for name, tensor in (("grad", grad), ("x_clean", x_clean)):
         _like(noun, name, tensor, "x_adv", x_adv)
@@ -184,15 +232,20 @@ def augment(
     """Refuse what `augment` cannot mean. Values of `index` and the draws are the caller's care:
     they live on the device."""
     noun = "augment"
+    vectors = {"index": index, "flip": flip, **by_sample}
+    _tensors(noun, {"images": images} | _present(markers=markers))
+    for name, tensor in vectors.items():
+        if tensor is None and name.startswith("marker"):
+            _fail(noun, name, None, "must be given with markers")
+    _tensors(noun, vectors)
+    _integer(noun, "pad", pad)
     if images.dtype != torch.uint8 or images.dim() != 4:
         rule = "must be uint8 (N, H, W, C)"
         _fail(noun, "images", f"{images.dtype} {tuple(images.shape)}", rule)
     if index.dtype not in INTEGERS or index.dim() != 1:
         rule = "must be int32 or int64 (B,)"
         _fail(noun, "index", f"{index.dtype} {tuple(index.shape)}", rule)
-    for name, tensor in {"index": index, "flip": flip, **by_sample}.items():
-        if tensor is None:
-            _fail(noun, name, None, "must be given with markers")
+    for name, tensor in vectors.items():
         if tensor.device != images.device:
             _fail(noun, f"{name}.device", tensor.device, f"must be that of images, {images.device}")
     for name, tensor in {"flip": flip, **by_sample}.items():
@@ -222,6 +275,7 @@ def _markers(markers: Tensor, images: Tensor) -> None:
 
 def gram(x: Tensor, y: Tensor) -> None:
     """Refuse what `gram` cannot mean."""
+    _tensors("gram", {"x": x, "y": y})
     _float("gram", "x", x)
     _like("gram", "y", y, "x", x, dtype=False)
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,8 +44,13 @@ def _augment(**changes):
     return K.augment(**{**arguments, **changes})
 
 
-def _hint(activations, targets):
-    return K.hint_terms(activations, targets)
+def _hint(**changes):
+    arguments = {"activations": [torch.ones(6, 4)], "targets": [torch.ones(3, 4)]}
+    return K.hint_terms(**{**arguments, **changes})
+
+
+def _gram(**changes):
+    return K.gram(**{"x": torch.ones(3, 2), "y": torch.ones(3, 2), **changes})
 
 
 ONE = torch.ones
@@ -84,13 +90,57 @@ CASES = [
     (_augment, {"flip": torch.zeros(7)}, "flip.dtype = torch.float32: must be bool"),
     (_augment, {"pad": -1}, "pad = -1: must be at least 0"),
     (_augment, {"markers": ONE(1, 2, 2, 3)}, "marker_index = None: must be given with markers"),
+    (_norm, {"lanes": 2.0}, "lanes = 2.0: must be an integer"),
+    (_norm, {"eps": "1"}, "eps = '1': must be a number"),
+    (_stitch, {"x_index": [0.5, 1, 0]}, "x_index[0] = 0.5: must be an integer"),
+    (_stitch, {"x_index": torch.tensor([0, 1.7, 0])}, "x_index[0] = 0.0: must be an integer"),
+    (_stitch, {"x_index": [0, "1", 0]}, "x_index[1] = '1': must be an integer"),
+    (_stitch, {"x_index": 1}, "x_index = 1: must be a sequence of integers, one a lane"),
+    (_stitch, {"x_index": torch.tensor(1)}, "x_index = 1: must be a sequence of integers"),
+    (_stitch, {"target_index": [0, None, 0]}, "target_index[1] = None: must be an integer"),
+    (_pgd, {"step": None}, "step = None: must be a number"),
+    (_hint, {"activations": ONE(6, 4)}, "activations = tensor("),
+    (_hint, {"targets": None}, "targets = None: must be a sequence of tensors, one a depth"),
+    (_augment, {"pad": 1.0}, "pad = 1.0: must be an integer"),
 ]
+
+EVERY = {
+    _norm: ("x", "weight", "bias", "running_mean", "running_var", "residual", "target"),
+    _stitch: ("x", "weight", "bias", "target"),
+    _pgd: ("x_adv", "grad", "x_clean"),
+    _augment: ("images", "index", "dy", "dx", "flip", "markers"),
+    _gram: ("x", "y"),
+}
+"""Every argument that must be a tensor."""
 
 
 @pytest.mark.parametrize("call,changes,message", CASES, ids=lambda c: c if type(c) is str else "")
 def test_a_bad_argument_is_named(call, changes, message):
     with pytest.raises(FulaError, match=re.escape(message)):
         call(**changes)
+
+
+def _strange() -> dict[str, object]:
+    """What is no ordinary tensor, by what is said of it."""
+    rows = torch.nested.nested_tensor([ONE(2), ONE(3)])
+    return {
+        " = [1.0]: must be a tensor": [1.0],
+        " = array([1.]): must be a tensor": np.ones(1),
+        ".layout = torch.sparse_coo: must be torch.strided": ONE(6, 4).to_sparse(),
+        ".layout = nested: must be torch.strided": rows,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+def test_what_is_no_ordinary_tensor_is_named():
+    for message, strange in _strange().items():
+        for call, names in EVERY.items():
+            for name in names:
+                with pytest.raises(FulaError, match=re.escape(name + message)):
+                    call(**{name: strange})
+        for name in ("activations", "targets"):
+            with pytest.raises(FulaError, match=re.escape(f"{name}[0]{message}")):
+                _hint(**{name: [strange]})
 
 
 def test_bad_depths_are_named():
@@ -102,14 +152,15 @@ def test_bad_depths_are_named():
         ([good, good.double()], [target] * 2, "activations[1].dtype = torch.float64: must be that"),
     ]:
         with pytest.raises(FulaError, match=re.escape(message)):
-            _hint(activations, targets)
+            _hint(activations=activations, targets=targets)
 
 
 def test_good_arguments_pass():
     assert _norm()[0].shape == (6, 4, 2, 2)
     assert _stitch()[1].shape == (3, 3)
     assert _stitch(x_index=torch.tensor([0, 1, 0]))[0].shape == (9, 5, 2, 2)
-    assert _pgd().shape == (2, 3)
+    assert _stitch(x_index=np.array([0, 1, 0]))[0].shape == (9, 5, 2, 2)
+    assert _pgd(step=np.float32(0.1)).shape == (2, 3)
     assert _augment().shape == (2, 3, 4, 4)
     assert K.hint_terms([], []) == []
     with pytest.raises(FulaError, match=re.escape("must be (rows, c1) and (rows, c2)")):

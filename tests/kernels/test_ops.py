@@ -165,6 +165,24 @@ def test_a_step_compiles_without_a_graph_break(maker, monkeypatch, choice):
     torch.testing.assert_close(grad, want_grad)
 
 
+def test_operators_of_pixels_compile_without_a_graph_break(maker):
+    """Twice, so that numbers that differ between the calls are traced as symbols."""
+    make = maker(torch.float32)
+    x, grad = make(4, 3, 5, 5).abs().clamp(0, 1), make(4, 3, 5, 5)
+    images = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8)
+    draws, index = torch.arange(9) % 3, torch.tensor([4, 8])
+
+    def step(size, pad):
+        moved = K.pgd_step(x, grad, x, size, 2 * size, "l2")
+        return moved, K.augment(images, index, draws, draws, draws > 1, pad)
+
+    torch._dynamo.reset()
+    run = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for arguments in ((0.1, 1), (0.2, 2)):
+        for got, want in zip(run(*arguments), step(*arguments), strict=True):
+            torch.testing.assert_close(got, want)
+
+
 def test_incoming_gradients_are_left_alone(maker, behind):
     make = maker()
     arguments = _norm_arguments(make, 1, 1, True)
