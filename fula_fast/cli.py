@@ -146,7 +146,13 @@ def attack(
         typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
     ] = None,
     attack: Annotated[
-        str, typer.Option(help="autoattack-rand, autoattack-standard, apgd20, pgd-N.")
+        str,
+        typer.Option(
+            "--attack",
+            "--attacks",
+            help="AutoAttack's rand, standard or full (autoattack-rand, …; full hands FAB and "
+            "Square to pyautoattack), apgd20, apgd-ce, apgd-dlr, apgd-t, pgd-N.",
+        ),
     ] = "autoattack-rand",
     images: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many test images.")
@@ -160,17 +166,22 @@ def attack(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="Of the attack: --option eps=8/255"),
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="Of the attack: --option eps=8/255, --option compaction=off",
+        ),
     ] = None,
     device: DeviceOption = None,
 ) -> None:
     """Measure the robust accuracy of a donor, or of every finished cell of a run."""
+    from .attack_options import from_texts
     from .machine import resources
     from .spec import EngineSpec, parse_table
-    from .specfile import apply_overrides, fractions
+    from .specfile import apply_overrides
 
+    options = from_texts(option or ())
     engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
-    options = fractions(apply_overrides({}, option or ()))
     place = resources(engine).device
     if Path(target).is_dir():
         print(_attack_run(target, attack, name, data, images, out, place, options))
@@ -213,8 +224,10 @@ def _attack_model(
 
     table = parse_table(DataSpec, apply_overrides({}, data), "data")
     from .attacks import attack_checkpoint
+    from .attacks.recipes import prepared
     from .obtain import normalisation_of, open_source
 
+    prepared(attack, options)
     source = open_source(table)
     result = attack_checkpoint(
         checkpoint, source, attack, limit=images, output=out,

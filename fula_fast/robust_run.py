@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .attack_options import TEXT_NAMES
 from .attacks import RobustResult, save_examples
-from .attacks.recipes import parse
+from .attacks.recipes import prepared
 from .cell import Cell
 from .engine.restore import restored
 from .engine.robust import attacked_lanes
@@ -66,11 +67,14 @@ def attack_run(
 
     `name`: of the table, by default the attack's. `limit`: only so many test images; by default
     what the run's spec says. `examples`: folder for the adversarial images, one npz a cell (see
-    `save_examples`). `donors`, `modules`: as of a sweep. `options`: of `robust_evaluate`; norm, eps
-    and step are each cell's own where not given. Raises `FulaError` for a folder without a run, for
-    an earlier table of that name made with other settings, and where donors are not the run's.
+    `save_examples`). `donors`, `modules`: as of a sweep. `options`: of `robust_evaluate`, those
+    that have a name and a value (`attack_options.TEXT_NAMES`); norm, eps and step are each cell's
+    own where not given. Raises `FulaError` for an unknown attack or option, before anything is
+    loaded; for a folder without a run, for an earlier table of that name made with other settings,
+    and where donors are not the run's.
     """
-    parse(attack)
+    recipe, _ = prepared(attack, options, TEXT_NAMES)
+    attack = recipe.name
     store, progress = Store.open(folder), progress or Progress()
     spec, planned = load_spec(store.spec), replace(Plan.from_json(store.plan), device=device)
     limit = spec.evaluation.robust_images if limit is None else limit

@@ -1,11 +1,11 @@
 """Adversarial attacks in pixel space: PGD, Auto-PGD and AutoAttack, for one model or many lanes."""
 
+from ..attack_options import AttackOptions, Savings
 from .capture import Replay
 from .evaluate import RobustResult, attack_checkpoint, robust_evaluate, save_examples
 from .fold import fold
 from .packed import PackedModel
 from .pgd import PGD, eval_mode, pgd, pgd_from
-from .recipes import AttackOptions, Savings
 from .starts import start_noise
 
 __all__ = [

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..attack_options import check_norm
 from ..errors import FulaError
 from .losses import (
     CE,
@@ -29,7 +30,6 @@ from .losses import (
     predict,
     targeted_dlr,
 )
-from .starts import check_norm
 
 MOMENTUM = 0.75
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attack_options import AttackOptions
 from ..errors import FulaError
 from ..graphs import Recorder
 from ..protocol import Attack
@@ -19,7 +20,7 @@ from .handover import hand_over
 from .losses import CE, MIN_CLASSES, evaluate
 from .packed import PackedModel
 from .pgd import pgd
-from .recipes import AttackOptions, Recipe
+from .recipes import Recipe
 from .record import Record
 from .slots import Search, SearchOptions, Stage, Starts, fixed_sizes
 from .starts import start_noise

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FulaError, nearest
 from ..graphs import CaptureRefused, CudaRecorder, Recorder, Recording, snapshot_of
 
-MODES = ("auto", "eager", "compiled", "captured")
 _MOST_SHAPES = 64
 
 
@@ -31,12 +29,6 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     config.recompile_limit = max(config.recompile_limit, _MOST_SHAPES)
     config.fail_on_recompile_limit_hit = True
     return torch.compile(fn, dynamic=False)
-
-
-def check_mode(mode: str) -> None:
-    """Raise `FulaError` unless `mode` is one of `MODES`."""
-    if mode not in MODES:
-        raise FulaError(f"unknown mode '{mode}'{nearest(mode, MODES)}")
 
 
 def recorder_on(device: torch.device) -> Recorder | None:

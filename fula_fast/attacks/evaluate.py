@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ..arithmetic import arithmetic
-from ..errors import FulaError, nearest
+from ..attack_options import AttackOptions
+from ..errors import FulaError
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
 from .packed import as_packed
-from .recipes import AttackOptions, Recipe, Savings, adjusted, parse
+from .recipes import Recipe, prepared
 from .record import Record, as_floats
 from .starts import reproducible
 
@@ -111,7 +112,7 @@ def robust_evaluate(
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
     attack: a name (see `recipes`). options: fields of `AttackOptions`, and of `Savings` by their
-    own names (compaction=False). device: where to work; the models' own by default. witness:
+    own names (compaction=False), see `attack_options`. device: where to work; the models' own by default. witness:
     another model (eval-mode logits of images on that device) to be shown the images that the result
     ends with, so that agreement on adversarial images needs no copy of them.
 
@@ -119,8 +120,7 @@ def robust_evaluate(
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
     and too few classes for the attack's loss.
     """
-    chosen = _options(options)
-    recipe = adjusted(parse(attack), chosen)
+    recipe, chosen = prepared(attack, options)
     packed = as_packed(models, compile=chosen.compiles, device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
@@ -137,19 +137,6 @@ def robust_evaluate(
         )  # fmt: skip
         went = run(packed, record, recipe, chosen)
     return [_result(record, lane, recipe, chosen, went) for lane in range(packed.lanes)]
-
-
-def _options(options: dict[str, Any]) -> AttackOptions:
-    """`AttackOptions` from its fields and, beside them, single savings by name."""
-    switches = [f.name for f in fields(Savings)]
-    known = [*(f.name for f in fields(AttackOptions)), *switches]
-    for name in options:
-        if name not in known:
-            raise FulaError(f"unknown attack option '{name}'{nearest(name, known)}")
-    switched = {name: options[name] for name in switches if name in options}
-    rest = {name: value for name, value in options.items() if name not in switches}
-    chosen = AttackOptions(**rest)
-    return replace(chosen, savings=replace(chosen.savings, **switched))
 
 
 def _tensors(
@@ -201,15 +188,17 @@ def attack_checkpoint(
     output: str | Path | None = None,
     normalisation: Normalisation | None = None,
     into: Staged | None = None,
+    device: torch.device | str | None = None,
     **options: Any,
 ) -> RobustResult:
     """Attack the donor stored at `path` on the (first `limit`) test images of `source`.
 
     output: write the adversarial examples there (`save_examples`). normalisation: what the donor
     was trained with, put before it, so that the attack stays in pixels. into: see
-    `load_checkpoint`. options: as for `robust_evaluate`. Raises `FulaError` where images and model
-    do not fit.
+    `load_checkpoint`. device, options: as for `robust_evaluate`. Raises `FulaError` where images
+    and model do not fit.
     """
+    prepared(attack, options)
     staged = load_checkpoint(path, into=into)
     test = source.test
     if tuple(staged.input_shape) != test.image_shape or staged.num_classes != test.num_classes:
@@ -220,8 +209,9 @@ def attack_checkpoint(
         )
     model = staged if normalisation is None else Normalised(staged, normalisation)
     images = np.ascontiguousarray(test.images[:limit])
+    kept = {"keep_images": True} if output is not None else {}
     (result,) = robust_evaluate(
-        model, images, test.labels[:limit], attack, keep_images=output is not None, **options
+        model, images, test.labels[:limit], attack, device=device, **options | kept
     )
     if output is not None:
         save_examples(output, result, test.labels[:limit])

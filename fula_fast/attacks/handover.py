@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from ..errors import FulaError
@@ -19,7 +21,7 @@ def hand_over(
 
     Its gradients and queries are not counted. Raises `FulaError` where it is not installed.
     """
-    reference = _package()
+    reference = reference_package()
     survivors = record.surviving()
     for lane in range(exact.lanes):
         index = [image for own, image in survivors if own == lane]
@@ -41,7 +43,8 @@ def hand_over(
             record.confirm([(lane, index[i]) for i in moved], found[moved])
 
 
-def _package():
+def reference_package() -> ModuleType:
+    """The package pyautoattack; raises `FulaError` where it is not installed."""
     try:
         import pyautoattack
     except ImportError:

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..attack_options import check_mode
 from ..errors import FulaError
 from ..kernels import pgd_step
 from ..protocol import Attack
-from .capture import Replay, check_mode, compiled, recorder_on
+from .capture import Replay, compiled, recorder_on
 from .losses import LogitsFn, cross_entropy, evaluate
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]

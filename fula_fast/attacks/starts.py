@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attack_options import check_norm
 from ..errors import FulaError
 
-NORMS = ("linf", "l2")
 _TAG = 0xA77AC4  # apart from every other keyed stream of the project
 
 
@@ -44,12 +44,6 @@ def reproducible(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-def check_norm(norm: str) -> None:
-    """Raise `FulaError` unless `norm` is one of `NORMS`."""
-    if norm not in NORMS:
-        raise FulaError(f"norm = '{norm}': must be 'linf' or 'l2'")
 
 
 def _words(seed: int, stream: int, image: int, count: int) -> np.ndarray:

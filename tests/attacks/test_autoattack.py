@@ -344,7 +344,7 @@ Y = torch.zeros(2, dtype=torch.int64)
         (X, Y, "pgd-1", {"norm": "l1"}, "norm = 'l1'"),
         (X, Y, "pgd-1", {"eps": -1.0}, "eps = -1.0"),
         (X, Y, "pgd-1", {"batch_size": 0}, "batch_size = 0"),
-        (X, Y, "pgd-1", {"eps": "8/255"}, "eps = 8/255 must be a finite number"),
+        (X, Y, "pgd-1", {"eps": "8/255"}, "eps = '8/255' must be a finite number"),
         (X, Y, "pgd-1", {"eot": 2}, "takes no EOT samples"),
         (X, Y, "pgd-1", {"restarts": 2}, "set random_start = true"),
         (X, Y, "apgd20", {"random_start": True}, "always starts at random"),
@@ -352,12 +352,28 @@ Y = torch.zeros(2, dtype=torch.int64)
         (X, Y, "pgd-1", {"compactoin": False}, "did you mean 'compaction'"),
         (X, Y, "pgd-1", {"precision": "fp16"}, "unknown precision 'fp16'"),
         (X, Y, "pgd-1", {"mode": "graph"}, "unknown mode 'graph'"),
+        (X, Y, "pgd-1", {"mode": 3}, "unknown mode '3'"),
+        (X, Y, "pgd-1", {"compaction": "off"}, "compaction = 'off' must be true or false"),
+        (X, Y, "pgd-1", {"fold": 1}, "fold = 1 must be true or false"),
+        (X, Y, "pgd-1", {"random_start": "off"}, "random_start = 'off' must be true or false"),
+        (X, Y, "pgd-1", {"keep_images": None}, "keep_images = None must be true or false"),
+        (X, Y, "pgd-1", {"savings": 1}, "savings = 1 must be a Savings"),
+        (X, Y, "pgd-1", {"starts": 3}, "starts = 3 must be a function"),
+        (X, Y, "pgd-1", {"seed": "abc"}, "seed = 'abc' must be a whole number >= 0"),
+        (X, Y, "pgd-1", {"seed": -1}, "seed = -1 must be a whole number >= 0"),
+        (X, Y, "pgd-1", {"seed": 2**63}, "must lie in"),
+        (X, Y, "pgd-1", {"eps": float("nan")}, "eps = nan must be a finite number"),
         (X, Y, "pgd-1", {"mode": "captured"}, "needs models on a CUDA device"),
     ],
 )
 def test_mistakes_are_refused(x, labels, attack, options, message):
     with pytest.raises(FulaError, match=message):
         robust_evaluate(small_net(), x, labels, attack, **options)
+
+
+@pytest.mark.parametrize("short", ["rand", "standard", "full"])
+def test_short_names_of_autoattack(short):
+    assert parse(short) is RECIPES[f"autoattack-{short}"]
 
 
 def test_pgd_restarts_from_keyed_starts():

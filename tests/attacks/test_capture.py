@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fula_fast.arithmetic import arithmetic
+from fula_fast.attack_options import check_mode
 from fula_fast.attacks import PGD, Replay, autoattack, fold, pgd, robust_evaluate
 from fula_fast.attacks.apgd import APGDConfig
-from fula_fast.attacks.capture import check_mode, recorder_on
+from fula_fast.attacks.capture import recorder_on
 from fula_fast.attacks.losses import CE, DLR, TARGETED
 from fula_fast.attacks.packed import Single
 from fula_fast.attacks.slots import Slots
