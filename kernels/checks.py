@@ -72,7 +72,7 @@ def _float(noun: str, name: str, x: Tensor) -> None:
 def _number(noun: str, name: str, value: float) -> None:
     if not isinstance(value, (int, float, Real)):
         _fail(noun, name, _short(value), "must be a number")
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:  # `math.isfinite` breaks the graph where a number is a symbol
         _fail(noun, name, value, "must be finite and at least 0")
 
 
