@@ -41,6 +41,7 @@ from .store.tables import table
 from .sweeps import run_sweep
 from .tables import OneShortcut, Table
 from .task import WaveTask, stitches_of
+from .training import check_labels
 
 Donor = Staged | str | Path
 Data = Source | str | Sequence[Any]
@@ -239,6 +240,7 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
+    check_labels(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     if "tlm" in cell.objective:
         _check_classes(front, end, source)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])

@@ -8,7 +8,7 @@ without label smoothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -140,6 +140,7 @@ def train_donor(
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
     check_fit(staged, source)
+    staged.classes = source.classes
     _check_attack(alpha, attack, normalisation)
     place = torch.device(device)
     data = permuted(source.train, seed) if permute_labels else source.train
@@ -280,7 +281,8 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
 
 
 def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has its classes."""
+    """Raise `FulaError` unless the model takes the source's images and has its classes, and its
+    labels mean the same where it knows their names."""
     if staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
@@ -291,6 +293,21 @@ def check_fit(staged: Staged, source: Source) -> None:
             f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
             f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
         )
+    check_labels(staged.classes, source.classes, f"model '{staged.name}'", f"'{source.name}'")
+
+
+def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:
+    """Raise `FulaError` where a class of `data` had another label when the model was trained.
+
+    `known` None, and names that only one side has, say nothing: other data may name classes anew.
+    """
+    label = {name: number for number, name in enumerate(known or ())}
+    for number, name in enumerate(classes):
+        if label.get(name, number) != number:
+            raise FulaError(
+                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
+                f"the data that order (imagefolder: options.classes = {list(known)})"
+            )
 
 
 def _dims(shape: tuple[int, ...]) -> str:

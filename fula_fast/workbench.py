@@ -21,6 +21,7 @@ from .robust import attack_options, attacked_images, attacked_models
 from .spec import Spec
 from .tables import DataSpec
 from .task import WaveTask
+from .training import check_labels
 
 
 class Workbench:
@@ -73,7 +74,7 @@ class Workbench:
     def prepare(self) -> None:
         """Open the run's data and all donors now: what is wrong with them shows before any cell."""
         for wave in self.plan.waves:
-            self._check_shapes(*self._pair(wave))
+            self._check_pair(wave, *self._pair(wave))
 
     def _pair(self, wave: Wave) -> tuple[Donor, Donor]:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
@@ -82,7 +83,7 @@ class Workbench:
     def task(self, wave: Wave, *, training: bool = True) -> WaveTask:
         """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
         front, end = self._pair(wave)
-        self._check_shapes(front, end)
+        self._check_pair(wave, front, end)
         images = self._images(wave)
         return WaveTask(
             cells=wave.cells,
@@ -122,8 +123,11 @@ class Workbench:
             self._robust[key] = found["robust_accuracy"]
         return self._robust[key]
 
-    def _check_shapes(self, front: Donor, end: Donor) -> None:
-        data = self.source(self.spec.data)
+    def _check_pair(self, wave: Wave, front: Donor, end: Donor) -> None:
+        """Images must fit both donors; labels the end, whose head names the classes."""
+        data, name = self.source(self.spec.data), wave.key.end
+        trained_on = self.source(self.spec.donor(name).data)
+        check_labels(trained_on.classes, data.classes, f"[donors.{name}.data]", "[data]")
         for donor in (front, end):
             if tuple(donor.staged.input_shape) != tuple(data.image_shape):
                 raise FulaError(

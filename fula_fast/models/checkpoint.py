@@ -80,6 +80,8 @@ def load_checkpoint(
     header = _header(path) if ours else {}
     state = _safetensors_state(path) if ours else _torch_state(path)
     staged = into if into is not None else _rebuild(path, header, hook)
+    names = json.loads(header["donor"]).get("classes") if header else None
+    staged.classes = tuple(names) if names else None
     try:
         staged.load_state(state if header else _renamed(state, staged.state()))
     except FulaError as error:
@@ -96,6 +98,7 @@ def _description(staged: Staged) -> dict[str, Any]:
         "input_shape": list(staged.input_shape),
         "hook": staged.hook,
         "options": staged.options,
+        "classes": staged.classes,
     }
 
 
