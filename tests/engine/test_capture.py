@@ -14,8 +14,11 @@ from fula_fast.engine.modes import Stepper
 from fula_fast.errors import FulaError
 from fula_fast.graphs import CaptureRefused, Recording, Rerun
 from fula_fast.kernels import backend
+from fula_fast.pipelines.dali import dali_installed
 
 from .conftest import WAVES, assert_same, attack, cells, prepared, taken
+
+needs_dali = pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,7 @@ from .conftest import WAVES, assert_same, attack, cells, prepared, taken
         pytest.param("resident", "first", marks=pytest.mark.slow),
         pytest.param("resident", "random-start", marks=pytest.mark.slow),
         ("reference", "random-start"),
+        pytest.param("dali", "clean", marks=needs_dali),
     ],
 )
 def test_a_recorded_training_equals_the_eager_one(name, kind):

@@ -18,6 +18,7 @@ from fula_fast.engine.wave import Wave
 from fula_fast.graphs import CudaRecorder
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
+from fula_fast.pipelines.dali import dali_installed
 from fula_fast.progress import Progress
 from fula_fast.protocol import protocol
 from fula_fast.task import WaveTask
@@ -30,8 +31,13 @@ pytestmark = [
 ]
 
 
+DALI = pytest.param(
+    "dali", marks=pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
+)
+
+
 @pytest.mark.parametrize("kind", WAVES)
-@pytest.mark.parametrize("name", ["resident", "reference"])
+@pytest.mark.parametrize("name", ["resident", "reference", DALI])
 def test_a_graph_equals_the_eager_training_bit_for_bit(name, kind):
     group = cells(WAVES[kind][0], **WAVES[kind][1])
     with arithmetic("fp32"):
