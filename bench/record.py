@@ -126,18 +126,20 @@ class PeakMemory:
     """Bytes that this process took from now on, at their peak.
 
     CPU: the peak of the resident set above its size at the start, so one such measurement belongs
-    in a process of its own (`isolated`). CUDA: the allocator's peak.
+    in a process of its own (`isolated`). CUDA: what the allocator took from the
+    device, graphs' own pools included.
     """
 
     def __init__(self, device: str | torch.device) -> None:
         self.cuda = torch.device(device).type == "cuda"
         if self.cuda:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        self.start = torch.cuda.memory_allocated(device) if self.cuda else _resident("VmRSS")
+        self.start = torch.cuda.memory_reserved(device) if self.cuda else _resident("VmRSS")
 
     def bytes(self) -> int:
         """The peak so far."""
-        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        peak = torch.cuda.max_memory_reserved() if self.cuda else _resident("VmHWM")
         return max(peak - self.start, 0)
 
 
