@@ -22,6 +22,8 @@ CE, DLR, TARGETED = 0, 1, 2
 MIN_CLASSES = {CE: 1, DLR: 3, TARGETED: 4}
 """The fewest classes for which each loss is defined."""
 
+_NO_LABEL = -(2**62)  # PyTorch's -100 would leave an image where it is, as if it were robust
+
 LogitsFn = Callable[[Tensor], Tensor]
 """Images (N, C, H, W) in [0, 1] -> logits (N, classes)."""
 
@@ -36,8 +38,8 @@ class Evaluation(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[label], (N, classes), (N,) -> (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    """-log softmax(logits)[label], (N, classes), (N,) -> (N,). No label is ignored."""
+    return F.cross_entropy(logits, labels, reduction="none", ignore_index=_NO_LABEL)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -82,10 +84,34 @@ def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]
         x = x.detach().requires_grad_()
         logits = wide(logits_fn(x))
         loss = loss_of(logits)
-        if not loss.requires_grad:
-            raise FulaError(
-                "the model's logits carry no gradient to the image, so gradients cannot attack it; "
-                "remove detach() or no_grad() from its forward pass"
-            )
-        (grad,) = torch.autograd.grad(loss.sum(), x)
+        grad = None
+        if loss.requires_grad:  # to the image, or to trainable weights alone
+            (grad,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+    if grad is None:
+        raise FulaError(
+            "the model's logits carry no gradient to the image, so gradients cannot attack it; "
+            "remove detach() or no_grad() from its forward pass"
+        )
     return Evaluation(grad.nan_to_num(nan=0.0), loss.detach(), logits.detach())
+
+
+def check_label_form(labels: Tensor, images: int) -> None:
+    """Raise `FulaError` unless `labels` are one class index per image; looks at no value."""
+    if labels.shape != (images,):
+        raise FulaError(
+            f"labels have shape {tuple(labels.shape)}, but there are {images} images; "
+            "give one class index per image"
+        )
+    if labels.dtype.is_floating_point:
+        raise FulaError(f"labels are {labels.dtype}: they must be class indices (int64)")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise `FulaError` for a label that is no class, 0 … classes - 1. Asks labels' device."""
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        first = int(wrong.int().argmax())
+        raise FulaError(
+            f"label {int(labels[first])} of image {first} is out of range: the model has "
+            f"{classes} classes, 0 to {classes - 1}"
+        )

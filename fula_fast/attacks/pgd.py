@@ -20,7 +20,7 @@ from ..errors import FulaError
 from ..kernels import pgd_step
 from ..protocol import Attack
 from .capture import Replay, compiled, recorder_on
-from .losses import LogitsFn, cross_entropy, evaluate
+from .losses import LogitsFn, check_label_form, check_labels, cross_entropy, evaluate
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (N, C, H, W) -> (gradient of the summed loss to ascend, per-image loss (N,))."""
@@ -115,14 +115,22 @@ def pgd(
 
     logits_fn: a module (run in eval mode, its modes put back) or any function of the images. The
     images' losses are summed, so independent images never mix. Images keep their dtype and must be
-    float32 or float64: a narrower one cannot hold the eps-ball.
+    float32 or float64: a narrower one cannot hold the eps-ball. Raises `FulaError` for that, for
+    logits without a gradient, and for labels that are no class of the model; on CUDA, where asking
+    would stall the device, only `PGD` asks.
     """
     if x.dtype not in (torch.float32, torch.float64):
         raise FulaError(f"images are {x.dtype}: an attack needs float32 or float64; use x.float()")
+    check_label_form(labels, len(x))
     sign = -1.0 if targeted else 1.0
 
+    def loss_of(logits: Tensor) -> Tensor:
+        if not labels.is_cuda:
+            check_labels(labels, logits.shape[1])
+        return sign * cross_entropy(logits, labels)
+
     def gradient(current: Tensor) -> tuple[Tensor, Tensor]:
-        seen = evaluate(logits_fn, current, lambda z: sign * cross_entropy(z, labels))
+        seen = evaluate(logits_fn, current, loss_of)
         return seen.grad, seen.loss
 
     with eval_mode(logits_fn):
@@ -156,7 +164,7 @@ class PGD:
         def loop(x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
             return pgd(forward, x, labels, attack, noise=noise, targeted=targeted, keep=keep)
 
-        self._loop = loop
+        self._loop, self._classes = loop, 0
         self._replays: dict[torch.device, Replay] = {}
         self._last = Replay(loop, None)
 
@@ -180,8 +188,19 @@ class PGD:
         return self._last.replays
 
     def __call__(self, x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Adversarial versions of `x` (N, C, H, W) for `labels` (N,); see `pgd`."""
+        """Adversarial versions of `x` (N, C, H, W) for `labels` (N,); see `pgd`.
+
+        Before the loop the labels are looked at: one host synchronisation a call, and one forward
+        pass at the first.
+        """
         if self._asked == "captured" and not x.is_cuda:
             raise FulaError("mode = 'captured' needs images on a CUDA device; use mode = 'auto'")
         with eval_mode(self._model):
+            self._check_labels(x, labels)
             return self._replay_on(x.device)(x, labels, *([] if noise is None else [noise.to(x)]))
+
+    @torch.no_grad()
+    def _check_labels(self, x: Tensor, labels: Tensor) -> None:
+        check_label_form(labels, len(x))
+        self._classes = self._classes or self._model(x).shape[1]
+        check_labels(labels, self._classes)

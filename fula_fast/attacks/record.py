@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import FulaError
 from ..kernels.reference import wide
-from .losses import LogitsFn, predict
+from .losses import LogitsFn, check_label_form, check_labels, predict
 from .packed import PackedModel
 
 
@@ -39,7 +39,7 @@ class Record:
         self._batch_size, self._witness = batch_size, witness
         _check_images(images, labels)
         self.logits = torch.stack([self._clean(partial(self._exact, lane)) for lane in self.lanes])
-        _check_labels(labels, self.num_classes)
+        check_labels(labels, self.num_classes)
         self.witness_logits = None
         if witness is not None:
             self.witness_logits = self._clean(witness).repeat(exact.lanes, 1, 1)
@@ -124,13 +124,7 @@ def as_floats(images: Tensor) -> Tensor:
 def _check_images(images: Tensor, labels: Tensor) -> None:
     if len(images) == 0:
         raise FulaError("there is no image to attack; give at least one")
-    if labels.shape != images.shape[:1]:
-        raise FulaError(
-            f"labels have shape {tuple(labels.shape)}, but there are {len(images)} images; "
-            "give one class index per image"
-        )
-    if labels.dtype.is_floating_point:
-        raise FulaError(f"labels are {labels.dtype}: they must be class indices (int64)")
+    check_label_form(labels, len(images))
     if images.dtype == torch.uint8:
         return
     if not images.dtype.is_floating_point:
@@ -140,13 +134,4 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise FulaError(
             f"pixels range from {low:g} to {high:g}: attacks work on [0, 1]; divide by 255, and "
             "put any normalisation inside the model"
-        )
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    bad = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
-    if bad:
-        raise FulaError(
-            f"label {labels[bad[0]].item()} of image {bad[0]} is out of range: the model has "
-            f"{classes} classes, 0 to {classes - 1}"
         )

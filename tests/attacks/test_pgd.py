@@ -12,7 +12,7 @@ from fula_fast.attacks.starts import start_noise
 from fula_fast.errors import FulaError
 from fula_fast.protocol import Attack
 
-from .conftest import small_batch, small_net
+from .conftest import no_cuda, small_batch, small_net
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -157,6 +157,45 @@ def test_compiled_equals_eager():
     assert runner.mode == "compiled"
 
 
+WRONG_LABELS = [
+    (lambda y: y * 0 + 7, "label 7 of image 0 is out of range: the model has 6 classes, 0 to 5"),
+    (lambda y: y * 0 - 100, "label -100 of image 0 is out of range"),
+    (lambda y: y[:1], "labels have shape"),
+    (lambda y: y.float(), "must be class indices"),
+]
+
+
+@pytest.mark.gpu
+@no_cuda
+@pytest.mark.parametrize("wrong, message", WRONG_LABELS)
+def test_wrong_labels_leave_the_device_alive(wrong, message):
+    net = small_net().cuda()
+    x, labels = (t.cuda() for t in small_batch(small_net(), 2))
+    runner = PGD(net, Attack(steps=2))
+    expected = runner(x, labels)
+    with pytest.raises(FulaError, match=message):
+        runner(x, wrong(labels))
+    assert torch.equal(runner(x, labels), expected) and runner.mode == "captured"
+
+
+def test_labels_are_looked_at_before_the_loop():
+    """Not by the loop, which a graph may hold; after the first call with no forward pass."""
+    net, calls = small_net(), []
+    x, labels = small_batch(net, 2)
+
+    def counted(z):
+        calls.append(len(z))
+        return net(z)
+
+    runner = PGD(counted, Attack(steps=3))
+    for _ in range(2):
+        with pytest.raises(FulaError, match="label 9 of image 0"):
+            runner(x, labels * 0 + 9)
+    assert calls == [2]
+    runner(x, labels)
+    assert calls == [2] * 4
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -165,6 +204,15 @@ def test_compiled_equals_eager():
         (lambda f, x, y: pgd(f, x, y, Attack(random_start=True)), "start noise"),
         (lambda f, x, y: pgd(f, x, y, Attack(), noise=x), "start noise"),
         (lambda f, x, y: PGD(f, Attack(), mode="fast"), "unknown mode 'fast'"),
+        *(
+            (lambda f, x, y, attack=attack, wrong=wrong: attack(f, x, wrong(y)), message)
+            for attack in (lambda *a: pgd(*a, Attack()), lambda f, *a: PGD(f, Attack())(*a))
+            for wrong, message in WRONG_LABELS
+        ),
+        *(
+            (lambda f, x, y, attack=attack: attack(lambda z: f(z.detach()), x, y), "no gradient")
+            for attack in (lambda *a: pgd(*a, Attack()), lambda f, *a: PGD(f, Attack())(*a))
+        ),
     ],
 )
 def test_mistakes_are_refused(call, message):
