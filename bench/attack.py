@@ -4,13 +4,21 @@ that pyautoattack ships and on real CIFAR-10 images (FULA_TEST_DATA).
     fula-fast bench attack                                   (pytest-benchmark)
     python -m fula_fast.bench.attack --images 32 --rounds 3  (JSON: n, p20, p50, p80 of each case)
 
-Targets. CUDA: PGD-10 >= 3x the plain eager loop and >= 10x torchattacks; "rand" >= 25x pyautoattack
-in exact float32 and >= 60x with a bfloat16 search. CPU: "rand" >= 20x pyautoattack in exact float32.
-pyautoattack's "rand" takes a fixed number of gradients (20 EOT samples at 101 points for every image
-and stage), so its time is that number times the time of one gradient in its own loop, measured in
-the same run, in turns with ours. Three eps are shown, as the gain depends on how
-many images leave early: at 8/255 nothing survives on this network, at 1/255 a few do, and at 1/1020
-most do (on a quarter of the images).
+PGD-10 runs on batches of 128 and 1,024 images (32 on a CPU), no more than there are. Targets. CUDA:
+PGD-10 >= 3x the plain eager loop and >= 10x torchattacks; "rand" >= 25x pyautoattack in exact
+float32 and >= 60x with a bfloat16 search. CPU: "rand" >= 20x pyautoattack in exact float32.
+
+"rand" has three eps, as the gain depends on how many images leave early: at 8/255 nothing survives
+on this network, at 1/255 a few do, and at 1/1020 most do (a CPU gets a quarter of the images).
+pyautoattack takes a fixed number of gradients (20 EOT samples at 101 points for every image and
+stage), so its time is that number times the time of one gradient in its own loop. "eager own" is our
+own loop as one would write it: eager, and of all savings only that equal gradients are taken once;
+its time too is its fixed number of gradients times that of one, from a few iterations. Both are
+measured in the same run, in turns with ours, which runs to its end.
+
+Equal results: PGD's are compared here with torchattacks' and the plain loop's; AutoAttack's flags and
+images with pyautoattack's in `bench.agreement`, which runs the reference to its end and is a part of
+gpu-check of its own.
 """
 
 from __future__ import annotations
@@ -48,6 +56,7 @@ from fula_fast.protocol import Attack
 EPS = (8 / 255, 1 / 255, 0.25 / 255)
 LOOKS, SAMPLES = 101, 20  # of the reference's "rand", per image and stage
 _OFF = Savings(**{field.name: False for field in fields(Savings)})
+_OWN = replace(_OFF, single_sample=True)
 
 
 @dataclass(frozen=True)
@@ -121,23 +130,27 @@ def pgd_cases(setup: Setup) -> dict[str, Callable[[], Tensor]]:
 
 
 def rand_cases(setup: Setup, eps: float) -> dict[str, Callable[[], Any]]:
-    """AutoAttack "rand": ours in full, and one gradient per image and look of the others."""
+    """AutoAttack "rand": ours in full, and a few looks of the others."""
     rand = partial(robust_evaluate, setup.net, setup.x, setup.labels, "autoattack-rand", eps=eps)
-    cases = {"ours": rand, "reference": partial(_reference_looks, setup, eps)}
+    cases = {
+        "ours": rand,
+        "eager own": partial(rand, steps=FEW_STEPS, mode="eager", savings=_OWN),
+        "reference": partial(_reference_looks, setup, eps),
+    }
     if setup.device.type == "cuda":
         cases["ours bf16"] = partial(rand, precision="bf16")
     return cases
 
 
-REFERENCE_STEPS = 2
+FEW_STEPS = 2
 
 
 def _reference_looks(setup: Setup, eps: float) -> None:
-    """The reference's own loop, cut to few iterations: REFERENCE_STEPS + 1 gradients an image."""
+    """The reference's own loop, cut to few iterations: FEW_STEPS + 1 gradients an image."""
     from pyautoattack.autopgd_base import APGDAttack
 
     attack = APGDAttack(
-        setup.net, n_iter=REFERENCE_STEPS, norm="Linf", eps=eps, seed=0, loss="ce", eot_iter=1,
+        setup.net, n_iter=FEW_STEPS, norm="Linf", eps=eps, seed=0, loss="ce", eot_iter=1,
         device=setup.device,
     )  # fmt: skip
     attack.init_hyperparam(setup.x)
@@ -170,27 +183,39 @@ def report(images: int, rounds: int, device: str) -> Iterator[dict[str, Any]]:
         "rows": rows,
     }
     with arithmetic("fp32"):
-        rows.append(_pgd_rows(setup, rounds))
-    yield found
+        for batch in _pgd_batches(setup):
+            rows.append(_pgd_row(first(setup, batch), rounds))
+            yield found
     for eps in EPS:
         rows.append(_rand_row(_few(setup, eps), rounds, eps))
         yield found
 
 
-def _few(setup: Setup, eps: float) -> Setup:
-    """A quarter of the images where most survive, and so are attacked to the end."""
-    count = len(setup.x) if eps > EPS[-1] else max(len(setup.x) // 4, 1)
+def first(setup: Setup, count: int) -> Setup:
+    """The same on the first `count` images."""
     return replace(setup, x=setup.x[:count], labels=setup.labels[:count])
 
 
-def _pgd_rows(setup: Setup, rounds: int) -> dict[str, Any]:
+def _few(setup: Setup, eps: float) -> Setup:
+    """On a CPU a quarter of the images where most survive, and so are attacked to the end."""
+    if setup.device.type == "cuda" or eps > EPS[-1]:
+        return setup
+    return first(setup, max(len(setup.x) // 4, 1))
+
+
+def _pgd_batches(setup: Setup) -> list[int]:
+    wanted = (128, 1024) if setup.device.type == "cuda" else (32,)
+    return sorted({min(batch, len(setup.x)) for batch in wanted})
+
+
+def _pgd_row(setup: Setup, rounds: int) -> dict[str, Any]:
     cases = pgd_cases(setup)
     results = {name: case() for name, case in cases.items()}  # warm-up, and the check below
     same = torch.equal(results["eager"], results["torchattacks"])
     moved = (results["ours"] - results["eager"]).abs().gt(1e-6).float().mean().item()
     times = in_turns(cases, rounds, setup.device)
     return {
-        "case": "pgd-10",
+        "case": f"pgd-10, batch {len(setup.x)}",
         "images": len(setup.x),
         "seconds": {name: quantiles(taken) for name, taken in times.items()},
         "eager equals torchattacks": same,
@@ -204,12 +229,15 @@ def _rand_row(setup: Setup, rounds: int, eps: float) -> dict[str, Any]:
     check_savings(setup, eps)
     cases = rand_cases(setup, eps)
     kept: dict[str, RobustResult] = {}
-    cases["ours"] = lambda run=cases["ours"]: kept.update(zip(["ours"], run(), strict=True))
+    for name in cases.keys() - {"reference"}:
+        cases[name] = partial(_keep, kept, name, cases[name])
     times = in_turns(cases, rounds, setup.device)
     ours = kept["ours"]
     gradients = reference_gradients(ours)
-    one = [t / (len(setup.x) * (REFERENCE_STEPS + 1)) for t in times.pop("reference")]
+    one = [t / (len(setup.x) * (FEW_STEPS + 1)) for t in times.pop("reference")]
     reference = [gradients * t for t in one]
+    own = [t / kept["eager own"].gradients for t in times.pop("eager own")]
+    eager = [gradients / SAMPLES * t for t in own]
     return {
         "case": f"autoattack-rand, eps {eps * 255:g}/255",
         "images": len(setup.x),
@@ -222,7 +250,17 @@ def _rand_row(setup: Setup, rounds: int, eps: float) -> dict[str, Any]:
         "reference seconds per gradient": quantiles(one),
         "reference seconds, extrapolated": quantiles(reference),
         "speedup": {name: ratio(reference, taken) for name, taken in times.items()},
+        "eager own seconds per gradient": quantiles(own),
+        "eager own seconds, extrapolated": quantiles(eager),
+        "speed over eager own": {name: ratio(eager, taken) for name, taken in times.items()},
+        "share of flags equal to ours": {
+            name: (kept[name].robust == ours.robust).double().mean().item() for name in times
+        },
     }
+
+
+def _keep(kept: dict[str, RobustResult], name: str, run: Callable[[], list[RobustResult]]) -> None:
+    (kept[name],) = run()
 
 
 def in_turns(
@@ -265,8 +303,7 @@ def bench_pgd10(benchmark, setup, name, batch):
     """PGD-10 on one batch."""
     if batch > len(setup.x):
         pytest.skip(f"{len(setup.x)} images on this device")
-    part = replace(setup, x=setup.x[:batch], labels=setup.labels[:batch])
-    case = pgd_cases(part)[name]
+    case = pgd_cases(first(setup, batch))[name]
     benchmark.pedantic(_synchronised, (setup, case), rounds=3, warmup_rounds=1)
 
 
@@ -276,7 +313,7 @@ def bench_rand(benchmark, setup, eps):
     cases = rand_cases(setup, eps)
     (one,) = seconds_of(lambda _: cases["reference"](), 1, setup.device)
     (result,) = benchmark.pedantic(_synchronised, (setup, cases["ours"]), rounds=1)
-    per_gradient = one / (len(setup.x) * (REFERENCE_STEPS + 1))
+    per_gradient = one / (len(setup.x) * (FEW_STEPS + 1))
     benchmark.extra_info["reference_seconds"] = per_gradient * reference_gradients(result)
 
 
