@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,19 @@ _PYTEST = (
     # packages' warnings are no failures.
     "-p", "pytest_benchmark.plugin", "-W", "default",
 )  # fmt: skip
+_OUTCOMES = ("-p", "fula_fast.bench.outcomes", "--outcomes", "{out}/tests.json")
+"""Each test's outcome is kept as it comes: a run cut short says what it found."""
+_MEMCHECK = (
+    "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "86",
+    "--target-processes", "all",  # the C library's tests are processes of their own
+    "--report-api-errors", "no",  # PyTorch asks the driver for what it may not have, and copes
+)  # fmt: skip
+_UNPOOLED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Every tensor an allocation: what goes beyond one inside a pool would be nobody's error."""
+_SMALL = (
+    "(test_lane_norm or test_stitch_hint or test_hint_terms or test_pgd_step or test_augment"
+    " or on_the_device) and not own_tiles"
+)
 _PROCESSES = 8
 """Most of a GPU test's time is the compilation of its kernels, so that several run side by side."""
 
@@ -50,7 +64,9 @@ class Part:
     """One process: `arguments` of the interpreter, `{out}` standing for its own empty folder.
 
     `reserve`: seconds kept free for it; it may use all that later parts do not reserve. `modules`,
-    `variables`: packages and environment variables without which it is skipped.
+    `variables`: packages and environment variables without which it is skipped; so is it without the
+    program that it runs `under`, of which the first word is the name. `settings`: environment
+    variables of its own.
     """
 
     name: str
@@ -58,12 +74,21 @@ class Part:
     reserve: float
     modules: Sequence[str] = ()
     variables: Sequence[str] = ()
+    under: Sequence[str] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self, environment: Mapping[str, str]) -> str:
         """Why it cannot run here, or nothing."""
         lacking = [f"{name} is not installed" for name in self.modules if find_spec(name) is None]
         lacking += [f"{name} is unset" for name in self.variables if not environment.get(name)]
+        if self.under and not shutil.which(self.under[0], path=environment.get("PATH")):
+            lacking.append(f"{self.under[0]} is not on PATH")
         return "; ".join(lacking)
+
+    def command(self, out: Path) -> list[str]:
+        """What is started."""
+        arguments = [a.replace("{out}", str(out)) for a in self.arguments]
+        return [*self.under, sys.executable, *arguments]
 
 
 @dataclass
@@ -79,17 +104,19 @@ class Result:
 
 
 def gpu_parts() -> list[Part]:
-    """What runs on a GPU: the tests, then the benchmarks from the kernels up."""
+    """What runs on a GPU: the tests, then the benchmarks from the kernels up; early on, the kernels
+    once more under the memory checker."""
     bench = "fula_fast.bench."
-    found = [
+    return [
         Part("tests", ("-m", "pytest", *_tests()), 110),
         Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 55),
+        Part("memcheck", ("-m", "pytest", *_watched()), 40, under=_MEMCHECK, settings=_UNPOOLED),
         Part("grid", ("-m", bench + "grid", "--out", "{out}"), 190),
-        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 50),
+        Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 40),
         Part(
             "attack",
             ("-m", bench + "attack", "--images", "512", "--rounds", "3", "--out", "{out}/a.json"),
-            50,
+            40,
             modules=("pyautoattack", "torchattacks", "torchvision"),
             variables=("FULA_TEST_DATA",),
         ),
@@ -100,9 +127,8 @@ def gpu_parts() -> list[Part]:
             modules=("pyautoattack", "torchvision"),
             variables=("FULA_TEST_DATA",),
         ),
-        Part("data", ("-m", bench + "data", "{out}/data.json", "3"), 40, modules=("torchvision",)),
+        Part("data", ("-m", bench + "data", "{out}/data.json", "3"), 30, modules=("torchvision",)),
     ]
-    return [part for part in found if part.name == "tests" or _exists(part.name)]
 
 
 def _tests() -> list[str]:
@@ -110,11 +136,15 @@ def _tests() -> list[str]:
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     chosen = [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text()]
     several = find_spec("xdist") is not None
-    return [*_PYTEST, *(["-p", "xdist.plugin", f"-n{_PROCESSES}"] if several else []), *chosen]
+    processes = ["-p", "xdist.plugin", f"-n{_PROCESSES}"] if several else []
+    return [*_PYTEST, *_OUTCOMES, *processes, *chosen]
 
 
-def _exists(bench: str) -> bool:
-    return (ROOT / "bench" / f"{bench}.py").is_file()
+def _watched() -> list[str]:
+    """pytest's arguments for what runs under the memory checker: every noun's Triton kernels on
+    tensors of a few numbers, which `tests` has compiled, and then the C library's."""
+    files = ("tests/kernels/test_triton.py", "tests/kernels/cpp/test_library.py")
+    return [*_PYTEST, *_OUTCOMES, "-p", "no:xdist", "-k", _SMALL, *files]
 
 
 def dry_parts() -> list[Part]:
@@ -123,6 +153,7 @@ def dry_parts() -> list[Part]:
     size = (*tiny.split(), "--image", "8", "--out", "{out}")
     smaller = {
         "tests": ("-m", "pytest", *_tests(), "--collect-only"),
+        "memcheck": ("-m", "pytest", *_watched(), "--collect-only"),
         "grid": ("-m", "fula_fast.bench.grid", "--lanes", "4", *size),
         "scale": ("-m", "fula_fast.bench.scale", "--counts", "1,2", *size),
     }
@@ -155,16 +186,16 @@ def _run(part: Part, environment: Mapping[str, str], limit: float) -> Result:
         out = Path(folder) / "out"
         out.mkdir()
         log = Path(folder) / "log"
-        command = [sys.executable, *(a.replace("{out}", str(out)) for a in part.arguments)]
         began = time.monotonic()
-        code = _finish(command, environment, log, limit)
+        code = _finish(part.command(out), {**environment, **part.settings}, log, limit)
         seconds = round(time.monotonic() - began, 1)
-        reports = [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
-        text = log.read_text(errors="replace")
-        for place in (folder, str(ROOT), sys.prefix):  # a result names no path of this machine
-            text = text.replace(place, "…")
+        texts = [log, *sorted(out.glob("*.json"))]
+        text, *found = (_placeless(file.read_text(errors="replace"), folder) for file in texts)
+    reports = [json.loads(report) for report in found]
     status = "out of time" if code is None else "failed" if code else "passed"
     detail = _last_line(text) if status == "passed" else _tail(text)
+    if status == "out of time":
+        detail = "\n".join(filter(None, [detail, *map(_so_far, reports)]))
     figures = [row for report in reports for row in figures_of(part.name, report)]
     return Result(part.name, status, seconds, detail, figures, reports)
 
@@ -184,6 +215,26 @@ def _finish(
             os.killpg(process.pid, signal.SIGKILL)  # the command, and what it started
             process.wait()
             return None
+
+
+def _placeless(text: str, folder: str) -> str:
+    """A result names no path of this machine."""
+    for place in (folder, str(ROOT), sys.prefix):
+        text = text.replace(place, "…")
+    return text
+
+
+def _so_far(report: Mapping[str, Any]) -> str:
+    """A line on the tests of a run that was cut short."""
+    if "counts" not in report:
+        return ""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in report["counts"].items())
+    failed = ", ".join(failure["test"] for failure in report["failed"])
+    return (
+        f"until then: {counts or 'no test had ended'}"
+        + (f"; failed: {failed}" if failed else "")
+        + (f"; running: {', '.join(report['running'])}" if report["running"] else "")
+    )
 
 
 def _tail(text: str) -> str:

@@ -66,6 +66,71 @@ def test_a_report_written_before_the_time_ran_out_counts():
     assert slow.status == "out of time" and slow.figures == REPORT["summary"]
 
 
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+SUITE = """
+import time, pytest
+def test_fine(): pass
+def test_broken(): assert 1 == 2
+@pytest.mark.skip
+def test_not_here(): pass
+@pytest.fixture
+def nothing(): raise OSError("no such thing")
+def test_unready(nothing): pass
+def test_endless(): time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("processes", [(), ("-p", "xdist.plugin", "-n1")], ids=["one", "several"])
+def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    options = ("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *processes)
+    arguments = ("-m", "pytest", *gpu_check._OUTCOMES, *options, str(tmp_path))
+    (slow,) = ended(Part("tests", arguments, 8, settings=BARE), budget=8)
+    (kept,) = slow.reports
+    assert slow.status == "out of time"
+    assert kept["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert kept["failed"] == [
+        {"test": "test_suite.py::test_broken", "reason": "assert 1 == 2"},
+        {"test": "test_suite.py::test_unready", "reason": "OSError: no such thing"},
+    ]
+    assert kept["running"] == ["test_suite.py::test_endless"]
+    assert slow.detail.splitlines()[-1].startswith("until then: 1 passed, 1 failed")
+
+
+def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
+    checker = tmp_path / "checker"
+    checker.write_text('#!/bin/sh\necho "under $1"; shift; "$@"; exit 86\n')
+    checker.chmod(0o755)
+    part = Part(
+        "memcheck", code("import os; print(os.environ['OF_ITS_OWN'])"), 10,
+        under=("checker", "--so"), settings={"OF_ITS_OWN": "yes"},
+    )  # fmt: skip
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    (found,) = check([part], {**os.environ, "PATH": path}, 20)
+    assert (found.status, found.detail) == ("failed", "under --so\nyes")
+    (skipped,) = ended(part)
+    assert (skipped.status, skipped.detail) == ("skipped", "checker is not on PATH")
+
+
+def test_the_memory_checker_sees_every_noun_and_the_library(tmp_path):
+    """The tests chosen for it exist, are marked gpu, and are none of the large ones."""
+    watched = [a.replace("{out}", str(tmp_path)) for a in gpu_check._watched()]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", *watched, "--collect-only"],
+        cwd=gpu_check.ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1", **BARE},
+    )  # fmt: skip
+    names = [
+        line.split("::")[1].split("[")[0] for line in answer.stdout.splitlines() if "::" in line
+    ]
+    assert {
+        "test_lane_norm", "test_stitch_hint", "test_hint_terms", "test_pgd_step",
+        "test_augment_gives_the_same_bits", "test_numbers_on_the_device",
+        "test_a_host_program_steps_on_the_device",
+    } <= set(names)  # fmt: skip
+    assert len(names) < 60 and not any("own_tiles" in name or "2_to" in name for name in names)
+
+
 def test_what_is_missing_is_said():
     (skipped,) = ended(Part("x", code("1"), 5, modules=("no_such",), variables=("NO_SUCH_NAME",)))
     assert skipped.status == "skipped"
@@ -87,7 +152,8 @@ def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
 def test_the_parts_fit_in_nine_minutes():
     for parts in (gpu_check.gpu_parts(), gpu_check.dry_parts()):
         assert sum(part.reserve for part in parts) <= gpu_check.BUDGET < 540
-        assert [part.name for part in parts][:4] == ["tests", "kernels", "grid", "scale"]
+        names = [part.name for part in parts]
+        assert names[:5] == ["tests", "kernels", "memcheck", "grid", "scale"]
 
 
 def test_figures_of_the_other_benchmarks():
