@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from ..errors import FulaError
 from .cache import cores
-from .decode import Pixels, unreadable
+from .decode import PillowDecoder, Pixels
 from .folders import FolderIndex
+from .headers import whole
 from .images import with_channels
 
 _GROUP = 256
 _GROUP_BYTES = 16 << 20
+
+Files = dict[int, np.ndarray]
+"""Samples and their encoded files, uint8 (length,)."""
 
 
 def dali_installed() -> bool:
@@ -39,11 +44,30 @@ def require_dali() -> Any:
     return nvidia.dali
 
 
+def require_cuda(what: str) -> None:
+    """Raise `FulaError` unless there is a CUDA device for `what`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise FulaError(f"{what} needs a CUDA device, there is none; use decoder = 'dali'")
+
+
+def current_cuda() -> int:
+    """The number of the CUDA device that torch uses in this thread."""
+    import torch
+
+    return torch.cuda.current_device()
+
+
 def new_pipeline(batch_size: int, device_id: int | None):
     """An empty DALI pipeline that runs when called: inputs are handed to `run`."""
     dali = require_dali()
     return dali.Pipeline(
-        batch_size=batch_size, num_threads=cores(), device_id=device_id, prefetch_queue_depth=1
+        batch_size=batch_size,
+        num_threads=cores(),
+        device_id=device_id,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,  # shapes of what lies on a GPU are asked for on the host
     )
 
 
@@ -72,17 +96,23 @@ def decoded_files(size: int | None, decoder: str):
 
 
 class DaliDecoder:
-    """`decode.Decoder` by DALI; `device` "gpu" decodes JPEG on the GPU.
+    """`decode.Decoder` by DALI; `device` "gpu" decodes JPEG on the current CUDA device.
 
-    Resizing costs more than decoding a small image, and leaves one of the right size as it is: it
-    is left out until an image needs it.
+    Files that are no whole JPEG or PNG are left to Pillow, which reads them or names them as
+    broken. Resizing costs more than decoding a small image, and leaves one of the right size as it
+    is: it is left out until an image needs it.
     """
 
     def __init__(self, device: str = "cpu") -> None:
+        dali = require_dali()
+        if device == "gpu":
+            require_cuda("decoder = 'dali-gpu'")
         self.device = device
-        self.name = f"dali{require_dali().__version__}-{device}"
+        self.name = f"dali{dali.__version__}-{device}"
+        self._pillow = PillowDecoder()
         self._pipelines: dict[int | None, Any] = {}
         self._resizing = False
+        self._one_at_a_time = Lock()  # streams decode in threads of their own
 
     def __call__(
         self,
@@ -93,45 +123,77 @@ class DaliDecoder:
         on_error: str = "raise",
     ) -> Pixels:
         images: Pixels = []
-        for group in _groups(index, samples):
-            images += self._decode(index, group, size, on_error)
+        with self._one_at_a_time:
+            for group in _groups(index, samples):
+                images += self._decode(index, group, size, on_error)
         return [None if i is None else with_channels(i[None], channels)[0] for i in images]
 
     def _decode(
         self, index: FolderIndex, samples: list[int], size: int | None, on_error: str
     ) -> Pixels:
-        """Decode all at once; where that fails, each half, down to the unreadable file."""
-        try:
-            return self._run([index.read(i) for i in samples], size)
-        except (RuntimeError, OSError) as error:
-            self._pipelines.clear()  # one that has failed is no longer valid
-            if len(samples) == 1:
-                if on_error == "skip":
-                    return [None]
-                raise unreadable(index.where(samples[0]), reason(error)) from error
-        half = len(samples) // 2
-        return [
-            image
-            for part in (samples[:half], samples[half:])
-            for image in self._decode(index, part, size, on_error)
-        ]
+        files = {i: file for i in samples if (file := read_whole(index, i)) is not None}
+        images = self._sound(index, files, size)
+        others = [i for i in samples if i not in images]
+        images |= zip(others, self._pillow(index, others, size, 3, on_error), strict=True)
+        return [images[i] for i in samples]
 
-    def _run(self, files: list[np.ndarray], size: int | None) -> list[np.ndarray]:
-        out = None if size is not None and self._resizing else self._outputs(files, None)
+    def _sound(self, index: FolderIndex, files: Files, size: int | None) -> dict[int, np.ndarray]:
+        """The images of those `files` that Pillow can read.
+
+        Raises `FulaError` where DALI fails on one that Pillow reads: a failure of its own.
+        """
+        try:
+            return self._run(files, size)
+        except RuntimeError as error:
+            self._pipelines.clear()  # one that has failed is no longer valid
+            read = self._pillow(index, list(files), 8, 3, "skip")
+            sound = [i for i, image in zip(files, read, strict=True) if image is not None]
+            if len(sound) == len(files) == 1:
+                raise dali_failed(index, sound, error) from error
+        half = len(sound) // 2 if len(sound) == len(files) else 0
+        return {
+            i: image
+            for part in (sound[:half], sound[half:])
+            for i, image in self._sound(index, {i: files[i] for i in part}, size).items()
+        }
+
+    def _run(self, files: Files, size: int | None) -> dict[int, np.ndarray]:
+        if not files:
+            return {}
+        encoded = list(files.values())
+        out = None if size is not None and self._resizing else self._outputs(encoded, None)
         if out is None or (size is not None and not all_square(out.shape(), size)):
             self._resizing = True
-            out = self._outputs(files, size)
+            out = self._outputs(encoded, size)
         host = out.as_cpu() if self.device == "gpu" else out
-        return [np.array(host.at(i)) for i in range(len(files))]
+        return {i: np.array(host.at(k)) for k, i in enumerate(files)}
 
     def _outputs(self, files: list[np.ndarray], size: int | None) -> Any:
         if size not in self._pipelines:
-            pipeline = new_pipeline(_GROUP, 0 if self.device == "gpu" else None)
+            pipeline = new_pipeline(_GROUP, current_cuda() if self.device == "gpu" else None)
             with pipeline:
                 pipeline.set_outputs(decoded_files(size, self.device))
             self._pipelines[size] = pipeline
         (out,) = self._pipelines[size].run(files=files)
         return out
+
+
+def read_whole(index: FolderIndex, i: int) -> np.ndarray | None:
+    """The file of sample `i` if DALI may decode it; see `headers`."""
+    try:
+        file = index.read(i)
+    except OSError:
+        return None  # Pillow's turn, which names it
+    return file if whole(file.tobytes()) else None
+
+
+def dali_failed(index: FolderIndex, samples: Sequence[int], error: RuntimeError) -> FulaError:
+    """The error for a run of DALI that failed although every file of it can be read."""
+    more = f" and {len(samples) - 1} more images" if len(samples) > 1 else ""
+    return FulaError(
+        f"DALI failed on '{index.where(samples[0])}'{more}, which can be read ({reason(error)}); "
+        "use decoder = 'pillow'"
+    )
 
 
 def all_square(shapes: Iterable[Sequence[int]], size: int) -> bool:

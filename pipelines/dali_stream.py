@@ -17,7 +17,14 @@ import numpy as np
 import torch
 
 from ..errors import FulaError
-from .dali import DaliDecoder, all_square, decoded_files, new_pipeline
+from .dali import (
+    DaliDecoder,
+    all_square,
+    dali_failed,
+    decoded_files,
+    new_pipeline,
+    read_whole,
+)
 from .decode import Decoder
 from .files import FileSet
 from .images import with_channels
@@ -51,11 +58,20 @@ class DaliStream(StreamBase):
         if self._from_files:
             _check_decoder(self.image_set.decoder, self.device)
         self._resizing = False  # until an image needs it; see DaliDecoder
-        self._pipeline = self._build()
+        self._pipelines: dict[bool, Any] = {}
+        self._pipeline(self._from_files)  # what is not installed is said now
+        # One for good: torch hands out a few in turn, among them any that a graph is captured on.
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fula-dali")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fula-read")
 
-    def _build(self):
+    def _pipeline(self, from_files: bool):
+        """The pipeline whose input is encoded files, or images."""
+        if from_files not in self._pipelines:
+            self._pipelines[from_files] = self._build(from_files)
+        return self._pipelines[from_files]
+
+    def _build(self, from_files: bool):
         """Input (files or images) -> square uint8 -> zero-padded crop -> flip; and input shapes."""
         device_id = self.device.index or 0 if self.device.type == "cuda" else None
         pipeline = new_pipeline(self.batch_size, device_id)
@@ -63,7 +79,7 @@ class DaliStream(StreamBase):
 
         _, height, width = self.image_set.image_shape
         with pipeline:
-            if self._from_files:
+            if from_files:
                 size = self.image_set.size if self._resizing else None
                 images = decoded_files(size, self.image_set.decoder.device)
             else:
@@ -106,52 +122,52 @@ class DaliStream(StreamBase):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
 
-    def _read(self, index: np.ndarray) -> list[np.ndarray]:
-        """The encoded files of a batch."""
-        return [self.image_set.index.read(i) for i in index]
+    def _read(self, index: np.ndarray) -> list[np.ndarray] | None:
+        """The encoded files of a batch; None where DALI may not decode every one."""
+        files = [read_whole(self.image_set.index, i) for i in index]
+        return None if any(file is None for file in files) else files
 
     def _batch(
         self,
         draw: EpochDraw,
         markers: Markers | None,
         index: np.ndarray,
-        files: Future[list[np.ndarray]] | None,
+        files: Future[list[np.ndarray] | None] | None,
     ) -> Batch:
-        if self.device.type != "cuda":
+        if self._side is None:
             return self.finish(self._run(draw, index, files), markers, index)
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._side):
             batch = self.finish(self._run(draw, index, files), markers, index)
-        stream.synchronize()  # DALI's buffer and the pinned host arrays are free again
+        self._side.synchronize()  # DALI's buffer and the pinned host arrays are free again
         return batch
 
     def _run(
-        self, draw: EpochDraw, index: np.ndarray, files: Future[list[np.ndarray]] | None
+        self, draw: EpochDraw, index: np.ndarray, read: Future[list[np.ndarray] | None] | None
     ) -> torch.Tensor:
         """uint8 crops (B, H, W, C) of the samples `index`, on the stream's device."""
         corner = np.stack([draw.dy[index], draw.dx[index]], 1) - self.augmentation.pad
         inputs = {"start": corner.astype(np.int32), "flip": draw.flip[index].astype(np.int32)}
+        files = None if read is None else read.result()
         if files is not None:
             return self._run_files(inputs, index, files)
-        out, _ = self._pipeline.run(images=self.image_set.gather(index), **inputs)
+        out, _ = self._pipeline(False).run(images=self.image_set.gather(index), **inputs)
         return self._tensor(out)
 
     def _run_files(
-        self, inputs: dict[str, np.ndarray], index: np.ndarray, read: Future[list[np.ndarray]]
+        self, inputs: dict[str, np.ndarray], index: np.ndarray, files: list[np.ndarray]
     ) -> torch.Tensor:
         try:
-            files = read.result()
-            out, shapes = self._pipeline.run(files=files, **inputs)
+            out, shapes = self._pipeline(True).run(files=files, **inputs)
             if not self._resizing and not all_square(
                 np.array(shapes.as_tensor()), self.image_set.size
             ):
                 self._resizing = True
-                self._pipeline = self._build()
-                out, _ = self._pipeline.run(files=files, **inputs)
-        except (RuntimeError, OSError):
-            self._pipeline = self._build()
-            self.image_set.gather(index)  # names the file, as DALI does not
-            raise
+                del self._pipelines[True]
+                out, _ = self._pipeline(True).run(files=files, **inputs)
+        except RuntimeError as error:
+            self._pipelines.pop(True, None)  # one that has failed is no longer valid
+            self.image_set.gather(index)  # names a broken file, as DALI does not
+            raise dali_failed(self.image_set.index, index, error) from error
         pixels = self._tensor(out)
         if self.image_set.channels == 3:
             return pixels

@@ -87,13 +87,15 @@ def decode_file(index: FolderIndex, i: int, size: int | None, channels: int) -> 
     Grayscale, palette, CMYK, 16-bit and transparent images are converted (transparency is
     dropped), EXIF orientation is applied. Raises `FulaError` naming a file that cannot be read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(index.read(i))) as image:
             upright = _rgb(image)
             pixels = np.asarray(upright if size is None else fit(upright, size))
             return with_channels(pixels[None], channels)[0]
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise unreadable(index.where(i), "no known image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise unreadable(index.where(i), str(error)) from error
 
