@@ -1,13 +1,14 @@
 """What the engine's benchmarks train: a ResNet-18 pair with random weights, on random images.
 
-Times do not depend on the values. The engine runs as in a sweep (its stream, its stepper, its mode);
-the data it gathers and augments itself, while peers get ready batches.
+Times do not depend on the values. The engine runs as in a sweep (its stream, its stepper, its mode,
+its arithmetic: `as_in_a_sweep`); the data it gathers and augments itself, while peers get ready batches.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
@@ -18,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fula_fast import machine
+from fula_fast.allocator import keeping_memory
+from fula_fast.arithmetic import arithmetic
 from fula_fast.bench.peer import METHODS
 from fula_fast.cell import Cell
 from fula_fast.engine.modes import open_stepper, runner_of
@@ -104,8 +107,17 @@ def command_of(bench: str, setting: Setting) -> str:
     return f"python -m fula_fast.bench.{bench} {values}"
 
 
-def prepare(setting: Setting) -> None:
-    """Everyone gets TF32 products in float32 on CUDA, and convolutions chosen by trial."""
+@contextmanager
+def as_in_a_sweep(setting: Setting) -> Iterator[None]:
+    """Everything global as a sweep sets it: the precision's arithmetic with convolutions chosen by
+    rule, and on a CPU freed memory kept."""
+    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
+        yield
+
+
+def prepare_peer(setting: Setting) -> None:
+    """What an honest user sets who wants speed on CUDA: TF32 products in float32, and convolutions
+    chosen by trial, whose bits may differ between runs. The engine goes without."""
     if setting.device != "cpu":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

@@ -24,9 +24,9 @@ from fula_fast.bench._workload import (
     OurWave,
     Setting,
     add_options,
+    as_in_a_sweep,
     command_of,
     grid_cells,
-    prepare,
     setting_of,
 )
 from fula_fast.bench.record import RESULTS, device_label, environment, quantiles, seconds_of, write
@@ -41,11 +41,7 @@ def modes(device: str) -> tuple[str, ...]:
 
 def once(setting: Setting) -> dict[str, float]:
     """Take the first step here: seconds that it took and that the next one takes; when it ended."""
-    from fula_fast.allocator import keeping_memory
-    from fula_fast.arithmetic import arithmetic
-
-    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
-        prepare(setting)
+    with as_in_a_sweep(setting):
         step = OurWave(setting, grid_cells(setting.lanes)).stepping(False)
         (first,) = seconds_of(step, 1, setting.device, warmup=0)
         ended = time.time()

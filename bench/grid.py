@@ -7,7 +7,9 @@ both peers, in one run.
 
 CPU: width 32, batch 128, 36 lanes (the nine same-site pairs x 4 methods). CUDA: full width, 324
 lanes. Each contender runs in a process of its own, with a ready batch for the peers, while the
-engine gathers and augments its own. Initial stitches and evaluations are nobody's. FORMULA says how
+engine gathers and augments its own. The engine computes as in a sweep: deterministic convolutions
+chosen by rule, no TF32 unless that is its precision. The peers have what an honest user would set on
+CUDA: convolutions chosen by trial (cudnn.benchmark) and TF32 products. Initial stitches and evaluations are nobody's. FORMULA says how
 the time of a whole training follows from the steps that are timed.
 Targets: CPU, 4x the published peer in fp32, 10x with bf16 on a processor with AMX; CUDA, 25x the
 published and 8x the fair peer, and 35% of the measured bf16 matrix rate.
@@ -29,14 +31,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fula_fast.allocator import keeping_memory
-from fula_fast.arithmetic import arithmetic
 from fula_fast.bench._workload import (
     COUNTED,
     SITES,
     OurWave,
     Setting,
     add_options,
+    as_in_a_sweep,
     batch_of,
     command_of,
     donors,
@@ -44,7 +45,7 @@ from fula_fast.bench._workload import (
     grid_cells,
     our_flops,
     pairs,
-    prepare,
+    prepare_peer,
     setting_of,
     usual_setting,
 )
@@ -81,14 +82,12 @@ Isolation = Callable[..., Any]
 
 
 def measure_ours(setting: Setting) -> Row:
-    """Both phases of the engine's step, its memory and its work; on a CPU with the memory kept as a
-    sweep keeps it."""
-    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
+    """Both phases of the engine's step, its memory and its work."""
+    with as_in_a_sweep(setting):
         return _measure_ours(setting)
 
 
 def _measure_ours(setting: Setting) -> Row:
-    prepare(setting)
     memory, started = PeakMemory(setting.device), time.perf_counter()
     cells = grid_cells(setting.lanes)
     ours = OurWave(setting, cells)
@@ -118,7 +117,7 @@ def _measure_ours(setting: Setting) -> Row:
 
 def measure_peer(setting: Setting, name: str) -> Row:
     """A sample of end sites x methods, one step each, with their work; the largest peak memory."""
-    prepare(setting)
+    prepare_peer(setting)
     memory = PeakMemory(setting.device)
     sites = [site for site in TIMED_SITES if (site, site) in pairs(setting.lanes)]
     # The ends of the range are always timed, so that every other site lies between two timed ones.
@@ -237,8 +236,8 @@ def _one_pass(setting: Setting) -> float:
 
 def measured_rate(setting: Setting) -> float:
     """FLOP/s of a large matrix product in the engine's precision."""
-    prepare(setting)
-    return matrix_rate(setting.device, setting.dtype, 8192 if setting.device != "cpu" else 2048)
+    with as_in_a_sweep(setting):
+        return matrix_rate(setting.device, setting.dtype, 8192 if setting.device != "cpu" else 2048)
 
 
 def _summary(setting: Setting, report: Row) -> list[Row]:
@@ -306,15 +305,16 @@ def summary_lines(report: Row) -> list[str]:
 def bench_step(benchmark, contender):
     """One step: all lanes of the engine, or one FuLA cell at the middle site by a peer."""
     setting = usual_setting()
-    prepare(setting)
-    if contender == "ours":
-        step = OurWave(setting, grid_cells(setting.lanes)).stepping(full=False)
-    else:
-        peer = _peer(setting, contender, (5, 5), "fula")
-        x, y = (t.to(setting.device) for t in batch_of(setting))
-        step = partial(_peer_step, peer, x, y)
     rounds = {"rounds": setting.timed, "warmup_rounds": setting.warmup}
-    benchmark.pedantic(_finished, (setting, step), **rounds)
+    if contender == "ours":
+        with as_in_a_sweep(setting):
+            step = OurWave(setting, grid_cells(setting.lanes)).stepping(full=False)
+            benchmark.pedantic(_finished, (setting, step), **rounds)
+        return
+    prepare_peer(setting)
+    peer = _peer(setting, contender, (5, 5), "fula")
+    x, y = (t.to(setting.device) for t in batch_of(setting))
+    benchmark.pedantic(_finished, (setting, partial(_peer_step, peer, x, y)), **rounds)
 
 
 def _peer_step(peer: Peer, x: torch.Tensor, y: torch.Tensor, number: int) -> None:

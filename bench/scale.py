@@ -7,7 +7,7 @@
 All lanes are the same cell, FuLA at the middle site (5 to 5) unless `--site` and `--method` say
 otherwise, from different starts, so that only their number changes. The cost must fall while the
 shared passes of front and end are spread over more lanes, then stay flat. Every count runs in a
-process of its own. The JSON is written anew after each count.
+process of its own and computes as in a sweep. The JSON is written anew after each count.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fula_fast.allocator import keeping_memory
-from fula_fast.arithmetic import arithmetic
 from fula_fast.bench._workload import (
     OurWave,
     Setting,
     add_options,
+    as_in_a_sweep,
     cell,
     command_of,
     our_flops,
-    prepare,
     setting_of,
     usual_setting,
 )
@@ -64,8 +62,7 @@ def counts_up_to(lanes: int) -> list[int]:
 
 def measure(setting: Setting, count: int, site: int = SITE, method: str = METHOD) -> Row:
     """One step of `count` lanes that are the same cell from different starts."""
-    prepare(setting)
-    with keeping_memory(setting.device == "cpu"), arithmetic(setting.precision):
+    with as_in_a_sweep(setting):
         return _measure(setting, count, site, method)
 
 
@@ -152,16 +149,16 @@ def table(report: Row) -> Table:
 def bench_lanes(benchmark, count):
     """One step of `count` equal lanes."""
     setting = usual_setting()
-    prepare(setting)
     cells = [cell(number, SITE, SITE, METHOD) for number in range(count)]
-    step = OurWave(setting, cells).stepping(full=False)
 
     def finished() -> None:
         step(0)
         if setting.device != "cpu":
             torch.cuda.synchronize()
 
-    benchmark.pedantic(finished, rounds=setting.timed, warmup_rounds=setting.warmup)
+    with as_in_a_sweep(setting):
+        step = OurWave(setting, cells).stepping(full=False)
+        benchmark.pedantic(finished, rounds=setting.timed, warmup_rounds=setting.warmup)
     benchmark.extra_info["seconds_per_lane"] = benchmark.stats.stats.median / count
 
 

@@ -6,9 +6,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
-from fula_fast.bench import _workload, grid, scale
+from fula_fast.arithmetic import arithmetic
+from fula_fast.bench import _workload, first_step, grid, scale
 from fula_fast.bench._workload import Setting
 from fula_fast.bench.peer import METHODS, PEERS
 from fula_fast.errors import FulaError
@@ -127,6 +129,39 @@ def test_the_command_repeats_the_setting():
     parser = argparse.ArgumentParser()
     _workload.add_options(parser)
     assert _workload.setting_of(parser.parse_args(command[3:])) == TINY
+
+
+class Seen(Exception):
+    """Raised with what was set when the engine's wave was made."""
+
+
+def _arithmetic_now() -> tuple:
+    cudnn = torch.backends.cudnn
+    precision = torch.get_float32_matmul_precision()
+    return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "tf32"])
+@pytest.mark.parametrize(
+    "module,measure",
+    [
+        (grid, grid.measure_ours),
+        (scale, lambda setting: scale.measure(setting, 1)),
+        (first_step, first_step.once),
+    ],
+    ids=["grid", "scale", "first_step"],
+)
+def test_the_engine_computes_as_in_a_sweep(monkeypatch, module, measure, precision):
+    def make(*arguments):
+        raise Seen(_arithmetic_now())
+
+    monkeypatch.setattr(module, "OurWave", make)
+    monkeypatch.setattr(module, "PeakMemory", lambda device: None, raising=False)
+    with arithmetic(precision):
+        expected = _arithmetic_now()
+    with pytest.raises(Seen) as found:
+        measure(dataclasses.replace(TINY, device="cuda", precision=precision))
+    assert found.value.args == (expected,) and not expected[0]
 
 
 def test_scale_measures_every_count(tmp_path):
