@@ -60,8 +60,10 @@ class DaliStream(StreamBase):
         self._resizing = False  # until an image needs it; see DaliDecoder
         self._pipelines: dict[bool, Any] = {}
         self._pipeline(self._from_files)  # what is not installed is said now
-        # One for good: torch hands out a few in turn, among them any that a graph is captured on.
-        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        # One for good, of another priority: torch hands out few, in turn, so that a stream taken
+        # later, or of the usual priority, may be the one that a graph is being captured on.
+        cuda = self.device.type == "cuda"
+        self._side = torch.cuda.Stream(self.device, priority=-1) if cuda else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fula-dali")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fula-read")
 

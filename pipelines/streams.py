@@ -103,13 +103,20 @@ class StreamBase:
         shard, shards = self.shard
         return self.draw(epoch).order[shard::shards]
 
+    def places(self, order: np.ndarray, start_step: int) -> range:
+        """The numbers of the whole batches of `order`, from `start_step` on."""
+        steps = len(order) // self.batch_size
+        if not 0 <= start_step <= steps:
+            raise FulaError(f"start step {start_step} must lie in 0 … {steps}, the steps there are")
+        return range(start_step, steps)
+
     def slices(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
         """The sample indices of each whole batch."""
-        for step in range(start_step, len(order) // self.batch_size):
+        for step in self.places(order, start_step):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches `start_step` … `steps` - 1 of the epoch."""
+        """Batches `start_step` … `steps` - 1 of the epoch; `FulaError` for a start outside it."""
         order = self.order(epoch)[: self.steps * self.batch_size]
         return self.batches(epoch, order, start_step)
 
@@ -219,9 +226,10 @@ class ResidentStream(StreamBase):
         return Batch(images.to(self.dtype), self._labels[index], index)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
+        steps = self.places(order, start_step)
         self.load_epoch(epoch, order)
         loaded = self._loaded
-        for step in range(start_step, len(order) // self.batch_size):
+        for step in steps:
             if self._loaded != loaded:
                 raise RuntimeError("another epoch of this resident stream was begun; open a second")
             yield self.batch_at(step)

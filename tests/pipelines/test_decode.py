@@ -130,6 +130,62 @@ def test_a_huge_image_is_shrunk(tmp_path, decoder):
     assert image.shape == (8, 8, 3) and np.abs(image.astype(int) - 77).max() <= 1
 
 
+def test_files_that_dali_does_not_take_are_pillows(tmp_path, picture):
+    """Beside JPEG and PNG, in their places; among them what DALI cannot decode."""
+    palette = picture.quantize(16)
+    floats = Image.fromarray(np.full((35, 45), 77, dtype=np.float32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    paths = [
+        _saved(tmp_path, picture, "a.png"),
+        _saved(tmp_path, palette, "p.gif"),
+        _saved(tmp_path, picture.convert("CMYK"), "c.tiff"),
+        _saved(tmp_path, picture, "b.jpg"),
+        _saved(tmp_path, floats, "f.tiff"),
+        _saved(tmp_path, picture, "turned.png", exif=exif),
+        _saved(tmp_path, picture, "p.ppm"),
+    ]
+    for size in (None, 16):
+        ours = _decode("dali", paths, size, 3)
+        expected = _decode("pillow", paths, size, 3)
+        for path, image, other in zip(paths, ours, expected, strict=True):
+            dalis = path.name in ("a.png", "b.jpg")  # which it resizes in its own way
+            assert image.shape == other.shape
+            assert np.array_equal(image, other) or (dalis and size), path.name
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_failure_of_dali_is_no_broken_image(tmp_path, picture, monkeypatch, on_error):
+    paths = [_saved(tmp_path, picture, f"{i}.png") for i in range(5)]
+
+    def fail(*_):
+        raise RuntimeError("Critical error in pipeline:\n\ncudaErrorMemoryAllocation\nmore")
+
+    monkeypatch.setattr("fula_fast.pipelines.dali.DaliDecoder._outputs", fail)
+    with pytest.raises(FulaError, match="DALI failed on '.*0.png', which can be read") as error:
+        _decode("dali", paths, 8, 3, on_error)
+    assert "\n" not in str(error.value) and "decoder = 'pillow'" in str(error.value)
+
+
+def test_what_dali_can_only_do_in_parts_is_done(tmp_path, picture, monkeypatch):
+    paths = [_saved(tmp_path, picture, f"{i}.png") for i in range(5)]
+    whole = open_decoder("dali").__class__._outputs
+
+    def small_only(self, files, size):
+        if len(files) > 2:
+            raise RuntimeError("out of memory")
+        return whole(self, files, size)
+
+    monkeypatch.setattr("fula_fast.pipelines.dali.DaliDecoder._outputs", small_only)
+    assert all(np.array_equal(image, picture) for image in _decode("dali", paths, None, 3))
+
+
+def test_a_gpu_decoder_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(FulaError, match="decoder = 'dali-gpu' needs a CUDA device, there is none"):
+        open_decoder("dali-gpu")
+
+
 def _broken_files(folder, picture) -> list:
     jpeg = io.BytesIO()
     picture.save(jpeg, "JPEG")

@@ -54,6 +54,15 @@ def test_batches_equal_the_cpus(images, backend, settings):
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.skipif(not dali_installed(), reason="NVIDIA DALI is not installed")
+def test_batches_of_dali_take_no_new_cuda_stream(images, monkeypatch):
+    """torch hands out few, in turn: a graph may be captured on the next one."""
+    stream = open_stream(images, backend="dali", device="cuda", **SETTINGS)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *args, **kwargs: taken.append(args))
+    assert len(list(stream.epoch(0))) == stream.steps and not taken
+
+
 def test_a_captured_step_reads_every_epoch(images):
     stream = open_stream(images, device="cuda", **FULL)
     expected = open_stream(images, backend="reference", **FULL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import (
@@ -14,6 +15,7 @@ from fula_fast.pipelines import (
     Normalisation,
     evaluation_batches,
     into_buffers,
+    load_source,
     open_stream,
     take,
 )
@@ -74,6 +76,36 @@ def test_pixels_do_not_depend_on_batch_size_or_resume_point(images, backend):
         assert all(torch.equal(image, whole[i]) for i, image in _by_sample(part).items())
     resumed = [b.index.tolist() for b in _stream(images, backend).epoch(3, 6)]
     assert resumed == [b.index.tolist() for b in _stream(images, backend).epoch(3)][6:]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [20, 16])
+def test_files_of_many_types_stream_as_they_are_gathered(make_folder, size, channels):
+    """Batches that hold what DALI does not take, and batches that do not."""
+    folder = make_folder({"train/a": 30, "train/b": 30, "test/a": 1, "test/b": 1})
+    for i in (3, 4, 17, 29):
+        file = folder / f"train/a/{i:03}.png"
+        Image.open(file).save(file.with_suffix((".gif", ".jpg", ".webp", ".tiff")[i % 4]))
+        file.unlink()
+    options = {"cached": False, "decoder": "dali", "size": size, "channels": channels}
+    images = load_source("imagefolder", path=str(folder), **options).train
+    for epoch in (0, 1):
+        pairs = zip(
+            _stream(images, "dali", 5).epoch(epoch),
+            _stream(images, "reference", 5).epoch(epoch),
+            strict=True,
+        )
+        for batch, expected in pairs:
+            assert torch.equal(batch.images, expected.images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_epoch_starts_within_its_steps(images, backend):
+    stream = _stream(images, backend)
+    assert list(stream.epoch(0, stream.steps)) == []
+    for start in (-1, stream.steps + 1):
+        with pytest.raises(FulaError, match=f"start step {start} must lie in 0 … 10"):
+            list(stream.epoch(0, start))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
