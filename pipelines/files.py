@@ -86,7 +86,7 @@ def decoded(
     `on_error="skip"` unreadable files are left out, logged, and named in `skipped`. `decoder`:
     a name (see `decode.open_decoder`) or a decoder of another kind; part of the cache's key.
     """
-    _check_on_error(on_error)
+    check_on_error(on_error)
     reader = open_decoder(decoder) if isinstance(decoder, str) else decoder
     shape = _first_shape(index, size, channels, on_error)
     entry = build_once(
@@ -97,9 +97,9 @@ def decoded(
     kept = load_array(entry, "kept")
     return ImageSet(
         load_array(entry, "images"),
-        _filled(index.only(kept)).labels,
+        filled(index.only(kept)).labels,
         index.classes,
-        _report_skipped(index, kept),
+        report_skipped(index, kept),
     )
 
 
@@ -115,7 +115,7 @@ def file_set(
     With `on_error="skip"` every file is decoded once beforehand to find the unreadable ones (the
     result is cached), since a stream cannot drop a sample without changing its batches.
     """
-    _check_on_error(on_error)
+    check_on_error(on_error)
     if size is None:
         raise FulaError("images that stay files need a size; give size = N")
     check_size(size, channels)
@@ -125,11 +125,12 @@ def file_set(
     key = index.key()
     entry = build_once(f"readable/{reader.name}", key, lambda f: _scan(f, index, reader, channels))
     kept = load_array(entry, "kept")
-    skipped = _report_skipped(index, kept)
-    return FileSet(_filled(index.only(kept)), size, channels, reader, skipped)
+    skipped = report_skipped(index, kept)
+    return FileSet(filled(index.only(kept)), size, channels, reader, skipped)
 
 
-def _check_on_error(on_error: str) -> None:
+def check_on_error(on_error: str) -> None:
+    """Raise `FulaError` unless `on_error` is `raise` or `skip`."""
     if on_error not in _ON_ERROR:
         raise FulaError(f"unknown on_error '{on_error}'{nearest(on_error, _ON_ERROR)}")
 
@@ -192,14 +193,16 @@ def _scan(folder, index: FolderIndex, reader: Decoder, channels: int) -> None:
     save_arrays(folder, kept=np.array([pixels is not None for _, pixels in images]))
 
 
-def _report_skipped(index: FolderIndex, kept: np.ndarray) -> tuple[str, ...]:
+def report_skipped(index: FolderIndex, kept: np.ndarray) -> tuple[str, ...]:
+    """The places of the files not `kept` (bool (N,)), after a warning."""
     skipped = tuple(index.where(i) for i in np.flatnonzero(~kept))
     if skipped:
         _log.warning("%d unreadable images skipped, first '%s'", len(skipped), skipped[0])
     return skipped
 
 
-def _filled(index: FolderIndex) -> FolderIndex:
+def filled(index: FolderIndex) -> FolderIndex:
+    """The same index; raises `FulaError` where a class has no file."""
     counts = np.bincount(index.labels, minlength=len(index.classes))
     if counts.min() == 0:
         name = index.classes[int(counts.argmin())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,8 @@ def prepare(
 ) -> str:
     """Make a source ready to use and say what was done.
 
-    `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`;
-    every other source is downloaded if it can be and is not there, and decoded into the cache.
+    `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`
+    (its one option here: `on_error`); every other source is downloaded if it can be and is not there, and decoded into the cache.
     """
     if name == "ls-imagenet-10":
         return _prepare_imagenet(data_folder(data_dir), imagenet, options)
@@ -152,7 +152,15 @@ def prepare(
             raise
         source = load_source(name, data_dir=data_dir, download=True, **options)
     counts = f"{len(source.train)} training and {len(source.test)} test images"
-    return f"{source.name}: {counts}, {source.image_shape} (C, H, W)"
+    skipped = [name for s in (source.train, source.test) for name in getattr(s, "skipped", ())]
+    return f"{source.name}: {counts}, {source.image_shape} (C, H, W){_left_out(skipped)}"
+
+
+def _left_out(skipped: Sequence[str]) -> str:
+    """The end of a report: how many unreadable images there were."""
+    if not skipped:
+        return ""
+    return f"; {len(skipped)} unreadable images left out, first '{skipped[0]}'"
 
 
 def _prepare_imagenet(folder: Path, imagenet: str | Path | None, options: Mapping[str, Any]) -> str:
@@ -162,12 +170,14 @@ def _prepare_imagenet(folder: Path, imagenet: str | Path | None, options: Mappin
         raise FulaError(
             "ls-imagenet-10 is built from ImageNet; give its folder as imagenet (--imagenet)"
         )
-    if options:
+    other = sorted(set(options) - {"on_error"})
+    if other:
         raise FulaError(
-            f"ls-imagenet-10 is always made at 32x32 in colour; leave {min(options)} out here"
+            f"ls-imagenet-10 is always made at 32x32 in colour; leave {other[0]} out here"
         )
     out = folder / "ls-imagenet-10"
-    return f"ls-imagenet-10: {prepare_ls_imagenet_10(imagenet, out)} images in {out}"
+    made = prepare_ls_imagenet_10(imagenet, out, **options)
+    return f"ls-imagenet-10: {made.images} images in {out}{_left_out(made.skipped)}"
 
 
 def show_grid(source: Source, out: str | Path, **options: Any) -> Path:

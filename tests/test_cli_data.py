@@ -169,6 +169,26 @@ def test_prepare_builds_ls_imagenet_10_and_it_loads(run, tmp_path):
     assert code == 2 and "exists; remove it" in err
 
 
+def test_prepare_leaves_unreadable_images_out_and_counts_them(run, tmp_path, folder):
+    for split in ("train", "val"):
+        for name in CLASSES:
+            for i in range(2):
+                picture(tmp_path / f"imagenet/{split}/{name}/{i}.JPEG", (9, 9, 9))
+    Path(f"imagenet/train/{CLASSES[0]}/1.JPEG").write_bytes(b"broken")
+    build = ("prepare", "ls-imagenet-10", "--imagenet", "imagenet", "--data-dir", "made")
+    code, _, err = run(*build)
+    assert code == 2 and "or set on_error = 'skip'" in err
+    code, out, _ = run(*build, "--option", "on_error=skip")
+    assert code == 0 and out.startswith(
+        "ls-imagenet-10: 39 images in made/ls-imagenet-10; 1 unread"
+    )
+    (folder / "train/cat/3.png").write_bytes(b"broken")
+    place = ("--data-dir", str(folder), "--size", "8", "--option", "on_error=skip")
+    code, out, _ = run("prepare", "imagefolder", *place)
+    assert code == 0 and "11 training and 3 test images" in out
+    assert "1 unreadable images left out, first '" in out
+
+
 def test_prepare_fills_the_cache_of_decoded_images(run, folder, tmp_path):
     code, out, _ = run("prepare", "imagefolder", "--data-dir", str(folder), "--size", "16")
     assert code == 0 and "12 training and 3 test images, (3, 16, 16)" in out

@@ -118,7 +118,8 @@ def _imagenet(folder, classes) -> None:
 
 def test_ls_imagenet_10_is_prepared_and_loaded(tmp_path):
     _imagenet(tmp_path / "imagenet", CLASSES)
-    assert prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "ls-imagenet-10") == 40
+    made = prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "ls-imagenet-10")
+    assert (made.images, made.skipped) == (40, ())
     source = load_source("ls-imagenet-10", data_dir=tmp_path)
     assert source.classes == CLASSES and source.image_shape == (3, 32, 32)
     assert np.bincount(source.train.labels).tolist() == [2] * 10
@@ -135,4 +136,35 @@ def test_incomplete_imagenet_is_refused_and_leaves_nothing(tmp_path):
     _imagenet(tmp_path / "imagenet", CLASSES[:-1])
     with pytest.raises(FulaError, match=f"lacks class {CLASSES[-1]}"):
         prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["imagenet"]
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    _imagenet(tmp_path / "imagenet", CLASSES)
+    folder = tmp_path / "imagenet" / "val" / CLASSES[2]
+    Image.new("RGB", (40, 40)).save(folder / f"{CLASSES[2]}_1.png")
+    with pytest.raises(FulaError, match=r"_1.JPEG' and '.*_1.png' would both become .*; rename"):
+        prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["imagenet"]
+
+
+def test_unreadable_images_of_imagenet_are_named_or_left_out(tmp_path):
+    _imagenet(tmp_path / "imagenet", CLASSES)
+    broken = tmp_path / "imagenet" / "train" / CLASSES[4] / f"{CLASSES[4]}_0.JPEG"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(FulaError, match=f"image '{broken}' cannot be read .* on_error = 'skip'"):
+        prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out")
+    made = prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out", on_error="skip")
+    assert (made.images, made.skipped) == (39, (str(broken),))
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 39
+    with pytest.raises(FulaError, match="unknown on_error 'skp'; did you mean 'skip'"):
+        prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "more", on_error="skp")
+
+
+def test_a_class_of_imagenet_without_a_readable_image_is_refused(tmp_path):
+    _imagenet(tmp_path / "imagenet", CLASSES)
+    for file in (tmp_path / "imagenet" / "val" / CLASSES[4]).iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(FulaError, match=f"class '{CLASSES[4]}' .* has no readable image"):
+        prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out", on_error="skip")
     assert [p.name for p in tmp_path.iterdir()] == ["imagenet"]
