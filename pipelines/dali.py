@@ -36,8 +36,8 @@ def require_dali() -> Any:
     """The `nvidia.dali` module, or `FulaError` naming the command that installs it."""
     if not dali_installed():
         raise FulaError(
-            "NVIDIA DALI is not installed; run: pip install 'fula-fast[dali]', or use stream = "
-            "'resident' and decoder = 'pillow'"
+            "NVIDIA DALI is not installed; run: pip install 'fula-fast[dali]' (for CUDA 12: "
+            "[dali-cuda120]), or use stream = 'resident' and decoder = 'pillow'"
         )
     import nvidia.dali
 

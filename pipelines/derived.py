@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import FulaError
 from .files import decoded
@@ -45,11 +47,19 @@ def _at(size: int | None, images: ImageSet) -> ImageSet:
 
 
 def ls_imagenet_10(
-    folder: Path, size: int | None, channels: int, download: bool, *, on_error: str = "raise"
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = True,
 ) -> Source:
     """Ten ImageNet classes at 32x32, made by `fula-fast data prepare ls-imagenet-10`."""
     tree = class_folders("ls-imagenet-10", folder, "ls-imagenet-10")
-    return from_folders("ls-imagenet-10", tree, size, channels, on_error=on_error)
+    settings = {"on_error": on_error, "decoder": decoder}
+    return from_folders("ls-imagenet-10", tree, size, channels, cached=cached, **settings)
 
 
 def audiofolder(
@@ -93,20 +103,60 @@ def stylized(
     *,
     path: str | None = None,
     base: str | None = None,
+    base_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = True,
 ) -> Source:
-    """Stylised images: a folder at `path`, or the source `base` with its textures exchanged."""
+    """Stylised images: a folder at `path`, or the source `base` with its textures exchanged.
+
+    `base_options` are those of the source `base`; `on_error`, `decoder` and `cached` are about the
+    folder, as in `imagefolder`.
+    """
     if (path is None) == (base is None):
         raise FulaError(
             "stylized takes either path (a folder of stylised images) or base (a source whose "
             "textures are exchanged); give one of the two"
         )
+    reading = {"on_error": on_error, "decoder": decoder}
     if path:
-        tree = class_folders("stylized", Path(path))
-        return from_folders("stylized", tree, size, channels, on_error=on_error)
+        if base_options:
+            raise FulaError(
+                "stylized: base_options are those of a base, not of path; leave them out"
+            )
+        return from_folders(
+            "stylized",
+            class_folders("stylized", Path(path)),
+            size,
+            channels,
+            None,
+            cached,
+            **reading,
+        )
+    if (on_error, decoder, cached) != ("raise", "auto", True):
+        raise FulaError(
+            "stylized: on_error, decoder and cached are about path; give those of base in "
+            "base_options"
+        )
     from .stylized import scrambled
 
-    plain = load_source(base, data_dir=folder, size=size, channels=channels, download=download)
+    options = {"data_dir": folder, "size": size, "channels": channels, "download": download}
+    plain = load_source(base, **options, **_checked_options(base_options))
+    for images in (plain.train, plain.test):
+        if not isinstance(images, ImageSet):
+            raise FulaError(
+                f"stylized needs decoded images, those of '{plain.name}' are not; give another "
+                "base, or leave cached = false out"
+            )
     sets = (scrambled(images, seed) for images in (plain.train, plain.test))
     return Source(f"stylized/{plain.name}", *sets, normalisation=plain.normalisation)
+
+
+def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of a base source; what the outer source gives cannot be among them."""
+    given = dict(options or {})
+    for name in ("data_dir", "size", "channels", "download"):
+        if name in given:
+            raise FulaError(f"base_options has {name}, which stylized has itself; give it there")
+    return given

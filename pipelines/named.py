@@ -105,12 +105,17 @@ def cifar10(
     *,
     on_error: str = "raise",
     decoder: str = "auto",
+    cached: bool = True,
 ) -> Source:
-    """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files."""
+    """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files.
+
+    The options are about class folders, as in `imagefolder`; torchvision's files are arrays.
+    """
     if (folder / "cifar-10-batches-py").is_dir() or download:
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
     tree = class_folders("cifar10", folder, "cifar", downloads=True)
-    return from_folders("cifar10", tree, size, channels, on_error=on_error, decoder=decoder)
+    settings = {"on_error": on_error, "decoder": decoder}
+    return from_folders("cifar10", tree, size, channels, cached=cached, **settings)
 
 
 def cifar100(folder: Path, size: int | None, channels: int, download: bool) -> Source:
@@ -139,6 +144,7 @@ def imagefolder(
 
     `path` names the folder (default: the data folder), `classes` the label order. `cached = false`
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
+    `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
     tree = class_folders("imagefolder", Path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}

@@ -189,6 +189,12 @@ def test_prepare_leaves_unreadable_images_out_and_counts_them(run, tmp_path, fol
     assert "1 unreadable images left out, first '" in out
 
 
+def test_options_of_a_stylised_base_are_nested(run, folder):
+    options = ("--option", "base=imagefolder", "--option", f"base_options.path={folder}")
+    code, out, err = run("prepare", "stylized", "--size", "8", *options)
+    assert (code, err) == (0, "") and out.startswith("stylized/imagefolder: 12 training")
+
+
 def test_prepare_fills_the_cache_of_decoded_images(run, folder, tmp_path):
     code, out, _ = run("prepare", "imagefolder", "--data-dir", str(folder), "--size", "16")
     assert code == 0 and "12 training and 3 test images, (3, 16, 16)" in out

@@ -11,6 +11,7 @@ from scipy import stats
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import (
     Augmentation,
+    FileSet,
     ImageSet,
     PairedStream,
     load_source,
@@ -51,6 +52,30 @@ def test_stylised_folder(make_folder):
     for options in ({}, {"path": "x", "base": "digits"}):
         with pytest.raises(FulaError, match="give one of the two"):
             load_source("stylized", **options)
+
+
+def test_stylised_files_may_stay_files(make_folder):
+    folder = make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    options = {"path": str(folder), "size": 16, "decoder": "pillow"}
+    files, images = (load_source("stylized", cached=c, **options).train for c in (False, True))
+    assert isinstance(files, FileSet) and files.decoder.name.startswith("pillow")
+    assert np.array_equal(files.gather(np.arange(4)), images.images)
+
+
+def test_the_options_of_a_stylised_base(make_folder):
+    folder = str(make_folder({"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1}))
+    options = {"path": folder, "classes": ["b", "a"]}
+    styled = load_source("stylized", base="imagefolder", base_options=options)
+    assert styled.name == "stylized/imagefolder" and styled.classes == ("b", "a")
+    for given, words in (
+        ({"path": folder, "base_options": options}, "not of path"),
+        ({"base": "digits", "base_options": {"size": 8}}, "base_options has size"),
+        ({"base": "digits", "base_options": {"pth": 8}}, "'digits' has no option 'pth'"),
+        ({"base": "digits", "decoder": "dali"}, "give those of base in base_options"),
+        ({"base": "clustered-noise", "base_options": {"shape": [2]}}, "needs decoded images"),
+    ):
+        with pytest.raises(FulaError, match=words):
+            load_source("stylized", **given)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +162,15 @@ def test_incomplete_imagenet_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(FulaError, match=f"lacks class {CLASSES[-1]}"):
         prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["imagenet"]
+
+
+def test_ls_imagenet_10_may_stay_files(tmp_path):
+    _imagenet(tmp_path / "imagenet", CLASSES)
+    prepare_ls_imagenet_10(tmp_path / "imagenet", tmp_path / "ls-imagenet-10")
+    options = {"data_dir": tmp_path, "size": 32, "decoder": "pillow"}
+    files, images = (load_source("ls-imagenet-10", cached=c, **options).test for c in (False, True))
+    assert isinstance(files, FileSet)
+    assert np.array_equal(files.gather(np.arange(20)), images.images)
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
