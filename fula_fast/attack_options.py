@@ -55,8 +55,8 @@ class Savings:
         reported is then the first that fools, where the reference reports the last. Needs a
         deterministic model: a random one would be asked for confirmation more often than by the
         reference.
-    packing: images of all lanes and stages share full batches (of a few fixed sizes where each
-        costs a graph). In eval mode no
+    packing: images of all lanes and stages share full batches (on CUDA, where batches are of a few
+        fixed sizes, of those lanes of a wave that are stitched at the same sites). In eval mode no
         image influences another, and APGD's state, its iteration included, is per image. Off, a
         batch holds the images of one lane and stage, as the reference's does.
     fold: batch norm is folded into convolutions for the gradients: the same function to rounding;
@@ -88,7 +88,7 @@ class AttackOptions:
     default 512 on CUDA, 128 elsewhere. precision: "fp32"; "bf16" searches in bfloat16, confirms
     every image in full precision and attacks the survivors again in full precision, so that its
     robust images are robust to the fp32 attack too; "fast" leaves that second attack out. mode:
-    "auto" captures the iteration in a CUDA graph on CUDA; "eager"; "compiled" passes the models
+    "auto" captures the iteration in a CUDA graph on CUDA (PGD's loop only where it pays); "eager"; "compiled" passes the models
     through torch.compile; "captured" needs CUDA. compile adds torch.compile to a captured
     iteration. keep_images: keep the adversarial images. starts: another source of start noise (for
     comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).

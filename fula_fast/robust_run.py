@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .attack_options import TEXT_NAMES
+from .attack_options import TEXT_NAMES, AttackOptions
 from .attacks import RobustResult, save_examples
 from .attacks.recipes import prepared
 from .cell import Cell
@@ -73,7 +73,8 @@ def attack_run(
     loaded; for a folder without a run, for an earlier table of that name made with other settings,
     and where donors are not the run's.
     """
-    recipe, _ = prepared(attack, options, TEXT_NAMES)
+    recipe, chosen = prepared(attack, options, TEXT_NAMES)
+    _check_mode(chosen, device)
     attack = recipe.name
     store, progress = Store.open(folder), progress or Progress()
     spec, planned = load_spec(store.spec), replace(Plan.from_json(store.plan), device=device)
@@ -99,6 +100,17 @@ def attack_run(
                 for row in rows:
                     progress.cell_done(row)
     return results.finish()
+
+
+def _check_mode(options: AttackOptions, device: str) -> None:
+    """`FulaError` for a mode that a run's cells cannot be attacked in."""
+    if options.compiles:
+        raise FulaError(
+            "a run's cells are attacked in one wave, which is captured on CUDA and not compiled; "
+            "leave compile out, and mode = 'auto'"
+        )
+    if options.mode == "captured" and not device.startswith("cuda"):
+        raise FulaError("mode = 'captured' needs a CUDA device; use mode = 'auto'")
 
 
 def _groups(cells: Sequence[Cell], options: Mapping[str, Any]) -> Iterator[tuple[list[Cell], dict]]:

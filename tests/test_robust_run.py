@@ -246,6 +246,14 @@ def test_the_command(capsys, plain, tmp_path):
             for option, words in WRONG.items()
         ),
         (("RUN", "--attack", "pgd-2", "--option", "eot=3"), "takes no EOT samples"),
+        *(
+            (("RUN", "--device", "cpu", "--option", option), words)
+            for option, words in (
+                ("compile=on", "captured on CUDA and not compiled"),
+                ("mode=compiled", "captured on CUDA and not compiled"),
+                ("mode=captured", "mode = 'captured' needs a CUDA device"),
+            )
+        ),
         (("OTHER",), "holds no run (spec.json is missing)"),
         (("nothing",), "give its data too, for example --data source=cifar10"),
         (("RUN", "--attack", "pgd-2", "--name", "taken"), 'settings (attack: "pgd-1" ->'),

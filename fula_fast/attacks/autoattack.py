@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +14,13 @@ from torch import Tensor
 
 from ..attack_options import AttackOptions
 from ..errors import FulaError
-from ..graphs import Recorder
+from ..graphs import WARM_UP, Recorder
 from ..protocol import Attack
 from .apgd import APGDConfig, image_loss
 from .capture import Replay, recorder_on
 from .handover import hand_over
 from .losses import CE, MIN_CLASSES, evaluate
-from .packed import PackedModel
+from .packed import PackedModel, by_route, logits_along
 from .pgd import pgd
 from .recipes import Recipe
 from .record import Record
@@ -74,7 +76,8 @@ def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Att
     pairs = record.surviving()
     stages = _stages(recipe, record.num_classes, options.restarts)
     starts = options.starts or _keyed_starts(options, record.images.shape[1:], stages)
-    same = is_deterministic(search, record, pairs)
+    routed = _routed(record, _recorder(record, options))
+    same = is_deterministic(search, record, pairs, routed=routed)
     eot = 1 if same and options.savings.single_sample else recipe.eot
     config = APGDConfig(
         options.norm, options.eps, recipe.steps, first_step=recipe.first_step, eot=eot
@@ -89,16 +92,24 @@ def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Att
 def _search_options(
     search: PackedModel, record: Record, options: AttackOptions, same: bool
 ) -> SearchOptions:
-    recorder = _recorder(search, record, options)
+    recorder = _recorder(record, options)
     few = recorder is not None or options.compiles  # each size costs a graph; else no row is padded
     every = range(1, options.batch_size + 1)
+    routed = _routed(record, recorder)
+    several = routed and len({search.route(lane) for lane in record.lanes}) > 1
     return SearchOptions(
         keep_first=options.savings.compaction and same,
         packing=options.savings.packing,
-        sizes=fixed_sizes(options.batch_size) if few else every,
+        sizes=fixed_sizes(options.batch_size, halves=several) if few else every,
         recorder=recorder,
         poll=4 if record.images.is_cuda else 1,
+        routed=routed,
     )
+
+
+def _routed(record: Record, recorder: Recorder | None) -> bool:
+    """Whether batches keep to one route, and so need nothing of the host: wherever that counts."""
+    return recorder is not None or record.images.is_cuda
 
 
 def _stages(recipe: Recipe, classes: int, restarts: int) -> list[Stage]:
@@ -122,10 +133,13 @@ def _keyed_starts(options: AttackOptions, shape: Sequence[int], stages: Sequence
     return starts
 
 
-def is_deterministic(search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]]) -> bool:
+def is_deterministic(
+    search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]], *, routed: bool = False
+) -> bool:
     """Whether two gradients of the same images agree bit for bit.
 
     pairs: (lane, image) to choose from; eight are asked, or one of every lane where there are more.
+    routed: ask as the search does, route by route.
     """
     turn: Counter[int] = Counter()
     by_turn = []
@@ -134,48 +148,94 @@ def is_deterministic(search: PackedModel, record: Record, pairs: Sequence[tuple[
         turn[lane] += 1
     chosen = [(lane, image) for _, lane, image in sorted(by_turn)][: max(_ASKED, len(turn))]
     return all(
-        _same_gradient(search, record, chosen[i : i + _ASKED])
-        for i in range(0, len(chosen), _ASKED)
+        _same_gradient(search, record, group[i : i + _ASKED], route)
+        for route, group in by_route(search, chosen, routed)
+        for i in range(0, len(group), _ASKED)
     )
 
 
-def _same_gradient(search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]]) -> bool:
+def _same_gradient(
+    search: PackedModel,
+    record: Record,
+    pairs: Sequence[tuple[int, int]],
+    route: Hashable | None,
+) -> bool:
     lane, image = torch.tensor(pairs, device=record.images.device).unbind(1)
     x, labels = record.pixels(image), record.labels[image]
+    logits = logits_along(search, route)
     first, second = (
-        evaluate(lambda z: search.logits(z, lane), x, lambda z: image_loss(z, labels, None, CE))
+        evaluate(lambda z: logits(z, lane), x, lambda z: image_loss(z, labels, None, CE))
         for _ in range(2)
     )
     np.add.at(record.gradients, [own for own, _ in pairs], 2)
     return torch.equal(first.grad, second.grad) and torch.equal(first.loss, second.loss)
 
 
-def _recorder(search: PackedModel, record: Record, options: AttackOptions) -> Recorder | None:
-    wanted = search.capturable and options.mode in ("auto", "captured")
+def _recorder(record: Record, options: AttackOptions) -> Recorder | None:
+    wanted = options.mode in ("auto", "captured")
     return recorder_on(record.images.device) if wanted else None
 
 
 def _pgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions) -> Run:
     """PGD's last iterate; a flag depends on that one alone, so no image leaves early."""
-    attack = Attack(
-        norm=options.norm, eps=options.eps, step=options.step, steps=recipe.steps,
-        random_start=options.random_start,
-    )  # fmt: skip
-
-    def loop(x: Tensor, labels: Tensor, lane: Tensor, noise: Tensor | None = None) -> Tensor:
-        return pgd(lambda z: search.logits(z, lane), x, labels, attack, noise=noise)
-
-    replay = Replay(loop, _recorder(search, record, options))
+    loops = _Loops(search, record, recipe, options)
     for restart in range(options.restarts):
-        pairs = record.surviving()
-        for begin in range(0, len(pairs), options.batch_size):
-            batch = pairs[begin : begin + options.batch_size]
-            lane, image = torch.tensor(batch, device=record.images.device).unbind(1)
-            x = record.pixels(image)
-            noise = [_noise(options, x, image, restart)] if options.random_start else []
-            record.confirm(batch, replay(x, record.labels[image], lane, *noise))
-            np.add.at(record.gradients, [own for own, _ in batch], recipe.steps)
-    return Run(None, 1, _mode({replay.mode}, options))
+        for route, group in by_route(search, record.surviving(), loops.routed):
+            loop = loops.along(route, len(group))
+            for begin in range(0, len(group), options.batch_size):
+                batch = group[begin : begin + options.batch_size]
+                record.confirm(batch, loops.run(loop, batch, restart))
+                np.add.at(record.gradients, [own for own, _ in batch], recipe.steps)
+    return Run(None, 1, _mode(loops.modes, options))
+
+
+class _Loops:
+    """PGD's loop along each route: recorded where it runs more often than a recording runs it by
+    itself."""
+
+    def __init__(
+        self, search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions
+    ) -> None:
+        self._search, self._record, self._options = search, record, options
+        self._attack = Attack(
+            norm=options.norm, eps=options.eps, step=options.step, steps=recipe.steps,
+            random_start=options.random_start,
+        )  # fmt: skip
+        self._recorder = _recorder(record, options)
+        self.routed = _routed(record, self._recorder)
+        self._loops: dict[Hashable | None, Replay] = {}
+
+    @property
+    def modes(self) -> set[str]:
+        """What ran."""
+        return {loop.mode for loop in self._loops.values()}
+
+    def along(self, route: Hashable | None, images: int) -> Replay:
+        """The loop of a route on which so many images are attacked."""
+        if route not in self._loops:
+            runs = math.ceil(images / self._options.batch_size) * self._options.restarts
+            worth = runs > WARM_UP or self._options.mode == "captured"
+            self._loops[route] = Replay(
+                partial(self._loop, logits_along(self._search, route)),
+                self._recorder if worth else None,
+            )
+        return self._loops[route]
+
+    def _loop(self, logits, x, labels, lane, noise: Tensor | None = None) -> Tensor:
+        return pgd(lambda z: logits(z, lane), x, labels, self._attack, noise=noise)
+
+    def run(self, loop: Replay, pairs: Sequence[tuple[int, int]], restart: int) -> Tensor:
+        """Adversarial images of a batch. Each size is a recording, so that a smaller batch is
+        filled up with its last image."""
+        missing = 0
+        if loop.records:
+            sizes = fixed_sizes(self._options.batch_size, halves=True)
+            missing = next(size for size in sizes if size >= len(pairs)) - len(pairs)
+        filled = [*pairs, *[pairs[-1]] * missing]
+        lane, image = torch.tensor(filled, device=self._record.images.device).unbind(1)
+        x = self._record.pixels(image)
+        noise = [_noise(self._options, x, image, restart)] if self._options.random_start else []
+        return loop(x, self._record.labels[image], lane, *noise)[: len(pairs)]
 
 
 def _noise(options: AttackOptions, x: Tensor, image: Tensor, restart: int) -> Tensor:

@@ -60,6 +60,11 @@ class Replay:
         self.mode = "eager"
         self.replays = 0
 
+    @property
+    def records(self) -> bool:
+        """Whether it is to be recorded, if nothing refuses that."""
+        return self._recorder is not None
+
     def __call__(self, *tensors: Tensor) -> Tensor | None:
         call = None if self._recorder is None else self._call(tensors)
         if call is None:

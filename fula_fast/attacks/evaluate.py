@@ -125,11 +125,8 @@ def robust_evaluate(
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=512 if x.is_cuda else 128)
-    if chosen.mode == "captured" and not (x.is_cuda and packed.capturable):
-        raise FulaError(
-            "mode = 'captured' needs models on a CUDA device whose logits can be captured; "
-            "use mode = 'auto'"
-        )
+    if chosen.mode == "captured" and not x.is_cuda:
+        raise FulaError("mode = 'captured' needs models on a CUDA device; use mode = 'auto'")
     with arithmetic("fp32"), reproducible(chosen.seed):
         record = Record(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,

@@ -1,14 +1,16 @@
 """What an attack needs of the models: logits of a batch in which every image names its lane.
 
 A batch of images in flight is packed across lanes (the cells of a wave, or several models), so
-that it stays full. `Single` and `Lanes` adapt ordinary modules; an engine that shares work between
-its lanes brings its own `PackedModel`.
+that it stays full. Which parts of the models an image passes through is its lane's route: images of
+any lanes may share a batch where the host sorts them out, and those of one route where nothing may
+ask the host, as in a CUDA graph. `Single` and `Lanes` adapt ordinary modules; an engine that shares
+work between its lanes brings its own `PackedModel`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,17 +25,24 @@ from .fold import fold
 class PackedModel(Protocol):
     """Models side by side, all with the same classes and input shape.
 
-    lanes: how many. device: where they are, None for functions that work anywhere. capturable:
-    `logits` may stand in a CUDA graph (no host synchronisation).
+    lanes: how many. device: where they are, None for functions that work anywhere.
     """
 
     lanes: int
     device: torch.device | None
-    capturable: bool
 
     def logits(self, x: Tensor, lane: Tensor) -> Tensor:
         """Eval-mode logits (N, classes) of images x (N, C, H, W) in [0, 1], image i by model
         lane[i]; lane (N,) int64 on x's device. Images must not influence each other."""
+        ...
+
+    def route(self, lane: int) -> Hashable:
+        """Lanes of equal routes (never None) may share a batch of `along`."""
+        ...
+
+    def along(self, route: Hashable) -> Callable[[Tensor, Tensor], Tensor]:
+        """`logits` for images whose lanes all have this route, without host synchronisation: it may
+        stand in a CUDA graph, whose replays read other lanes of that route."""
         ...
 
     def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> PackedModel:
@@ -49,7 +58,6 @@ class Single:
     """
 
     lanes = 1
-    capturable = True
 
     def __init__(
         self, model: nn.Module | Callable[[Tensor], Tensor], *, compile: bool = False,
@@ -64,6 +72,14 @@ class Single:
     def logits(self, x: Tensor, lane: Tensor) -> Tensor:
         """Logits (N, classes) of x (N, C, H, W); see `PackedModel`."""
         return self._model(x if self._dtype is None else x.to(self._dtype))
+
+    def route(self, lane: int) -> int:
+        """There is one; see `PackedModel`."""
+        return 0
+
+    def along(self, route: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The same function; see `PackedModel`."""
+        return self.logits
 
     def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Single:
         """The copy that gradients are taken of; see `PackedModel`."""
@@ -96,11 +112,8 @@ def _weight(model: object) -> Tensor | None:
 class Lanes:
     """Several modules (or functions) as a `PackedModel`; each sees its own images of a batch.
 
-    Nothing is shared between the lanes, and finding a lane's images needs the host: an adapter for
-    convenience, not for speed.
+    Nothing is shared between the lanes, so each is a route of its own.
     """
-
-    capturable = False
 
     def __init__(self, singles: Sequence[Single]) -> None:
         self._singles = singles
@@ -118,6 +131,14 @@ class Lanes:
             if len(part)
         ]
         return torch.cat(seen)[order.argsort()]
+
+    def route(self, lane: int) -> int:
+        """Each lane's own; see `PackedModel`."""
+        return lane
+
+    def along(self, route: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """One lane's logits; see `PackedModel`."""
+        return self._singles[route].logits
 
     def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Lanes:
         """The copies that gradients are taken of; see `PackedModel`."""
@@ -142,3 +163,19 @@ def as_packed(
         raise FulaError("no model to attack; give at least one")
     singles = [Single(model, compile=compile, device=device) for model in several]
     return singles[0] if len(singles) == 1 else Lanes(singles)
+
+
+def by_route(
+    model: PackedModel, pairs: Sequence[tuple[int, int]], routed: bool
+) -> Iterator[tuple[Hashable | None, list[tuple[int, int]]]]:
+    """(lane, image) pairs, in order, of one route after another; all together under None where
+    they are not to be `routed`."""
+    groups: dict[Hashable | None, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        groups.setdefault(model.route(pair[0]) if routed else None, []).append(pair)
+    yield from groups.items()
+
+
+def logits_along(model: PackedModel, route: Hashable | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """`model.along(route)`; under None, where images of any lanes mix, `model.logits`."""
+    return model.logits if route is None else model.along(route)

@@ -75,7 +75,7 @@ class Record:
         with torch.no_grad():
             logits = wide(self.exact.logits(adversarial, lanes))
         wrong = predict(logits) != self.labels[index]
-        np.add.at(self.verified, lanes.tolist(), 1)
+        np.add.at(self.verified, [lane for lane, _ in pairs], 1)
         if wrong.any():
             self._keep(lanes[wrong], index[wrong], adversarial[wrong], logits[wrong])
         return wrong.tolist()

@@ -9,8 +9,9 @@ other, so what a job computes does not depend on its companions (to the rounding
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from ..graphs import Recorder
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
 from .capture import Replay
 from .losses import TARGETED
-from .packed import PackedModel
+from .packed import PackedModel, by_route, logits_along
 from .record import Record
 
 Starts = Callable[[int, int, np.ndarray], Tensor]
@@ -52,13 +53,15 @@ class SearchOptions:
     packing: rows are refilled at once and lanes and stages mix, else a batch holds one lane's jobs
     of one stage and is refilled when all are done; sizes: the fixed batch sizes, ascending;
     recorder: what records the iteration, None runs it eagerly; poll: iterations between two looks
-    at what is done."""
+    at what is done; routed: a batch holds images of one route only, so that an iteration has no
+    host synchronisation."""
 
     keep_first: bool
     packing: bool
     sizes: Sequence[int]
     recorder: Recorder | None
     poll: int
+    routed: bool = False
 
 
 class Slots:
@@ -76,16 +79,21 @@ class Slots:
         index = torch.zeros(size, dtype=torch.int64, device=like.device)
         self.state = begin(config, blank, index, torch.zeros_like(blank))
         self.lane, self.loss, self.target = index.clone(), index.clone(), index.clone()
-        self._replay = Replay(self._iterate, recorder, state=self.state.tensors)
+        self._recorder = recorder
+        self._replays: dict[Hashable | None, Replay] = {}
 
-    def iterate(self) -> str:
-        """One look and one step of every row; says what ran ("eager" or "captured")."""
-        self._replay()
-        return self._replay.mode
+    def iterate(self, route: Hashable | None = None) -> str:
+        """One look and one step of every row; says what ran ("eager" or "captured"). route: that of
+        all lanes in the rows; None where they may differ."""
+        if route not in self._replays:
+            step = partial(self._iterate, logits_along(self._model, route))
+            self._replays[route] = Replay(step, self._recorder, state=self.state.tensors)
+        self._replays[route]()
+        return self._replays[route].mode
 
-    def _iterate(self) -> None:
+    def _iterate(self, logits: Callable[[Tensor, Tensor], Tensor]) -> None:
         seen = evaluate_mean(
-            lambda x: self._model.logits(x, self.lane),
+            lambda x: logits(x, self.lane),
             self.state.adv,
             self._loss_of,
             self._config.eot,
@@ -115,11 +123,11 @@ class Slots:
         other.put(there, self.state.take(rows), self.lane[rows], self.loss[rows], self.target[rows])
 
 
-def fixed_sizes(batch_size: int) -> list[int]:
-    """A few batch sizes up to `batch_size`, ascending: halves and three quarters."""
+def fixed_sizes(batch_size: int, *, halves: bool = False) -> list[int]:
+    """A few batch sizes up to `batch_size`, ascending: halves and three quarters, or halves alone."""
     found, size = {batch_size}, batch_size
     while size > 8:
-        found |= {size * 3 // 4, size // 2}
+        found |= {size // 2} if halves else {size * 3 // 4, size // 2}
         size //= 2
     return sorted(found)
 
@@ -143,19 +151,22 @@ class Search:
         self._jobs: list[Job | None] = []
         self._t = np.zeros(0, dtype=np.int64)  # the rows' `state.t`, known without asking
         self._slots: Slots | None = None
+        self._route: Hashable | None = None
         self.modes: set[str] = set()
 
     def run(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Attack each (lane, image) of `pairs` with every stage until one succeeds."""
-        self._queue.extend(Job(0, lane, image) for lane, image in pairs)
-        while self._queue or any(self._jobs):
-            self._refill()
-            for _ in range(self._options.poll):
-                self._iterate()
-            self._harvest()
+        for route, group in by_route(self._model, pairs, self._options.routed):
+            self._route = route
+            self._queue.extend(Job(0, lane, image) for lane, image in group)
+            while self._queue or any(self._jobs):
+                self._refill()
+                for _ in range(self._options.poll):
+                    self._iterate()
+                self._harvest()
 
     def _iterate(self) -> None:
-        self.modes.add(self._slots.iterate())
+        self.modes.add(self._slots.iterate(self._route))
         for job, t in zip(self._jobs, self._t, strict=True):
             if job is not None and t <= self._config.steps:
                 self._record.gradients[job.lane] += self._config.eot

@@ -153,6 +153,34 @@ def test_a_captured_autoattack_equals_the_eager_one(norm):
     assert 0 < captured.robust.sum() < captured.correct.sum()
 
 
+@pytest.mark.parametrize(
+    "attack, options", [("apgd20", {"steps": 6}), ("pgd-4", {"batch_size": 4})]
+)
+def test_a_recorded_attack_on_several_models_equals_the_eager_one(monkeypatch, attack, options):
+    """Each is a route of its own; batches are filled up to few sizes."""
+    nets = [small_net(seed=seed).double() for seed in (0, 1, 2)]
+    x, labels = small_batch(small_net(), 21)
+    given = {"eps": 0.03, "step": 0.01, "batch_size": 16, "keep_images": True, **options}
+    eager = robust_evaluate(nets, x.double(), labels, attack, mode="eager", **given)
+    monkeypatch.setattr(autoattack, "recorder_on", lambda _: Rerun())
+    recorded = robust_evaluate(nets, x.double(), labels, attack, **given)
+    for ours, theirs in zip(recorded, eager, strict=True):
+        assert (ours.mode, theirs.mode) == ("captured", "eager")
+        assert torch.equal(ours.robust, theirs.robust)
+        assert (ours.gradients, ours.verified) == (theirs.gradients, theirs.verified)
+        torch.testing.assert_close(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-9)
+    assert 0 < eager[0].robust.sum() < eager[0].correct.sum()
+
+
+def test_a_loop_that_runs_seldom_is_not_recorded(monkeypatch):
+    """A recording runs it more often by itself."""
+    monkeypatch.setattr(autoattack, "recorder_on", lambda _: Rerun())
+    net = small_net()
+    x, labels = small_batch(net, 30)
+    modes = [robust_evaluate(net, x, labels, "pgd-2", batch_size=size)[0].mode for size in (8, 4)]
+    assert modes == ["eager", "captured"]  # of 24 rightly classified: 3 and 6 batches
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_recorded_autoattack_equals_the_eager_one(monkeypatch, norm):
     """All but the graph itself, on the CPU."""

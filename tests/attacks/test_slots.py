@@ -109,10 +109,11 @@ def test_an_image_that_the_exact_model_gets_right_goes_on():
     assert record.verified.tolist() == [4 * 2 * 7], "asked for at every look"
 
 
+@pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 8, 100, 512])
-def test_fixed_sizes_are_few_and_close(batch_size):
-    found = fixed_sizes(batch_size)
+def test_fixed_sizes_are_few_and_close(batch_size, halves):
+    found = fixed_sizes(batch_size, halves=halves)
     assert found[-1] == batch_size and found == sorted(set(found)) and found[0] >= 1
-    assert len(found) <= 14
+    assert len(found) <= (7 if halves else 14)
     for smaller, larger in pairwise(found):
-        assert larger <= 2 * smaller
+        assert larger <= 2 * smaller + halves

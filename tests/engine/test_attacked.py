@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from fula_fast.attacks import pgd, robust_evaluate
+from fula_fast.attacks.apgd import APGDConfig
+from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.slots import Slots
 from fula_fast.cell import Cell
 from fula_fast.engine.packed import PackedWave
 from fula_fast.engine.robust import attacked_lanes, exact_network
 from fula_fast.engine.wave import Wave
+from fula_fast.graphs import Rerun
 from fula_fast.initial import new_stitch
 from fula_fast.measures.agreement import soft_agreement
 from fula_fast.models import build
@@ -27,19 +31,20 @@ def donor(seed: int):
     return model.double().eval()
 
 
-def shallow(dtype: torch.dtype, alpha: float):
+def shallow(dtype: torch.dtype, alpha: float, device: str = "cpu"):
     """Lanes of a wave in any dtype, with moved statistics, and their float32 donors."""
-    pair = tuple(donor(seed).float() for seed in (0, 1))
+    pair = tuple(donor(seed).float().to(device) for seed in (0, 1))
     rule = protocol("fula-v2", attack=Attack(steps=1, eps=0.02, step=0.02))
     group = [
         Cell("a", "b", i, j, "m", {"hint": 1.0}, rule, alpha=alpha, seed=n, id=str(n))
         for n, (i, j) in enumerate([(2, 3), (5, 4), (9, 9)])
     ]
     start = {c.id: stitch_of(c, *pair).float() for c in group}
-    wave = Wave(group, *pair, start, 2, dtype=dtype, settle=False)
+    wave = Wave(group, *pair, start, 2, dtype=dtype, settle=False, device=device)
     for number, batch in zip(range(2), batches(), strict=False):
+        batch = Batch(batch.images.float().to(device), batch.labels.to(device), batch.index)
         attacked = wave.attack(batch, 0, number) if wave.attacked else None
-        wave.step(batch.images.float(), batch.labels, number, attacked)
+        wave.step(batch.images, batch.labels, number, attacked)
     return wave, pair
 
 
@@ -76,7 +81,8 @@ def trained(group, front, end):
     start = {c.id: stitch_of(c, front, end) for c in group}
     wave = Wave(group, front, end, start, STEPS, dtype=torch.float64)
     for number, batch in enumerate(batches()):
-        wave.step(batch.images, batch.labels, number, wave.attack(batch, 0, number))
+        attacked = wave.attack(batch, 0, number) if wave.attacked else None
+        wave.step(batch.images, batch.labels, number, attacked)
     return wave
 
 
@@ -112,6 +118,120 @@ def test_an_attacked_lane_equals_its_cell(options):
             if name.endswith(("running_mean", "running_var")):
                 theirs = dict(solo.model.tail.named_buffers())[name]
                 torch.testing.assert_close(value[number], theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Lanes of three routes, on two of which there are several; their fronts are shared, or each
+    its own; and images with labels that most of them give."""
+    pair = donor(0), donor(1)
+    rule = protocol("fula-v2", attack=Attack(steps=1, eps=0.02, step=0.02))
+    sites = [(2, 3), (2, 3), (5, 4), (2, 3), (5, 4), (9, 9)]
+    found = {}
+    for alpha in (0.0, 0.5):
+        group = [
+            Cell("a", "b", i, j, "m", {"hint": 1.0}, rule, alpha=alpha, seed=n, id=str(n))
+            for n, (i, j) in enumerate(sites)
+        ]
+        found[alpha] = trained(group, *pair)
+    x = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wave = found[0.0]
+    with torch.no_grad():
+        each = [stitched(wave, n, *pair).double()(x).argmax(1) for n in range(len(sites))]
+    labels = torch.stack(each).gather(0, torch.arange(24)[None] % len(sites))[0]
+    return found, x, labels
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_lanes_of_one_route_need_no_host(twins, without_host_contact, alpha):
+    waves, x, _ = twins
+    packed = PackedWave(waves[alpha], range(6))
+    routes = {packed.route(lane): [] for lane in range(6)}
+    for lane in range(6):
+        routes[packed.route(lane)].append(lane)
+    assert sorted(map(len, routes.values())) == [1, 2, 3]
+    for route, members in routes.items():
+        lane = torch.tensor(members * 3)
+        own = x[: len(lane)].clone().requires_grad_()
+        fly = packed.along(route)
+        fly(own, lane)
+        with without_host_contact():
+            logits = fly(own, lane)
+            (grad,) = torch.autograd.grad(logits.sum(), own)
+        expected = packed.logits(own, lane)
+        torch.testing.assert_close(logits, expected)
+        (theirs,) = torch.autograd.grad(expected.sum(), own)
+        torch.testing.assert_close(grad, theirs, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_iteration_over_lanes_has_no_host_contact(twins, without_host_contact, norm, alpha):
+    waves, x, _ = twins
+    packed = PackedWave(waves[alpha], range(6))
+    slots = Slots(
+        4, packed, APGDConfig(norm, 0.05, 5), [CE, DLR, TARGETED], x, keep_first=True, recorder=None
+    )
+    for lane in (0, 2, 5):
+        slots.lane.fill_(lane)
+        slots.iterate(packed.route(lane))
+        with without_host_contact():
+            slots.iterate(packed.route(lane))
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [
+        ("autoattack-rand", {"steps": 6}), ("pgd-3", {"step": 0.005}),
+        ("pgd-3", {"step": 0.005, "random_start": True, "restarts": 4}),
+        ("apgd20", {"steps": 4, "precision": "bf16"}), ("apgd20", {"steps": 4, "packing": False}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_recorded_attack_on_lanes_equals_the_eager_one(
+    twins, monkeypatch, attack, options, alpha
+):
+    """Route by route, in batches of fixed sizes: all but the graph itself."""
+    waves, x, labels = twins
+    packed = PackedWave(waves[alpha], range(6))
+    options = {"eps": 0.012, "batch_size": 8, "keep_images": True, **options}
+
+    def attacked(mode):
+        return robust_evaluate(packed, x, labels, attack, mode=mode, **options)
+
+    eager = attacked("eager")
+    monkeypatch.setattr("fula_fast.attacks.autoattack.recorder_on", lambda _: Rerun())
+    recorded = attacked("auto")
+    assert {r.mode for r in eager} == {"eager"} and {r.mode for r in recorded} == {"captured"}
+    for ours, theirs in zip(recorded, eager, strict=True):
+        assert torch.equal(ours.correct, theirs.correct)
+        assert torch.equal(ours.robust, theirs.robust)
+        assert ours.gradients == theirs.gradients
+        if "precision" not in options:  # whose rounding depends on the batch
+            assert ours.verified == theirs.verified
+            torch.testing.assert_close(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-6)
+    robust = torch.stack([r.robust for r in eager])
+    assert 0 < robust.sum() < torch.stack([r.correct for r in eager]).sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("attack", ["autoattack-rand", "pgd-5"])
+def test_a_captured_attack_on_lanes_equals_the_eager_one(attack, alpha):
+    wave, pair = shallow(torch.bfloat16, alpha, "cuda")
+    packed = PackedWave(wave, range(3), exact_network(wave, *pair))
+    x = torch.rand(80, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cuda()
+    with torch.no_grad():
+        labels = packed.logits(x, torch.arange(80, device="cuda") % 3).argmax(1)
+    given = (packed, x, labels, attack)
+    captured, eager = (
+        robust_evaluate(*given, mode=mode, eps=0.01, batch_size=16) for mode in ("auto", "eager")
+    )
+    for ours, theirs in zip(captured, eager, strict=True):
+        assert ours.mode == "captured" and theirs.mode == "eager"
+        assert (ours.robust != theirs.robust).sum() <= 1  # batches differ in size
+        assert ours.gradients == pytest.approx(theirs.gradients, rel=0.2)
 
 
 def test_packed_lanes_give_each_models_logits_and_gradients():
