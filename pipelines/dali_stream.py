@@ -20,6 +20,7 @@ from ..errors import FulaError
 from .dali import (
     DaliDecoder,
     all_square,
+    current_cuda,
     dali_failed,
     decoded_files,
     new_pipeline,
@@ -75,7 +76,9 @@ class DaliStream(StreamBase):
 
     def _build(self, from_files: bool):
         """Input (files or images) -> square uint8 -> zero-padded crop -> flip; and input shapes."""
-        device_id = self.device.index or 0 if self.device.type == "cuda" else None
+        device_id = None
+        if self.device.type == "cuda":
+            device_id = current_cuda() if self.device.index is None else self.device.index
         pipeline = new_pipeline(self.batch_size, device_id)
         from nvidia.dali import fn, types
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import FulaError
 
+_BLOCK = 4  # words that Philox makes of one counter
 EVALUATION = -1
 """The epoch under which evaluation sets draw their marker places and noise."""
 
@@ -77,10 +78,26 @@ def words(seed: int, epoch: int, purpose: Purpose, count: int) -> np.ndarray:
 
     Word i does not depend on `count`. `seed` lies in [0, 2**63), `epoch` in [-1, 2**40).
     """
+    return _generator(seed, epoch, purpose).random_raw(count)
+
+
+def words_at(seed: int, epoch: int, purpose: Purpose, starts: np.ndarray, count: int) -> np.ndarray:
+    """`count` words of the same stream from each of `starts` (k,) on: uint64 (k, count)."""
+    generator, block = _generator(seed, epoch, purpose), 0
+    out = np.empty((len(starts), count), dtype=np.uint64)
+    for row, start in enumerate(starts.tolist()):
+        first, skipped = divmod(start, _BLOCK)
+        generator.advance(first - block)
+        out[row] = generator.random_raw(skipped + count)[skipped:]
+        block = first - (-(skipped + count) // _BLOCK)
+    return out
+
+
+def _generator(seed: int, epoch: int, purpose: Purpose) -> np.random.Philox:
     if not 0 <= seed < 2**63:
         raise FulaError(f"seed {seed} must lie in [0, 2**63)")
     key = np.array([seed, (epoch + 1) << 8 | purpose], dtype=np.uint64)
-    return np.random.Philox(key=key).random_raw(count)
+    return np.random.Philox(key=key)
 
 
 def below(raw: np.ndarray, bound: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ..errors import FulaError, nearest
 from .aruco import COUNT as ARUCO_COUNT
 from .aruco import marker_bits
-from .randomness import EVALUATION, Purpose, below, permutation, uniform, words
+from .randomness import EVALUATION, Purpose, below, permutation, uniform, words, words_at
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ PATTERNS = ("pixel", "aruco", "noise")
 LOCATIONS = ("class", "random")
 MARKER_SETS = ("shortcut", "clean", "rolled")
 _MOST_COLOURS = 128
+_ROWS = 1 << 16  # of a noise table drawn at a time
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,51 @@ class Shortcut:
                 raise FulaError(f"unknown shortcut {option} '{value}'{nearest(value, valid)}")
 
 
+@dataclass(frozen=True)
+class NoiseTable:
+    """Uniform noise float32 (N, s, s, C) = `shape`, a row for each sample; none of it is kept.
+
+    Indexing draws rows, `numpy.asarray` all of them: the words of one keyed stream in order.
+    """
+
+    shape: tuple[int, int, int, int]
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | np.ndarray) -> np.ndarray:
+        wanted = np.asarray(index)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"rows {wanted.min()} … {wanted.max()} of {len(self)}")
+        each = prod(self.shape[1:])
+        raw = words_at(self.seed, self.epoch, Purpose.MARKER_NOISE, wanted.ravel() * each, each)
+        return uniform(raw).reshape(*wanted.shape, *self.shape[1:])
+
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        """The whole table; always a new array."""
+        if copy is False:
+            raise ValueError("a noise table is drawn anew whenever it is asked for")
+        out = np.empty(self.shape, dtype=np.float32)
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(self)))
+            each = prod(self.shape[1:])
+            starts, count = np.array([start * each]), (rows.stop - start) * each
+            raw = words_at(self.seed, self.epoch, Purpose.MARKER_NOISE, starts, count)
+            out[rows] = uniform(raw).reshape(-1, *self.shape[1:])
+        return out if dtype is None else out.astype(dtype, copy=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Markers:
     """The marker of every sample: `table[index[i]]` goes on sample i at row `y[i]`, column `x[i]`.
 
-    `table` (M, s, s, C) float32 in [0, 1]; `index` int64, `y`, `x` int32, all (N,).
+    `table` (M, s, s, C) float32 in [0, 1], drawn as it is asked for where every sample has its own;
+    `index` int64, `y`, `x` int32, all (N,).
     """
 
-    table: np.ndarray
+    table: np.ndarray | NoiseTable
     index: np.ndarray
     y: np.ndarray
     x: np.ndarray
@@ -83,7 +122,7 @@ def draw_markers(
     carried = (labels - 1) % num_classes if rolled else labels
     y, x = _places(shortcut, carried, num_classes, room, seed, epoch)
     if shortcut.pattern == "noise":
-        table = _noise(len(labels), (shortcut.size, shortcut.size, channels), seed, epoch)
+        table = NoiseTable((len(labels), shortcut.size, shortcut.size, channels), seed, epoch)
         return Markers(table, np.arange(len(labels)), y, x)
     return Markers(class_patterns(shortcut, num_classes, channels), carried, y, x)
 
@@ -188,18 +227,13 @@ def _places(
     return y, x
 
 
-def _noise(n: int, shape: tuple[int, int, int], seed: int, epoch: int) -> np.ndarray:
-    raw = words(seed, epoch, Purpose.MARKER_NOISE, n * int(np.prod(shape)))
-    return uniform(raw).reshape(n, *shape)
-
-
 def paste(images: np.ndarray, markers: Markers, index: np.ndarray) -> np.ndarray:
     """Reference: float32 `images` (B, H, W, C) of the samples `index`, with their markers."""
     out = images.copy()
     size = markers.table.shape[1]
-    for place, i in enumerate(index):
-        y, x = markers.y[i], markers.x[i]
-        out[place, y : y + size, x : x + size] = markers.table[markers.index[i]]
+    patterns = markers.table[markers.index[index]]
+    for image, pattern, y, x in zip(out, patterns, markers.y[index], markers.x[index], strict=True):
+        image[y : y + size, x : x + size] = pattern
     return out
 
 

@@ -195,7 +195,8 @@ class ResidentStream(StreamBase):
         order = self.order(epoch) if order is None else order
         self._store(order=order, dy=draw.dy, dx=draw.dx, flip=draw.flip)
         if markers is not None:
-            self._store(**{f"marker_{name}": array for name, array in vars(markers).items()})
+            # all rows of a table of noise: they are far fewer than the resident pixels
+            self._store(**{f"marker_{name}": np.asarray(a) for name, a in vars(markers).items()})
         self._loaded += 1
 
     def _store(self, **arrays: np.ndarray) -> None:

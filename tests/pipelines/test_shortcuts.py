@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ from fula_fast.pipelines import (
     take,
 )
 from fula_fast.pipelines.aruco import marker_bits
-from fula_fast.pipelines.shortcuts import class_patterns, distant_colours
+from fula_fast.pipelines.randomness import Purpose
+from fula_fast.pipelines.shortcuts import NoiseTable, class_patterns, distant_colours
 
 ALL = [
     Shortcut(pattern, location)
@@ -123,8 +126,33 @@ def test_noise_is_uniform_and_fresh(images):
         draw_markers(Shortcut("noise", "class"), images.labels, 10, (3, 16, 12), 0, e)
         for e in (0, 1)
     ]
-    assert stats.kstest(drawn[0].table.ravel(), "uniform").pvalue > 1e-4
-    assert not np.isin(drawn[0].table[:5], drawn[1].table).any(axis=(1, 2, 3)).all()
+    tables = [np.asarray(markers.table) for markers in drawn]
+    assert stats.kstest(tables[0].ravel(), "uniform").pvalue > 1e-4
+    assert not np.isin(tables[0][:5], tables[1]).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("size, channels", [(1, 1), (1, 3), (3, 3), (4, 1), (4, 3)])
+def test_a_row_of_noise_is_its_part_of_one_stream(size, channels):
+    """Against NumPy's own generator, whichever rows are asked for."""
+    table = NoiseTable((70_000, size, size, channels), 6, 2)
+    key = np.array([6, (2 + 1) * 256 + Purpose.MARKER_NOISE], dtype=np.uint64)
+    raw = np.random.Philox(key=key).random_raw(np.prod(table.shape)) >> np.uint64(40)
+    expected = (raw.astype(np.float32) / np.float32(2**24)).reshape(table.shape)
+    assert np.array_equal(np.asarray(table), expected)
+    rows = np.array([[69_999, 0, 7], [65_536, 7, 8]])
+    assert np.array_equal(table[rows], expected[rows]) and np.array_equal(table[5], expected[5])
+    with pytest.raises(IndexError, match="rows 70000 … 70000 of 70000"):
+        table[70_000]
+
+
+def test_noise_of_a_large_set_is_drawn_by_the_batch():
+    """The table of these markers would hold 6 GB."""
+    labels = np.zeros(2_000_000, dtype=np.int64)
+    markers = draw_markers(Shortcut("noise", "class", size=16), labels, 10, (3, 32, 32), 0, 0)
+    tracemalloc.start()
+    part = markers.table[markers.index[np.array([1_999_999, 3])]]
+    assert part.shape == (2, 16, 16, 3) and tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("shortcut", ALL, ids=_id)
