@@ -23,6 +23,7 @@ from ..attack_options import AttackOptions
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
+from ..training import check_labels
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
 from .packed import as_packed
@@ -204,6 +205,7 @@ def attack_checkpoint(
             f"{staged.num_classes} classes, but source '{source.name}' has {test.image_shape} of "
             f"{test.num_classes}; give the donor's own source, or its size and channels"
         )
+    check_labels(staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'")
     model = staged if normalisation is None else Normalised(staged, normalisation)
     images = np.ascontiguousarray(test.images[:limit])
     kept = {"keep_images": True} if output is not None else {}

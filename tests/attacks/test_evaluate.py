@@ -107,3 +107,14 @@ def test_mistakes_are_refused(donor, checkpoint, tmp_path):
         save_examples(tmp_path / "x.npz", result, source.test.labels)
     with pytest.raises(FulaError, match="cannot be written"):
         attack_checkpoint(checkpoint, source, "pgd-1", output=tmp_path / "no" / "x.npz")
+
+
+def test_labels_in_another_order_are_refused(tmp_path):
+    """They would pass for adversarial examples that nobody had to look for."""
+    model = build("resnet18", num_classes=4, input_shape=(3, 16, 16), width=2).eval()
+    model.classes = CLASSES
+    save_checkpoint(model, tmp_path / "d.safetensors")
+    attack_checkpoint(tmp_path / "d.safetensors", make_source(model), "pgd-1", limit=2)
+    turned = make_source(None, classes=("b", "a", "c", "d"))
+    with pytest.raises(FulaError, match="class 'b' has label 1 in checkpoint .* and 0 in source"):
+        attack_checkpoint(tmp_path / "d.safetensors", turned, "pgd-1", limit=2)
