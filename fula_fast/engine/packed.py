@@ -78,18 +78,21 @@ class PackedWave:
     def logits(self, x: Tensor, lane: Tensor) -> Tensor:
         """Eval-mode logits (N, classes) of images x (N, C, H, W), image i by lane[i]."""
         owners = lane.tolist()
-        parts = self._fronts(x.to(self.dtype), owners)
-        return self._tails(parts, owners).float()
+        parts = self._fronts(x.to(self.dtype), owners, self.numbers[lane])
+        return self._tails(parts).float()
 
-    def _fronts(self, x: Tensor, owners: Sequence[int]) -> dict[int, tuple[list[int], Tensor]]:
+    def _fronts(
+        self, x: Tensor, owners: Sequence[int], ids: Tensor
+    ) -> dict[int, tuple[list[int], Tensor]]:
         """{lane: (its images' places, stitch outputs)}."""
         found: dict[int, tuple[list[int], Tensor]] = {}
         flying = list(range(len(owners)))
         deepest = max(self.sites[o][0] for o in owners)
         for site in range(1, deepest + 1):
             kept = [k for k, p in enumerate(flying) if self.sites[owners[p]][0] >= site]
-            x, flying = _pick(x, kept, len(flying)), [flying[k] for k in kept]
-            x = self._stage(self.front.stages[site - 1], x, self._ids(owners, flying), self.shared)
+            x, ids = (_pick(tensor, kept, len(flying)) for tensor in (x, ids))
+            flying = [flying[k] for k in kept]
+            x = self._stage(self.front.stages[site - 1], x, ids, self.shared)
             for lane in {o for o in (owners[p] for p in flying) if self.sites[o][0] == site}:
                 own = [k for k, p in enumerate(flying) if owners[p] == lane]
                 found[lane] = (
@@ -98,24 +101,23 @@ class PackedWave:
                 )
         return found
 
-    def _tails(self, parts: dict[int, tuple[list[int], Tensor]], owners: Sequence[int]) -> Tensor:
+    def _tails(self, parts: dict[int, tuple[list[int], Tensor]]) -> Tensor:
         flying: list[int] = []
         x: Tensor | None = None
+        ids = self.numbers[:0]
         for site in range(1, self.tail.num_sites + 1):
             if x is not None:
-                x = self._stage(self.tail.stages[site - 1], x, self._ids(owners, flying))
-            joining = [part for lane, part in parts.items() if self.sites[lane][1] == site]
+                x = self._stage(self.tail.stages[site - 1], x, ids)
+            joining = [(n, *part) for n, part in parts.items() if self.sites[n][1] == site]
             if joining:
-                x = torch.cat([*([] if x is None else [x]), *(h for _, h in joining)])
-                flying = flying + [p for places, _ in joining for p in places]
-        logits = self._stage(self.tail.head, x, self._ids(owners, flying))
+                x = torch.cat([*([] if x is None else [x]), *(h for *_, h in joining)])
+                own = (self.numbers[n : n + 1].expand(len(places)) for n, places, _ in joining)
+                ids = torch.cat([ids, *own])
+                flying = flying + [p for _, places, _ in joining for p in places]
+        logits = self._stage(self.tail.head, x, ids)
         back = torch.empty(len(flying), dtype=torch.int64)
         back[torch.tensor(flying)] = torch.arange(len(flying))
         return logits[back.to(logits.device)]
-
-    def _ids(self, owners: Sequence[int], flying: Sequence[int]) -> Tensor:
-        """Wave numbers of the lanes whose images are at these places."""
-        return self.numbers[torch.tensor([owners[p] for p in flying], device=self.device)]
 
     def _stage(self, stage: nn.Module, x: Tensor, ids: Tensor, shared: bool = False) -> Tensor:
         """Run a stage in eval mode, each image with the running statistics of its lane in `ids`."""
