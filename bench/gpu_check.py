@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 530
 """Seconds for all parts together; starting and reporting fit in the rest of nine minutes."""
 _TAIL = 25
+_TO_END = 15
+"""Seconds that work in hand may still take."""
 
 _PYTEST = (
     "-m", "gpu and not slow", "-q", "--durations=10", "-p", "no:cacheprovider",
@@ -61,7 +63,8 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One process: `arguments` of the interpreter, `{out}` standing for its own empty folder.
+    """One process: `arguments` of the interpreter, `{out}` standing for its own empty folder,
+    `{seconds}` for those in which to begin new work: it takes half of what earlier parts left over.
 
     `reserve`: seconds kept free for it; it may use all that later parts do not reserve. `modules`,
     `variables`: packages and environment variables without which it is skipped; so is it without the
@@ -85,10 +88,18 @@ class Part:
             lacking.append(f"{self.under[0]} is not on PATH")
         return "; ".join(lacking)
 
-    def command(self, out: Path) -> list[str]:
-        """What is started."""
-        arguments = [a.replace("{out}", str(out)) for a in self.arguments]
+    def command(self, out: Path, limit: float) -> list[str]:
+        """What is started; `limit`: the seconds it will have at most."""
+        seconds = f"{(self.reserve + limit) / 2 - _TO_END:.0f}"
+        places = {"{out}": str(out), "{seconds}": seconds}
+        arguments = [_filled(argument, places) for argument in self.arguments]
         return [*self.under, sys.executable, *arguments]
+
+
+def _filled(argument: str, places: Mapping[str, str]) -> str:
+    for name, value in places.items():
+        argument = argument.replace(name, value)
+    return argument
 
 
 @dataclass
@@ -109,7 +120,11 @@ def gpu_parts() -> list[Part]:
     bench = "fula_fast.bench."
     return [
         Part("tests", ("-m", "pytest", *_tests()), 110),
-        Part("kernels", ("-m", bench + "kernels", "--out", "{out}/kernels.json"), 55),
+        Part(
+            "kernels",
+            ("-m", bench + "kernels", "--out", "{out}/kernels.json", "--seconds", "{seconds}"),
+            55,
+        ),
         Part("memcheck", ("-m", "pytest", *_watched()), 40, under=_MEMCHECK, settings=_UNPOOLED),
         Part("grid", ("-m", bench + "grid", "--out", "{out}"), 190),
         Part("scale", ("-m", bench + "scale", "--counts", "1,4,16,64,324", "--out", "{out}"), 40),
@@ -187,7 +202,7 @@ def _run(part: Part, environment: Mapping[str, str], limit: float) -> Result:
         out.mkdir()
         log = Path(folder) / "log"
         began = time.monotonic()
-        code = _finish(part.command(out), {**environment, **part.settings}, log, limit)
+        code = _finish(part.command(out, limit), {**environment, **part.settings}, log, limit)
         seconds = round(time.monotonic() - began, 1)
         texts = [log, *sorted(out.glob("*.json"))]
         text, *found = (_placeless(file.read_text(errors="replace"), folder) for file in texts)

@@ -4,6 +4,11 @@
     python -m fula_fast.bench.kernels --out kernels.json      (JSON: n, p20, p50, p80 of each case)
     python -m fula_fast.bench.kernels --tune                  (measure tiles on this GPU first)
 
+Where `--seconds` do not suffice for all, the most telling come first (`ranked`): `stitch_hint` and
+`lane_norm`, bf16, 32x32. `torch.compile`, which tunes for seconds, has the second half of the time,
+and begins with a case for each noun and each resolution (`covering`). A figure of the summary says how
+many of its cases were measured; `left_out` names the others, with those that no memory holds.
+
 Bytes and FLOPs are counted, not measured: what the noun must read and write once, each shared
 tensor once. `floor` is the larger of bytes over the measured copy bandwidth and FLOPs over the
 measured matrix rate; `of_floor` is its share of the time taken. On CUDA times are between events.
@@ -25,6 +30,19 @@ import torch
 from torch import Tensor
 
 from fula_fast import kernels
+from fula_fast.bench._kernel_cases import (
+    DTYPES,
+    FLOOR_TARGET,
+    LANES,
+    PLAIN_SHARE,
+    SITES,
+    TARGETS,
+    WAYS,
+    Case,
+    no_room,
+    ranked,
+    schedule,
+)  # fmt: skip
 from fula_fast.bench.record import (
     RESULTS,
     environment,
@@ -34,37 +52,6 @@ from fula_fast.bench.record import (
     write,
 )
 from fula_fast.kernels import backend
-
-SITES = {"32x32": (64, 32), "16x16": (128, 16), "8x8": (256, 8), "4x4": (512, 4)}
-"""Channels and size at ResNet-18's four resolutions; its nine sites have no others."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WAYS = ("eager", "ours", "compile")
-"""In this order: autotuning takes its time, and comes when the rest is measured."""
-PARTS = ("forward", "backward", "both")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measurement's place; `batch` samples a lane."""
-
-    site: str
-    lanes: int
-    dtype: str
-    device: str
-    batch: int = 128
-
-    def activations(self, lanes: int) -> Tensor:
-        """Random channels-last (lanes * batch, C, H, W)."""
-        channels, size = SITES[self.site]
-        shape = (lanes * self.batch, channels, size, size)
-        x = torch.randn(shape, device=self.device, dtype=DTYPES[self.dtype])
-        return x.contiguous(memory_format=torch.channels_last)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of one lane's activations."""
-        channels, size = SITES[self.site]
-        return self.batch * channels * size**2 * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -141,14 +128,11 @@ def stitch_hint(case: Case, write: bool = False) -> Work:
 
 
 NOUNS: dict[str, Callable[[Case], Work]] = {
-    "lane_norm": lane_norm,
-    "hint_terms": hint_terms,
     "stitch_hint": stitch_hint,
+    "lane_norm": lane_norm,
     "stitch_hint+y": partial(stitch_hint, write=True),
+    "hint_terms": hint_terms,
 }
-TARGETS = {("stitch_hint", "eager"): 4.0, ("stitch_hint", "compile"): 1.3,
-           ("lane_norm", "compile"): 1.2}  # fmt: skip
-"""On CUDA, forward and backward: at least so many times as fast."""
 
 
 def pixels(noun: str, device: str, batch: int = 128) -> Work:
@@ -167,7 +151,8 @@ def pixels(noun: str, device: str, batch: int = 128) -> Work:
 
 
 def runs(work: Work, way: str, device: str) -> dict[str, Callable[[], object]]:
-    """The work's parts done one way; the backward pass runs over one kept graph."""
+    """The work's parts done one way; the backward pass runs over one kept graph, which what
+    `torch.compile` makes does not allow: it reuses what the graph has saved."""
     name = ("triton" if device == "cuda" else "cpp") if way == "ours" else "reference"
     call = work.call
     if way == "compile":
@@ -190,7 +175,9 @@ def runs(work: Work, way: str, device: str) -> dict[str, Callable[[], object]]:
 
     if not work.inputs:
         return {"forward": forward}
-    return {"forward": forward, "backward": again, "both": lambda: backward(forward())}
+    parts = {"forward": forward, "both": lambda: backward(forward())}
+    # `backward` keeps its graph from then on, so that it comes last.
+    return parts if way == "compile" else parts | {"backward": again}
 
 
 def copy_rate(device: str, size: int = 1 << 28) -> float:
@@ -219,50 +206,54 @@ def measured_rates(device: str) -> Rates:
 def rows(
     noun: str, label: dict[str, Any], way: str, work: Work, rates: Rates, device: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """A row a part; a way that cannot run says why instead of a time."""
+    """A row a part; a way that cannot run says why instead of a time. The backward pass of what
+    `torch.compile` makes is what both take less what forward takes."""
+    taken: dict[str, dict[str, float]] = {}
+
+    def row(part: str, **more: str) -> dict[str, Any]:
+        floor = _floor(work, part, label.get("dtype", "fp32"), rates, taken[part])
+        return {
+            "noun": noun,
+            **label,
+            "way": way,
+            "part": part,
+            "seconds": taken[part],
+            **floor,
+        } | more
+
     try:
         for part, run in runs(work, way, device).items():
-            taken = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
-            yield {"noun": noun, **label, "way": way, "part": part, "seconds": taken,
-                   **_floor(work, part, label.get("dtype", "fp32"), rates, taken)}  # fmt: skip
+            taken[part] = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
+            yield row(part)
+        if "both" in taken and "backward" not in taken:
+            taken["backward"] = _difference(taken["both"], taken["forward"])
+            yield row("backward") | {"derived": "both less forward"}
     except Exception as error:  # noqa: BLE001  of any library below: it shall cost no other row
         reason = (str(error).splitlines() or [""])[0]
-        yield {"noun": noun, **label, "way": way, "failed": f"{type(error).__name__}: {reason}"}
+        what = "left_out" if "out of memory" in str(error).lower() else "failed"
+        yield {"noun": noun, **label, "way": way, what: f"{type(error).__name__}: {reason}"}
     finally:
         torch._dynamo.reset()
+
+
+def _difference(both: dict[str, float], forward: dict[str, float]) -> dict[str, float]:
+    return {"n": both["n"]} | {q: both[q] - forward[q] for q in ("p20", "p50", "p80")}
 
 
 def _floor(work: Work, part: str, dtype: str, rates: Rates, taken: dict) -> dict[str, Any]:
     floor = max(work.bytes[part] / rates.copy, work.flops[part] / rates.matrix[dtype])
     counted = {"bytes": work.bytes[part], "flops": work.flops[part]}
-    return counted | {"floor": floor, "of_floor": floor / taken["p50"]}
-
-
-Place = tuple[str, dict[str, Any], str, Callable[[], Work]]
-"""A noun's case and the way to measure it: (noun, label, way, what makes it ready)."""
-
-
-def every_place(device: str, lanes: list[int], sites: list[str], batch: int) -> Iterator[Place]:
-    """All cases, one way after the other."""
-    cases = [
-        Case(site, count, dtype, device, batch)
-        for count in lanes for dtype in ("bf16", "fp32") for site in sites
-    ]  # fmt: skip
-    for way in WAYS:
-        for noun in ("augment", "pgd_step linf", "pgd_step l2"):
-            yield noun, {}, way, partial(pixels, noun, device, batch)
-        for case in cases:
-            label = {"site": case.site, "lanes": case.lanes, "dtype": case.dtype}
-            for noun, make in NOUNS.items():
-                yield noun, label, way, partial(make, case)
+    share = floor / taken["p50"] if taken["p50"] > 0 else None  # a difference may be anything
+    return counted | {"floor": floor, "of_floor": share}
 
 
 def report(
     device: str, lanes: list[int], sites: list[str], batch: int, rounds: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """The report so far, after each case, until `seconds` are spent; `left_out` names what there was
-    no time for."""
+    no time or no memory for."""
     torch.manual_seed(0)
+    began = time.monotonic()
     rates, found, left = measured_rates(device), [], []
     head = {
         "benchmark": "kernels",
@@ -270,23 +261,36 @@ def report(
         "copy_bytes_per_second": rates.copy,
         "matrix_flops_per_second": rates.matrix,
     }
-    end = time.monotonic() + seconds
-    for noun, label, way, make in every_place(device, lanes, sites, batch):
-        if time.monotonic() > end:
-            left.append({"noun": noun, **label, "way": way})
+
+    def spent() -> float:
+        return time.monotonic() - began
+
+    def so_far() -> dict[str, Any]:
+        figures = summary(found, len(lanes) * len(sites)) if device == "cuda" else []
+        return {**head, "summary": figures, "left_out": left, "rows": found}
+
+    places = ranked(device, lanes, sites, batch)
+    for way, (noun, case) in schedule(places, lambda: spent() < PLAIN_SHARE * seconds):
+        label = case.label if case else {}
+        reason = "no time" if spent() > seconds else no_room(noun, way, case)
+        if reason:
+            left.append({"noun": noun, **label, "way": way, "left_out": reason})
             continue
-        found += rows(noun, label, way, make(), rates, device, rounds)
-        figures = summary(found) if device == "cuda" else []
-        yield {**head, "summary": figures, "left_out": left, "rows": found}
-    yield {**head, "summary": figures, "left_out": left, "rows": found}
+        work = NOUNS[noun](case) if case else pixels(noun, device, batch)
+        measured = list(rows(noun, label, way, work, rates, device, rounds))
+        del work
+        left += [row for row in measured if "left_out" in row]
+        found += [row for row in measured if "left_out" not in row]
+        yield so_far()
+    yield so_far()
 
 
-def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Least speed-up over cases of every noun with a target, forward and backward, bf16."""
-    times = {
-        (r["noun"], r["site"], r["lanes"], r["way"]): r["seconds"]["p50"]
-        for r in found if r.get("part") == "both" and r.get("dtype") == "bf16"
-    }  # fmt: skip
+def summary(found: list[dict[str, Any]], cases: int) -> list[dict[str, Any]]:
+    """Least speed-up over the bf16 cases of every noun with a target, and `stitch_hint`'s least share
+    of the floor at the first resolution, forward and backward; of so many `cases` (sites x lanes),
+    those that were measured."""
+    chosen = [r for r in found if r.get("part") == "both" and r.get("dtype") == "bf16"]
+    times = {(r["noun"], r["site"], r["lanes"], r["way"]): r["seconds"]["p50"] for r in chosen}
     lines = []
     for (noun, other), target in TARGETS.items():
         ratios = [
@@ -295,8 +299,14 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if key[0] == noun and key[3] == other and key[:3] + ("ours",) in times
         ]
         if ratios:
-            figure = f"{noun}, times the speed of {other}, worst case"
+            figure = f"{noun}, times {other}'s speed, worst of {len(ratios)} of {cases} cases"
             lines.append({"figure": figure, "value": min(ratios), "target": target})
+    (noun, site), target = FLOOR_TARGET
+    ours = [r for r in chosen if (r["noun"], r["site"], r["way"]) == (noun, site, "ours")]
+    if ours:
+        figure = f"{noun} at {site}, share of the floor, worst of {len(ours)} cases"
+        share = min(r["of_floor"] for r in ours)
+        lines.append({"figure": figure, "value": share, "target": target})
     return lines
 
 
@@ -349,7 +359,7 @@ def main(arguments: list[str]) -> None:
     """Tune if asked, run the cases, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--lanes", default="1,16", help="comma-separated; the full table: 1 to 324")
+    parser.add_argument("--lanes", help=f"comma-separated, the most telling first; {LANES}")
     parser.add_argument("--sites", default=",".join(SITES))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
@@ -357,15 +367,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     chosen = parser.parse_args(arguments)
-    lanes = [int(n) for n in chosen.lanes.split(",")]
+    lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
     if chosen.tune:
-        for line in tune(max(lanes), chosen.batch):
+        for line in tune(lanes[0], chosen.batch):
             print(line, flush=True)
     sites = chosen.sites.split(",")
     for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):
         write(chosen.out, result)
     for figure in result["summary"]:
-        print(f"{figure['figure']}: {figure['value']:.2f}x (target {figure['target']}x)")
+        print(f"{figure['figure']}: {figure['value']:.2f} (target {figure['target']})")
     print(chosen.out)
     failed = [row for row in result["rows"] if "failed" in row]
     for row in failed:

@@ -97,6 +97,12 @@ def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
     assert slow.detail.splitlines()[-1].startswith("until then: 1 passed, 1 failed")
 
 
+def test_half_of_the_time_left_over_goes_to_a_part_that_asks():
+    asks = Part("kernels", ("--seconds", "{seconds}", "--out", "{out}/k.json"), 55)
+    assert asks.command(Path("here"), 55)[1:] == ["--seconds", "40", "--out", "here/k.json"]
+    assert asks.command(Path("here"), 95)[2] == "60"
+
+
 def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
     checker = tmp_path / "checker"
     checker.write_text('#!/bin/sh\necho "under $1"; shift; "$@"; exit 86\n')
