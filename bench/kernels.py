@@ -210,16 +210,9 @@ def rows(
     `torch.compile` makes is what both take less what forward takes."""
     taken: dict[str, dict[str, float]] = {}
 
-    def row(part: str, **more: str) -> dict[str, Any]:
+    def row(part: str) -> dict[str, Any]:
         floor = _floor(work, part, label.get("dtype", "fp32"), rates, taken[part])
-        return {
-            "noun": noun,
-            **label,
-            "way": way,
-            "part": part,
-            "seconds": taken[part],
-            **floor,
-        } | more
+        return {"noun": noun, **label, "way": way, "part": part, "seconds": taken[part], **floor}
 
     try:
         for part, run in runs(work, way, device).items():
