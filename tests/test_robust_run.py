@@ -262,7 +262,8 @@ def test_the_command(capsys, plain, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(capsys, plain, tmp_path, arguments, words):
-    attack_run(plain.folder, "pgd-1", name="taken")
+    if "taken" in arguments:
+        attack_run(plain.folder, "pgd-1", name="taken")
     unfinished = Store.open(plain.folder)
     Store.create(tmp_path / "unfinished", unfinished.spec, unfinished.plan)
     places = {
