@@ -222,7 +222,7 @@ def rows(
             taken["backward"] = _difference(taken["both"], taken["forward"])
             yield row("backward") | {"derived": "both less forward"}
     except Exception as error:  # noqa: BLE001  of any library below: it shall cost no other row
-        reason = (str(error).splitlines() or [""])[0]
+        reason = " ".join(str(error).split())[:300]
         what = "left_out" if "out of memory" in str(error).lower() else "failed"
         yield {"noun": noun, **label, "way": way, what: f"{type(error).__name__}: {reason}"}
     finally:
