@@ -116,7 +116,7 @@ def test_the_wait_for_a_prepared_first_step_is_said_once(mode, said):
             yield 2 * number + place
 
     stream = SimpleNamespace(steps=2, batch_size=8)
-    asked = SimpleNamespace(stream=stream, epochs=2, progress=progress)
+    asked = SimpleNamespace(stream=stream, epochs=2, progress=progress, device=torch.device("cpu"))
     _train(asked, each, SimpleNamespace(mode=mode, epoch=epoch), None, "w")
     waits = [note for note in notes if note.endswith("s to the first step's end")]
     assert len(waits) == said and all(note.startswith(mode) for note in waits)
