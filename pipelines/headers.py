@@ -12,13 +12,22 @@ from __future__ import annotations
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; Huffman coded
-_SCAN = 0xDA
-_EXIF = b"Exif\0\0"
 _EXIF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-_NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # markers that do not belong before a scan
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _MOST_PIXELS = 128 << 20  # what is larger may be a bomb; Pillow has the say on it
+
+
+def _segment(marker: int) -> str | None:
+    """What a JPEG's marker begins; None: nothing that belongs before a scan, or that DALI decodes."""
+    if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; Huffman coded
+        return "frame"
+    tables = marker in (0xC4, 0xC8, 0xCC)
+    if marker in (0x00, 0x01, 0xFF) or (0xC3 <= marker <= 0xD9 and not tables):
+        return None
+    return {0xDA: "scan", 0xE1: "application 1"}.get(marker, "other")
+
+
+_SEGMENTS = tuple(map(_segment, range(256)))
 
 
 def whole(file: bytes) -> bool:
@@ -30,19 +39,20 @@ def whole(file: bytes) -> bool:
 
 def _whole_jpeg(file: bytes) -> bool:
     """Segments up to the first scan, with a frame among them; somewhere behind, the end marker."""
-    place, frames = 2, 0
-    while place + 4 <= len(file):
-        start, marker = file[place], file[place + 1]
-        end = place + 2 + int.from_bytes(file[place + 2 : place + 4])
-        if start != 0xFF or marker in _NO_LENGTH or end < place + 4 or end > len(file):
+    place, last, framed = 2, len(file) - 4, False
+    while place <= last:
+        length = file[place + 2] << 8 | file[place + 3]
+        what = _SEGMENTS[file[place + 1]]
+        if file[place] != 0xFF or length < 2 or what is None:
             return False
-        if marker == _SCAN:
-            return frames == 1 and file.find(b"\xff\xd9", end) >= 0
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # tables, extensions
-            if marker not in _FRAMES or not _usual_frame(file[place + 4 : end]):
+        end = place + 2 + length
+        if what == "scan":
+            return framed and file.find(b"\xff\xd9", end) >= 0
+        if what == "frame":
+            if framed or not _usual_frame(file[place + 4 : end]):
                 return False
-            frames += 1
-        if file[place + 4 : place + 10] == _EXIF and not _sound_exif(file[place + 10 : end]):
+            framed = True
+        elif what == "application 1" and not _sound_application(file[place + 4 : end]):
             return False
         place = end
     return False
@@ -55,8 +65,11 @@ def _usual_frame(frame: bytes) -> bool:
     return len(frame) == 6 + 3 * frame[5] and _usual_size(frame[3:5], frame[1:3])
 
 
-def _sound_exif(tiff: bytes) -> bool:
-    """Whether all values of the first directory, which holds the orientation, lie in the block."""
+def _sound_application(block: bytes) -> bool:
+    """Whether it is no Exif, or all values of its first directory lie within it."""
+    if block[:6] != b"Exif\0\0":
+        return True
+    tiff = block[6:]
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
     if order is None:
         return False
