@@ -10,6 +10,8 @@ from fula_fast.bench import _kernel_cases as cases
 from fula_fast.bench import kernels as bench
 from fula_fast.bench._kernel_cases import NOUNS, PIXELS, SITES, Case
 
+# Inductor of older releases uses what PyTorch has deprecated.
+compiles = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PLACES = cases.ranked("cuda", [16, 1, 324], list(SITES), 128)
 
 
@@ -69,6 +71,7 @@ def test_ours_takes_no_more_than_is_said(noun):
     assert cases.peak_bytes(noun, "ours", Case("32x32", 324, "bf16", "cuda")) < 35 * 2**30
 
 
+@compiles
 def test_a_report_names_what_was_left_out_and_why(monkeypatch):
     monkeypatch.setattr(
         bench, "measured_rates", lambda device: bench.Rates(1e9, {"bf16": 1e9, "fp32": 1e9})
@@ -85,6 +88,7 @@ def test_a_report_names_what_was_left_out_and_why(monkeypatch):
     assert {row["left_out"] for row in report["left_out"]} == {"no time"} and not report["rows"]
 
 
+@compiles
 @pytest.mark.parametrize("way", cases.WAYS)
 def test_every_part_is_measured_every_way(way):
     case = Case("4x4", 2, "fp32", "cpu", 2)
