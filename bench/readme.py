@@ -133,7 +133,24 @@ def data(path: Path) -> str:
     ]
     heads = ("stream", "images per second: median (p20 … p80)")
     title = f"Augmented batches of {report['batch']} 32x32 images on {where(report)}:"
-    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+    return "\n".join([title, "", *table(heads, rows), "", *waiting(report), again(report)])
+
+
+def waiting(report: Mapping[str, Any]) -> list[str]:
+    """The share of a wave's step spent waiting for each stream, as lines; none where unmeasured."""
+    rows = report.get("waiting", [])
+    if not rows:
+        return []
+    size = rows[0]["wave"]
+    found = [
+        (r["name"].removeprefix("waiting share, "), _spread(r["share"], 0.01, ".2g")) for r in rows
+    ]
+    title = (
+        f"How much of its steps a wave of {size['lanes']} lanes (ResNet-18 of width {size['width']}, "
+        f"{size['precision']}, {size['mode']}) waits for them:"
+    )
+    heads = ("stream", "per cent of a step: median (p20 … p80)")
+    return [title, "", *table(heads, found), ""]
 
 
 def attacks(report: Mapping[str, Any]) -> str:

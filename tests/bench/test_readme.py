@@ -118,3 +118,9 @@ def test_streams_are_shown_in_images_per_second(tmp_path):
     text = section(tmp_path)
     assert "| dali | 2,000 (1,000 … 3,000) |" in text
     assert text.endswith("`measure it` (2031-01-02; a busy machine (load 8))")
+    share = {"p20": 0.0001, "p50": 0.00204, "p80": 0.03}
+    wave = {"lanes": 4, "width": 16, "precision": "fp32", "mode": "eager"}
+    row = {"name": "waiting share, dali from JPEG", "share": share, "wave": wave}
+    (tmp_path / "data-cpu.json").write_text(json.dumps(report | {"waiting": [row]}))
+    text = section(tmp_path)
+    assert "| dali from JPEG | 0.2 (0.01 … 3) |" in text and "wave of 4 lanes" in text
