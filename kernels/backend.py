@@ -11,8 +11,8 @@ FULA_BACKEND=reference|triton|cpp|auto (read at import; default auto) chooses:
   convolutions are library calls, so what it could fuse is what `lane_norm` has fused already.
   One exception: `stitch_hint` from 128 input channels on is `reference`, because there nearly all
   its time is a matrix product, and PyTorch's library has the faster one. With freed memory kept, as
-  sweeps keep it, the C++ version has 0.7 to 1.06 times its speed at 128 channels (one thread of a
-  processor with AMX, batch 128 at 16x16; 15 of 16 cases below 1), and 1.05 to 1.35 times at 64
+  sweeps keep it, the C++ version has 0.7 to 1.06 times its speed at 128 channels (one thread of an
+  AMD EPYC with AVX-512, batch 128 at 16x16; 15 of 16 cases below 1), and 1.05 to 1.35 times at 64
   with four lanes (`bench cpp` measures all sites).
   Without a compiled backend the reference is traced, and Inductor fuses it.
 
