@@ -13,11 +13,14 @@ from torch import Tensor
 from . import batchnorm
 from .dm import ClosedForm, Gram, cutoff, paired_rows, solve
 from .errors import FulaError
+from .memory import CLOSED_FORM_ROWS
 from .models import Staged
 from .protocol import Protocol
 from .stitches import Shape, Stitch
 
 Pair = tuple[int, int]
+_ROW_BYTES = 4 + 4 + 8 + 8
+"""Of a number in a pair's rows: resized, as a row, in float64, and beside a column of ones."""
 _DM_BATCH = 128
 """Most images in a pass for the closed form; never more than a training batch, for whose memory a
 wave is planned."""
@@ -88,8 +91,17 @@ def closed_forms(
     grams = {pair: Gram() for pair in pairs}
     for data in _paired(front, end, pairs, batches):
         for pair, (x, y) in data.items():
-            grams[pair].add(*paired_rows(x, y))
+            for part in _few_rows(x, y):
+                grams[pair].add(*paired_rows(*part))
     return {p: g.solve(cutoff(protocol.dm_rcond, g.rows, everything)) for p, g in grams.items()}
+
+
+def _few_rows(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some samples of a batch at a time: a deep front resized to a shallow end is many times its
+    own size, and its float64 copies more."""
+    resized = x.shape[1] * y[0, 0].numel() if x.dim() == 4 else x[0].numel()
+    count = max(CLOSED_FORM_ROWS // (_ROW_BYTES * (resized + y[0].numel())), 1)
+    return zip(x.split(count), y.split(count), strict=True)
 
 
 def _batches(images: Tensor | Iterable[Tensor], most: int) -> Iterable[Tensor]:

@@ -14,7 +14,7 @@ all lanes share, plus working room:
 - `_MARGIN` on all that: what the allocator loses to rounding and fragments, and the convolutions'
   scratch.
 - Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
-- Before that, the closed form takes float32 activations of all sites in use.
+- Before that, the closed form takes float32 activations of all sites in use; in few rows at a time.
 - With attacks, a lane also saves the front up to its own site and owns its targets.
 
 Full-width ResNet-18 on 32x32 images at batch 128 in bf16: 270 MiB for a lane that enters at site
@@ -42,6 +42,8 @@ _MARGIN = 1.12
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs
 _FIXED = 64 * 2**20
+CLOSED_FORM_ROWS = 32 * 2**20
+"""Bytes for the rows of a pair in its closed form, of as many samples at a time as fit."""
 _TOKEN_MAPS, _OTHER_MAPS = 20, 8
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -188,10 +190,13 @@ def shared_bytes(
     targets = sum(end.elements(s) for s in range(first, end.num_sites + 1))
     fronts = sum(front.elements(s) for s in sites)
     passing = 2 * max(d.elements(s) for d in (front, end) for s in range(d.num_sites + 1))
+    training = batch * width * (targets + fronts + passing)
+    # its front and end run in float32
+    closed_form = batch * 4 * (targets + fronts + 2 * passing) + CLOSED_FORM_ROWS
     images = 2 * front.elements(0) * 4
     copies = _LAID_OUT * (4 if width == 4 else 4 + width)
     weights = int(copies * (front.weights + end.weights))
-    return _FIXED + weights + batch * (images + width * (targets + fronts + passing))
+    return _FIXED + weights + batch * images + max(training, closed_form)
 
 
 def wave_bytes(
@@ -208,14 +213,4 @@ def wave_bytes(
     """
     width = BYTES[precision]
     each = sum(lane_bytes(lane, front, end, batch, width, fused) for lane in lanes)
-    training = shared_bytes(lanes, front, end, batch, width) + each
-    return max(training, closed_form_bytes(lanes, front, end, batch))
-
-
-def closed_form_bytes(lanes: Iterable[Lane], front: DonorFacts, end: DonorFacts, batch: int) -> int:
-    """Peak bytes of the initial stitches by DM: float32 activations of all sites in use, and the
-    rows of one pair in float64."""
-    lanes = list(lanes)
-    pair = max(front.elements(x.front_site) + 2 * end.elements(x.end_site) for x in lanes)
-    solved = sum(_stitch_bytes(lane, front, end) for lane in lanes)
-    return shared_bytes(lanes, front, end, batch, 4) + 16 * batch * pair + solved
+    return shared_bytes(lanes, front, end, batch, width) + each

@@ -105,6 +105,22 @@ def test_waves_partition_the_cells_and_keep_to_key_and_budget(grid, budget):
         assert budget is None or wave.memory <= budget
 
 
+@pytest.mark.parametrize("sites", [[[1, 9]], [[9, 1]], [[9, 9]]])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_budget_is_accepted_that_a_wave_exceeds(sites, precision):
+    """Also where the closed form, not the training, needs the most."""
+    accepted, refused = 0, 0
+    for size in range(64, 800, 8):
+        try:
+            planned = plan(spec_of({"sites": sites}), budget=size * 2**20, precision=precision)
+        except FulaError:
+            refused += 1
+            continue
+        accepted += 1
+        assert all(wave.memory <= size * 2**20 for wave in planned.waves)
+    assert accepted and refused
+
+
 @given(grids)
 @settings(max_examples=20, deadline=None)
 def test_a_plan_survives_json(grid):
