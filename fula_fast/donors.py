@@ -33,6 +33,7 @@ from .training import (
     DonorMetrics,
     EpochReport,
     check_fit,
+    check_labels,
     evaluate,
     resolved_recipe,
     train_donor,
@@ -321,6 +322,7 @@ def donor_from_checkpoint(
     staged = load_checkpoint(path, into=into, hook=hook)
     try:
         check_fit(staged, source)
+        check_labels(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     return donor_at_hand(

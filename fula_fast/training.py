@@ -281,8 +281,7 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
 
 
 def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has its classes, and its
-    labels mean the same where it knows their names."""
+    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
     if staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
@@ -293,7 +292,6 @@ def check_fit(staged: Staged, source: Source) -> None:
             f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
             f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
         )
-    check_labels(staged.classes, source.classes, f"model '{staged.name}'", f"'{source.name}'")
 
 
 def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:

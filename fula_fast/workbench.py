@@ -117,6 +117,7 @@ class Workbench:
         """Robust accuracy of a donor under any attack; measured once per donor and attack."""
         key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
         if key not in self._robust:
+            self._check_labels(name)  # a front's too: here its own head is attacked
             images, labels = attacked_images(self._images(wave).tests()(), limit)
             donor = self.donor(name, wave.key.hook).staged.to(self.device)
             ((found, _),) = attacked_models(donor, donor, images, labels, attack, options)
@@ -125,15 +126,20 @@ class Workbench:
 
     def _check_pair(self, wave: Wave, front: Donor, end: Donor) -> None:
         """Images must fit both donors; labels the end, whose head names the classes."""
-        data, name = self.source(self.spec.data), wave.key.end
-        trained_on = self.source(self.spec.donor(name).data)
-        check_labels(trained_on.classes, data.classes, f"[donors.{name}.data]", "[data]")
+        data = self.source(self.spec.data)
+        self._check_labels(wave.key.end)
+        if wave.protocol.robust != "none":
+            self._check_labels(wave.key.front)
         for donor in (front, end):
             if tuple(donor.staged.input_shape) != tuple(data.image_shape):
                 raise FulaError(
                     f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, the "
                     f"data gives {data.image_shape} (C, H, W); set size and channels in [data]"
                 )
+
+    def _check_labels(self, name: str) -> None:
+        own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
+        check_labels(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
     def _images(self, wave: Wave) -> CellImages:
         """The images of a wave's cells."""

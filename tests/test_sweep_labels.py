@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def run(folder, out, run_order, **donors):
+def run(folder, out, run_order, protocol=None, **donors):
     """A sweep over the folder; `donors`: the order that each donor's own data has."""
 
     def data(order):
@@ -38,7 +38,7 @@ def run(folder, out, run_order, **donors):
             "data": data(run_order),
             "donors": {n: {**tiny, "data": data(order)} for n, order in donors.items()},
             "grid": {"front": "a", "end": "b", "sites": [[3, 5]], "methods": ["hint"]},
-            "protocol": {"epochs": 1, "batch_size": 8},
+            "protocol": {"epochs": 1, "batch_size": 8} | (protocol or {}),
             "engine": {"precision": "fp32", "device": "cpu"},
         },
         out,
@@ -55,6 +55,12 @@ def test_an_end_of_another_order_is_refused(folder, tmp_path):
 def test_a_front_has_no_labels_to_be_wrong_about(folder, tmp_path):
     found = run(folder, tmp_path, ORDER, a=TURNED, b=ORDER)
     assert [row["status"] for row in found.rows] == ["ok"]
+
+
+def test_a_front_is_attacked_with_labels_of_its_own(folder, tmp_path):
+    """Its robust accuracy is an end point of the plot."""
+    with pytest.raises(FulaError, match=r"class 'cat' has label 2 in \[donors.a.data\] and 0 in"):
+        run(folder, tmp_path, ORDER, {"robust": "pgd-1"}, a=TURNED, b=ORDER)
 
 
 def test_a_single_stitch_checks_its_end_too(folder, tmp_path):

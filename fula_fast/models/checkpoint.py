@@ -80,14 +80,15 @@ def load_checkpoint(
     header = _header(path) if ours else {}
     state = _safetensors_state(path) if ours else _torch_state(path)
     staged = into if into is not None else _rebuild(path, header, hook)
-    names = json.loads(header["donor"]).get("classes") if header else None
-    staged.classes = tuple(names) if names else None
     try:
         staged.load_state(state if header else _renamed(state, staged.state()))
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     if header and content_hash(staged) != header["content_hash"]:
         raise FulaError(f"checkpoint '{path}' was altered: its content hash differs; delete it")
+    names = json.loads(header["donor"]).get("classes") if header else None
+    if names:
+        staged.classes = tuple(names)
     return staged.eval()
 
 
