@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import FulaError, nearest
@@ -29,16 +31,23 @@ def _check_switches(options: object, names: Iterable[str]) -> None:
             raise FulaError(f"{name} = {value!r} must be true or false (on or off)")
 
 
-def _check_number(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value < math.inf):
+def _number(name: str, value: object) -> float:
+    """A finite number >= 0 of any kind (NumPy's too) as a float."""
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number beyond every float
+            number = float(value)
+    if not 0 <= number < math.inf:
         raise FulaError(f"{name} = {value!r} must be a finite number >= 0")
+    return number
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
+def _count(name: str, value: object, least: int) -> int:
+    """A whole number of any kind (NumPy's too) as an int."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not (whole and value >= least):
         raise FulaError(f"{name} = {value!r} must be a whole number >= {least}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ class AttackOptions:
     iteration. keep_images: keep the adversarial images. starts: another source of start noise (for
     comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).
 
-    Raises `FulaError`, naming option and value, for a value of another type or out of its range.
+    Numbers of NumPy are taken too; what is kept are an int or a float. Raises `FulaError`, naming
+    option and value, for a value of another type or out of its range.
     """
 
     norm: str = "linf"
@@ -115,12 +125,12 @@ class AttackOptions:
     def __post_init__(self) -> None:
         _check_switches(self, ("random_start", "compile", "keep_images"))
         for name in ("eps", "step"):
-            _check_number(name, getattr(self, name))
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("restarts", "batch_size", "steps", "eot"):
             value = getattr(self, name)
             if value is not None or name == "restarts":
-                _check_count(name, value, 1)
-        _check_count("seed", self.seed, 0)
+                object.__setattr__(self, name, _count(name, value, 1))
+        object.__setattr__(self, "seed", _count("seed", self.seed, 0))
         if self.seed >= _SEEDS:
             raise FulaError(f"seed = {self.seed} must lie in [0, 2**63)")
         check_norm(self.norm)

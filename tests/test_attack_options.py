@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from dataclasses import fields
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from fula_fast.attack_options import NAMES, TEXT_NAMES, AttackOptions, Savings, checked, from_texts
@@ -34,6 +36,39 @@ def test_numbers_and_names():
         "eps": 4 / 255, "step": 0.01, "steps": 7, "seed": 3, "norm": "l2", "precision": "fast"
     }  # fmt: skip
     assert checked({}) == AttackOptions()
+
+
+@pytest.mark.parametrize("name", ["steps", "eot", "seed", "restarts", "batch_size"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_whole_numbers_of_numpy_are_kept_as_ints(name, kind):
+    kept = getattr(checked({name: kind(7)}), name)
+    assert kept == 7 and type(kept) is int
+
+
+@pytest.mark.parametrize("name", ["eps", "step"])
+@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), Fraction(1, 4), np.int64(2)])
+def test_numbers_of_other_kinds_are_kept_as_floats(name, value):
+    kept = getattr(checked({name: value}), name)
+    assert kept == value and type(kept) is float
+
+
+@pytest.mark.parametrize("name", ["eps", "batch_size", "seed"])
+@pytest.mark.parametrize("value", [True, np.True_, np.int64(-1), "3", [3], 3 + 0j])
+def test_what_is_no_number_or_too_small_is_refused(name, value):
+    with pytest.raises(FulaError, match=f"^{name} = .* must be a "):
+        checked({name: value})
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), np.float32("inf"), 10**400])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(FulaError, match="^eps = .* must be a finite number"):
+        checked({"eps": value})
+
+
+@pytest.mark.parametrize("name, value", [("steps", np.float64(3)), ("seed", np.uint64(2**63))])
+def test_counts_that_are_not_whole_or_too_large_are_refused(name, value):
+    with pytest.raises(FulaError, match=f"^{name} = "):
+        checked({name: value})
 
 
 def test_every_option_but_objects_has_a_text():
