@@ -38,7 +38,11 @@ class Evaluation(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log softmax(logits)[label], (N, classes), (N,) -> (N,). No label is ignored."""
+    """-log softmax(logits)[label], (N, classes), (N,) -> (N,). No label is ignored.
+
+    Labels are not looked at: one that is no class is an `IndexError` on the CPU, and on CUDA a
+    device-side assert, which ends the process's CUDA context. `check_labels` asks beforehand.
+    """
     return F.cross_entropy(logits, labels, reduction="none", ignore_index=_NO_LABEL)
 
 

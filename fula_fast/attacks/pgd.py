@@ -116,8 +116,11 @@ def pgd(
     logits_fn: a module (run in eval mode, its modes put back) or any function of the images. The
     images' losses are summed, so independent images never mix. Images keep their dtype and must be
     float32 or float64: a narrower one cannot hold the eps-ball. Raises `FulaError` for that, for
-    logits without a gradient, and for labels that are no class of the model; on CUDA, where asking
-    would stall the device, only `PGD` asks.
+    logits without a gradient, and for labels that are no class of the model.
+
+    On CUDA asking for the labels' values would stall the device, so that there only `PGD` checks
+    them: here a label that is no class is a device-side assert, which ends the process's CUDA
+    context (nothing can be computed on the device any more).
     """
     if x.dtype not in (torch.float32, torch.float64):
         raise FulaError(f"images are {x.dtype}: an attack needs float32 or float64; use x.float()")
