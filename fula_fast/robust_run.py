@@ -79,7 +79,7 @@ def attack_run(
     store, progress = Store.open(folder), progress or Progress()
     spec, planned = load_spec(store.spec), replace(Plan.from_json(store.plan), device=device)
     limit = spec.evaluation.robust_images if limit is None else limit
-    settings = {"attack": attack, "images": limit, "options": options}
+    settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))
     kept = None if examples is None else made(Path(examples))
     ready = store.done()
@@ -92,7 +92,7 @@ def attack_run(
     bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
     for wave in planned.waves:
         cells = [cell for cell in wave.cells if cell.id in todo]
-        for group, given in _groups(cells, options):
+        for group, given in _groups(cells, options, planned.precision):
             attacks = _Attacks(bench, wave, store, attack, given, limit)
             for rows, found in attacks.rows(group):
                 _save(kept, found)
@@ -113,11 +113,13 @@ def _check_mode(options: AttackOptions, device: str) -> None:
         raise FulaError("mode = 'captured' needs a CUDA device; use mode = 'auto'")
 
 
-def _groups(cells: Sequence[Cell], options: Mapping[str, Any]) -> Iterator[tuple[list[Cell], dict]]:
+def _groups(
+    cells: Sequence[Cell], options: Mapping[str, Any], precision: str
+) -> Iterator[tuple[list[Cell], dict]]:
     """Cells that are attacked with the same options."""
     together: dict[str, tuple[list[Cell], dict]] = {}
     for cell in cells:
-        own = attack_options(cell.protocol) | dict(options)
+        own = attack_options(cell.protocol, precision) | dict(options)
         together.setdefault(repr(sorted(own.items())), ([], own))[0].append(cell)
     yield from together.values()
 

@@ -259,7 +259,12 @@ def _robust(task: WaveTask, cell: Cell, solo: SoloCell) -> dict[str, object]:
     model, end = _exact(task, cell, solo)
     with batchnorm.rule(end, "running"), torch.no_grad():
         return robust_columns(
-            model, lambda x: end(x.to(task.parameter_dtype)), images, labels, cell.protocol
+            model,
+            lambda x: end(x.to(task.parameter_dtype)),
+            images,
+            labels,
+            cell.protocol,
+            task.precision,
         )[0]
 
 

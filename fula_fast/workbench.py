@@ -109,7 +109,9 @@ class Workbench:
         if rule.robust == "none":
             return None
         limit = self.spec.evaluation.robust_images
-        return self.robust_under(name, wave, rule.robust, attack_options(rule), limit)
+        return self.robust_under(
+            name, wave, rule.robust, attack_options(rule, self.plan.precision), limit
+        )
 
     def robust_under(
         self, name: str, wave: Wave, attack: str, options: Mapping[str, Any], limit: int | None

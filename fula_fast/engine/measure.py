@@ -85,7 +85,7 @@ def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
         batches = next(iter(task.evaluations.values()))()
         images, labels = attacked_images(batches, task.robust_images)
         rule = wave.lanes[members[0]].cell.protocol
-        given = (images, labels, rule.robust, attack_options(rule))
+        given = (images, labels, rule.robust, attack_options(rule, task.precision))
         for part in attacked_lanes(wave, (task.front, task.end), members, *given):
             for number, columns, _ in part:
                 found[number] = columns
