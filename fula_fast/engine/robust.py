@@ -6,9 +6,10 @@ running statistics make with the donors' own weights: those are what an adversar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ from .wave import Wave
 
 _IMAGE_ROOM = 2**30
 """Bytes of adversarial images held at a time."""
+_USUAL_BATCH, _LEAST_BATCH = 512, 32
+_LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Attacked = tuple[int, dict[str, Any], RobustResult]
 
 
@@ -45,8 +49,23 @@ def attacked_lanes(
     for start in range(0, len(numbers), room):
         part = numbers[start : start + room]
         packed = PackedWave(wave, part, network)
-        found = attacked_models(packed, end, images, labels, attack, options)
-        yield [(n, *pair) for n, pair in zip(part, found, strict=True)]
+        attacked = partial(attacked_models, packed, end, images, labels, attack)
+        yield [(n, *pair) for n, pair in zip(part, _fitting(attacked, options), strict=True)]
+
+
+def _fitting(attacked: Callable[[Mapping[str, Any]], T], options: Mapping[str, Any]) -> T:
+    """`attacked(options)`, in smaller batches where a GPU's memory does not suffice: lanes that have
+    been trained are not to be trained again for it. Flags do not depend on the size of a batch."""
+    while True:
+        size = options.get("batch_size") or _USUAL_BATCH
+        try:
+            return attacked(options)
+        except torch.OutOfMemoryError:
+            if size < 2 * _LEAST_BATCH:
+                raise
+        options = {**options, "batch_size": size // 2}
+        _LOG.warning("an attack on %d images at once runs out of memory: %d", size, size // 2)
+        torch.cuda.empty_cache()
 
 
 @torch.no_grad()

@@ -311,3 +311,23 @@ def test_a_bfloat16_search_of_a_bfloat16_wave_is_the_options_alone(precision):
     kinds = {p.dtype for model in (search.front, search.tail) for p in model.parameters()}
     assert kinds == {search.dtype}
     assert {p.dtype for s in search.stitches for p in s.parameters()} == {search.dtype}
+
+
+def test_an_attack_without_memory_is_made_on_fewer_images_and_said(monkeypatch, caplog):
+    """What has been trained stays; below a least size the failure is told."""
+    from fula_fast.engine.robust import _fitting
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    sizes = []
+
+    def attacked(options, fits):
+        sizes.append(options.get("batch_size"))
+        if (options.get("batch_size") or 512) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "found"
+
+    assert _fitting(lambda o: attacked(o, 128), {"eps": 0.1}) == "found"
+    assert sizes == [None, 256, 128] and "512 images at once runs out of memory: 256" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        _fitting(lambda o: attacked(o, 8), {"batch_size": 100})
+    assert sizes[3:] == [100, 50]
