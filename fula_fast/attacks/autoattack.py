@@ -76,23 +76,25 @@ def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: Att
     pairs = record.surviving()
     stages = _stages(recipe, record.num_classes, options.restarts)
     starts = options.starts or _keyed_starts(options, record.images.shape[1:], stages)
-    routed = _routed(record, _recorder(record, options))
-    same = is_deterministic(search, record, pairs, routed=routed)
+    recorder = _recorder(record, options)
+    same = is_deterministic(search, record, pairs, routed=_routed(record, recorder))
     eot = 1 if same and options.savings.single_sample else recipe.eot
     config = APGDConfig(
         options.norm, options.eps, recipe.steps, first_step=recipe.first_step, eot=eot
     )
-    runner = Search(
-        search, record, config, stages, starts, _search_options(search, record, options, same)
-    )
+    how = _search_options(search, record, options, same, recorder)
+    runner = Search(search, record, config, stages, starts, how)
     runner.run(pairs)
     return Run(same, eot, _mode(runner.modes, options))
 
 
 def _search_options(
-    search: PackedModel, record: Record, options: AttackOptions, same: bool
+    search: PackedModel,
+    record: Record,
+    options: AttackOptions,
+    same: bool,
+    recorder: Recorder | None,
 ) -> SearchOptions:
-    recorder = _recorder(record, options)
     few = recorder is not None or options.compiles  # each size costs a graph; else no row is padded
     every = range(1, options.batch_size + 1)
     routed = _routed(record, recorder)

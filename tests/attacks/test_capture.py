@@ -172,6 +172,19 @@ def test_a_recorded_attack_on_several_models_equals_the_eager_one(monkeypatch, a
     assert 0 < eager[0].robust.sum() < eager[0].correct.sum()
 
 
+@pytest.mark.parametrize("attack", ["apgd20", "pgd-4"])
+def test_an_attack_makes_one_recorder(monkeypatch, attack):
+    """Each holds a stream and a pool of memory."""
+    made = []
+    monkeypatch.setattr(autoattack, "recorder_on", lambda _: made.append(Rerun()) or made[-1])
+    net = small_net()
+    x, labels = small_batch(net, 9)
+    robust_evaluate(net, x, labels, attack, steps=2, batch_size=2)
+    assert len(made) == 1
+    robust_evaluate(net, x, labels, attack, steps=2, batch_size=2, mode="eager")
+    assert len(made) == 1
+
+
 def test_a_loop_that_runs_seldom_is_not_recorded(monkeypatch):
     """A recording runs it more often by itself."""
     monkeypatch.setattr(autoattack, "recorder_on", lambda _: Rerun())
