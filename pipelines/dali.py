@@ -6,6 +6,9 @@ command that installs it.
 
 from __future__ import annotations
 
+import io
+import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from threading import Lock
@@ -17,11 +20,14 @@ from ..errors import FulaError
 from .cache import cores
 from .decode import PillowDecoder, Pixels
 from .folders import FolderIndex
-from .headers import whole
+from .headers import RULE, whole
 from .images import with_channels
 
+_log = logging.getLogger(__name__)
 _GROUP = 256
 _GROUP_BYTES = 16 << 20
+_MOST_REJECTED = 100  # each costs some ten runs and a few new pipelines; more have a common cause
+_OF_THE_MACHINE = re.compile(r"(?i)out of memory|alloc|cuda[ _]?error|cuda (runtime|driver)")
 
 Files = dict[int, np.ndarray]
 """Samples and their encoded files, uint8 (length,)."""
@@ -99,7 +105,10 @@ class DaliDecoder:
     """`decode.Decoder` by DALI; `device` "gpu" decodes JPEG on the current CUDA device.
 
     Files that are no whole JPEG or PNG are left to Pillow, which reads them or names them as
-    broken. Resizing costs more than decoding a small image, and leaves one of the right size as it
+    broken. So is, with a logged warning, a single file that DALI rejects though Pillow reads it; an
+    error of memory or device, and more than 100 such files, are DALI's own failure, a `FulaError`.
+
+    Resizing costs more than decoding a small image, and leaves one of the right size as it
     is: it is left out until an image needs it.
     """
 
@@ -108,10 +117,11 @@ class DaliDecoder:
         if device == "gpu":
             require_cuda("decoder = 'dali-gpu'")
         self.device = device
-        self.name = f"dali{dali.__version__}-{device}"
+        self.name = f"dali{dali.__version__}-{device}-rule{RULE}"
         self._pillow = PillowDecoder()
         self._pipelines: dict[int | None, Any] = {}
         self._resizing = False
+        self._rejected: set[str] = set()
         self._one_at_a_time = Lock()  # streams decode in threads of their own
 
     def __call__(
@@ -131,17 +141,28 @@ class DaliDecoder:
     def _decode(
         self, index: FolderIndex, samples: list[int], size: int | None, on_error: str
     ) -> Pixels:
-        files = {i: file for i in samples if (file := read_whole(index, i)) is not None}
+        files = {i: file for i in samples if (file := self.read(index, i)) is not None}
         images = self._sound(index, files, size)
         others = [i for i in samples if i not in images]
         images |= zip(others, self._pillow(index, others, size, 3, on_error), strict=True)
         return [images[i] for i in samples]
 
-    def _sound(self, index: FolderIndex, files: Files, size: int | None) -> dict[int, np.ndarray]:
-        """The images of those `files` that Pillow can read.
+    def read(self, index: FolderIndex, i: int) -> np.ndarray | None:
+        """The file of sample `i` if DALI may decode it (see `headers`), and has not rejected it."""
+        if self.rejects(index, [i]):
+            return None
+        try:
+            file = index.read(i)
+        except OSError:
+            return None  # Pillow's turn, which names it
+        return file if whole(file.tobytes()) else None
 
-        Raises `FulaError` where DALI fails on one that Pillow reads: a failure of its own.
-        """
+    def rejects(self, index: FolderIndex, samples: Iterable[int]) -> bool:
+        """Whether DALI has failed on one of the samples, which is Pillow's since."""
+        return bool(self._rejected) and any(index.where(i) in self._rejected for i in samples)
+
+    def _sound(self, index: FolderIndex, files: Files, size: int | None) -> dict[int, np.ndarray]:
+        """The images of those `files` that Pillow can read, but for what DALI rejects."""
         try:
             return self._run(files, size)
         except RuntimeError as error:
@@ -149,13 +170,38 @@ class DaliDecoder:
             read = self._pillow(index, list(files), 8, 3, "skip")
             sound = [i for i, image in zip(files, read, strict=True) if image is not None]
             if len(sound) == len(files) == 1:
-                raise dali_failed(index, sound, error) from error
+                self._reject(index, sound[0], size, error)
+                return {}
         half = len(sound) // 2 if len(sound) == len(files) else 0
         return {
             i: image
             for part in (sound[:half], sound[half:])
             for i, image in self._sound(index, {i: files[i] for i in part}, size).items()
         }
+
+    def _reject(self, index: FolderIndex, i: int, size: int | None, error: RuntimeError) -> None:
+        """Leave the sound file of sample `i`, on which DALI failed by itself, to Pillow.
+
+        Raises `FulaError` where the failure is not the file's: of memory or device, one that two
+        small images of our own meet too, or one of many.
+        """
+        cause = str(error).rpartition("encountered:")[2]  # before it, lines of our own code
+        of_the_file = not _OF_THE_MACHINE.search(cause) and self._works(size)
+        if not of_the_file or len(self._rejected) == _MOST_REJECTED:
+            raise dali_failed(index, [i], error) from error
+        self._rejected.add(index.where(i))
+        _log.warning(
+            "DALI cannot decode '%s' (%s); it is left to Pillow", index.where(i), reason(error)
+        )
+
+    def _works(self, size: int | None) -> bool:
+        """Whether DALI decodes a JPEG and a PNG that are surely sound."""
+        try:
+            self._outputs([_small_image("JPEG"), _small_image("PNG")], size)
+        except RuntimeError:
+            self._pipelines.clear()
+            return False
+        return True
 
     def _run(self, files: Files, size: int | None) -> dict[int, np.ndarray]:
         if not files:
@@ -178,13 +224,13 @@ class DaliDecoder:
         return out
 
 
-def read_whole(index: FolderIndex, i: int) -> np.ndarray | None:
-    """The file of sample `i` if DALI may decode it; see `headers`."""
-    try:
-        file = index.read(i)
-    except OSError:
-        return None  # Pillow's turn, which names it
-    return file if whole(file.tobytes()) else None
+def _small_image(kind: str) -> np.ndarray:
+    """A sound file of a type, encoded."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), "teal").save(out, kind)
+    return np.frombuffer(out.getvalue(), np.uint8)
 
 
 def dali_failed(index: FolderIndex, samples: Sequence[int], error: RuntimeError) -> FulaError:
@@ -220,5 +266,5 @@ def reason(error: Exception) -> str:
     """The telling line of a DALI error, which also repeats the pipeline's definition."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "encountered:" in lines[:-1]:
-        return lines[lines.index("encountered:") + 1]
+        return lines[lines.index("encountered:") + 1].rstrip(": ")
     return lines[0] if lines else type(error).__name__

@@ -24,7 +24,6 @@ from .dali import (
     dali_failed,
     decoded_files,
     new_pipeline,
-    read_whole,
 )
 from .decode import Decoder
 from .files import FileSet
@@ -129,7 +128,7 @@ class DaliStream(StreamBase):
 
     def _read(self, index: np.ndarray) -> list[np.ndarray] | None:
         """The encoded files of a batch; None where DALI may not decode every one."""
-        files = [read_whole(self.image_set.index, i) for i in index]
+        files = [self.image_set.decoder.read(self.image_set.index, i) for i in index]
         return None if any(file is None for file in files) else files
 
     def _batch(
@@ -155,7 +154,10 @@ class DaliStream(StreamBase):
         files = None if read is None else read.result()
         if files is not None:
             return self._run_files(inputs, index, files)
-        out, _ = self._pipeline(False).run(images=self.image_set.gather(index), **inputs)
+        return self._run_images(inputs, self.image_set.gather(index))
+
+    def _run_images(self, inputs: dict[str, np.ndarray], images: np.ndarray) -> torch.Tensor:
+        out, _ = self._pipeline(False).run(images=images, **inputs)
         return self._tensor(out)
 
     def _run_files(
@@ -171,7 +173,9 @@ class DaliStream(StreamBase):
                 out, _ = self._pipeline(True).run(files=files, **inputs)
         except RuntimeError as error:
             self._pipelines.pop(True, None)  # one that has failed is no longer valid
-            self.image_set.gather(index)  # names a broken file, as DALI does not
+            images = self.image_set.gather(index)  # names a broken file, as DALI does not
+            if self.image_set.decoder.rejects(self.image_set.index, index):
+                return self._run_images(inputs, images)
             raise dali_failed(self.image_set.index, index, error) from error
         pixels = self._tensor(out)
         if self.image_set.channels == 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,22 @@ def make_folder(tmp_path):
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def without_checksum():
+    """`path` of a PNG, whose compressed data has lost its checksum: Pillow reads it, and DALI, by
+    libpng, does not."""
+
+    def rewrite(path: Path) -> Path:
+        file = path.read_bytes()
+        name = file.index(b"IDAT")
+        end = name + 4 + int.from_bytes(file[name - 4 : name])
+        chunk = file[name : end - 4]
+        length, crc = len(chunk) - 4, zlib.crc32(chunk)
+        path.write_bytes(
+            file[: name - 4] + length.to_bytes(4) + chunk + crc.to_bytes(4) + file[end + 4 :]
+        )
+        return path
+
+    return rewrite

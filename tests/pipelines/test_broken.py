@@ -130,6 +130,13 @@ def test_broken_files_are_skipped(tmp_path, kinds):
     assert skipped == [f"train/a/{20 * i + 10:03}-{name}" for i, name in enumerate(names)]
 
 
+def test_sound_files_that_dali_rejects_are_read(tmp_path, without_checksum):
+    folder = _folder(tmp_path, [])
+    for i in range(1, 96, 10):
+        without_checksum(folder / f"train/a/{i:03}.png")
+    assert _run(_DECODE, folder, "raise") == [[]]  # nothing raised, nothing left out
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FULA_CACHE", str(tmp_path / "cache"))

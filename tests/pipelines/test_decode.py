@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fula_fast.errors import FulaError
+from fula_fast.pipelines import headers
 from fula_fast.pipelines.decode import decode_file, open_decoder
 from fula_fast.pipelines.folders import FolderIndex
 from fula_fast.pipelines.trees import FileTree
@@ -154,6 +156,12 @@ def test_files_that_dali_does_not_take_are_pillows(tmp_path, picture):
             assert np.array_equal(image, other) or (dalis and size), path.name
 
 
+def test_the_name_tells_which_files_are_dalis():
+    """An older cache, under `dali{version}-cpu`, holds other pixels of some files."""
+    name = open_decoder("dali").name
+    assert re.fullmatch(rf"dali[\d.]+-cpu-rule{headers.RULE}", name) and headers.RULE > 1
+
+
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_failure_of_dali_is_no_broken_image(tmp_path, picture, monkeypatch, on_error):
     paths = [_saved(tmp_path, picture, f"{i}.png") for i in range(5)]
@@ -165,6 +173,64 @@ def test_a_failure_of_dali_is_no_broken_image(tmp_path, picture, monkeypatch, on
     with pytest.raises(FulaError, match="DALI failed on '.*0.png', which can be read") as error:
         _decode("dali", paths, 8, 3, on_error)
     assert "\n" not in str(error.value) and "decoder = 'pillow'" in str(error.value)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("size", [None, 16])
+def test_single_files_that_dali_rejects_are_pillows(
+    tmp_path, picture, without_checksum, caplog, size, on_error
+):
+    paths = [_saved(tmp_path, picture, f"{i}.png") for i in range(7)]
+    for i in (2, 5):
+        paths[i] = without_checksum(_saved(tmp_path, picture, f"odd{i}.png"))
+    index = _index(paths)
+    decoder = open_decoder("dali")
+    with pytest.raises(RuntimeError):
+        decoder._outputs([index.read(2)], size)
+    decoder._pipelines.clear()
+    for _ in range(2):  # the second time nothing fails, and nothing is said
+        images = decoder(index, range(7), size, 3, on_error)
+        pillows = _decode("pillow", paths, size, 3)
+        assert all(np.array_equal(images[i], pillows[i]) for i in (2, 5))
+        assert all(
+            np.array_equal(image, images[0]) for i, image in enumerate(images) if i not in (2, 5)
+        )
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("is left to Pillow" in text for text in said)
+    assert "odd2.png" in said[0] and "odd5.png" in said[1]
+
+
+def test_many_files_that_dali_rejects_are_a_failure(
+    tmp_path, picture, without_checksum, monkeypatch
+):
+    monkeypatch.setattr("fula_fast.pipelines.dali._MOST_REJECTED", 2)
+    paths = [without_checksum(_saved(tmp_path, picture, f"odd{i}.png")) for i in range(3)]
+    assert all(np.array_equal(image, picture) for image in _decode("dali", paths[:2], None, 3))
+    with pytest.raises(FulaError, match="DALI failed on '.*odd2.png'.*use decoder = 'pillow'"):
+        _decode("dali", paths, None, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["cudaErrorMemoryAllocation", "CUDA allocation failed", "out of memory", "std::bad_alloc"],
+)
+def test_a_file_for_which_memory_does_not_suffice_is_a_failure(
+    tmp_path, picture, monkeypatch, text
+):
+    paths = [
+        _saved(tmp_path, picture, "a.png"),
+        _saved(tmp_path, picture.resize((90, 70)), "b.png"),
+    ]
+    decode, large = open_decoder("dali").__class__._outputs, paths[1].stat().st_size
+
+    def all_but_large(self, files, size):
+        if any(len(file) == large for file in files):
+            raise RuntimeError(f"Critical error in pipeline:\nencountered:\n\n{text}\nmore")
+        return decode(self, files, size)
+
+    monkeypatch.setattr("fula_fast.pipelines.dali.DaliDecoder._outputs", all_but_large)
+    with pytest.raises(FulaError, match=f"DALI failed on '.*b.png'.*{text}"):
+        _decode("dali", paths, None, 3)
 
 
 def test_what_dali_can_only_do_in_parts_is_done(tmp_path, picture, monkeypatch):

@@ -99,6 +99,27 @@ def test_files_of_many_types_stream_as_they_are_gathered(make_folder, size, chan
             assert torch.equal(batch.images, expected.images)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [20, 16])
+def test_a_file_that_dali_rejects_streams_as_it_is_gathered(
+    make_folder, without_checksum, caplog, size, channels
+):
+    folder = make_folder({"train/a": 30, "train/b": 30, "test/a": 1, "test/b": 1})
+    for name in ("a/007.png", "b/020.png"):
+        without_checksum(folder / "train" / name)
+    options = {"cached": False, "decoder": "dali", "size": size, "channels": channels}
+    for start in (0, 3):
+        ours, other = (load_source("imagefolder", path=str(folder), **options) for _ in range(2))
+        pairs = zip(
+            _stream(ours.train, "dali", 5).epoch(1, start),
+            _stream(other.train, "reference", 5).epoch(1, start),
+            strict=True,
+        )
+        assert all(torch.equal(batch.images, expected.images) for batch, expected in pairs)
+    said = {r.getMessage().split(" (")[0] for r in caplog.records}
+    assert len(said) == 2 and all(text.startswith("DALI cannot decode '") for text in said)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_epoch_starts_within_its_steps(images, backend):
     stream = _stream(images, backend)
