@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError
-from .files import decoded
+from .files import decoded, refuse_reading
 from .folders import index_splits, splits_of
 from .images import ImageSet, Source, resized
 from .named import class_folders, from_folders, mnist
@@ -134,11 +134,11 @@ def stylized(
             cached,
             **reading,
         )
-    if (on_error, decoder, cached) != ("raise", "auto", True):
-        raise FulaError(
-            "stylized: on_error, decoder and cached are about path; give those of base in "
-            "base_options"
-        )
+    refuse_reading(
+        "stylized: on_error, decoder and cached are about path; give those of base in base_options",
+        **reading,
+        cached=cached,
+    )
     from .stylized import scrambled
 
     options = {"data_dir": folder, "size": size, "channels": channels, "download": download}

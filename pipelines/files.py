@@ -129,6 +129,16 @@ def file_set(
     return FileSet(filled(index.only(kept)), size, channels, reader, skipped)
 
 
+class NoFiles(FulaError):
+    """Options about reading files, for data that are none."""
+
+
+def refuse_reading(message: str, on_error: str, decoder: str, cached: bool) -> None:
+    """Raise `NoFiles` unless the options about reading files are left at their defaults."""
+    if (on_error, decoder, cached) != ("raise", "auto", True):
+        raise NoFiles(message)
+
+
 def check_on_error(on_error: str) -> None:
     """Raise `FulaError` unless `on_error` is `raise` or `skip`."""
     if on_error not in _ON_ERROR:

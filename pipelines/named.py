@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..errors import FulaError, nearest
-from .files import decoded, file_set
+from .files import decoded, file_set, refuse_reading
 from .folders import index_splits, splits_of
 from .images import ImageSet, Source, resized, with_channels
 from .trees import FileTree, is_archive, open_tree
@@ -109,9 +109,15 @@ def cifar10(
 ) -> Source:
     """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files.
 
-    The options are about class folders, as in `imagefolder`; torchvision's files are arrays.
+    The options are about class folders, as in `imagefolder`; torchvision's files are arrays, for
+    which any but the defaults are refused.
     """
     if (folder / "cifar-10-batches-py").is_dir() or download:
+        refuse_reading(
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
+            "(those of a download too); leave them out",
+            on_error, decoder, cached,
+        )  # fmt: skip
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
     tree = class_folders("cifar10", folder, "cifar", downloads=True)
     settings = {"on_error": on_error, "decoder": decoder}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FulaError
+from .files import NoFiles
 from .images import Source
 from .places import Place, place_of
 from .sources import data_folder, load_source, loader, source_names
@@ -79,9 +81,7 @@ def verify(name: str, **options: Any) -> Verification:
     content is not the listed one. `shared` counts test images that are training images too.
     """
     checked = _check_sums(data_folder(options.get("path") or options.get("data_dir")))
-    if "on_error" in (loader(name).__kwdefaults__ or {}):
-        options = {"on_error": "skip"} | options
-    source = load_source(name, **options)
+    source = _with_the_readable(name, options)
     digests = [_image_digests(images) for images in (source.train, source.test)]
     train, test = (
         _split_report(images, found)
@@ -91,6 +91,14 @@ def verify(name: str, **options: Any) -> Verification:
     return Verification(
         source.name, source.image_shape, train, test, shared, source.content_hash, checked
     )
+
+
+def _with_the_readable(name: str, options: Mapping[str, Any]) -> Source:
+    """The source without unreadable images, unless told otherwise, where it is made of files."""
+    if "on_error" in (loader(name).__kwdefaults__ or {}) and "on_error" not in options:
+        with suppress(NoFiles):
+            return load_source(name, on_error="skip", **options)
+    return load_source(name, **options)
 
 
 def _split_report(images, digests: list[bytes]) -> SplitReport:

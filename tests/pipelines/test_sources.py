@@ -23,6 +23,7 @@ from fula_fast.pipelines import (
     open_stream,
     source_names,
 )
+from fula_fast.pipelines.tools import verify
 
 SPLITS = {"train/cat": 3, "train/dog": 4, "test/cat": 2, "test/dog": 2}
 
@@ -331,6 +332,46 @@ def test_torchvision_sets_become_sources(kind, monkeypatch):
     assert source.image_shape == (3, side, side) and len(source.train) == 4
     if kind == "SVHN":
         assert np.array_equal(source.test.images[1].transpose(2, 0, 1), Fake("", False).data[1])
+
+
+@pytest.fixture
+def torchvisions_cifar10(tmp_path, monkeypatch):
+    """A data folder with CIFAR-10 as torchvision has it."""
+    from torchvision import datasets
+
+    class Fake:
+        classes = tuple("abcdefghij")
+
+        def __init__(self, root, download, train):
+            rng = np.random.default_rng(train)
+            self.data = rng.integers(0, 256, (20 if train else 10, 32, 32, 3), dtype=np.uint8)
+            self.targets = [i % 10 for i in range(len(self.data))]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("option", [{"cached": False}, {"decoder": "pillow"}, {"on_error": "skip"}])
+def test_options_about_files_are_refused_for_torchvisions_cifar10(
+    torchvisions_cifar10, tmp_path, option
+):
+    assert len(load_source("cifar10", data_dir=torchvisions_cifar10).train) == 20
+    (tmp_path / "empty").mkdir()
+    for place in (
+        {"data_dir": torchvisions_cifar10},
+        {"data_dir": tmp_path / "empty", "download": True},
+    ):
+        with pytest.raises(FulaError, match="cifar10: .* not torchvision's files") as error:
+            load_source("cifar10", **place, **option)
+        assert "\n" not in str(error.value)
+
+
+def test_torchvisions_cifar10_can_be_verified(torchvisions_cifar10):
+    found = verify("cifar10", data_dir=str(torchvisions_cifar10))
+    assert found.train.images == 20 and found.test.images == 10 and not found.train.skipped
+    with pytest.raises(FulaError, match="not torchvision's files"):
+        verify("cifar10", data_dir=str(torchvisions_cifar10), on_error="skip")
 
 
 def test_importing_is_cheap():

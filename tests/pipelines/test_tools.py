@@ -54,6 +54,16 @@ def test_verify_of_made_up_samples():
     assert found.train.counts["0"] == 2 and found.train.repeated == 0
 
 
+def test_verify_of_a_source_that_reads_files_or_does_not(make_folder):
+    assert verify("stylized", base="digits").train.images == 1442
+    folder = make_folder(SPLITS)
+    (folder / "train" / "dog" / "003.png").write_bytes(b"broken")
+    found = verify("stylized", path=str(folder))
+    assert found.train.images == 6 and len(found.train.skipped) == 1
+    with pytest.raises(FulaError, match="003.png' cannot be read"):
+        verify("stylized", path=str(folder), on_error="raise")
+
+
 def test_prepare_says_what_is_there(tmp_path):
     assert prepare("digits").startswith("digits: 1442 training and 355 test images")
     with pytest.raises(FulaError, match="give its folder as imagenet"):
