@@ -226,7 +226,8 @@ def fastest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def where(report: Mapping[str, Any]) -> str:
     """Hardware and versions of a report, on one line."""
     found, versions = report["hardware"], report["versions"]
-    place = found.get("gpu") or f"{found['cpu']} ({found['threads']} threads)"
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    place = found.get("gpu") or f"{found['cpu']} ({threads})"
     return f"{place}, torch {versions['torch']}"
 
 
