@@ -6,11 +6,15 @@ The C++ program's step on a GPU is tested with the library built for one: tests/
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fula_fast import kernels
 
 HERE = Path(__file__).parent
 
@@ -48,3 +52,18 @@ def test_cpp_program_uses_the_library_in_the_wheel(tmp_path: Path) -> None:
 
 def test_python_program_trains_as_plain_pytorch_does(tmp_path: Path) -> None:
     assert "largest difference" in run(sys.executable, HERE / "foreign_loop.py", cwd=tmp_path)
+
+
+def test_the_pages_python_runs_and_says_what_it_computes(tmp_path: Path) -> None:
+    """Its two blocks, one after the other; the term is that of plain PyTorch."""
+    page = Path(kernels.__file__).parent / "README.md"
+    if not page.exists():  # a wheel holds the code alone
+        page = HERE.parent.parent / "kernels" / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks))
+    names = runpy.run_path(str(script))
+    y, target = names["y"], names["target"]
+    expected = (y - target).norm() / target.norm()
+    assert names["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(blocks) == 2 and names["weight"].grad.abs().sum() > 0
