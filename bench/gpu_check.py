@@ -264,8 +264,8 @@ def figures_of(part: str, report: Mapping[str, Any]) -> list[Figure]:
     """The figures of a benchmark's JSON: its own `summary`, or what its rows say."""
     if "summary" in report:
         return list(report["summary"])
-    rows = {"attack": _attack_figures, "data": _data_figures}.get(part)
-    return [figure for row in report["rows"] for figure in rows(row)] if rows else []
+    rows = report["rows"] if part == "attack" else []
+    return [figure for row in rows for figure in _attack_figures(row)]
 
 
 def _attack_figures(row: Mapping[str, Any]) -> list[Figure]:
@@ -285,10 +285,6 @@ def _attack_figures(row: Mapping[str, Any]) -> list[Figure]:
         )
         for name, times in row["speedup"].items()
     ]
-
-
-def _data_figures(row: Mapping[str, Any]) -> list[Figure]:
-    return [_figure(f"{row['name']}, images/s", row["images_per_second"]["p50"], None)]
 
 
 def _figure(name: str, value: float, target: float | None) -> Figure:

@@ -50,6 +50,10 @@ def _count(name: str, value: object, least: int) -> int:
     return int(value)
 
 
+CUDA_BATCH, CPU_BATCH = 512, 128
+"""Images in a batch where `batch_size` is not given."""
+
+
 @dataclass(frozen=True)
 class Savings:
     """Work left out without changing which images count as robust; each may be switched off.

@@ -68,18 +68,14 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     """What an `[engine]` table means on this machine.
 
     `auto`: a GPU where there is one; bf16 there and on processors with AMX, else fp32. Raises
-    `FulaError` for a GPU that is not there, for tf32 or captured steps without one, and for a mode
-    that the executor does not have.
+    `FulaError` for a GPU that is not there, for tf32 without one, and for a mode that the executor
+    does not have.
     """
     device = _device(engine.device)
     if engine.executor == "solo" and engine.mode not in ("auto", "eager"):
         raise FulaError(
             f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
             "use mode 'auto' or executor 'wave'"
-        )
-    if engine.mode == "captured" and device == "cpu":
-        raise FulaError(
-            "engine mode 'captured' needs a CUDA device; use 'compiled' or 'eager' on the CPU"
         )
     if engine.precision == "tf32" and device == "cpu":
         raise FulaError("precision 'tf32' needs a CUDA device; use 'fp32' on the CPU")
@@ -88,6 +84,23 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     precision = usual if engine.precision == "auto" else engine.precision
     budget = _budget(engine.memory, device)
     return Resources(device, precision, budget, _fused(device, precision))
+
+
+def why_not_captured(device: str, dropout: str) -> str:
+    """Why a wave's step cannot be one CUDA graph on `device`; empty where it can."""
+    if not device.startswith("cuda"):
+        return "it needs a CUDA device"
+    if dropout == "train":
+        return "dropout masks are keyed by the epoch on the host"
+    return ""
+
+
+def check_mode(mode: str, device: str, dropout: str) -> None:
+    """`FulaError` for a mode that waves cannot run in there."""
+    if mode == "captured" and (reason := why_not_captured(device, dropout)):
+        raise FulaError(
+            f"engine mode 'captured' is not possible: {reason}; use 'compiled' or 'eager'"
+        )
 
 
 def _device(asked: str) -> str:

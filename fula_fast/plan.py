@@ -18,6 +18,7 @@ from .cell import Cell, digest
 from .errors import FulaError
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .grid import expand
+from .machine import check_mode
 from .protocol import Protocol
 from .spec import Spec
 
@@ -184,11 +185,8 @@ def plan(
     groups: dict[WaveKey, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[wave_key(cell)].append(cell)
-    if mode == "captured" and any(c.protocol.dropout == "train" for c in cells):
-        raise FulaError(
-            "engine mode 'captured' is not possible with dropout = 'train': masks are keyed by the "
-            "epoch on the host; use mode 'compiled'"
-        )
+    for dropout in {cell.protocol.dropout for cell in cells}:
+        check_mode(mode, device, dropout)
     solo = spec.engine.executor == "solo"
     packer = _Packer(facts, data, precision, budget, fused, alone=solo)
     waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))

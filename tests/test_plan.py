@@ -38,11 +38,15 @@ def test_one_grid_of_one_pair_is_one_wave():
     assert [len(w.cells) for w in planned.waves] == [81 * 5]
 
 
-def test_keyed_dropout_cannot_be_captured():
+def test_what_cannot_be_captured_is_refused_before_any_work():
     spec = spec_of({"methods": ["hint"]}, protocol={"dropout": "train"})
-    assert plan(spec, mode="compiled").waves
-    with pytest.raises(FulaError, match="'captured' is not possible with dropout"):
-        plan(spec, mode="captured")
+    assert plan(spec, mode="compiled", device="cuda").waves
+    with pytest.raises(FulaError, match="'captured' is not possible: dropout masks"):
+        plan(spec, mode="captured", device="cuda")
+    plain = spec_of({"methods": ["hint"]})
+    assert plan(plain, mode="captured", device="cuda").waves
+    with pytest.raises(FulaError, match="'captured' is not possible: it needs a CUDA device"):
+        plan(plain, mode="captured", device="cpu")
 
 
 @pytest.mark.parametrize(

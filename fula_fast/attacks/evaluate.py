@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arithmetic import arithmetic
-from ..attack_options import AttackOptions
+from ..attack_options import CPU_BATCH, CUDA_BATCH, AttackOptions
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
@@ -125,7 +125,7 @@ def robust_evaluate(
     packed = as_packed(models, compile=chosen.compiles, device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
-        chosen = replace(chosen, batch_size=512 if x.is_cuda else 128)
+        chosen = replace(chosen, batch_size=CUDA_BATCH if x.is_cuda else CPU_BATCH)
     if chosen.mode == "captured" and not x.is_cuda:
         raise FulaError("mode = 'captured' needs models on a CUDA device; use mode = 'auto'")
     with arithmetic("fp32"), reproducible(chosen.seed):

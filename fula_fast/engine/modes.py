@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..errors import FulaError
+from ..machine import check_mode, why_not_captured
 from ..task import WaveTask
 from .capture import Captured
 from .network import Runner, run_plain
@@ -58,26 +58,16 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
 
 
 def _resolved(task: WaveTask) -> str:
-    cuda = task.device.type == "cuda"
-    if task.mode == "captured" and not cuda:
-        raise FulaError("engine mode 'captured' needs a CUDA device; use 'compiled' or 'eager'")
-    if task.mode == "captured" and (reason := _why_not_captured(task)):
-        raise FulaError(f"engine mode 'captured' is not possible: {reason}; use 'compiled'")
+    place, dropout = task.device.type, task.cells[0].protocol.dropout
+    check_mode(task.mode, place, dropout)
     if task.mode != "auto":
         return task.mode
-    if cuda:
-        reason = _why_not_captured(task)
+    if place == "cuda":
+        reason = why_not_captured(place, dropout)
         if reason:
             task.progress.note(f"{reason}: compiled, not captured")
         return "compiled" if reason else "captured"
     return "compiled" if task.flops >= WORTH_COMPILING else "eager"
-
-
-def _why_not_captured(task: WaveTask) -> str:
-    """Why a wave's step cannot be one graph; empty where it can."""
-    if task.cells[0].protocol.dropout == "train":
-        return "dropout masks are keyed by the epoch on the host"
-    return ""
 
 
 class CompiledRunner:

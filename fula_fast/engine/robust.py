@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..attack_options import CUDA_BATCH
 from ..attacks import RobustResult
 from ..models import Staged
 from ..robust import attacked_models
@@ -23,7 +24,7 @@ from .wave import Wave
 
 _IMAGE_ROOM = 2**30
 """Bytes of adversarial images held at a time."""
-_USUAL_BATCH, _LEAST_BATCH = 512, 32
+_LEAST_BATCH = 32
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -55,9 +56,10 @@ def attacked_lanes(
 
 def _fitting(attacked: Callable[[Mapping[str, Any]], T], options: Mapping[str, Any]) -> T:
     """`attacked(options)`, in smaller batches where a GPU's memory does not suffice: lanes that have
-    been trained are not to be trained again for it. Flags do not depend on the size of a batch."""
+    been trained are not to be trained again for it. To rounding, flags do not depend on the
+    size of a batch."""
     while True:
-        size = options.get("batch_size") or _USUAL_BATCH
+        size = options.get("batch_size") or CUDA_BATCH
         try:
             return attacked(options)
         except torch.OutOfMemoryError:
