@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..graphs import Recorder
+from ..device.graphs import Recorder
+from ..device.replay import Replay
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
-from .capture import Replay
 from .losses import TARGETED
 from .packed import PackedModel, by_route, logits_along
 from .record import Record

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from ..statistics import moves, statistics_of
-from ..stitches import Stitch
-from ..task import WaveTask
-from .lanenorm import LaneNorm, lane_copy
+from ..stitching.stitch import Stitch
+from .lane_norms import LaneNorm, lane_copy
 from .network import statistics
+from .statistics import moves, statistics_of
+from .task import WaveTask
 from .wave import Wave
 
 State = Mapping[str, Tensor]

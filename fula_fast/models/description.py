@@ -77,7 +77,7 @@ def describe(
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
     if name not in DEFAULTS:
-        from .registry import build
+        from .catalogue import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
         return describe_staged(build(name, **request, **options))
@@ -95,7 +95,7 @@ def describe(
 
 def describe_staged(staged: Staged) -> Description:
     """Sites of a built model, its FLOPs counted by torch while one black image runs through."""
-    from .measure import costs
+    from .probe import costs
 
     names = [*staged.site_names, "head"]
     parts = [
