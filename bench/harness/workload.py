@@ -202,9 +202,8 @@ def _task(setting: Setting, cells: Sequence[Cell]) -> WaveTask:
     pixels = draw.integers(0, 256, (count, setting.image, setting.image, 3), dtype=np.uint8)
     images = ImageSet(pixels, np.arange(count) % CLASSES, tuple("0123456789"))
     stream = open_stream(
-        images, batch_size=setting.batch, seed=0, augmentation=Augmentation(),
-        device=setting.device,
-    )  # fmt: skip
+        images, batch_size=setting.batch, seed=0, augmentation=Augmentation(), device=setting.device
+    )
     work = 2.0 * setting.description.flops * setting.batch * len(cells) * setting.training_steps
     return WaveTask(
         cells, front, end, stream, dm_images=lambda _: torch.zeros(0), evaluations={}, epochs=1,

@@ -42,7 +42,7 @@ from fula_fast.bench.harness.kernel_cases import (
     no_room,
     ranked,
     schedule,
-)  # fmt: skip
+)
 from fula_fast.bench.harness.record import (
     RESULTS,
     environment,

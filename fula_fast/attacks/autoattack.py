@@ -157,10 +157,7 @@ def is_deterministic(
 
 
 def _same_gradient(
-    search: PackedModel,
-    record: Record,
-    pairs: Sequence[tuple[int, int]],
-    route: Hashable | None,
+    search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]], route: Hashable | None
 ) -> bool:
     lane, image = torch.tensor(pairs, device=record.images.device).unbind(1)
     x, labels = record.pixels(image), record.labels[image]

@@ -93,10 +93,7 @@ class Slots:
 
     def _iterate(self, logits: Callable[[Tensor, Tensor], Tensor]) -> None:
         seen = evaluate_mean(
-            lambda x: logits(x, self.lane),
-            self.state.adv,
-            self._loss_of,
-            self._config.eot,
+            lambda x: logits(x, self.lane), self.state.adv, self._loss_of, self._config.eot
         )
         self.state.assign(
             advance(self._config, self._table, self.state, seen, keep_first=self._keep_first)

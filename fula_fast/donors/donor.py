@@ -284,11 +284,7 @@ def pgd_adversary(attack: Attack, seed: int) -> Adversary:
     from ..attacks import pgd, start_noise
 
     def adversary(
-        model: Staged,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        index: torch.Tensor,
-        epoch: int,
+        model: Staged, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int
     ) -> torch.Tensor:
         noise = None
         if attack.random_start:

@@ -64,11 +64,7 @@ class Description:
 
 
 def describe(
-    name: str,
-    num_classes: int,
-    input_shape: Sequence[int],
-    hook: str = "post_relu",
-    **options: Any,
+    name: str, num_classes: int, input_shape: Sequence[int], hook: str = "post_relu", **options: Any
 ) -> Description:
     """Sites of `build(name, ...)`, counted by formula for our own models and ViTs.
 

@@ -65,9 +65,7 @@ def splits_of(tree: FileTree) -> tuple[str, str] | None:
 
 
 def index_splits(
-    tree: FileTree,
-    classes: Sequence[str] | None = None,
-    extensions: tuple[str, ...] = IMAGES,
+    tree: FileTree, classes: Sequence[str] | None = None, extensions: tuple[str, ...] = IMAGES
 ) -> tuple[FolderIndex, FolderIndex]:
     """The training and test files of `tree`; both splits must hold the same classes."""
     splits = splits_of(tree)

@@ -25,14 +25,7 @@ from fula_fast.donors.donor import (
 from fula_fast.donors.training import RECIPES, permuted
 from fula_fast.errors import FulaError
 from fula_fast.models import build, content_hash, load_checkpoint
-from fula_fast.pipelines import (
-    Augmentation,
-    ImageSet,
-    Normalisation,
-    Shortcut,
-    Source,
-    open_stream,
-)
+from fula_fast.pipelines import Augmentation, ImageSet, Normalisation, Shortcut, Source, open_stream
 from fula_fast.study.protocol import Attack
 
 SHAPE = (3, 8, 8)
@@ -319,10 +312,7 @@ def test_a_recipe_from_the_specs_table(source):
         shortcut="pixel+class",
     )
     expected = _recipe(
-        source,
-        adversarial=Attack(steps=3),
-        alpha=0.25,
-        shortcut=Shortcut("pixel", "class"),
+        source, adversarial=Attack(steps=3), alpha=0.25, shortcut=Shortcut("pixel", "class")
     )
     assert recipe_of(donor, source) == expected
     control = tables.DonorSpec(model="resnet18", untrained=True)

@@ -27,9 +27,7 @@ from fula_fast.store import COLUMNS, Store, StoreWarning
 EXECUTORS = ["solo", "wave"]
 MEASURES = ("accuracy", "agreement_hard", "agreement_soft", "kappa", "term_stitch", "loss")
 METHODS = ["dm", "hint", "slm", "tlm", "fula"]
-QUICK = {
-    "epochs": 2, "batch_size": 256, "dm_samples": 60, "crop_padding": 1, "flip": False
-}  # fmt: skip
+QUICK = {"epochs": 2, "batch_size": 256, "dm_samples": 60, "crop_padding": 1, "flip": False}
 
 
 def network(seed: int, **options):

@@ -159,8 +159,7 @@ def test_unreadable_spec_files_are_named(tmp_path):
 
 def test_attack_sizes_may_be_fractions():
     spec = load_spec(
-        MINIMAL,
-        ["protocol.attack.eps=4/255", "donors.a.adversarial={eps='16/255', steps=7}"],
+        MINIMAL, ["protocol.attack.eps=4/255", "donors.a.adversarial={eps='16/255', steps=7}"]
     )
     assert spec.base_protocol.attack.eps == 4 / 255
     assert spec.donors["a"].adversarial == Adversarial(eps=16 / 255, steps=7)
@@ -249,8 +248,7 @@ def test_overrides_do_not_change_the_given_table():
 
 
 weights = st.dictionaries(
-    st.sampled_from(["hint", "slm", "tlm", "fula"]),
-    st.floats(0, 10, allow_subnormal=False),
+    st.sampled_from(["hint", "slm", "tlm", "fula"]), st.floats(0, 10, allow_subnormal=False)
 )
 
 

@@ -52,12 +52,7 @@ def peer_of(kind, front, end, front_site, end_site, method, **options):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("sites", "hook"),
-    [
-        ((1, 1), "post_relu"),
-        ((3, 7), "pre_relu"),
-        ((7, 2), "post_relu"),
-        ((9, 9), "post_relu"),
-    ],
+    [((1, 1), "post_relu"), ((3, 7), "pre_relu"), ((7, 2), "post_relu"), ((9, 9), "post_relu")],
 )
 @pytest.mark.parametrize("kind", PEERS)
 def test_a_peer_trains_as_a_lone_cell_does(kind, sites, hook, method):
