@@ -128,7 +128,7 @@ def pgd(
     sign = -1.0 if targeted else 1.0
 
     def loss_of(logits: Tensor) -> Tensor:
-        if not labels.is_cuda:
+        if labels.device.type == "cpu":
             check_labels(labels, logits.shape[1])
         return sign * cross_entropy(logits, labels)
 
