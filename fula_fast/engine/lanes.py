@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
+from ..kernels.layout import layout_of
 from ..study.cell import Cell
 from ..study.protocol import term_weights
 
@@ -161,6 +162,43 @@ def take_lanes(x: Tensor, count: int, places: Sequence[int]) -> Tensor:
     """Lanes at `places` of (count*B, ...) as (m*B, ...): a view where they are neighbours."""
     if list(places) == list(range(count)):
         return x
-    size = x.shape[0] // count
-    parts = [x[r.start * size : r.stop * size] for r in runs(places)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    size, found = x.shape[0] // count, runs(places)
+    if len(found) == 1:
+        return x[found[0].start * size : found[0].stop * size]
+    return _Taken.apply(x, count, tuple(places))
+
+
+class _Taken(torch.autograd.Function):
+    """Copies of lanes at distinct places. Autograd's own backward of many slices would write, and
+    add up, a whole tensor for each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, count: int, places: tuple[int, ...]) -> Tensor:
+        ctx.count, ctx.places = count, places
+        size = x.shape[0] // count
+        return torch.cat([x[r.start * size : r.stop * size] for r in runs(places)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        size = grad.shape[0] // len(ctx.places)
+        whole = torch.empty(
+            (ctx.count * size, *grad.shape[1:]), dtype=grad.dtype, device=grad.device,
+            memory_format=layout_of(grad),
+        ).zero_()  # fmt: skip
+        whole.unflatten(0, (ctx.count, size)).index_copy_(
+            0, index_at(ctx.places, grad.device), grad.unflatten(0, (-1, size))
+        )
+        return whole, None, None
+
+
+def take_rows(x: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Rows of x (n, ...) at `places`, which need not be distinct."""
+    if places == tuple(range(len(x))):
+        return x
+    return x.index_select(0, index_at(places, x.device))
+
+
+@cache
+def index_at(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """The places as int64 on the device. Never dropped: captured graphs go on reading it."""
+    return torch.tensor(places, device=device)

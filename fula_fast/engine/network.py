@@ -177,10 +177,18 @@ class Network:
             before = stop.running + stop.enter_grad
         logits = None
         if route.head:
-            last = take_lanes(grad, len(before), route.head_keep)
-            logits = self._run(self.tail.head, last, route.head, rule)
-            logits = logits.unflatten(0, (len(route.head), -1))
+            logits = self._to_logits(grad, before, route, rule)
         return Flight(logits, route.head, activations)
+
+    def _to_logits(self, x: Tensor, flying: tuple[int, ...], route: Route, rule: Rule) -> Tensor:
+        """Logits (m, B, classes) of the lanes `route.head`: picked among the logits of all, which
+        are small, unless batch norms in the head must see those lanes alone."""
+        head, keep = self.tail.head, route.head_keep
+        if self._norms[id(head)]:
+            logits = self._run(head, take_lanes(x, len(flying), keep), route.head, rule)
+        else:
+            logits = take_lanes(self._run(head, x, flying, rule), len(flying), keep)
+        return logits.unflatten(0, (len(keep), -1))
 
     def _through(self, stop: Stop, grad, stat, before, rule: Rule, aims: Aims | None):
         """Stage `stop.site` for all in flight; lanes whose loss has ended change sides."""

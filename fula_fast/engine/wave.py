@@ -7,7 +7,7 @@ step over one flat buffer. Lanes never mix, so a lane computes what its cell wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,15 @@ from .aims import Aims, Targets
 from .bank import Bank
 from .dropout import PASSES, Key, set_key, use_keyed_dropout
 from .lane_norms import lane_norms, settling_steps
-from .lanes import Lane, Route, in_order, route_of, take_lanes
+from .lanes import Lane, Route, in_order, index_at, route_of, take_lanes
 from .network import Network, Runner, run_plain, statistics
 from .optimiser import FlatOptimiser
 from .shares import Draw, Share, draw, shares_of
+
+_TASKS = ("slm", "tlm")
+
+Terms = tuple[Tensor, list[tuple[int, int, float]]]
+"""Values (n,) of terms, and each one's lane, column of the table of terms, and weight."""
 
 
 class Wave:
@@ -227,21 +232,37 @@ class Wave:
     # Losses
 
     def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
-        """Loss of every lane, (L,), with graph; zero for a lane without an objective."""
-        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
-        losses = torch.zeros(len(self.lanes), dtype=kind, device=self.device)
-        for site, lanes, dist2, norm2 in aims.found():
-            losses = self._add_terms(losses, site, lanes, self._terms(dist2, norm2, lanes))
-        if flight.logits is not None:
-            losses = self._add_tasks(losses, flight, aims.targets, y)
-        return losses
+        """Loss of every lane, (L,), with graph; zero for a lane without an objective.
 
-    def _add_terms(self, losses, site: int, lanes: tuple[int, ...], values: Tensor) -> Tensor:
-        weights = [self.lanes[n].site_weights[site - 1] for n in lanes]
-        index = self.network.index(lanes)
+        Each weighted term has its own place in a table (L, columns), a column for every end site and
+        task, whose rows are summed: in an order that does not depend on the lane's companions.
+        """
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        columns = self.terms.shape[1] + len(_TASKS)
+        table = torch.zeros(len(self.lanes) * columns, dtype=kind, device=self.device)
+        parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y, kind)]
+        if parts:
+            places = [place for _, own in parts for place in own]
+            weights = self._constant([weight for *_, weight in places], kind)
+            values = torch.cat([values.to(kind) for values, _ in parts]) * weights
+            at = tuple(lane * columns + column for lane, column, _ in places)
+            table = table.index_copy(0, index_at(at, self.device), values)
+        return table.view(-1, columns).sum(1)
+
+    def _site_terms(self, aims: Aims) -> Iterator[Terms]:
+        """The terms at the end's sites; they are recorded as well."""
+        found = aims.distances()
+        if found is None:
+            return
+        lanes = [n for _, n in found.places]
+        values = self._terms(found.dist2, found.norm2, lanes)
+        sites = self.terms.shape[1]
+        at = tuple(n * sites + site - 1 for site, n in found.places)
         with torch.no_grad():
-            self.terms[index, site - 1] = values.detach().double()
-        return _add(losses, index, values * self._constant(weights, values.dtype), self.device)
+            self.terms.view(-1).index_copy_(0, index_at(at, self.device), values.double())
+        weights = [self.lanes[n].site_weights[site - 1] for site, n in found.places]
+        columns = [site - 1 for site, _ in found.places]
+        yield values, list(zip(lanes, columns, weights, strict=True))
 
     def _terms(self, dist2: Tensor, norm2: Tensor, lanes: Sequence[int]) -> Tensor:
         """Normalised terms; lanes may differ in their norm's scope."""
@@ -252,18 +273,18 @@ class Wave:
         each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
         return torch.where(sample, *each)
 
-    def _add_tasks(self, losses, flight, targets: Targets, y: Tensor) -> Tensor:
-        logits = flight.logits.to(losses.dtype)
-        for name in ("slm", "tlm"):
+    def _task_terms(self, flight, targets: Targets, y: Tensor, kind: torch.dtype):
+        """The task losses of the lanes that reached the head, as `_site_terms`."""
+        if flight.logits is None:
+            return
+        logits = flight.logits.to(kind)
+        for column, name in enumerate(_TASKS, self.terms.shape[1]):
             wanted = [p for p, n in enumerate(flight.head) if getattr(self.lanes[n], name)]
-            if not wanted:
-                continue
-            chosen = [flight.head[p] for p in wanted]
-            own = take_lanes(logits, len(flight.head), wanted)
-            values = self._task(name, own, chosen, targets, y)
-            weights = self._constant([getattr(self.lanes[n], name) for n in chosen], values.dtype)
-            losses = _add(losses, self.network.index(tuple(chosen)), values * weights, self.device)
-        return losses
+            if wanted:
+                chosen = [flight.head[p] for p in wanted]
+                own = take_lanes(logits, len(flight.head), wanted)
+                places = [(n, column, getattr(self.lanes[n], name)) for n in chosen]
+                yield self._task(name, own, chosen, targets, y), places
 
     def _task(self, name, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
         """(n, B, classes) to (n,): mean over the batch."""
@@ -323,9 +344,3 @@ class Wave:
         """Copy the state now; the returned function puts it back bit for bit."""
         kept = {name: tensor.clone() for name, tensor in self.state().items()}
         return lambda: self.load_state(kept)
-
-
-def _add(losses: Tensor, index: Tensor | slice, values: Tensor, device: torch.device) -> Tensor:
-    if isinstance(index, slice):
-        index = torch.arange(index.start, index.stop, device=device)
-    return losses.index_add(0, index, values.to(losses.dtype))
