@@ -99,10 +99,27 @@ class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators: list[Operator] = []
+        self._inside = False
+
+    def fuse(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` counted as one operator, as if it were compiled; it returns nothing."""
+
+        def call(*args: Any) -> None:
+            given = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+            versions = [t._version for t in given]
+            self._inside = True
+            fn(*args)
+            self._inside = False
+            written = [t for t, v in zip(given, versions, strict=True) if t._version != v]
+            self.operators.append(Operator("fused", tuple(given), tuple(written), 0, args))
+
+        return call
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if self._inside:
+            return out
         if func.namespace != "prim" and name not in FREE:
             formula = flop_registry.get(func.overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
@@ -145,6 +162,11 @@ def _elementwise(op: Operator, chip: Chip):
     if op.name in ("add", "add_") and moved > 1e8:
         return "large sums", 1, moved, 0.0
     return ("elementwise, large" if moved > LARGE else "one-block operators"), 1, moved, 0.0
+
+
+def _fused(op: Operator, chip: Chip):
+    """A compiled chain; its numbers without a size of their own take another kernel."""
+    return "update", 2, _total(op.inputs) + _total(op.outputs), 0.0
 
 
 def _part_read(op: Operator, chip: Chip):
@@ -231,12 +253,8 @@ def _stitch_backward(op: Operator, chip: Chip):
     return "stitches", 9, moved, max(cached + moved / chip.memory, work)
 
 
-def _resize_backward(op: Operator, chip: Chip):
-    """Two products, each between permuted copies."""
-    return "resizes", 6, 6 * _total(op.inputs[:1]), 0.0
-
-
 def _resize(op: Operator, chip: Chip):
+    """Forward one kernel; backward two products."""
     return "resizes", 1, _total(op.inputs) + _total(op.outputs), 0.0
 
 
@@ -245,6 +263,7 @@ def _hint_terms(op: Operator, chip: Chip):
 
 
 _RULES: dict[str, Rule] = {
+    "fused": _fused,
     "index": _part_read,
     "index_select": _part_read,
     "gather": _part_read,
@@ -258,7 +277,7 @@ _RULES: dict[str, Rule] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "upsample_bilinear2d": _resize,
-    "upsample_bilinear2d_backward": _resize_backward,
+    "bmm": _resize,
     "fula::lane_norm": _lane_norm,
     "fula::lane_norm_backward": _lane_norm_backward,
     "fula::stitch_hint": _stitch,

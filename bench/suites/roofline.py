@@ -25,7 +25,7 @@ from fula_fast.attacks.apgd import APGDConfig
 from fula_fast.attacks.losses import CE
 from fula_fast.attacks.slots import Slots
 from fula_fast.bench.harness.record import RESULTS, environment, write
-from fula_fast.bench.harness.roofline import H100, Cost, Counter, Operator, Total, by_part, cost, total
+from fula_fast.bench.harness.roofline import H100, Cost, Counter, Total, by_part, cost, total
 from fula_fast.bench.harness.workload import (
     Setting,
     add_options,
@@ -33,8 +33,8 @@ from fula_fast.bench.harness.workload import (
     donors,
     grid_cells,
     setting_of,
-    usual_setting,
 )
+from fula_fast.engine.optimiser import Fuse, unfused
 from fula_fast.engine.packed_wave import PackedWave
 from fula_fast.engine.shares import Draw
 from fula_fast.engine.wave import Wave
@@ -48,7 +48,7 @@ APGD_IMAGES = 512
 """Images in flight of AutoAttack; more only make the same kernels longer."""
 
 
-def wave_of(setting: Setting, cells: Sequence[Cell]) -> Wave:
+def wave_of(setting: Setting, cells: Sequence[Cell], fuse: Fuse = unfused) -> Wave:
     """The wave of `cells` on the `meta` device."""
     front, end = donors(setting)
     shapes = front.site_shapes, end.site_shapes
@@ -56,7 +56,7 @@ def wave_of(setting: Setting, cells: Sequence[Cell]) -> Wave:
         c.id: new_stitch(shapes[0][c.front_site - 1], shapes[1][c.end_site - 1], c.protocol)
         for c in cells
     }
-    options = {"dtype": setting.dtype, "device": "meta"}
+    options = {"dtype": setting.dtype, "device": "meta", "fuse": fuse}
     return Wave(cells, front, end, stitches, setting.training_steps, **options)
 
 
@@ -67,9 +67,9 @@ def images_of(setting: Setting, count: int, dtype: torch.dtype) -> tuple[Tensor,
     return pixels.contiguous(memory_format=torch.channels_last), labels
 
 
-def training_step(setting: Setting, full: bool) -> Callable[[], object]:
+def training_step(setting: Setting, full: bool, fuse: Fuse) -> Callable[[], object]:
     """A step of the clean wave; `full`: of the phase in which all statistics move."""
-    wave = wave_of(setting, grid_cells(setting.lanes))
+    wave = wave_of(setting, grid_cells(setting.lanes), fuse)
     x, y = images_of(setting, setting.batch, setting.dtype)
     return lambda: wave.run(x, y, full)
 
@@ -98,24 +98,20 @@ def apgd_iteration(setting: Setting) -> Callable[[], object]:
     return lambda: slots.iterate(route)
 
 
-def counted(step: Callable[[], object]) -> list[Operator]:
-    """What the second of two runs dispatches: the first fills caches."""
+def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[Cost]:
+    """Costs of the operators of the step that the options name: of its second run, as the first
+    fills caches."""
+    counter = Counter()
+    if attack == "none":
+        step = training_step(setting, full, counter.fuse)
+    else:
+        step = {"pgd": pgd_iteration, "apgd": apgd_iteration}[attack](setting)
     with backend.using("cpp"):  # the operators' kernels: nothing runs, so whose does not matter
         step()
-        with Counter() as counter:
+        counter.operators.clear()
+        with counter:
             step()
-    return counter.operators
-
-
-def step_of(setting: Setting, attack: str, full: bool) -> Callable[[], object]:
-    """The step that the options name."""
-    made = {"none": lambda s: training_step(s, full), "pgd": pgd_iteration, "apgd": apgd_iteration}
-    return made[attack](setting)
-
-
-def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[Cost]:
-    """Costs of a step's operators."""
-    return [cost(op) for op in counted(step_of(setting, attack, full))]
+    return [cost(op) for op in counter.operators]
 
 
 def last_line(found: Total) -> str:

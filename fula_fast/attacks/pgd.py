@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..device.replay import Replay, compiled, recorder_on
+from ..device.compiling import compiled
+from ..device.replay import Replay, recorder_on
 from ..errors import FulaError
 from ..kernels import pgd_step
 from ..study.protocol import Attack

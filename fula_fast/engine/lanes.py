@@ -19,13 +19,16 @@ class Lane:
     """A cell as the engine sees it.
 
     `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `slm`, `tlm`:
-    weights of the task losses. `trained`: its stitch has an objective (all but `dm`).
+    weights of the task losses. `trained`: its stitch has an objective (all but `dm`). `source`: what
+    lanes must share for one product to serve their stitches: the shape of the front's site, or,
+    where each lane has a batch of its own, the site.
     """
 
     cell: Cell
     site_weights: tuple[float, ...]
     slm: float
     tlm: float
+    source: tuple[int, ...]
 
     @property
     def front_site(self) -> int:
@@ -40,9 +43,11 @@ class Lane:
         return bool(self.cell.objective)
 
     @property
-    def group(self) -> tuple[int, bool, float]:
-        """Lanes that join one end site with equal values here always run together."""
-        return self.front_site, self.trained, self.cell.alpha
+    def group(self) -> tuple[tuple[int, ...], bool, float, bool, bool]:
+        """Lanes that join one end site with equal values here always run together: all have a term
+        there or none, and all go on or none."""
+        ends, measured = self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
+        return self.source, self.trained, self.cell.alpha, ends, measured
 
     @cached_property
     def reach(self) -> int:
@@ -52,7 +57,7 @@ class Lane:
         return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
 
 
-def lane_of(cell: Cell, sites: int) -> Lane:
+def lane_of(cell: Cell, sites: int, source: tuple[int, ...]) -> Lane:
     """The lane of a cell whose end has `sites` sites."""
     weights = [0.0] * sites
     fula = cell.objective.get("fula", 0.0)
@@ -62,19 +67,27 @@ def lane_of(cell: Cell, sites: int) -> Lane:
             weights[site - 1] += fula * share
     weights[cell.end_site - 1] += cell.objective.get("hint", 0.0)
     slm, tlm = (cell.objective.get(name, 0.0) for name in ("slm", "tlm"))
-    return Lane(cell, tuple(weights), slm, tlm)
+    return Lane(cell, tuple(weights), slm, tlm, source)
 
 
-def in_order(cells: Sequence[Cell], sites: int) -> list[Lane]:
+def in_order(
+    cells: Sequence[Cell], sites: int, shapes: Sequence[tuple[int, ...]], *, shared: bool
+) -> list[Lane]:
     """Lanes in the order in which they join the tail; those that never enter it come last.
 
     Lanes that run a stage together then mostly are neighbours, so that slices serve for copies.
+    shapes: of the front's sites. shared: one batch serves all lanes.
     """
-    lanes = [lane_of(cell, sites) for cell in cells]
+    lanes = [
+        lane_of(c, sites, tuple(shapes[c.front_site - 1]) if shared else (c.front_site,))
+        for c in cells
+    ]
     return sorted(
         lanes,
-        key=lambda lane: (lane.reach <= lane.end_site, lane.end_site, lane.front_site, lane.reach),
-    )
+        key=lambda lane: (
+            lane.reach <= lane.end_site, lane.end_site, lane.group, lane.front_site, lane.reach,
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .dropout import PASSES, Key, set_key, use_keyed_dropout
 from .lane_norms import lane_norms, settling_steps
 from .lanes import Lane, Route, in_order, index_at, route_of, take_lanes
 from .network import Network, Runner, run_plain, statistics
-from .optimiser import FlatOptimiser
+from .optimiser import FlatOptimiser, Fuse, unfused
 from .shares import Draw, Share, draw, shares_of
 
 _TASKS = ("slm", "tlm")
@@ -42,7 +42,8 @@ class Wave:
     Args: `cells` that share what a wave shares; `front`, `end`: donors, never modified;
     `stitches`: initial stitch by cell id; `steps`: of the whole training; `dtype`: of activations
     (stitches stay float32, or float64 with it); `settle`: let lanes whose loss needs no tail run it
-    for the last steps only (`False` runs it always, as a lone cell would).
+    for the last steps only (`False` runs it always, as a lone cell would). `runner`, `fuse`: how a
+    stage, and a chain of elementwise operators, are run.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Wave:
         device: torch.device | str = "cpu",
         settle: bool = True,
         runner: Runner = run_plain,
+        fuse: Fuse = unfused,
     ) -> None:
         self.device = torch.device(device)
-        self.lanes = in_order(cells, end.num_sites)
+        attacked = any(cell.alpha > 0 for cell in cells)
+        self.lanes = in_order(cells, end.num_sites, front.site_shapes, shared=not attacked)
         self.protocol = cells[0].protocol  # for what the wave shares
         self.steps, self.dtype = steps, dtype
         numbers = torch.float64 if dtype == torch.float64 else torch.float32
@@ -71,8 +74,9 @@ class Wave:
             shared=not self.attacked, dtype=dtype, device=self.device, runner=runner,
         )  # fmt: skip
         protocols = [lane.cell.protocol for lane in self.lanes]
-        self.optimiser = FlatOptimiser(self.bank.flat, self.bank.lane_of, protocols, steps)
-        self.bank.bind_gradients(self.optimiser.grad)
+        self.optimiser = FlatOptimiser(
+            self.bank.flat, self.bank.lane_of, protocols, steps, fuse=fuse
+        )  # fmt: skip
         self._masks: Key | None = None
         if self.protocol.dropout == "train":
             for which in PASSES:
@@ -149,9 +153,8 @@ class Wave:
         with torch.no_grad():
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
-        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
         aims = Aims(self.lanes, targets)
-        flight = self.network.fly(route, fronts, order, rule, training=True, aims=aims)
+        flight = self.network.fly(route, fronts, rule, training=True, aims=aims)
         self._set_masks(None)
         losses = self._losses(flight, aims, y)
         self._update(losses)
@@ -163,8 +166,7 @@ class Wave:
         (n*B, classes). Differentiable in x; an attacked wave's lanes alone have own batches."""
         route = self._attack_route(tuple(lanes))
         fronts = self.network.fronts(x.to(self.dtype), lanes, "running")
-        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
-        flight = self.network.fly(route, fronts, order, "running", training=False)
+        flight = self.network.fly(route, fronts, "running", training=False)
         places = [flight.head.index(n) for n in lanes]
         return take_lanes(flight.logits.flatten(0, 1), len(lanes), places)
 
@@ -310,7 +312,7 @@ class Wave:
         self.epoch_steps.add_(1)
         if losses.requires_grad:
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
-            losses.sum().backward()
+            self.bank.backward(losses.sum(), self.optimiser.grad)
         self.optimiser.step(self.alive)
 
     # State
