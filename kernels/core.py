@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import _core
-from .layout import fronts_like, laid_out, layout_of, like, stitched
 from .reference import accumulator
+from .shared.layout import fronts_like, laid_out, layout_of, like, stitched
 
 
 def serves(noun: str) -> bool:

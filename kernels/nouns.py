@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backend, checks, ops, reference
+from . import ops, reference
+from .shared import backend, checks
 
 
 def lane_norm(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import backend
-from .layout import fronts_like, like, stitched
 from .reference import accumulator
+from .shared import backend
+from .shared.layout import fronts_like, like, stitched
 
 
 def _serving(noun: str, x: Tensor) -> ModuleType:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .layout import fronts_like, like, placed
 from .reference import accumulator, gather, wide
+from .shared.layout import fronts_like, like, placed
 
 augment = reference.augment
 

@@ -17,7 +17,7 @@ from .. import kernels
 from ..attacks import pgd
 from ..cell import Cell
 from ..dropout import PASSES, Key, set_key, use_keyed_dropout
-from ..kernels.layout import laid_out, layout_of
+from ..kernels.shared.layout import laid_out, layout_of
 from ..models import Staged
 from ..objectives import soft_label_losses
 from ..pipelines import Batch

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import FulaError
-from . import augment as _augment
-from . import hint_terms as _hint_terms
-from . import norm_launch as _norm
-from . import pgd_step as _pgd_step
-from . import stitch_launch as _stitch
+from ..augment import triton as _augment
+from ..hint_terms import triton as _hint_terms
+from ..lane_norm import triton as _norm
+from ..pgd_step import triton as _pgd_step
+from ..stitch_hint import triton as _stitch
 
 
 def _on_device(launcher):

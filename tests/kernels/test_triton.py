@@ -16,8 +16,9 @@ from fula_fast.errors import FulaError
 from fula_fast.kernels import backend, reference
 
 pytest.importorskip("triton")
-from fula_fast.kernels.triton import stitch_launch, tiles
-from fula_fast.kernels.triton.tiles import Tile
+from fula_fast.kernels.shared import tiles
+from fula_fast.kernels.shared.tiles import Tile
+from fula_fast.kernels.stitch_hint import triton as stitch_launch
 
 # the interpreter of older releases turns one-element arrays into numbers
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")

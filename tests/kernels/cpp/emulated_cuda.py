@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fula_fast import kernels
 from fula_fast.kernels import reference
-from fula_fast.kernels.aot_variants import variants
+from fula_fast.kernels.aot.variants import variants
 
 DTYPES = {
     torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.uint8: 4,

@@ -30,7 +30,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ..errors import FulaError, nearest
+from ...errors import FulaError, nearest
 
 BACKENDS = ("auto", "reference", "triton", "cpp")
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -53,7 +53,7 @@ def _core_nouns() -> frozenset[str]:
     """The nouns of this build's C++ module; none without it."""
     if not _HAS_CORE:
         return frozenset()
-    from . import core
+    from .. import core
 
     return frozenset(noun for noun in NOUNS if core.serves(noun))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import dot, load_tile, store_tile, tile_rows
+from ..shared.device import dot, load_tile, store_tile, tile_rows
 
 
 @triton.jit

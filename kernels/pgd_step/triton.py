@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import laid_out, layout_of, like
-from .common import narrow, power_of_two
+from ..shared.device import narrow, power_of_two
+from ..shared.layout import laid_out, layout_of, like
 
 
 @triton.jit

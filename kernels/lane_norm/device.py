@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import load_tile, rectify, store_tile, tile_rows
+from ..shared.device import load_tile, rectify, store_tile, tile_rows
 
 
 @triton.jit

@@ -15,15 +15,15 @@ import torch
 import triton
 from torch import Tensor
 
-from ..layout import fronts_like, stitched
-from .common import View, channels_last, flat, sum_partials
-from .stitch_hint import (
+from ..shared.device import View, channels_last, flat, sum_partials
+from ..shared.layout import fronts_like, stitched
+from ..shared.tiles import choose
+from .device import (
     fused_gradient_kernel,
     input_gradient_kernel,
     stitch_kernel,
     weight_gradient_kernel,
 )
-from .tiles import choose
 
 FUSED = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 WORKSPACE = 256 << 20

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import narrow
+from ..shared.device import narrow
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .common import power_of_two
+from .device import power_of_two
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from reprlib import repr as shortened
 import torch
 from torch import Tensor
 
-from ..errors import FulaError
+from ...errors import FulaError
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int32, torch.int64)

@@ -8,16 +8,16 @@ import torch
 import triton
 from torch import Tensor
 
-from ..layout import like
-from .common import ABSENT, View, flat, power_of_two, sum_partials, view
-from .lane_norm import (
+from ..shared.device import ABSENT, View, flat, power_of_two, sum_partials, view
+from ..shared.layout import like
+from ..shared.tiles import Tile, choose
+from .device import (
     input_gradient_kernel,
     merge_stats_kernel,
     normalise_kernel,
     stats_kernel,
     sums_kernel,
 )
-from .tiles import Tile, choose
 
 _CHUNKS = 128  # at most, so that one program merges them
 

@@ -10,9 +10,14 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .aot_compile import Variant
-from .triton import augment, common, hint_terms, lane_norm, pgd_step, stitch_hint
-from .triton.tiles import default
+from ..augment import triton as augment
+from ..hint_terms import triton as hint_terms
+from ..lane_norm import device as lane_norm
+from ..pgd_step import triton as pgd_step
+from ..shared import device as common
+from ..shared.tiles import default
+from ..stitch_hint import device as stitch_hint
+from .compile import Variant
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 LAYOUTS = ("fast", "any")

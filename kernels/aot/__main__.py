@@ -22,7 +22,7 @@ from pathlib import Path
 
 import triton
 
-from .aot_compile import (
+from .compile import (
     ARCHES,
     PTX_ARCH,
     Compiled,
@@ -33,7 +33,7 @@ from .aot_compile import (
     merged,
     vector_bits,
 )
-from .aot_variants import variants
+from .variants import variants
 
 
 def build(chosen: Iterable[Variant]) -> tuple[dict[str, bytes], dict]:

@@ -1,0 +1,5 @@
+"""`augment`."""
+
+from ..nouns import augment
+
+__all__ = ["augment"]

@@ -1,0 +1,5 @@
+"""`gram`."""
+
+from ..nouns import gram
+
+__all__ = ["gram"]

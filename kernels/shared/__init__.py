@@ -1,0 +1,1 @@
+"""What the kernels share: the choice of a backend, checks, memory layouts, device code, tiles."""
