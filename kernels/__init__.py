@@ -1,7 +1,7 @@
 """The engine's own operators.
 
-`reference` says what each computes; `nouns` are the public functions, served by the backend that
-`shared.backend` chooses.
+A folder a noun: the public function, its record of arguments, the reference that says what it
+computes, the operator, and the compiled versions behind it. `backend` chooses who serves a call.
 """
 
 from .augment import augment
@@ -9,8 +9,8 @@ from .gram import gram
 from .hint_terms import hint_terms
 from .lane_norm import lane_norm
 from .pgd_step import pgd_step
-from .reference import squared_norm, term
 from .shared import backend
+from .shared.distance import squared_norm, term
 from .stitch_hint import stitch_hint
 
 __all__ = [

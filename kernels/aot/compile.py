@@ -17,7 +17,7 @@ ARCHES = (80, 90)
 PTX_ARCH = 80
 """Its PTX runs on every later chip; PTX that uses Hopper's own instructions would not."""
 PTX_VERSION = 86
-"""PTX 8.6: known to the older assembler that Triton ships, and to drivers of CUDA 12.7 and later."""
+"""PTX 8.6: known to the older assembler that Triton ships, and to drivers from CUDA 12.7 on."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler reports for one kernel: registers a thread, bytes spilled (stores and loads)."""
+    """What the assembler reports of a kernel: registers a thread, bytes spilled (stores, loads)."""
 
     registers: int
     spilled: int

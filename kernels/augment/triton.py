@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.device import narrow
+from .arguments import AugmentArguments
 
 
 @triton.jit
@@ -46,29 +47,18 @@ def augment_kernel(images, index, dy, dx, flip, markers, marker_index, marker_y,
     tl.store(out + row.to(tl.int64) * size + at, narrow(value, out), mask=held)
 
 
-def augment(
-    images: Tensor,
-    index: Tensor,
-    dy: Tensor,
-    dx: Tensor,
-    flip: Tensor,
-    pad: int,
-    markers: Tensor | None,
-    marker_index: Tensor | None,
-    marker_y: Tensor | None,
-    marker_x: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def forward(a: AugmentArguments) -> Tensor:
     """(B, C, H, W) of `dtype`, channels-last."""
-    _, height, width, channels = images.shape
-    out = images.new_empty(len(index), height, width, channels, dtype=dtype)
+    _, height, width, channels = a.images.shape
+    out = a.images.new_empty(len(a.index), height, width, channels, dtype=a.dtype)
     if out.numel():
         pieces = triton.cdiv(height * width * channels, 1024)
-        size = (0, 0) if markers is None else markers.shape[1:3]
-        tables = (markers, marker_index, marker_y, marker_x)
-        augment_kernel[(len(index) * pieces,)](
-            images.contiguous(), index, dy, dx, flip.view(torch.uint8),
-            *(None if t is None else t.contiguous() for t in tables), out,
-            height, width, channels, pad, *size, pieces, BLOCK=1024, num_warps=4,
-        )  # fmt: skip
+        size = (0, 0) if a.markers is None else a.markers.shape[1:3]
+        tables = (a.markers, a.marker_index, a.marker_y, a.marker_x)
+        with torch.cuda.device_of(out):
+            augment_kernel[(len(a.index) * pieces,)](
+                a.images.contiguous(), a.index, a.dy, a.dx, a.flip.view(torch.uint8),
+                *(None if t is None else t.contiguous() for t in tables), out,
+                height, width, channels, a.pad, *size, pieces, BLOCK=1024, num_warps=4,
+            )  # fmt: skip
     return out.permute(0, 3, 1, 2)

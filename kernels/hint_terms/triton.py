@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..shared.device import narrow, power_of_two
 from ..shared.layout import laid_out, layout_of, like
+from .arguments import HintTermsArguments
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def _depth(activation: Tensor, target: Tensor) -> Depth:
     return Depth(laid_out(activation, layout), laid_out(target, layout))
 
 
-def _plan(depths: Sequence[Depth], programs: Sequence[int]) -> tuple[tuple[int, ...], int]:
+def _plan(programs: Sequence[int]) -> tuple[tuple[int, ...], int]:
     """(first program of each depth, all programs)."""
     firsts = [0]
     for count in programs:
@@ -106,42 +107,41 @@ def _block(depths: Sequence[Depth]) -> int:
     return power_of_two(max(depth.size for depth in depths), 4096)
 
 
-def hint_terms(activations: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+def forward(a: HintTermsArguments) -> list[Tensor]:
     """dist2 (L_i, B) of every depth; all activations of one dtype."""
     outs = [
-        a.new_zeros(len(a) // max(len(t), 1), len(t), dtype=torch.float32)
-        for a, t in zip(activations, targets, strict=True)
+        x.new_zeros(len(x) // max(len(t), 1), len(t), dtype=torch.float32) for x, t in a.pairs()
     ]
-    live = [i for i, a in enumerate(activations) if a.numel()]
+    live = [i for i, x in enumerate(a.activations) if x.numel()]
     if live:
-        depths = [_depth(activations[i], targets[i]) for i in live]
-        firsts, programs = _plan(depths, [len(d.activation) for d in depths])
-        distances_kernel[(programs,)](
-            tuple(d.activation for d in depths), tuple(d.target for d in depths),
-            tuple(outs[i] for i in live), firsts, tuple(len(d.target) for d in depths),
-            tuple(d.size for d in depths), COUNT=len(live), BLOCK=_block(depths), num_warps=8,
-        )  # fmt: skip
+        depths = [_depth(a.activations[i], a.targets[i]) for i in live]
+        firsts, programs = _plan([len(d.activation) for d in depths])
+        with torch.cuda.device_of(depths[0].activation):
+            distances_kernel[(programs,)](
+                tuple(d.activation for d in depths), tuple(d.target for d in depths),
+                tuple(outs[i] for i in live), firsts, tuple(len(d.target) for d in depths),
+                tuple(d.size for d in depths), COUNT=len(live), BLOCK=_block(depths), num_warps=8,
+            )  # fmt: skip
     return outs
 
 
-def hint_terms_backward(
-    shares: Sequence[Tensor], activations: Sequence[Tensor], targets: Sequence[Tensor]
-) -> list[Tensor]:
+def backward(a: HintTermsArguments, shares: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the activations, from those of dist2 (L_i, B)."""
-    depths = [_depth(a, t) for a, t in zip(activations, targets, strict=True)]
+    depths = [_depth(x, t) for x, t in a.pairs()]
     grads = [like(d.activation) for d in depths]
-    live = [i for i, a in enumerate(activations) if a.numel()]
+    live = [i for i, x in enumerate(a.activations) if x.numel()]
     if live:
         held = [depths[i] for i in live]
         block = _block(held)
         pieces = tuple(triton.cdiv(d.size, block) for d in held)
         firsts, programs = _plan(
-            held, [len(d.activation) * p for d, p in zip(held, pieces, strict=True)]
+            [len(d.activation) * p for d, p in zip(held, pieces, strict=True)]
         )
-        gradients_kernel[(programs,)](
-            tuple(d.activation for d in held), tuple(d.target for d in held),
-            tuple(grads[i] for i in live), tuple(shares[i].contiguous() for i in live), firsts,
-            pieces, tuple(len(d.target) for d in held), tuple(d.size for d in held),
-            COUNT=len(live), BLOCK=block, num_warps=8,
-        )  # fmt: skip
+        with torch.cuda.device_of(held[0].activation):
+            gradients_kernel[(programs,)](
+                tuple(d.activation for d in held), tuple(d.target for d in held),
+                tuple(grads[i] for i in live), tuple(shares[i].contiguous() for i in live), firsts,
+                pieces, tuple(len(d.target) for d in held), tuple(d.size for d in held),
+                COUNT=len(live), BLOCK=block, num_warps=8,
+            )  # fmt: skip
     return grads

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..shared.device import ABSENT, View, flat, power_of_two, sum_partials, view
 from ..shared.layout import like
+from ..shared.operators import Incoming
 from ..shared.tiles import Tile, choose
+from .arguments import LaneNormArguments
 from .device import (
     input_gradient_kernel,
     merge_stats_kernel,
@@ -20,27 +22,6 @@ from .device import (
 )
 
 _CHUNKS = 128  # at most, so that one program merges them
-
-
-class Norm(NamedTuple):
-    """What normalises: weight and bias (C,) or (L, C), statistics (L, C), all contiguous."""
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    var: Tensor
-    eps: float
-    relu: bool
-
-    @property
-    def affine_stride(self) -> int:
-        """From one lane's weights to the next; 0 where (C,) is shared."""
-        return self.weight.shape[-1] if self.weight.dim() == 2 else 0
-
-    @property
-    def floor(self) -> float:
-        """What the sum is cut off below; a shut ReLU passes no gradient, a NaN does."""
-        return 0.0 if self.relu else float("-inf")
 
 
 class Sizes(NamedTuple):
@@ -69,7 +50,43 @@ def _chunks(rows: int, tile: Tile) -> tuple[int, int]:
     return triton.cdiv(total, tiles), tiles
 
 
-def batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(y, mean, var, dist2 or None)."""
+    with torch.cuda.device_of(a.x):
+        mean, var = a.running_mean, a.running_var
+        if a.training:
+            mean, var = _batch_statistics(a.x, a.lanes)
+        y, dist2 = _normalise(_contiguous(a._replace(running_mean=mean, running_var=var)))
+    return y, mean, var, dist2
+
+
+def backward(
+    a: LaneNormArguments, incoming: Incoming, affine: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
+    dx, dresidual = like(a.x), None if a.residual is None else like(a.x)
+    sums = a.x.new_zeros(a.lanes, 2, a.x.shape[1], dtype=torch.float32) if affine else None
+    if a.x.numel() == 0:
+        return dx, dresidual, sums
+    dy, ddist2 = incoming
+    aimed = view(None if ddist2 is None else a.target)
+    ddist2 = None if ddist2 is None else ddist2.contiguous()
+    given = _Given(view(a.residual), aimed, view(dy), view(dresidual), ddist2)
+    source, a = view(a.x), _contiguous(a)
+    with torch.cuda.device_of(a.x):
+        if a.training or affine:
+            sums = _sums(a, source, given)
+        _input_gradient(a, source, given, sums, view(dx))
+    return dx, dresidual, sums if affine else None
+
+
+def _contiguous(a: LaneNormArguments) -> LaneNormArguments:
+    """`a` with weight, bias and statistics contiguous."""
+    weight, bias, mean, var = (t.contiguous() for t in _vectors(a))
+    return a._replace(weight=weight, bias=bias, running_mean=mean, running_var=var)
+
+
+def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (L, C), float32, of x (L*B, C, H, W)."""
     mean = x.new_empty(lanes, x.shape[1], dtype=torch.float32)
     var = torch.empty_like(mean)
@@ -94,26 +111,24 @@ def batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def lane_norm(
-    x: Tensor, norm: Norm, residual: Tensor | None, target: Tensor | None, lanes: int
-) -> tuple[Tensor, Tensor | None]:
+def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
     """(y, dist2 (L, B) or None) for given statistics."""
-    y = like(x)
-    dist2 = None if target is None else x.new_zeros(lanes, len(target), dtype=torch.float32)
+    x, y = a.x, like(a.x)
+    dist2 = None if a.target is None else x.new_zeros(a.lanes, len(a.target), dtype=torch.float32)
     if x.numel() == 0:
         return y, dist2
-    views = (view(x), view(residual), view(target), view(y))
+    views = (view(x), view(a.residual), view(a.target), view(y))
     source, extra, aimed, out = views
-    sizes = _sizes(source, lanes)
+    sizes = _sizes(source, a.lanes)
     even = flat(sizes.positions, *views)
     tile = choose("normalise", x, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
     partial = None
     if dist2 is not None:
         partial = x.new_empty(dist2.numel(), sizes.positions * parts, dtype=torch.float32)
-    normalise_kernel[(lanes * tiles * parts,)](
-        source.tensor, extra.tensor, aimed.tensor, *norm[:4], out.tensor, partial,
-        *sizes, tiles, parts, norm.affine_stride, norm.eps, norm.floor,
+    normalise_kernel[(a.lanes * tiles * parts,)](
+        source.tensor, extra.tensor, aimed.tensor, *_vectors(a), out.tensor, partial,
+        *sizes, tiles, parts, *_numbers(a),
         source.strides, extra.strides, aimed.strides, out.strides,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
@@ -122,7 +137,19 @@ def lane_norm(
     return y, dist2
 
 
-class Incoming(NamedTuple):
+def _vectors(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """weight, bias, mean and variance, as kernels take them."""
+    return a.weight, a.bias, a.running_mean, a.running_var
+
+
+def _numbers(a: LaneNormArguments) -> tuple[int, float, float]:
+    """From one lane's weights to the next (0 where they are shared); eps; what the sum is cut off
+    below: a shut ReLU passes no gradient, a NaN does."""
+    affine_stride = a.weight.shape[-1] if a.weight.dim() == 2 else 0
+    return affine_stride, a.eps, 0.0 if a.relu else float("-inf")
+
+
+class _Given(NamedTuple):
     """What the backward kernels read besides x, and where d goes (dresidual)."""
 
     residual: View
@@ -138,68 +165,38 @@ class Incoming(NamedTuple):
         return self.residual.strides, self.target.strides, self.grad_y.strides, self.d.strides
 
 
-def lane_norm_backward(
-    grad_y: Tensor | None,
-    grad_dist2: Tensor | None,
-    x: Tensor,
-    norm: Norm,
-    residual: Tensor | None,
-    target: Tensor | None,
-    lanes: int,
-    training: bool,
-    affine: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
-    dx, dresidual = like(x), None if residual is None else like(x)
-    sums = x.new_zeros(lanes, 2, x.shape[1], dtype=torch.float32) if affine else None
-    if x.numel() == 0:
-        return dx, dresidual, sums
-    aimed = view(None if grad_dist2 is None else target)
-    incoming = Incoming(view(residual), aimed, view(grad_y), view(dresidual), grad_dist2)
-    source = view(x)
-    if training or affine:
-        sums = _sums(source, norm, incoming, lanes)
-    _input_gradient(source, norm, incoming, sums, view(dx), lanes, training)
-    return dx, dresidual, sums if affine else None
-
-
-def _sums(x: View, norm: Norm, incoming: Incoming, lanes: int) -> Tensor:
+def _sums(a: LaneNormArguments, x: View, given: _Given) -> Tensor:
     """(L, 2, C) sums of d and d * xhat; writes d where there is a residual."""
-    sizes = _sizes(x, lanes)
+    sizes = _sizes(x, a.lanes)
     channels = sizes.channels
-    even = flat(sizes.positions, x, *incoming[:4])
+    even = flat(sizes.positions, x, *given[:4])
     tile = choose("sums", x.tensor, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
-    partial = x.tensor.new_empty(chunks, lanes * 2 * channels, dtype=torch.float32)
-    sums_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
-        x.tensor, *incoming.tensors(), *norm[:4], incoming.grad_y.tensor, incoming.grad_dist2,
-        incoming.d.tensor, partial, *sizes, chunks, tiles, norm.affine_stride, norm.eps,
-        norm.floor, x.strides, *incoming.strides(), FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    partial = x.tensor.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
+    sums_kernel[(a.lanes * chunks * triton.cdiv(channels, tile.cols),)](
+        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
+        given.d.tensor, partial, *sizes, chunks, tiles, *_numbers(a),
+        x.strides, *given.strides(),
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
-    return sum_partials(partial, 0, partial.new_empty(lanes, 2, channels))
+    return sum_partials(partial, 0, partial.new_empty(a.lanes, 2, channels))
 
 
 def _input_gradient(
-    x: View,
-    norm: Norm,
-    incoming: Incoming,
-    sums: Tensor | None,
-    dx: View,
-    lanes: int,
-    training: bool,
+    a: LaneNormArguments, x: View, given: _Given, sums: Tensor | None, dx: View
 ) -> None:
-    d = incoming.d.tensor
+    d = given.d.tensor
     stored = d is not None and sums is not None  # by `sums_kernel`: nothing is recomputed
     if stored:
-        incoming = Incoming(ABSENT, ABSENT, ABSENT, incoming.d, None)
-    sizes = _sizes(x, lanes)
-    even = flat(sizes.positions, x, dx, *incoming[:4])
+        given = _Given(ABSENT, ABSENT, ABSENT, given.d, None)
+    sizes = _sizes(x, a.lanes)
+    even = flat(sizes.positions, x, dx, *given[:4])
     tile = choose("norm_gradient", x.tensor, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
-    input_gradient_kernel[(lanes * tiles * parts,)](
-        x.tensor, *incoming.tensors(), *norm[:4], incoming.grad_y.tensor, incoming.grad_dist2,
-        d if stored else None, None if stored else d, sums if training else None, dx.tensor,
-        *sizes, tiles, norm.affine_stride, norm.eps, norm.floor, 1.0 / sizes.rows, x.strides,
-        *incoming.strides(), dx.strides, FLAT=even,
-        ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    input_gradient_kernel[(a.lanes * tiles * parts,)](
+        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
+        d if stored else None, None if stored else d, sums if a.training else None, dx.tensor,
+        *sizes, tiles, *_numbers(a), 1.0 / sizes.rows,
+        x.strides, *given.strides(), dx.strides,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip

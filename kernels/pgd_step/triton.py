@@ -8,12 +8,14 @@ A zero gradient or offset is left where it is.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..shared.device import narrow, power_of_two
 from ..shared.layout import laid_out, layout_of, like
+from .arguments import PgdStepArguments
 
 
 @triton.jit
@@ -73,21 +75,21 @@ def l2_kernel(x, grad, clean, out, size, step, eps, BLOCK: tl.constexpr):
         tl.store(out + first + at, narrow(value, out), mask=at < size)
 
 
-def pgd_step(
-    x_adv: Tensor, grad: Tensor, x_clean: Tensor, step: float, eps: float, norm: str
-) -> Tensor:
+def forward(a: PgdStepArguments) -> Tensor:
     """The next x_adv, as `layout.like(x_adv)`."""
-    out = like(x_adv)
-    x, grad, clean = (laid_out(t, layout_of(x_adv)) for t in (x_adv, grad, x_clean))
+    out, layout = like(a.x_adv), layout_of(a.x_adv)
     if not out.numel():
         return out
-    if norm == "linf":
-        linf_kernel[(triton.cdiv(x.numel(), 2048),)](
-            x, grad, clean, out, x.numel(), step, eps, BLOCK=2048, num_warps=4
-        )
-    else:
-        size = x[0].numel()
-        l2_kernel[(len(x),)](
-            x, grad, clean, out, size, step, eps, BLOCK=power_of_two(size, 4096), num_warps=8
-        )
+    x, grad, clean = (laid_out(t, layout) for t in (a.x_adv, a.grad, a.x_clean))
+    with torch.cuda.device_of(x):
+        if a.norm == "linf":
+            linf_kernel[(triton.cdiv(x.numel(), 2048),)](
+                x, grad, clean, out, x.numel(), a.step, a.eps, BLOCK=2048, num_warps=4
+            )
+        else:
+            size = x[0].numel()
+            block = power_of_two(size, 4096)
+            l2_kernel[(len(x),)](
+                x, grad, clean, out, size, a.step, a.eps, BLOCK=block, num_warps=8
+            )
     return out

@@ -1,1 +1,1 @@
-"""What the kernels share: the choice of a backend, checks, memory layouts, device code, tiles."""
+"""What the kernels share: choice of a backend, checks, layouts, operators, device code, tiles."""

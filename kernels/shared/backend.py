@@ -25,7 +25,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -41,8 +44,9 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "augment": ("reference", "triton", "cpp"),
     "gram": ("reference", "cpp"),
 }
-"""The backends that each noun has."""
+"""All nouns, and the backends that each has."""
 
+_MODULES = {"triton": "triton", "cpp": "cpu"}
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 _HAS_TRITON = find_spec("triton") is not None
 _HAS_CORE = find_spec("fula_fast.kernels._core") is not None
@@ -53,9 +57,8 @@ def _core_nouns() -> frozenset[str]:
     """The nouns of this build's C++ module; none without it."""
     if not _HAS_CORE:
         return frozenset()
-    from .. import core
-
-    return frozenset(noun for noun in NOUNS if core.serves(noun))
+    core = import_module("fula_fast.kernels._core")
+    return frozenset(n for n in NOUNS if hasattr(core, n) or hasattr(core, f"{n}_forward"))
 
 
 _CORE_NOUNS = _core_nouns()
@@ -103,6 +106,12 @@ def choose(noun: str, x: Tensor) -> str:
             f"FULA_BACKEND = {_requested} cannot serve {noun}: {reason}; use FULA_BACKEND=auto"
         )
     return _requested
+
+
+@cache
+def implementation(noun: str, name: str) -> ModuleType:
+    """What computes `noun` behind its operator: the module of the backend `name`, loaded late."""
+    return import_module(f"fula_fast.kernels.{noun}.{_MODULES[name]}")
 
 
 def _features(x: Tensor) -> int:

@@ -1,4 +1,10 @@
-"""What every kernel and launcher shares: the row tiling, strided views, and sums of partials.
+"""What every Triton kernel and launcher shares: row tiling, strided views, and sums of partials.
+
+A launcher takes a checked record, allocates every output, and launches on the device of its
+tensors; it neither synchronises with the host nor tunes. Sums over rows leave one partial per
+program and are finished by a second kernel in a fixed order: no atomics, so the same input gives
+the same bits. Kernels may run in Triton's interpreter (TRITON_INTERPRET=1, set before this package
+is imported).
 
 Rows are (sample, position) pairs of one lane, numbered through, cut into tiles of ROWS. Where every
 tensor's samples follow each other without a gap (FLAT: channels-last does) a row's offset is one
@@ -8,12 +14,16 @@ wave hold more than 2**31 elements.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+# Newer Triton warns unless this is decided; contracting a*b+c is what PyTorch's own kernels do.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """Triton's interpreter multiplies bfloat16 as bit patterns; there products are taken in float32."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def like(x: Tensor) -> Tensor:
-    """Uninitialised, of x's shape and dtype: contiguous if x is, else channels-last if it can be."""
+    """Uninitialised, of x's shape and dtype: contiguous if x is, else channels-last if possible."""
     return torch.empty_like(x, memory_format=layout_of(x))
 
 

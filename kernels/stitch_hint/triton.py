@@ -9,15 +9,19 @@ sums of dW over splits of the rows are bounded by WORKSPACE as well.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ...errors import FulaError
 from ..shared.device import View, channels_last, flat, sum_partials
 from ..shared.layout import fronts_like, stitched
+from ..shared.operators import Incoming
 from ..shared.tiles import choose
+from .arguments import StitchHintArguments
 from .device import (
     fused_gradient_kernel,
     input_gradient_kernel,
@@ -89,26 +93,41 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32"
 
 
-def _stitch(x, weight, bias, x_index, target, target_index) -> Stitch:
-    cast = weight.to(x.dtype).contiguous()
-    return Stitch(located(x), cast, bias.contiguous(), x_index, located(target), target_index)
+def _stitch(a: StitchHintArguments) -> Stitch:
+    cast = a.weight.to(a.x.dtype).contiguous()
+    fronts, aims = (_index(tuple(i), a.x.device) for i in (a.x_index, a.target_index))
+    return Stitch(located(a.x), cast, a.bias.contiguous(), fronts, located(a.target), aims)
 
 
-def stitch_hint(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x_index: Tensor,
-    target: Tensor | None,
-    target_index: Tensor,
-    write: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+@cache
+def _index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """`numbers` on the device, int32. Never dropped: captured graphs keep reading it."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise FulaError(
+            f"lane index {list(numbers)} is new inside a CUDA graph capture; run the step once "
+            "before capturing it"
+        )
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+
+@cache
+def _by_front(x_index: tuple[int, ...], fronts: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(lanes sorted by front, where each front's lanes start, and the end)."""
+    order = sorted(range(len(x_index)), key=lambda lane: x_index[lane])
+    starts = [sum(i < front for i in x_index) for front in range(fronts + 1)]
+    return tuple(order), tuple(starts)
+
+
+def forward(a: StitchHintArguments) -> tuple[Tensor | None, Tensor | None]:
     """(y or None, dist2 (L, B) or None)."""
-    stitch = _stitch(x, weight, bias, x_index, target, target_index)
-    lanes, samples, _, _, c2 = stitch.sizes()
-    y = stitched(x, lanes * samples, c2) if write else None
-    dist2 = None if target is None else x.new_zeros(lanes, samples, dtype=torch.float32)
-    _product(stitch, y, dist2, _NONE)
+    with torch.cuda.device_of(a.x):
+        stitch = _stitch(a)
+        lanes, samples, _, _, c2 = stitch.sizes()
+        y = stitched(a.x, lanes * samples, c2) if a.write else None
+        dist2 = None
+        if a.target is not None:
+            dist2 = a.x.new_zeros(lanes, samples, dtype=torch.float32)
+        _product(stitch, y, dist2, _NONE)
     return y, dist2
 
 
@@ -141,39 +160,35 @@ def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grad
         sum_partials(partial, 1, dist2)
 
 
-def stitch_hint_backward(
-    grad_y: Tensor | None,
-    grad_dist2: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x_index: Tensor,
-    target: Tensor | None,
-    target_index: Tensor,
-    order: tuple[Tensor, Tensor] | None,
+def backward(
+    a: StitchHintArguments, incoming: Incoming, need_dx: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(dW, db, dx or None), dW and db in the dtypes of `weight` and `bias`.
+    """(dW, db, dx or None), dW and db in the dtypes of weight and bias."""
+    dw = torch.zeros_like(a.weight, memory_format=torch.contiguous_format)
+    db = torch.zeros_like(a.bias, memory_format=torch.contiguous_format)
+    dx = fronts_like(a.x).zero_() if need_dx else None
+    if len(a.weight) * a.x.numel():
+        with torch.cuda.device_of(a.x):
+            _gradients(a, incoming, dw, db, dx)
+    return dw, db, dx
 
-    order: where dx is wanted, (lanes sorted by front, where each front's lanes start, and the end).
-    """
-    stitch = _stitch(x, weight, bias, x_index, target, target_index)
-    grads = Grads(lanes_located(grad_y), None if grad_dist2 is None else grad_dist2.contiguous())
-    dw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    db = torch.zeros_like(bias, memory_format=torch.contiguous_format)
-    dx = None if order is None else fronts_like(x).zero_()
-    if not len(weight) * x.numel():
-        return dw, db, dx
-    if order is not None:
-        e = lanes_located(_residual(x, stitch, grads, grad_y))
+
+def _gradients(
+    a: StitchHintArguments, incoming: Incoming, dw: Tensor, db: Tensor, dx: Tensor | None
+) -> None:
+    stitch, (dy, ddist2) = _stitch(a), incoming
+    grads = Grads(lanes_located(dy), None if ddist2 is None else ddist2.contiguous())
+    if dx is not None:
+        e = lanes_located(_residual(a.x, stitch, grads, dy))
         _weight_gradient(stitch, e, dw, db)
+        order = (_index(part, a.x.device) for part in _by_front(tuple(a.x_index), len(a.x)))
         _input_gradient(stitch, e, lanes_located(dx.flatten(0, 1)), *order)
-    elif grad_dist2 is not None and weight.shape[2] <= FUSED[x.dtype]:
+    elif ddist2 is not None and a.weight.shape[2] <= FUSED[a.x.dtype]:
         _fused_gradient(stitch, grads, dw, db)
     else:
-        for part, given, whole, lanes in _groups(stitch, grads, grad_y):
-            e = lanes_located(_residual(x, part, given, whole))
+        for part, given, whole, lanes in _groups(stitch, grads, dy):
+            e = lanes_located(_residual(a.x, part, given, whole))
             _weight_gradient(part, e, dw[lanes], db[lanes])
-    return dw, db, dx
 
 
 def _groups(
