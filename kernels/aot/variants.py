@@ -7,15 +7,18 @@ ceil(a, b), with the constants of the variant by name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from triton import JITFunction
 
 from ..augment import triton as augment
 from ..hint_terms import triton as hint_terms
 from ..lane_norm import device as lane_norm
 from ..pgd_step import triton as pgd_step
 from ..shared import device as common
-from ..shared.tiles import default
+from ..shared.tiles import Tile, default
 from ..stitch_hint import device as stitch_hint
 from .compile import Variant
 
@@ -68,15 +71,48 @@ _STRIDES = ["x", "residual", "target", "y", "grad", "d", "dx", "e"]
 _INDICES = ["x_index", "target_index", "order", "starts", "index", "marker_index"]
 
 
-def _types(dtype: str, layout: str, axes: int) -> dict[str, object]:
+class Case(NamedTuple):
+    """dtype and layout of a variant's activations."""
+
+    dtype: str
+    layout: str
+
+    @property
+    def fast(self) -> bool:
+        """Channels-last, without gaps, aligned."""
+        return self.layout == "fast"
+
+    @property
+    def pointer(self) -> str:
+        """To an activation."""
+        return _POINTERS[self.dtype]
+
+    def tile(self, kernel: str) -> Tile:
+        """The shipped tile of a kernel."""
+        return default(kernel, DTYPES[self.dtype], self.fast)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What few variants differ in. axes: strides a tensor; types: of arguments unlike `_types`."""
+
+    axes: int = 3
+    types: Mapping[str, object] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 3
+
+
+_USUAL = Options()
+
+
+def _types(case: Case, axes: int) -> dict[str, object]:
     """Types by argument name; `axes` strides a tensor: (sample, position, channel[, front])."""
-    channel = 1 if layout == "fast" else "i64"
-    strides = ("i64", "i64", channel, "i64")[:axes]
+    strides = ("i64", "i64", 1 if case.fast else "i64", "i64")[:axes]
     return {
         **dict.fromkeys(_COUNTS, "i32"),
         **_SCALARS,
         **dict.fromkeys(_SUMS, "*fp32"),
-        **dict.fromkeys(_ACTIVATIONS, _POINTERS[dtype]),
+        **dict.fromkeys(_ACTIVATIONS, case.pointer),
         **{f"{name}_strides": strides for name in _STRIDES},
         **dict.fromkeys(_INDICES, "*i64"),
     }
@@ -84,26 +120,22 @@ def _types(dtype: str, layout: str, axes: int) -> dict[str, object]:
 
 def _variant(
     name: str,
-    kernel,
-    dtype: str,
-    layout: str,
+    kernel: JITFunction,
+    case: Case,
     grid: str,
     constants: Mapping[str, object],
-    *,
-    axes: int = 3,
-    types: Mapping[str, object] | None = None,
-    warps: int = 4,
-    stages: int = 3,
+    options: Options = _USUAL,
 ) -> Variant:
-    kinds = {**_types(dtype, layout, axes), **(types or {})}
+    kinds = {**_types(case, options.axes), **options.types}
     aligned: frozenset[str] = frozenset()
-    if layout == "fast":
+    if case.fast:
         pointers = [n for n, k in kinds.items() if str(k).lstrip("('").startswith("*")]
         strides = [n for n in kinds if n.endswith("_strides")]
         divisible = ("channels", "c1", "c2", "affine_stride", "size", "sizes")
         aligned = frozenset([*pointers, *strides, *divisible]) - {*_INDICES}
     known = {n: v for n, v in constants.items() if n in kernel.arg_names}
-    return Variant(f"{name}_{dtype}_{layout}", kernel, kinds, known, aligned, grid, warps, stages)
+    named = f"{name}_{case.dtype}_{case.layout}"
+    return Variant(named, kernel, kinds, known, aligned, grid, options.warps, options.stages)
 
 
 def variants() -> Iterator[Variant]:
@@ -111,14 +143,18 @@ def variants() -> Iterator[Variant]:
     yield from _shared()
     for dtype in DTYPES:
         for layout in LAYOUTS:
-            yield from _norm(dtype, layout)
-            yield from _stitch(dtype, layout)
-            yield from _elementwise(dtype, layout)
-        yield from _augment(dtype)
+            case = Case(dtype, layout)
+            yield from _norm(case)
+            yield from _stitch(case)
+            yield from _elementwise(case)
+        yield from _augment(Case(dtype, "any"))
 
 
 def _absent(*names: str) -> dict[str, None]:
     return dict.fromkeys(names)
+
+
+_SUM = Case("f32", "any")
 
 
 def _shared() -> Iterator[Variant]:
@@ -127,39 +163,39 @@ def _shared() -> Iterator[Variant]:
         sizes = {"COUNT": 16, "SIZE": 64} if name == "columns" else {"COUNT": 128, "SIZE": 16}
         types = {other: "i64", "out": "*fp32"}
         yield _variant(
-            f"sum_partials_{name}", common.sum_partials_kernel, "f32", "any",
-            "ceil(size, SIZE)", {constant: 1, **sizes}, types=types,
+            f"sum_partials_{name}", common.sum_partials_kernel, _SUM,
+            "ceil(size, SIZE)", {constant: 1, **sizes}, Options(types=types),
         )  # fmt: skip
     yield _variant(
-        "lane_norm_merge_stats", lane_norm.merge_stats_kernel, "f32", "any",
+        "lane_norm_merge_stats", lane_norm.merge_stats_kernel, _SUM,
         "lanes * ceil(channels, COLS)", {"CHUNKS": 128, "COLS": 32},
     )  # fmt: skip
 
 
-def _norm(dtype: str, layout: str) -> Iterator[Variant]:
+def _norm(case: Case) -> Iterator[Variant]:
     def tile(kernel: str) -> dict[str, object]:
-        chosen = default(kernel, DTYPES[dtype], layout == "fast")
-        return {"FLAT": layout == "fast", "ROWS": chosen.rows, "COLS": chosen.cols}
+        chosen = case.tile(kernel)
+        return {"FLAT": case.fast, "ROWS": chosen.rows, "COLS": chosen.cols}
 
     chunked = "lanes * chunks * ceil(channels, COLS)"
     tiled = "lanes * tiles * ceil(channels, COLS)"
-    yield _variant("lane_norm_stats", lane_norm.stats_kernel, dtype, layout, chunked, tile("stats"))
-    for residual in (True, False) if layout == "fast" else (True,):
+    yield _variant("lane_norm_stats", lane_norm.stats_kernel, case, chunked, tile("stats"))
+    for residual in (True, False) if case.fast else (True,):
         for target in (True, False):
             options = ("_residual" if residual else "") + ("_target" if target else "")
             gone = [] if residual else ["residual"]
             lost = [] if target else ["target"]
             yield _variant(
-                f"lane_norm_normalise{options}", lane_norm.normalise_kernel, dtype, layout,
+                f"lane_norm_normalise{options}", lane_norm.normalise_kernel, case,
                 "lanes * tiles * parts",
                 tile("normalise") | _absent(*gone, *lost, *(() if target else ("partial",))),
             )  # fmt: skip
             yield _variant(
-                f"lane_norm_sums{options}", lane_norm.sums_kernel, dtype, layout, chunked,
+                f"lane_norm_sums{options}", lane_norm.sums_kernel, case, chunked,
                 tile("sums") | _absent(*gone, *lost, *(() if target else ("grad_dist2",))),
             )  # fmt: skip
     yield _variant(
-        "lane_norm_input_gradient", lane_norm.input_gradient_kernel, dtype, layout, tiled,
+        "lane_norm_input_gradient", lane_norm.input_gradient_kernel, case, tiled,
         tile("norm_gradient") | _absent("residual", "target", "grad_y", "grad_dist2", "d_out"),
     )  # fmt: skip
 
@@ -174,63 +210,69 @@ _STITCH_MODES: dict[str, tuple[str, ...]] = {
 """What `stitch_kernel` leaves out in each mode; the last two only in the fast layout."""
 
 
-def _stitch(dtype: str, layout: str) -> Iterator[Variant]:
-    fixed = {
-        "PRECISION": _PRECISION[dtype], "LANES_INNER": True, "FLAT": layout == "fast",
-    }  # fmt: skip
-    weights = {"weight": _POINTERS[dtype]}
+def _product(
+    name: str,
+    kernel: JITFunction,
+    case: Case,
+    grid: str,
+    constants: Mapping[str, object],
+    types: Mapping[str, object],
+) -> Variant:
+    """A variant of a matrix product; its tile has the name of its kernel."""
+    tile = case.tile(kernel.__name__.removesuffix("_kernel"))
+    fixed = {"PRECISION": _PRECISION[case.dtype], "LANES_INNER": True, "FLAT": case.fast}
+    sizes = {"ROWS": tile.rows, "COLS": tile.cols, "INNER": tile.inner, "DEPTH": tile.inner}
+    types = {"weight": case.pointer, **types}
+    options = Options(4, types, tile.warps, tile.stages)
+    return _variant(name, kernel, case, grid, {**fixed, **sizes, **constants}, options)
 
-    def product(name, kernel, tiles, grid, constants, depth="INNER", types=None) -> Variant:
-        tile = default(tiles, DTYPES[dtype], layout == "fast")
-        sizes = {"ROWS": tile.rows, "COLS": tile.cols, depth: tile.inner}
-        return _variant(
-            name, kernel, dtype, layout, grid, fixed | sizes | constants, axes=4,
-            types=weights | (types or {}), warps=tile.warps, stages=tile.stages,
+
+def _stitch(case: Case) -> Iterator[Variant]:
+    cast = Options(types={"x": "*fp32", "out": case.pointer})
+    yield _variant("cast", common.cast_kernel, case, "ceil(size, BLOCK)", {"BLOCK": 1024}, cast)
+    half = case.dtype == "f16"
+    for mode in list(_STITCH_MODES)[: 5 if case.fast else 3]:
+        gradient = mode.startswith("e")
+        yield _product(
+            f"stitch_hint_{mode}", stitch_hint.stitch_kernel, case, "lanes * tiles * parts",
+            _absent(*_STITCH_MODES[mode]) | {"GRADIENT": gradient},
+            {"y": "*fp32"} if half and gradient else {},
         )  # fmt: skip
-
-    yield _variant("cast", common.cast_kernel, dtype, layout, "ceil(size, BLOCK)", {"BLOCK": 1024},
-                   types={"x": "*fp32", "out": _POINTERS[dtype]})  # fmt: skip
-    for mode in list(_STITCH_MODES)[: 5 if layout == "fast" else 3]:
-        constants = _absent(*_STITCH_MODES[mode]) | {"GRADIENT": mode.startswith("e")}
-        wide = {"y": "*fp32"} if dtype == "f16" and mode.startswith("e") else {}
-        yield product(f"stitch_hint_{mode}", stitch_hint.stitch_kernel, "stitch",
-                      "lanes * tiles * parts", constants, types=wide)  # fmt: skip
-    if layout == "fast":
+    if case.fast:
         for options, gone in (("", ("grad_y",)), ("_dy", ())):
-            yield product(
-                f"stitch_hint_fused_gradient{options}", stitch_hint.fused_gradient_kernel,
-                "fused_gradient", "lanes * splits * parts", _absent(*gone), "DEPTH",
+            yield _product(
+                f"stitch_hint_fused_gradient{options}", stitch_hint.fused_gradient_kernel, case,
+                "lanes * splits * parts", _absent(*gone), {},
             )  # fmt: skip
-    for options, e in (("", _POINTERS[dtype]), *((("_wide", "*fp32"),) if dtype == "f16" else ())):
-        yield product(
-            f"stitch_hint_weight_gradient{options}", stitch_hint.weight_gradient_kernel,
-            "weight_gradient", "lanes * splits * parts", {}, "DEPTH", {"e": e},
+    for options, e in (("", case.pointer), *((("_wide", "*fp32"),) if half else ())):
+        yield _product(
+            f"stitch_hint_weight_gradient{options}", stitch_hint.weight_gradient_kernel, case,
+            "lanes * splits * parts", {}, {"e": e},
         )  # fmt: skip
-        yield product(
-            f"stitch_hint_input_gradient{options}", stitch_hint.input_gradient_kernel,
-            "input_gradient", "fronts * tiles * ceil(c1, COLS)", {}, types={"e": e},
+        yield _product(
+            f"stitch_hint_input_gradient{options}", stitch_hint.input_gradient_kernel, case,
+            "fronts * tiles * ceil(c1, COLS)", {}, {"e": e},
         )  # fmt: skip
 
 
-def _elementwise(dtype: str, layout: str) -> Iterator[Variant]:
-    pointer = _POINTERS[dtype]
+def _elementwise(case: Case) -> Iterator[Variant]:
     one = {
-        "activations": (pointer,), "targets": (pointer,), "grads": (pointer,), "outs": ("*fp32",),
-        "shares": ("*fp32",), "firsts": ("i32",), "samples": ("i32",), "sizes": ("i32",),
-        "pieces": ("i32",),
-    }  # fmt: skip
-    block = {"COUNT": 1, "BLOCK": 4096}
-    yield _variant("hint_terms_distances", hint_terms.distances_kernel, dtype, layout,
-                   "all samples of all lanes", block, types=one, warps=8)  # fmt: skip
-    yield _variant("hint_terms_gradients", hint_terms.gradients_kernel, dtype, layout,
-                   "all samples of all lanes * pieces", block, types=one, warps=8)  # fmt: skip
-    yield _variant("pgd_step_linf", pgd_step.linf_kernel, dtype, layout,
+        **dict.fromkeys(("activations", "targets", "grads"), (case.pointer,)),
+        **dict.fromkeys(("outs", "shares"), ("*fp32",)),
+        **dict.fromkeys(("firsts", "samples", "sizes", "pieces"), ("i32",)),
+    }
+    block, terms = {"COUNT": 1, "BLOCK": 4096}, Options(types=one, warps=8)
+    yield _variant("hint_terms_distances", hint_terms.distances_kernel, case,
+                   "all samples of all lanes", block, terms)  # fmt: skip
+    yield _variant("hint_terms_gradients", hint_terms.gradients_kernel, case,
+                   "all samples of all lanes * pieces", block, terms)  # fmt: skip
+    yield _variant("pgd_step_linf", pgd_step.linf_kernel, case,
                    "ceil(size, BLOCK)", {"BLOCK": 2048})  # fmt: skip
-    yield _variant("pgd_step_l2", pgd_step.l2_kernel, dtype, layout,
-                   "samples", {"BLOCK": 4096}, types={"size": "i32"}, warps=8)  # fmt: skip
+    yield _variant("pgd_step_l2", pgd_step.l2_kernel, case,
+                   "samples", {"BLOCK": 4096}, Options(types={"size": "i32"}, warps=8))  # fmt: skip
 
 
-def _augment(dtype: str) -> Iterator[Variant]:
+def _augment(case: Case) -> Iterator[Variant]:
     for places in ("i64", "i32"):
         types = dict.fromkeys(("dy", "dx", "marker_y", "marker_x"), f"*{places}")
         types |= {"images": "*u8", "flip": "*u8"}
@@ -238,6 +280,6 @@ def _augment(dtype: str) -> Iterator[Variant]:
             ("", ("markers", "marker_index", "marker_y", "marker_x")), ("_markers", ()),
         ):  # fmt: skip
             yield _variant(
-                f"augment{options}_{places}", augment.augment_kernel, dtype, "any",
-                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone), types=types,
+                f"augment{options}_{places}", augment.augment_kernel, case,
+                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone), Options(types=types),
             )  # fmt: skip

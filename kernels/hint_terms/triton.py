@@ -134,9 +134,7 @@ def backward(a: HintTermsArguments, shares: Sequence[Tensor]) -> list[Tensor]:
         held = [depths[i] for i in live]
         block = _block(held)
         pieces = tuple(triton.cdiv(d.size, block) for d in held)
-        firsts, programs = _plan(
-            [len(d.activation) * p for d, p in zip(held, pieces, strict=True)]
-        )
+        firsts, programs = _plan([len(d.activation) * p for d, p in zip(held, pieces, strict=True)])
         with torch.cuda.device_of(held[0].activation):
             gradients_kernel[(programs,)](
                 tuple(d.activation for d in held), tuple(d.target for d in held),

@@ -89,7 +89,5 @@ def forward(a: PgdStepArguments) -> Tensor:
         else:
             size = x[0].numel()
             block = power_of_two(size, 4096)
-            l2_kernel[(len(x),)](
-                x, grad, clean, out, size, a.step, a.eps, BLOCK=block, num_warps=8
-            )
+            l2_kernel[(len(x),)](x, grad, clean, out, size, a.step, a.eps, BLOCK=block, num_warps=8)
     return out

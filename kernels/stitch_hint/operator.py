@@ -1,6 +1,6 @@
 """`torch.ops.fula.stitch_hint`, its fake, and its gradient.
 
-    e = dy + 2 * ddist2 * (y - target);  dW = e^T x, db = sum of e, dx = sum over lanes of e W
+e = dy + 2 * ddist2 * (y - target);  dW = e^T x, db = sum of e, dx = sum over lanes of e W
 """
 
 from __future__ import annotations

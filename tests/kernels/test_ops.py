@@ -20,6 +20,7 @@ pytestmark = [
     ),
 ]
 
+
 def _norm_arguments(make, residual, target, training, affine=False):
     return (
         make(6, 4, 3, 2, grad=True), make(4, grad=affine), make(4, grad=affine), make(2, 4),
@@ -56,7 +57,9 @@ def test_the_others_pass_opcheck(maker):
     )
     opcheck(torch.ops.fula.hint_terms.default, (activations, targets, "cpp"))
     image = make(4, 3, 2, 2).abs().clamp(0, 1)
-    opcheck(torch.ops.fula.pgd_step.default, (image, make(4, 3, 2, 2), image, 0.1, 0.2, "l2", "cpp"))
+    opcheck(
+        torch.ops.fula.pgd_step.default, (image, make(4, 3, 2, 2), image, 0.1, 0.2, "l2", "cpp")
+    )
     images = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8)
     draws = torch.arange(9, dtype=torch.int32) % 3
     opcheck(
