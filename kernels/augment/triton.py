@@ -54,10 +54,11 @@ def forward(a: AugmentArguments) -> Tensor:
     if out.numel():
         pieces = triton.cdiv(height * width * channels, 1024)
         size = (0, 0) if a.markers is None else a.markers.shape[1:3]
+        draws = (a.index, a.dy, a.dx, a.flip.view(torch.uint8))
         tables = (a.markers, a.marker_index, a.marker_y, a.marker_x)
         with torch.cuda.device_of(out):
             augment_kernel[(len(a.index) * pieces,)](
-                a.images.contiguous(), a.index, a.dy, a.dx, a.flip.view(torch.uint8),
+                a.images.contiguous(), *(t.contiguous() for t in draws),
                 *(None if t is None else t.contiguous() for t in tables), out,
                 height, width, channels, a.pad, *size, pieces, BLOCK=1024, num_warps=4,
             )  # fmt: skip

@@ -45,7 +45,7 @@ def backward(
 
 
 def _features_second(x: Tensor | None) -> Tensor | None:
-    """Features behind the batch: tokens (..., T, C) as (..., C, T), vectors and maps as they are."""
+    """Features behind the batch: tokens (..., T, C) as (..., C, T); others have them there."""
     if x is None:
         return None
     x = x.detach()

@@ -231,6 +231,21 @@ def test_augment_gives_the_same_bits(device, name, markers):
     assert torch.equal(got.cpu(), want) and got.stride() == want.stride()
 
 
+def test_augment_takes_draws_with_gaps(device):
+    """As columns of one table have them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 6, 5, 3), generator=generator, dtype=torch.uint8)
+    table = torch.randint(0, 5, (20, 4), generator=generator)
+    columns = (table[:, 0], table[:, 1], (table > 2)[:, 2], 2)
+    arguments = [images, torch.arange(20)[::3], *columns]
+    with backend.using("reference"):
+        want = K.augment(*arguments)
+    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+    with backend.using("triton"):
+        got = K.augment(*moved)
+    assert torch.equal(got.cpu(), want)
+
+
 def test_two_runs_have_the_same_bits(maker, device):
     make = maker(torch.bfloat16)
     x, target = make(1, 3, 9, 3, 5).to(device), make(1, 3, 17, 3, 5).to(device)
