@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from ..kernels.layout import layout_of
+from ..kernels.shared.layout import layout_of
 from ..study.cell import Cell
 from ..study.protocol import term_weights
 
