@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -213,19 +215,19 @@ def _rate(weight: Tensor, strided: bool, way: int, chip: Chip) -> float:
 
 def _lane_norm(op: Operator, chip: Chip):
     """x twice (statistics, normalise); sums, merge, and the distances' sums have a launch each."""
-    x, residual, target = op.arguments[0], *op.arguments[5:7]
-    maps = 3 + (residual is not None)
-    return "lane_norm", 3 + 2 * (target is not None), float(maps * size(x)), 0.0
+    a = LaneNormArguments(*op.arguments[:-1])
+    maps = 3 + (a.residual is not None)
+    return "lane_norm", 3 + 2 * (a.target is not None), float(maps * size(a.x)), 0.0
 
 
 def _lane_norm_backward(op: Operator, chip: Chip):
     """dy and x twice, dx; with a residual it and d as well."""
-    x, residual = op.arguments[2], op.arguments[7]
-    return "lane_norm", 3, float((5 if residual is None else 7) * size(x)), 0.0
+    a = LaneNormArguments(*op.arguments[: len(LaneNormArguments._fields)])
+    return "lane_norm", 3, float((5 if a.residual is None else 7) * size(a.x)), 0.0
 
 
 def _stitch(op: Operator, chip: Chip):
-    x, weight, target = op.arguments[0], op.arguments[1], op.arguments[4]
+    x, weight, _, _, target, *_ = op.arguments
     lanes, c2, _ = weight.shape
     shared = _front(x) + (0 if target is None else _front(target))
     work = lanes * (_front(x) / x.element_size()) * c2 * 2 / chip.stitch[0]
@@ -241,7 +243,7 @@ def _front(x: Tensor) -> float:
 
 def _stitch_backward(op: Operator, chip: Chip):
     """Up to 128 channels one kernel makes dW; beyond, e is written and read."""
-    dy, _, x, weight, _, _, target = op.arguments[:7]
+    x, weight, _, _, target, _, _, dy, *_ = op.arguments
     lanes, c2, c1 = weight.shape
     shared = _front(x) + (0 if target is None else _front(target))
     fused = c1 <= 128 and target is not None
