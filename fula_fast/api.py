@@ -20,12 +20,14 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from . import pipelines
-from .donors.training import check_labels
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
-from .errors import FulaError, nearest
-from .methods.objectives import mixture
+from .errors import FulaError
+from .methods import method as method_named
+from .methods import objective
+from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.labels import check_labels
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
 from .results import Results
@@ -37,7 +39,7 @@ from .store import Store
 from .store.tables import table
 from .study.cell import Cell
 from .study.donor_spec import OneShortcut, Table
-from .study.protocol import METHODS, Protocol, term_weights
+from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.spec import EngineSpec, load_spec, parse_table
@@ -127,7 +129,7 @@ def stitch(
     `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
     of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
     input), or a pair (train, test) of `ImageSet`s or of (images uint8 (N, H, W, C), labels (N,)).
-    `method`: dm, hint, slm, tlm, fula, or weights of the last four, as {"fula": 0.5, "tlm": 0.5}.
+    `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
     `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.
@@ -169,11 +171,9 @@ def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
 
 
 def _cell(method: str | Mapping[str, float], rule: Protocol, given: _Options) -> Cell:
-    if isinstance(method, str) and method not in METHODS:
-        raise FulaError(f"unknown method '{method}'{nearest(method, METHODS)}")
     name = method if isinstance(method, str) else "mixture"
     return Cell(
-        "front", "end", given.front_site, given.end_site, name, mixture(method), rule,
+        "front", "end", given.front_site, given.end_site, name, objective(method), rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
@@ -232,7 +232,7 @@ def _image_set(part: Any, classes: int) -> ImageSet:
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     check_sites(front, cell.front_site, "front")
     check_sites(end, cell.end_site, "end")
-    if "fula" in cell.objective:
+    if cell.weighted:
         term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
     for role, donor in (("front", front), ("end", end)):
         if donor.input_shape != source.image_shape:
@@ -241,24 +241,25 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
     check_labels(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
-    if "tlm" in cell.objective:
-        _check_classes(front, end, source)
+    for name in cell.objective:
+        if method_named(name).labels:
+            _check_classes(name, front, end, source)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
-    if cell.method == "dm" and not sites.like:
+    if not cell.objective and not sites.like:
         raise FulaError(
-            f"dm needs sites of one form, not {sites.source} and {sites.target}; "
+            f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
             "choose other sites, or a trained method"
         )
 
 
-def _check_classes(front: Staged, end: Staged, source: Source) -> None:
+def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
     counts = {
         "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
     }  # fmt: skip
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise FulaError(
-            f"tlm trains on labels, which must mean the same to both donors and the data, but "
+            f"{method} trains on labels, which must mean the same to both donors and the data, but "
             f"their class counts differ ({shown}); use another method, or donors of one task"
         )
 

@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from .losses import (
-    CE,
-    DLR,
-    Evaluation,
-    LogitsFn,
-    cross_entropy,
-    dlr,
-    evaluate,
-    predict,
-    targeted_dlr,
-)
+from .losses import Evaluation, LogitsFn, cross_entropy, dlr, evaluate, predict, targeted_dlr
+from .names import CE, DLR
 from .options import check_norm
 
 MOMENTUM = 0.75

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ..device.precision import arithmetic
-from ..donors.training import check_labels
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
+from ..models.labels import check_labels
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
-from .names import Recipe, prepared
+from .names import NamedAttack, prepared
 from .options import CPU_BATCH, CUDA_BATCH, AttackOptions
 from .packed import as_packed
 from .record import Record, as_floats
@@ -112,16 +112,16 @@ def robust_evaluate(
     models: a module, a function of the images, a sequence of those, or a `PackedModel` (lanes that
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
-    attack: a name (see `recipes`). options: fields of `AttackOptions`, and of `Savings` by their
-    own names (compaction=False), see `attack_options`. device: where to work; the models' own by default. witness:
-    another model (eval-mode logits of images on that device) to be shown the images that the result
+    attack: a name (see `names`). options: fields of `AttackOptions`, and of `Savings` by their
+    own names (compaction=False), see `options`. device: where to work; the models' own by default.
+    witness: another model (eval-mode logits of images on that device) to be shown the images that the result
     ends with, so that agreement on adversarial images needs no copy of them.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
     and too few classes for the attack's loss.
     """
-    recipe, chosen = prepared(attack, options)
+    named, chosen = prepared(attack, options)
     packed = as_packed(models, compile=chosen.compiles, device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
@@ -133,8 +133,8 @@ def robust_evaluate(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
             witness=witness,
         )  # fmt: skip
-        went = run(packed, record, recipe, chosen)
-    return [_result(record, lane, recipe, chosen, went) for lane in range(packed.lanes)]
+        went = run(packed, record, named, chosen)
+    return [_result(record, lane, named, chosen, went) for lane in range(packed.lanes)]
 
 
 def _tensors(
@@ -151,11 +151,11 @@ def _tensors(
 
 
 def _result(
-    record: Record, lane: int, recipe: Recipe, options: AttackOptions, went: Run
+    record: Record, lane: int, named: NamedAttack, options: AttackOptions, went: Run
 ) -> RobustResult:
     logits = record.logits[lane]
     return RobustResult(
-        attack=recipe.name,
+        attack=named.name,
         correct=record.correct[lane],
         robust=record.correct[lane] & ~record.fooled[lane],
         predictions=predict(logits),
@@ -165,16 +165,16 @@ def _result(
         verified=int(record.verified[lane]),
         deterministic=went.deterministic,
         mode=went.mode,
-        settings=_settings(recipe, options, went),
+        settings=_settings(named, options, went),
         images=record.images,
         found=record.found_by(lane),
     )
 
 
-def _settings(recipe: Recipe, options: AttackOptions, went: Run) -> dict[str, Any]:
+def _settings(named: NamedAttack, options: AttackOptions, went: Run) -> dict[str, Any]:
     """Everything that decided the outcome, JSON-able."""
     kept = {k: v for k, v in asdict(options).items() if k not in ("starts", "keep_images")}
-    return {**kept, "steps": recipe.steps, "eot": recipe.eot, "eot_taken": went.eot}
+    return {**kept, "steps": named.steps, "eot": named.eot, "eot_taken": went.eot}
 
 
 def attack_checkpoint(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import attacks
 from ..errors import FulaError
 from . import data as _data_commands  # noqa: F401  registers its commands
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
@@ -73,9 +74,9 @@ def sweep(
     return FAILED if summary.failed else 0
 
 
-def _flags(values: dict[str, Any], table: str = "engine.") -> list[str]:
-    """Options given on the command line as overrides of a spec's table."""
-    return [f"{table}{key}={value}" for key, value in values.items() if value is not None]
+def _flags(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Options given on the command line as overrides of a spec's [engine] table."""
+    return [(f"engine.{key}", value) for key, value in values.items() if value is not None]
 
 
 def _show_plan(spec: Any, folder: Path) -> int:
@@ -140,9 +141,8 @@ def attack(
         str,
         typer.Option(
             "--attack",
-            "--attacks",
-            help="AutoAttack's rand, standard or full (autoattack-rand, …; full hands FAB and "
-            "Square to pyautoattack), apgd20, apgd-ce, apgd-dlr, apgd-t, pgd-N.",
+            help=f"{', '.join(attacks.names.valid_names())} (any number of steps). rand, standard "
+            "and full are short for AutoAttack's; full hands FAB and Square to pyautoattack.",
         ),
     ] = "autoattack-rand",
     images: Annotated[
@@ -166,14 +166,13 @@ def attack(
     device: DeviceOption = None,
 ) -> None:
     """Measure the robust accuracy of a donor, or of every finished cell of a run."""
-    from ..attacks.options import from_texts
     from ..study.resources import resources
     from ..study.spec import EngineSpec, parse_table
-    from ..study.toml import apply_overrides
+    from .key_values import attack_options
 
-    options = from_texts(option or ())
-    engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
-    place = resources(engine).device
+    options = attack_options(option or ())
+    engine = {} if device is None else {"device": device}
+    place = resources(parse_table(EngineSpec, engine, "engine")).device
     if Path(target).is_dir():
         print(_attack_run(target, attack, name, data, images, out, place, options))
     else:

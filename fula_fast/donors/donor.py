@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from ..errors import FulaError
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
+from ..models.labels import check_labels
 from ..pipelines import Normalisation, Shortcut, Source
 from ..store.files import folder, writing
 from ..study.protocol import Attack
@@ -33,7 +34,6 @@ from .training import (
     DonorMetrics,
     EpochReport,
     check_fit,
-    check_labels,
     evaluate,
     resolved_recipe,
     train_donor,
@@ -281,7 +281,8 @@ def _train(
 
 def pgd_adversary(attack: Attack, seed: int) -> Adversary:
     """Adversarial training's PGD on the true labels (protocol: eval mode, pixels in [0, 1])."""
-    from ..attacks import pgd, start_noise
+    from ..attacks.pgd import pgd
+    from ..attacks.start_noise import start_noise
 
     def adversary(
         model: Staged, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int

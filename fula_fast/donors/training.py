@@ -8,7 +8,7 @@ without label smoothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -292,20 +292,6 @@ def check_fit(staged: Staged, source: Source) -> None:
             f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
             f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
         )
-
-
-def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:
-    """Raise `FulaError` where a class of `data` had another label when the model was trained.
-
-    `known` None, and names that only one side has, say nothing: other data may name classes anew.
-    """
-    label = {name: number for number, name in enumerate(known or ())}
-    for number, name in enumerate(classes):
-        if label.get(name, number) != number:
-            raise FulaError(
-                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
-                f"the data that order (imagefolder: options.classes = {list(known)})"
-            )
 
 
 def _dims(shape: tuple[int, ...]) -> str:

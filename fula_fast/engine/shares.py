@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks import start_noise
+from ..attacks.start_noise import start_noise
 from ..pipelines.streams.streams import on_device
 from ..study.cell import Cell
 from .lanes import Lane

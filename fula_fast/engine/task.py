@@ -119,8 +119,8 @@ def _check_dm(task: WaveTask, cell: Cell) -> None:
     shapes = task.front.site_shapes[cell.front_site - 1], task.end.site_shapes[cell.end_site - 1]
     if not cell.objective and not Geometry(*shapes).like:
         raise FulaError(
-            f"method 'dm' needs sites of one form, not {shapes[0]} and {shapes[1]} (front site "
-            f"{cell.front_site}, end site {cell.end_site}); leave dm out of this grid"
+            f"method '{cell.method}' needs sites of one form, not {shapes[0]} and {shapes[1]} "
+            f"(front site {cell.front_site}, end site {cell.end_site}); leave it out of this grid"
         )
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..attacks import pgd
+from ..attacks.pgd import pgd
 from ..kernels.layout import laid_out, layout_of
-from ..methods.objectives import soft_label_losses
+from ..methods import Method, methods
 from ..models import Staged
 from ..pipelines import Batch
 from ..stitching.stitch import Stitch
@@ -220,7 +219,7 @@ class Wave:
 
     def _target_depth(self, lane: Lane) -> int:
         """Deepest native activation that the lane's loss compares with; k + 1: the logits."""
-        if lane.slm:
+        if lane.needs_end_logits:
             return self.network.native.num_sites + 1
         return max((s for s, w in enumerate(lane.site_weights, 1) if w), default=0)
 
@@ -254,27 +253,27 @@ class Wave:
 
     def _add_tasks(self, losses, flight, targets: Targets, y: Tensor) -> Tensor:
         logits = flight.logits.to(losses.dtype)
-        for name in ("slm", "tlm"):
-            wanted = [p for p, n in enumerate(flight.head) if getattr(self.lanes[n], name)]
+        for task in methods():
+            wanted = [p for p, n in enumerate(flight.head) if task.name in self.lanes[n].tasks]
             if not wanted:
                 continue
             chosen = [flight.head[p] for p in wanted]
             own = take_lanes(logits, len(flight.head), wanted)
-            values = self._task(name, own, chosen, targets, y)
-            weights = self._constant([getattr(self.lanes[n], name) for n in chosen], values.dtype)
+            values = self._task(task, own, chosen, targets, y)
+            shares = [self.lanes[n].tasks[task.name] for n in chosen]
+            weights = self._constant(shares, values.dtype)
             losses = _add(losses, self.network.index(tuple(chosen)), values * weights, self.device)
         return losses
 
-    def _task(self, name, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
-        """(n, B, classes) to (n,): mean over the batch."""
-        if name == "slm":
+    def _task(self, task: Method, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
+        """(n, B, classes) to (n,): the method's loss of every lane."""
+        g = None
+        if task.end_logits:
             served, g = targets[self.network.native.num_sites + 1]
             if served:
                 g = self.network.pick(g, served, chosen).unflatten(0, (len(chosen), -1))
-            return soft_label_losses(logits, g.to(logits.dtype))
-        expanded = y.expand(len(chosen), -1).flatten()
-        each = F.cross_entropy(logits.flatten(0, 1), expanded, reduction="none")
-        return each.view(len(chosen), -1).mean(1)
+            g = g.to(logits.dtype)
+        return task.load()(logits, g, y if task.labels else None)
 
     # Update
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError, nearest
+from ..methods import DM
 from ..models.families import DEFAULTS
 from ..study.donor_spec import DonorSpec
 from ..study.expand import alike
@@ -148,9 +149,9 @@ class Builder:
     def _matchable(self, grid: dict[str, Any]) -> dict[str, Any]:
         """The grid without `dm` between conv and token sites, which no closed form joins."""
         methods, pairs = grid.get("methods", ()), _pairs_of(grid)
-        if "dm" not in methods or not pairs or self.alike(*pairs[0]):
+        if DM.name not in methods or not pairs or self.alike(*pairs[0]):
             return grid
-        left = [m for m in methods if m != "dm"]
+        left = [m for m in methods if m != DM.name]
         if not left:
             raise Unsuitable(
                 f"'{self.recipe.name}' is about direct matching, which needs sites of one form; "

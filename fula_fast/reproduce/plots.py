@@ -12,7 +12,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..report.studies import METHODS, METRICS
+from ..methods import METHODS
+from ..report.studies import METRICS
 from ..report.style import Mark, figure, label, marks
 from .evidence import Table, number
 from .recipe import PlotSpec

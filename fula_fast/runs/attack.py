@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ..attacks import RobustResult, save_examples
-from ..attacks.columns import attack_options, attacked_images
+from ..attacks.columns import attacked_images
 from ..attacks.names import prepared
 from ..attacks.options import TEXT_NAMES, AttackOptions
 from ..engine.attacked import attacked_lanes
@@ -68,7 +68,7 @@ def attack_run(
     `name`: of the table, by default the attack's. `limit`: only so many test images; by default
     what the run's spec says. `examples`: folder for the adversarial images, one npz a cell (see
     `save_examples`). `donors`, `modules`: as of a sweep. `options`: of `robust_evaluate`, those
-    that have a name and a value (`attack_options.TEXT_NAMES`); norm, eps and step are each cell's
+    that have a name and a value (`attacks.options.TEXT_NAMES`); norm, eps and step are each cell's
     own where not given. Raises `FulaError` for an unknown attack or option, before anything is
     loaded; for a folder without a run, for an earlier table of that name made with other settings,
     and where donors are not the run's.
@@ -119,7 +119,7 @@ def _groups(
     """Cells that are attacked with the same options."""
     together: dict[str, tuple[list[Cell], dict]] = {}
     for cell in cells:
-        own = attack_options(cell.protocol, precision) | dict(options)
+        own = cell.protocol.robust_options(precision) | dict(options)
         together.setdefault(repr(sorted(own.items())), ([], own))[0].append(cell)
     yield from together.values()
 

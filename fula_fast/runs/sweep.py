@@ -19,6 +19,7 @@ from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
 from ..store.files import folder as made
+from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, Wave, plan
 from ..study.resources import cpu_name, gpu_lines, resources
@@ -139,7 +140,7 @@ def _identity(spec: Spec) -> dict[str, Any]:
 
 
 def _run_wave(
-    wave: Wave, bench: Any, store: Store, todo: set[str], fail_fast: bool, profile: bool
+    wave: Wave, bench: Workbench, store: Store, todo: set[str], fail_fast: bool, profile: bool
 ) -> None:
     if not todo.intersection(cell.id for cell in wave.cells):
         return
@@ -149,7 +150,13 @@ def _run_wave(
     common = _common(bench, wave, hashes)
     for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
         axes = bench.spec.grid.axes
-        rows = [common | _row(outcome) | _axis_columns(outcome, axes) for outcome in outcomes]
+        rows = [
+            common
+            | _robust_donors(bench, wave, outcome.cell)
+            | _row(outcome)
+            | _axis_columns(outcome, axes)
+            for outcome in outcomes
+        ]
         good = [o for o in outcomes if not o.error]
         stitches, statistics = (
             {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
@@ -178,29 +185,33 @@ def _only(task: WaveTask, todo: set[str]) -> WaveTask:
     return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
 
 
-def _hashes(bench: Any, wave: Wave) -> dict[str, str]:
+def _hashes(bench: Workbench, wave: Wave) -> dict[str, str]:
     names = {"front": wave.key.front, "end": wave.key.end}
     return {f"{r}_hash": bench.donor(n, wave.key.hook).content_hash for r, n in names.items()}
 
 
-def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _common(bench: Workbench, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Columns that all cells of a wave share."""
     accuracies = {
         f"{role}_accuracy": bench.donor(name, wave.key.hook).metrics.test_accuracy
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     versions = {f"version_{name}": v for name, v in _versions().items()}
-    accuracies |= {
-        f"{role}_robust_accuracy": found
-        for role, name in (("front", wave.key.front), ("end", wave.key.end))
-        if (found := bench.robust_accuracy(name, wave)) is not None
-    }
     place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
     sites = {
         f"{role}_sites": bench.donor(name, wave.key.hook).staged.num_sites
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     return {**accuracies, **sites, **hashes, **place, **versions}
+
+
+def _robust_donors(bench: Workbench, wave: Wave, cell: Cell) -> dict[str, float]:
+    """Columns of the two donors under the cell's own attack; cells of a wave may differ in it."""
+    return {
+        f"{role}_robust_accuracy": found
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+        if (found := bench.robust_accuracy(name, wave, cell.protocol)) is not None
+    }
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

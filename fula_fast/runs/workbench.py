@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-from ..attacks.columns import attack_options, attacked_images, attacked_models
+from ..attacks.columns import attacked_images, attacked_models
 from ..donors.donor import Donor
 from ..donors.obtain import normalisation_of, obtain_donor, open_source
-from ..donors.training import check_labels
 from ..engine.task import WaveTask
 from ..errors import FulaError
 from ..models import Staged
+from ..models.labels import check_labels
 from ..pipelines import Batch, Source
 from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
 from ..study.plan import Plan, Wave
+from ..study.protocol import Protocol
 from ..study.spec import Spec
 from .cell_images import CellImages
 
@@ -102,16 +103,14 @@ class Workbench:
             progress=self.progress,
         )
 
-    def robust_accuracy(self, name: str, wave: Wave) -> float | None:
-        """Robust accuracy of a donor under the wave's attack (None without one): an end point of
-        the stitching plot."""
-        rule = wave.protocol
-        if rule.robust == "none":
+    def robust_accuracy(self, name: str, wave: Wave, rule: Protocol) -> float | None:
+        """Robust accuracy of a donor under the attack of one of the wave's cells (None without
+        one): an end point of the stitching plot."""
+        if not rule.measures_robustness:
             return None
         limit = self.spec.evaluation.robust_images
-        return self.robust_under(
-            name, wave, rule.robust, attack_options(rule, self.plan.precision), limit
-        )
+        options = rule.robust_options(self.plan.precision)
+        return self.robust_under(name, wave, rule.robust, options, limit)
 
     def robust_under(
         self, name: str, wave: Wave, attack: str, options: Mapping[str, Any], limit: int | None
@@ -130,7 +129,7 @@ class Workbench:
         """Images must fit both donors; labels the end, whose head names the classes."""
         data = self.source(self.spec.data)
         self._check_labels(wave.key.end)
-        if wave.protocol.robust != "none":
+        if wave.measures_robustness:
             self._check_labels(wave.key.front)
         for donor in (front, end):
             if tuple(donor.staged.input_shape) != tuple(data.image_shape):

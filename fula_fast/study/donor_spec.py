@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..attacks import Attack
 from ..errors import nearest
-from .protocol import HIGHEST_RATE, Attack
+from .protocol import HIGHEST_RATE
 
 _PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
 

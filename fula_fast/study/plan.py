@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import FulaError
+from ..methods import method
 from . import wave_memory
 from .cell import Cell, digest
 from .expand import expand
@@ -92,9 +93,9 @@ class Wave:
         return digest([cell.id for cell in self.cells])
 
     @property
-    def protocol(self) -> Protocol:
-        """A protocol of the wave, for the options that the key fixes."""
-        return self.cells[0].protocol
+    def measures_robustness(self) -> bool:
+        """Whether robust accuracy of some cell is measured."""
+        return any(cell.protocol.measures_robustness for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,8 @@ def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
     stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
     work = stitch + tail  # dm: one forward pass moves the running statistics
     if cell.objective:
-        work = 3 * stitch + (0 if set(cell.objective) == {"hint"} else 2 * tail)
+        reaches = any(method(name).needs_tail for name in cell.objective)
+        work = 3 * stitch + (2 * tail if reaches else 0)
     if cell.alpha > 0:
         lead = front.flops_between(0, cell.front_site)
         per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps

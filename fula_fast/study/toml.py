@@ -15,6 +15,7 @@ from ..errors import FulaError, nearest
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _FRACTION_KEYS = ("eps", "step")
+Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -78,17 +79,15 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         return parts, value.strip()
 
 
-def apply_overrides(
-    table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str]
-) -> dict[str, Any]:
-    """A copy of a spec table with `a.b` keys replaced; `overrides` as texts or as a mapping."""
-    pairs = (
-        [(tuple(key.split(".")), value) for key, value in overrides.items()]
-        if isinstance(overrides, Mapping)
-        else [parse_override(text) for text in overrides]
-    )
+def apply_overrides(table: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of a spec table with `a.b` keys replaced: by texts "a.b=c", whose value is TOML, and
+    by (key, value) pairs or a mapping, whose values are taken as they are."""
+    given = overrides.items() if isinstance(overrides, Mapping) else overrides
     result = dict(table)
-    for parts, value in pairs:
+    for one in given:
+        parts, value = (
+            parse_override(one) if isinstance(one, str) else (tuple(one[0].split(".")), one[1])
+        )
         result = _replaced(result, parts, value, ".".join(parts))
     return result
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from ...api import stitch
-from ...attacks import pgd
+from ...attacks.pgd import pgd
 from ...measures.cka import LinearCKA
 from ...measures.sites import pooled
+from ...methods import DM
 from ...pipelines import evaluation_batches
 from ...study.expand import site_pairs
 from ..evidence import Row
@@ -43,7 +44,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     source = lab.source(spec.data)
     rule, seed = spec.base_protocol, task.arguments["seed"]
     stitched = stitch(
-        front, end, i, j, source, "dm", rule.preset,
+        front, end, i, j, source, DM.name, rule.preset,
         seed=seed, dm_stats="stale", dm_samples=rule.dm_samples, device=lab.resources.device,
     )  # fmt: skip
     attack = rule.attack.model_copy(update={"steps": lab.experiment.options["steps"]})
@@ -59,4 +60,4 @@ def run(task: Task, lab: Lab) -> list[Row]:
     found = {name: measure.result() for name, measure in measures.items()}
     sites = {"front_site": i, "end_site": j}
     sites |= {"front_sites": front.num_sites, "end_sites": end.num_sites}
-    return [{**names, **sites, **found, "seed": seed, "method": "dm", "status": "ok"}]
+    return [{**names, **sites, **found, "seed": seed, "method": DM.name, "status": "ok"}]
