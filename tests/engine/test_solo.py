@@ -15,6 +15,7 @@ from fula_fast import engine
 from fula_fast.engine.solo import SoloCell, StitchedModel, evaluate, learning_rate, run_wave
 from fula_fast.engine.task import WaveTask, attacked_mask, stitches_of
 from fula_fast.errors import FulaError
+from fula_fast.methods.weightings import term_weights
 from fula_fast.models import batchnorm, build, content_hash
 from fula_fast.pipelines import Batch
 from fula_fast.stitching.stitch import Stitch
@@ -165,7 +166,8 @@ def test_the_gradient_is_that_of_finite_differences(donors, objective, weighting
     cell = solo_cell(donors, i, j, objective, weighting=weighting)
     start = copy.deepcopy(cell.model.stitch)
     result = cell.step(x, y)
-    value = loss_of(donors, i, j, objective, x, y, start, cell.weights)
+    weights = term_weights(weighting, SITES + 1 - j)
+    value = loss_of(donors, i, j, objective, x, y, start, weights)
     assert result.loss == pytest.approx(float(value.detach()), rel=1e-9)
     gradients = {name: p.grad for name, p in cell.model.stitch.named_parameters()}
     for name, place in (("weight", (1, 2)), ("weight", (7, 0)), ("bias", (4,))):
@@ -174,7 +176,7 @@ def test_the_gradient_is_that_of_finite_differences(donors, objective, weighting
             moved = copy.deepcopy(start)
             with torch.no_grad():
                 dict(moved.named_parameters())[name][place] += step
-                sides.append(float(loss_of(donors, i, j, objective, x, y, moved, cell.weights)))
+                sides.append(float(loss_of(donors, i, j, objective, x, y, moved, weights)))
         slope = (sides[0] - sides[1]) / 2e-6
         assert float(gradients[name][place]) == pytest.approx(slope, rel=2e-5, abs=1e-9)
 
