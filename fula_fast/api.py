@@ -27,12 +27,12 @@ from .methods import method as method_named
 from .methods import objective
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
-from .models.labels import check_labels
+from .models.labels import check_label_order
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
+from .report.after_sweep import sweep_with_report
 from .results import Results
 from .runs.cell_images import CellImages
-from .runs.sweep import run_sweep
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
 from .store import Store
@@ -240,7 +240,7 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
-    check_labels(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
+    check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     for name in cell.objective:
         if method_named(name).labels:
             _check_classes(name, front, end, source)
@@ -322,7 +322,7 @@ def sweep(
     loaded = load_spec(_with_models(spec, models or {}), overrides)
     folder = Path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
-        found = run_sweep(
+        found = sweep_with_report(
             loaded,
             folder,
             resume=resume,
@@ -332,7 +332,7 @@ def sweep(
             modules=models,
         )
     rows = table(Store.open(folder).results()).to_pylist()
-    return Results(folder, tuple(rows), found.cells)
+    return Results(folder, tuple(rows), found.run.cells)
 
 
 def _with_models(

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..device.precision import arithmetic
+from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
 from ..models import Staged
+from ..models.labels import check_fit
 from ..models.staged import eval_mode
 from ..pipelines import (
     Augmentation,
@@ -280,24 +281,6 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
     return replace(images, index=replace(images.index, labels=labels))
 
 
-def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
-    if staged.num_classes != source.num_classes:
-        raise FulaError(
-            f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
-            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
-        )
-    if staged.input_shape != tuple(source.image_shape):
-        raise FulaError(
-            f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
-            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
-        )
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
-
-
 def _check_attack(
     alpha: float, attack: Adversary | None, normalisation: Normalisation | None
 ) -> None:
@@ -310,8 +293,3 @@ def _check_attack(
             "adversarial training attacks pixels in [0, 1], but the data are normalised; "
             "set mean = 0 and std = 1 for plain pixels"
         )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast for `precision = "bf16"`, nothing otherwise."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
