@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import FulaError, nearest
 from .distances import above_diagonal, cosines, levelled, squared_distances
-from .pair import centred
+from .pair import as_rows, centred
 
 
 def standardised(
@@ -45,8 +45,8 @@ def standardised(
 def rsa(a: Tensor, b: Tensor) -> Tensor:
     """Correlation of two `standardised` matrices above their diagonals, in [-1, 1].
 
-    Symmetric. Invariant to scale and rotation, and to shift (with `center`; Euclidean always). 0
-    where all dissimilarities of a side are alike.
+    Symmetric. Invariant to scale, to shift (with `center`; Euclidean always), and to rotation (all
+    but 1 - Pearson, which averages over features). 0 where all dissimilarities of a side are alike.
     """
     return ((a * b).sum((-2, -1)) / 2).clamp(-1, 1)
 
@@ -57,7 +57,7 @@ def dissimilarities(x: Tensor, dissimilarity: str, center: bool = True) -> Tenso
         raise FulaError(
             f"unknown dissimilarity {dissimilarity!r}{nearest(dissimilarity, _DISSIMILARITIES)}"
         )
-    x = centred(x) if center else x.flatten(1).double()
+    x = centred(x) if center else as_rows(x)
     return _DISSIMILARITIES[dissimilarity](x)
 
 

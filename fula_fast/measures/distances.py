@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pair import centred
+from .pair import as_rows, centred
 
 _SAME = 1e-12
 """Squared distances below this share of the largest are rounding: the samples are the same."""
@@ -23,7 +23,7 @@ def squared_distances(x: Tensor) -> Tensor:
 
 def cosines(x: Tensor) -> Tensor:
     """Cosines between rows as they are given; a row of zeros has 0 with all others, 1 with itself."""
-    x = x.double()
+    x = as_rows(x)
     norms = x.norm(dim=1, keepdim=True)
     unit = torch.where(norms > 0, x / torch.where(norms > 0, norms, 1), 0)
     return torch.round((unit @ unit.T).clamp(-1, 1), decimals=12).fill_diagonal_(1)

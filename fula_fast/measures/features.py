@@ -19,7 +19,9 @@ def as_matrix(x: Tensor, features: str, size: tuple[int, int] | None = None) -> 
     if x.dim() == 2:
         return x
     if x.dim() not in (3, 4):
-        raise FulaError(f"activations of shape {tuple(x.shape)} are neither maps nor tokens nor vectors")
+        raise FulaError(
+            f"activations of shape {tuple(x.shape)} are neither maps nor tokens nor vectors"
+        )
     valid = MAP_FEATURES if x.dim() == 4 else TOKEN_FEATURES
     if features not in valid:
         kind = "maps" if x.dim() == 4 else "tokens"

@@ -107,7 +107,9 @@ class Sides:
         return 8 * (n * widest + 6 * widest * widest)
 
 
-def _preparation(record: Measure, options: Mapping[str, Option]) -> tuple[Any, Callable[[Any], Any]]:
+def _preparation(
+    record: Measure, options: Mapping[str, Option]
+) -> tuple[Any, Callable[[Any], Any]]:
     """A key that measures of equal preparation share, and the preparation of one side."""
     given = record.bound(options)
     if record.needs is Needs.OUTPUTS:

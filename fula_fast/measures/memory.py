@@ -41,15 +41,19 @@ def smaller_space(widths: Widths, pairs: GroupPairs, samples: int) -> str:
 def moments_bytes(widths: Widths, pairs: GroupPairs, samples: int, space: str | None = None) -> int:
     """The peak with all measures of second moments taken of all site pairs, one pair at a time.
 
-    Beside what is gathered: each site's moment, eigenvectors and loadings, in samples' space its
-    rows too, and the work on the widest pair.
+    Beside what is gathered: each site's moment, eigenvectors and loadings, in samples' space the
+    rows of its principal components too, and the work on the widest pair.
     """
     space = space or smaller_space(widths, pairs, samples)
-    sites = [(min(p, samples) if space == "samples" else p, p) for ps in widths.values() for p in ps]
+    sites = [
+        (min(p, samples) if space == "samples" else p, p) for ps in widths.values() for p in ps
+    ]
     rows = sum(samples * d for d, p in sites if d < p)
     sides = sum(2 * d * d + d * p for d, p in sites)
     first, second = (sorted((d for d, _ in sites), reverse=True) * 2)[:2]
     work = 6 * first * second + 3 * first * first
+    if space == "samples":  # centring makes two copies
+        work += 2 * samples * max(p for _, p in sites)
     return gathered_bytes(widths, pairs, samples, space) + FLOAT64 * (rows + sides + work)
 
 

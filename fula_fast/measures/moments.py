@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import FulaError
 from .memory import GroupPairs, Widths, gathered_bytes, offsets, smaller_space
-from .pair import Pair, Side, of_sides
+from .pair import Pair, Side, as_rows, of_sides
 
 Place = tuple[str, int]
 """A group's name and the index of one of its sites, from 0."""
@@ -56,10 +56,12 @@ class Moments:
         self._count += size
 
     def _rows(self, name: str, batch: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
-        rows = [x.flatten(1) for x in batch[name]]
+        rows = [as_rows(x) for x in batch[name]]
         found = [x.shape[1] for x in rows]
         if found != list(self._widths[name]):
-            raise FulaError(f"{name} has {found} features, {list(self._widths[name])} were announced")
+            raise FulaError(
+                f"{name} has {found} features, {list(self._widths[name])} were announced"
+            )
         return rows
 
     def sites(self, group: str) -> int:
@@ -96,7 +98,7 @@ class _KeptRows:
             kept[start : start + len(rows[name][i])] = rows[name][i]
 
     def side(self, place: Place) -> Side:
-        return Side.of(self._kept[place])
+        return Side.of(self._kept.pop(place))  # `Moments` keeps the side, which holds them centred
 
     def pair(self, x: Place, y: Place, first: Side, second: Side) -> Pair:
         return of_sides(first, second)
@@ -126,7 +128,7 @@ class _FeatureSums:
     def add(self, rows: Mapping[str, Sequence[Tensor]], start: int) -> None:
         a, k = {}, {}
         for name, sites in rows.items():
-            wide = torch.cat([x.double() for x in sites], 1)
+            wide = torch.cat(list(sites), 1)
             a[name] = wide - self._shift.setdefault(name, wide[0].clone())
             k[name] = torch.stack([a[name][:, at].square().sum(1) for at in self._at[name]], 1)
             self._add_own(name, a[name], k[name])
@@ -145,7 +147,6 @@ class _FeatureSums:
         name, i = place
         at, n = self._at[name][i], self._samples
         raw, mean = self._moments[name][i], self._sum[name][at] / n
-        _finite(raw)
         weighted, k = self._weighted[name][at], self._norms[name][i]
         norms = _norms(self._squares[name][i], weighted, weighted, raw, mean, mean, k, k, n)
         return Side(n, raw - n * torch.outer(mean, mean), norms)
@@ -179,13 +180,16 @@ class _Crossed:
 
 
 def _norms(
-    kl: Tensor, la: Tensor, kb: Tensor, ab: Tensor, d: Tensor, e: Tensor, k: Tensor, l: Tensor, n: int
+    kl: Tensor,
+    la: Tensor,
+    kb: Tensor,
+    ab: Tensor,
+    d: Tensor,
+    e: Tensor,
+    k: Tensor,
+    l: Tensor,
+    n: int,
 ) -> Tensor:
     """sum |a_i - d|^2 |b_i - e|^2 from the sums of k l, l a, k b, a b^T, k, l; d, e the means."""
     c, f = d @ d, e @ e
     return kl - 2 * (d @ la) - 2 * (e @ kb) + 4 * (d @ ab @ e) + f * k + c * l - 3 * n * c * f
-
-
-def _finite(moment: Tensor) -> None:
-    if not moment.isfinite().all():
-        raise FulaError("activations hold NaN or infinity; a measure needs finite numbers")

@@ -21,7 +21,9 @@ def neighbourhoods(x: Tensor, *, k: int = 10, distance: str = "euclidean") -> Te
     `distance`: `euclidean`, or `cosine` of rows centred by column.
     """
     if distance not in ("euclidean", "cosine"):
-        raise FulaError(f"unknown distance {distance!r}{nearest(distance, ('euclidean', 'cosine'))}")
+        raise FulaError(
+            f"unknown distance {distance!r}{nearest(distance, ('euclidean', 'cosine'))}"
+        )
     return _nearest(squared_distances(x) if distance == "euclidean" else -cosines(centred(x)), k)
 
 
@@ -45,7 +47,7 @@ def similar_neighbours(x: Tensor, *, k: int = 10, center: bool = False) -> tuple
 
     `center`: whether columns are centred first; the published measure does not.
     """
-    found = cosines(centred(x) if center else x.flatten(1))
+    found = cosines(centred(x) if center else x)
     return found.clone().fill_diagonal_(0), _nearest(-found, k)
 
 

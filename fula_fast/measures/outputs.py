@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import agreement
 from ..errors import FulaError
+from . import agreement
+from .pair import as_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Outputs:
         """Of logits (n, C) of samples with these labels (n,)."""
         if not len(logits):
             raise FulaError("0 samples: outputs are compared on at least 1; give more images")
-        return cls(logits.double(), agreement.right(logits, labels))
+        return cls(as_rows(logits), agreement.right(logits, labels))
 
     def ordered(self, order: Tensor) -> Outputs:
         """The samples taken in `order` (..., n)."""

@@ -115,13 +115,21 @@ def of_sides(x: Side, y: Side, order: Tensor | None = None) -> Pair:
     return Pair(x, y, x.rows.T @ rows, norms @ x.row_norms)
 
 
-def centred(x: Tensor) -> Tensor:
-    """(n, ...) in float64 as (n, p), less the columns' means; a constant column becomes exactly 0."""
-    if len(x) < 2:
-        raise FulaError(f"{len(x)} sample(s): a measure compares at least 2 samples; give more images")
+def as_rows(x: Tensor) -> Tensor:
+    """(n, ...) as (n, p) in float64. Raises `FulaError` on NaN and infinity."""
     x = x.flatten(1).double()
     if not x.isfinite().all():
         raise FulaError("activations hold NaN or infinity; a measure needs finite numbers")
+    return x
+
+
+def centred(x: Tensor) -> Tensor:
+    """`as_rows`, less the columns' means; a constant column becomes exactly 0."""
+    if len(x) < 2:
+        raise FulaError(
+            f"{len(x)} sample(s): a measure compares at least 2 samples; give more images"
+        )
+    x = as_rows(x)
     return torch.where((x == x[0]).all(0), 0, x - x.mean(0))
 
 
