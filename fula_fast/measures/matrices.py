@@ -6,7 +6,8 @@ once per side and shared by the measures that compare the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..errors import FulaError
 from .moments import Moments
 from .outputs import Outputs
-from .pair import Side, of_sides
+from .pair import Ordered, Side, of_sides
 from .registry import Measure, Needs, Option, measure
 
 Choice = Mapping[str, Mapping[str, Option]]
@@ -46,6 +47,14 @@ def of_moments(moments: Moments, x: str, y: str, choice: Choice) -> dict[str, Te
     return found
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Measures that compare the same preparation: the prepared sides, and each measure's function."""
+
+    sides: list[Any]
+    functions: dict[str, Callable[..., Tensor]]
+
+
 class Sides:
     """Representations of one model, prepared for the chosen measures.
 
@@ -55,17 +64,16 @@ class Sides:
     def __init__(self, sides: Sequence[Any], choice: Choice) -> None:
         self.choice = {name: dict(options) for name, options in choice.items()}
         self.samples = _samples(sides, [measure(name) for name in choice])
-        prepared: dict[Any, list[Any]] = {}
-        self._prepared = {}
+        self._count = len(sides)
+        self._groups: dict[Any, _Group] = {}
         for name, options in self.choice.items():
             key, prepare = _preparation(measure(name), options)
-            if key not in prepared:
-                prepared[key] = [prepare(side) for side in sides]
-            self._prepared[name] = prepared[key]
-        self._of = sides
+            if key not in self._groups:
+                self._groups[key] = _Group([prepare(side) for side in sides], {})
+            self._groups[key].functions[name] = _comparison(name, options)
 
     def __len__(self) -> int:
-        return len(self._of)
+        return self._count
 
     def against(self, other: Sides, orders: Tensor | None = None) -> dict[str, Tensor]:
         """name -> (I, J), these sides first; with `orders` (K, n) of the other's samples, (K, I, J)."""
@@ -76,35 +84,57 @@ class Sides:
                 f"{self.samples} and {other.samples} samples: both sides need the same images, in "
                 "one order"
             )
-        if orders is None:
-            return self._scores(other, None)
-        size = max(1, WORK_BYTES // self._bytes_per_order(other))
-        parts = [self._scores(other, part) for part in orders.split(size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.choice}
+        found: dict[str, Tensor] = {}
+        for key, group in self._groups.items():
+            found |= _scores(group, other._groups[key].sides, orders)
+        return {name: found[name] for name in self.choice}
 
-    def _scores(self, other: Sides, order: Tensor | None) -> dict[str, Tensor]:
-        shape = ((len(order),) if order is not None else ()) + (len(self), len(other))
-        found = {name: torch.empty(shape, dtype=torch.float64) for name in self.choice}
-        for j in range(len(other)):
-            seen: dict[int, Any] = {}
-            for i in range(len(self)):
-                for name, function in self._functions().items():
-                    x, y = self._prepared[name][i], other._prepared[name][j]
-                    found[name][..., i, j] = function(*_brought(x, y, order, seen))
-        return found
 
-    def _functions(self) -> dict[str, Callable[..., Tensor]]:
-        return {name: _comparison(name, options) for name, options in self.choice.items()}
+def _scores(group: _Group, others: list[Any], orders: Tensor | None) -> dict[str, Tensor]:
+    """A group's measures of its sides (I) against others (J)."""
+    lead = () if orders is None else (len(orders),)
+    shape = (*lead, len(group.sides), len(others))
+    found = {name: torch.empty(shape, dtype=torch.float64) for name in group.functions}
+    for j, y in enumerate(others):
+        for part, arranged in _arranged(y, orders, group):
+            for i, x in enumerate(group.sides):
+                compared = (of_sides(x, arranged),) if isinstance(x, Side) else (x, arranged)
+                for name, function in group.functions.items():
+                    found[name][(*part, i, j)] = function(*compared)
+    return found
 
-    def _bytes_per_order(self, other: Sides) -> int:
-        """About what comparing one order of one pair of sides takes."""
-        n, needs = self.samples, {measure(name).needs for name in self.choice}
-        if Needs.PAIRS in needs:
-            return 8 * n * n * 8
-        wide = [s.rows.shape[1] for side in (self, other) for p in side._prepared.values()
-                for s in p if isinstance(s, Side)]  # fmt: skip
-        widest = max(wide, default=max((_width(s) for s in other._of), default=1))
-        return 8 * (n * widest + 6 * widest * widest)
+
+def _arranged(y: Any, orders: Tensor | None, group: _Group) -> Iterator[tuple[tuple, Any]]:
+    """A side as it is, or in as many orders at a time as memory allows, with their place."""
+    if orders is None:
+        yield (), y
+        return
+    size = max(1, WORK_BYTES // max(_work(x, y) for x in group.sides))
+    for start in range(0, len(orders), size):
+        part = slice(start, start + size)
+        yield (part,), _ordered(y, orders[part])
+
+
+def _ordered(side: Any, orders: Tensor) -> Any:
+    if isinstance(side, Side):
+        return Ordered.of(side, orders)
+    if isinstance(side, Outputs):
+        return side.ordered(orders)
+    if isinstance(side, tuple):
+        return tuple(_ordered(part, orders) for part in side)
+    rows = side[orders]  # (K, n, n)
+    return rows.gather(2, orders[:, None, :].expand_as(rows))
+
+
+def _work(x: Any, y: Any) -> int:
+    """About the bytes that comparing two prepared sides in one order takes."""
+    if isinstance(x, Side):
+        d, e = x.rows.shape[1], y.rows.shape[1]
+        return 8 * (y.samples * e + 6 * d * e)
+    if isinstance(x, Outputs):
+        return 8 * 8 * x.logits.numel()
+    parts = y if isinstance(y, tuple) else (y,)
+    return 8 * sum(4 * part.numel() for part in parts)
 
 
 def _preparation(
@@ -128,30 +158,8 @@ def _comparison(name: str, options: Mapping[str, Option]) -> Callable[..., Tenso
     return lambda *sides: function(*sides, **given)
 
 
-def _brought(x: Any, y: Any, order: Tensor | None, seen: dict[Any, Any]) -> tuple[Any, ...]:
-    """What the comparison is given: a `Pair`, or both sides, the second in `order`. `seen` keeps what
-    measures share: pairs of the same sides, and sides in their order."""
-    if isinstance(x, Side):
-        key = id(x), id(y)
-        if key not in seen:
-            seen.clear()  # a pair's singular values are needed by its own measures alone
-            seen[key] = of_sides(x, y, order)
-        return (seen[key],)
-    if order is None:
-        return x, y
-    return x, _ordered(y, order)
-
-
-def _ordered(side: Any, order: Tensor) -> Any:
-    if isinstance(side, Outputs):
-        return side.ordered(order)
-    if isinstance(side, tuple):
-        return tuple(_ordered(part, order) for part in side)
-    return side[order[:, :, None], order[:, None, :]]
-
-
 def _samples(sides: Sequence[Any], chosen: Sequence[Measure]) -> int:
-    counts = {_count(side) for side in sides}
+    counts = {len(side.right) if isinstance(side, Outputs) else len(side) for side in sides}
     if len(counts) != 1:
         raise FulaError(f"{sorted(counts)} samples at the sites: all need the same images")
     (n,) = counts
@@ -161,11 +169,3 @@ def _samples(sides: Sequence[Any], chosen: Sequence[Measure]) -> int:
                 f"{n} sample(s): {record.name} needs at least {record.least}; give more images"
             )
     return n
-
-
-def _count(side: Any) -> int:
-    return len(side.right) if isinstance(side, Outputs) else len(side)
-
-
-def _width(side: Any) -> int:
-    return side.logits.shape[-1] if isinstance(side, Outputs) else side.shape[1]

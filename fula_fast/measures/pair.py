@@ -103,16 +103,25 @@ def of_matrices(x: Tensor, y: Tensor) -> Pair:
     return of_sides(Side.of(x), Side.of(y))
 
 
-def of_sides(x: Side, y: Side, order: Tensor | None = None) -> Pair:
-    """The pair of two sides that kept their rows, y's samples taken in `order` (..., n)."""
-    if x.samples != y.samples:
-        raise FulaError(
-            f"{x.samples} and {y.samples} samples: both sides need the same images, in one order"
-        )
-    rows, norms = y.rows, y.row_norms
-    if order is not None:
-        rows, norms = rows[order], norms[order]
-    return Pair(x, y, x.rows.T @ rows, norms @ x.row_norms)
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """A side with its samples in other orders: its `rows` (..., n, d) and `norms` (..., n)."""
+
+    side: Side
+    rows: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, side: Side, orders: Tensor) -> Ordered:
+        """`orders` (..., n): indices of samples."""
+        return cls(side, side.rows[orders], side.row_norms[orders])
+
+
+def of_sides(x: Side, y: Side | Ordered) -> Pair:
+    """The pair of two sides that kept their rows, of the same samples in the same order."""
+    if not isinstance(y, Ordered):
+        y = Ordered(y, y.rows, y.row_norms)
+    return Pair(x, y.side, x.rows.T @ y.rows, y.norms @ x.row_norms)
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -192,22 +192,24 @@ def test_holm() -> None:
 
 
 NULL_DRAWS, SAMPLES, PERMUTATIONS = 2000, 200, 199
+TRIALS, HALVES = 600, 99
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS])
 def test_type_one_error(kind: Needs) -> None:
     """Independent sides fall below p = 0.05 in 0.05 +- 0.01 of 2,000 draws, each measure alone and
-    the best of four pairs."""
+    the best of two pairs."""
     choice = {m.name: {} for m in measures(kind)}
     wrong = {name: np.zeros(2) for name in choice}
-    taken = torch.from_numpy(orders(SAMPLES, PERMUTATIONS))
+    few = kind is Needs.PAIRS  # dear; p <= 0.05 is as exact with 19 as with 199
+    taken = torch.from_numpy(orders(SAMPLES, 19 if few else PERMUTATIONS))
     labels = torch.arange(SAMPLES) % 3
     for seed in range(NULL_DRAWS):
-        sites = [draw(4 * seed + k, SAMPLES, 3) for k in range(4)]
+        sites = [draw(3 * seed + k, SAMPLES, 3) for k in range(3)]
         if kind is Needs.OUTPUTS:
             sites = [Outputs.of(site, labels) for site in sites]
-        x, y = Sides(sites[:2], choice), Sides(sites[2:], choice)
+        x, y = Sides(sites[:1], choice), Sides(sites[1:], choice)
         scores, null = x.against(y), x.against(y, taken)
         for name in choice:
             alone = against_chance(measure(name), scores[name], null[name]).p[0, 0]
@@ -232,7 +234,7 @@ def population_cka(mix: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_coverage_of_intervals_over_images() -> None:
-    """95 % intervals hold the population's value in 0.95 +- 0.02 of 2,000 draws of 200 images."""
+    """95 % intervals hold the population's value in 0.95 +- 0.02 of 600 draws of 200 images."""
     mix = torch.tensor([[1.0, 0.3], [0.2, -0.8], [0.0, 0.5]], dtype=torch.float64)
     truth = {
         "linear_r2": population_r2(mix),
@@ -244,9 +246,9 @@ def test_coverage_of_intervals_over_images() -> None:
     y = x @ mix + draw(10**6 + 1, 10**6, 2)
     truth["procrustes"] = between("procrustes", x, y)
     choice = {name: {} for name in truth}
-    taken = halves(SAMPLES, PERMUTATIONS)
+    taken = halves(SAMPLES, HALVES)
     held = dict.fromkeys(choice, 0)
-    for seed in range(NULL_DRAWS):
+    for seed in range(TRIALS):
         x = draw(2 * seed, SAMPLES, 3)
         y = x @ mix + draw(2 * seed + 1, SAMPLES, 2)
         value = Sides([x], choice).against(Sides([y], choice))
@@ -254,7 +256,7 @@ def test_coverage_of_intervals_over_images() -> None:
         for name in choice:
             found = over_images(measure(name), value[name][0, 0], [float(d[name]) for d in draws])
             held[name] += found.low <= truth[name] <= found.high
-    rates = {name: count / NULL_DRAWS for name, count in held.items()}
+    rates = {name: count / TRIALS for name, count in held.items()}
     print(rates)
     for name, rate in rates.items():
         assert abs(rate - 0.95) <= 0.02, (name, rate)

@@ -144,7 +144,7 @@ def test_memory_is_predicted(space: str) -> None:
 def test_memory_of_pairs_of_samples() -> None:
     chosen = [measure(n) for n in ("rbf_cka", "mutual_knn", "neighbourhood_jaccard", "cknna")]
     found = Sides([torch.randn(40, 5) for _ in range(3)], {m.name: {} for m in chosen})
-    held = tensors(found._prepared, {})
+    held = tensors(found._groups, {})
     assert held == 3 * 4 * 8 * 40 * 40  # k-NN and Jaccard share theirs, CKNNA has two
     work = 8 * 40 * 40 * (6 + 4 * 2)  # on CKNNA's two, the largest, for one order
     assert pairs_bytes(chosen, 3, 40) == held + work
