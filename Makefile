@@ -36,7 +36,7 @@ $(VENV)/.installed-test: $(BIN)/python $(NATIVE) $(PACKAGES)
 install: $(VENV)/.installed
 
 quickstart: install
-	$(BIN)/fula-fast sweep fula_fast/recipes/quickstart.toml --out $(RUN) --resume
+	$(BIN)/fula-fast sweep fula_fast/specs/quickstart.toml --out $(RUN) --resume
 	@echo "report: $(abspath $(RUN))/report.html"
 
 test: $(VENV)/.installed-test
@@ -47,7 +47,7 @@ test-slow: $(VENV)/.installed-test
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) bench/gpu_check.py
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) bench/harness/gpu_check.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

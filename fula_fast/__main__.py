@@ -1,5 +1,5 @@
 """`python -m fula_fast` is `fula-fast`."""
 
-from .cli import main
+from .cli.commands import main
 
 main()

@@ -19,29 +19,29 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import batchnorm, pipelines
-from .cell import Cell
-from .cellimages import CellImages
+from . import pipelines
+from .donors.training import check_labels
+from .engine.solo import run_cell
+from .engine.task import WaveTask, stitches_of
 from .errors import FulaError, nearest
-from .initial import check_sites
-from .machine import resources
-from .models import Staged, content_hash, load_checkpoint
-from .objectives import mixture
+from .methods.objectives import mixture
+from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
-from .protocol import METHODS, Protocol, term_weights
-from .protocol import protocol as preset
 from .results import Results
-from .solo import run_cell
-from .spec import EngineSpec, load_spec, parse_table
-from .specfile import explain, read_toml
-from .stitches import Geometry, Stitch
+from .runs.cell_images import CellImages
+from .runs.sweep import run_sweep
+from .stitching.starts import check_sites
+from .stitching.stitch import Geometry, Stitch
 from .store import Store
 from .store.tables import table
-from .sweeps import run_sweep
-from .tables import OneShortcut, Table
-from .task import WaveTask, stitches_of
-from .training import check_labels
+from .study.cell import Cell
+from .study.donor_spec import OneShortcut, Table
+from .study.protocol import METHODS, Protocol, term_weights
+from .study.protocol import protocol as preset
+from .study.resources import resources
+from .study.spec import EngineSpec, load_spec, parse_table
+from .study.toml import explain, read_toml
 
 Donor = Staged | str | Path
 Data = Source | str | Sequence[Any]

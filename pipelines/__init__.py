@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "images": ("ImageSet", "Source", "check_classes"),
-    "files": ("FileSet",),
-    "randomness": ("Augmentation", "EpochDraw", "draw_epoch"),
-    "augment": ("Normalisation",),
-    "shortcuts": ("Markers", "Shortcut", "draw_markers"),
-    "sources": ("load_source", "source_names"),
-    "streams": (
+    "decode.images": ("ImageSet", "Source", "check_classes"),
+    "decode.files": ("FileSet",),
+    "draws.randomness": ("Augmentation", "EpochDraw", "draw_epoch"),
+    "draws.augment": ("Normalisation",),
+    "draws.shortcuts": ("Markers", "Shortcut", "draw_markers"),
+    "sources.by_name": ("load_source", "source_names"),
+    "streams.streams": (
         "Batch",
         "ReferenceStream",
         "ResidentStream",
@@ -25,11 +25,11 @@ _HOME = {
         "into_buffers",
         "open_stream",
     ),
-    "evaluate": ("evaluation_batches", "take"),
-    "dali_stream": ("DaliStream",),
-    "noise": ("NoiseSet",),
-    "paired": ("PairedStream", "paired_evaluation"),
-    "imagenet": ("prepare_ls_imagenet_10",),
+    "streams.evaluate": ("evaluation_batches", "take"),
+    "streams.dali_stream": ("DaliStream",),
+    "streams.noise": ("NoiseSet",),
+    "streams.paired": ("PairedStream", "paired_evaluation"),
+    "sources.imagenet": ("prepare_ls_imagenet_10",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FulaError, nearest
-from .augment import crop_flip, to_floats
-from .images import ImageSet, Source
-from .randomness import NO_AUGMENTATION, Augmentation, Purpose, draw_epoch, permutation
-from .shortcuts import MARKER_SETS, Shortcut, draw_markers, evaluation_markers, paste
+from .decode.images import ImageSet, Source
+from .draws.augment import crop_flip, to_floats
+from .draws.randomness import NO_AUGMENTATION, Augmentation, Purpose, draw_epoch, permutation
+from .draws.shortcuts import MARKER_SETS, Shortcut, draw_markers, evaluation_markers, paste
 
 _SPLITS = ("train", "test")
 _GAP, _FONT = 2, 14

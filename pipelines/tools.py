@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import FulaError
-from .files import NoFiles
-from .images import Source
-from .places import Place, place_of
-from .sources import data_folder, load_source, loader, source_names
+from .decode.files import NoFiles
+from .decode.images import Source
+from .sources.by_name import data_folder, load_source, loader, source_names
+from .sources.places import Place, place_of
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -172,7 +172,7 @@ def _left_out(skipped: Sequence[str]) -> str:
 
 
 def _prepare_imagenet(folder: Path, imagenet: str | Path | None, options: Mapping[str, Any]) -> str:
-    from .imagenet import prepare_ls_imagenet_10
+    from .sources.imagenet import prepare_ls_imagenet_10
 
     if imagenet is None:
         raise FulaError(

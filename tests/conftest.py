@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fula_fast.allocator import keeping_memory
+from fula_fast.device.allocator import keeping_memory
 
 
 def pytest_collection_modifyitems(config, items):

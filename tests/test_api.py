@@ -44,7 +44,7 @@ def found(donors, digits):
 
 def test_the_package_has_functions_whatever_is_imported():
     code = (
-        "import fula_fast.stitches, fula_fast.sweeps, fula_fast.solo, fula_fast as f\n"
+        "import fula_fast.stitching.stitch, fula_fast.runs.sweep, fula_fast.engine.solo, fula_fast as f\n"
         "assert callable(f.stitch) and callable(f.sweep) and callable(f.stages)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

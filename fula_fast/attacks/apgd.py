@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..attack_options import check_norm
 from ..errors import FulaError
 from .losses import (
     CE,
@@ -30,6 +29,7 @@ from .losses import (
     predict,
     targeted_dlr,
 )
+from .options import check_norm
 
 MOMENTUM = 0.75
 

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attack_options import AttackOptions
+from ..device.graphs import WARM_UP, Recorder
+from ..device.replay import Replay, recorder_on
 from ..errors import FulaError
-from ..graphs import WARM_UP, Recorder
-from ..protocol import Attack
+from ..study.protocol import Attack
 from .apgd import APGDConfig, image_loss
-from .capture import Replay, recorder_on
 from .handover import hand_over
 from .losses import CE, MIN_CLASSES, evaluate
+from .names import Recipe
+from .options import AttackOptions
 from .packed import PackedModel, by_route, logits_along
 from .pgd import pgd
-from .recipes import Recipe
 from .record import Record
 from .slots import Search, SearchOptions, Stage, Starts, fixed_sizes
-from .starts import start_noise
+from .start_noise import start_noise
 
 _ASKED = 8  # images that show whether a model is random
 
@@ -157,10 +157,7 @@ def is_deterministic(
 
 
 def _same_gradient(
-    search: PackedModel,
-    record: Record,
-    pairs: Sequence[tuple[int, int]],
-    route: Hashable | None,
+    search: PackedModel, record: Record, pairs: Sequence[tuple[int, int]], route: Hashable | None
 ) -> bool:
     lane, image = torch.tensor(pairs, device=record.images.device).unbind(1)
     x, labels = record.pixels(image), record.labels[image]

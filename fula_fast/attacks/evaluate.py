@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..arithmetic import arithmetic
-from ..attack_options import CPU_BATCH, CUDA_BATCH, AttackOptions
+from ..device.precision import arithmetic
+from ..donors.training import check_labels
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
 from ..pipelines import Normalisation, Source
-from ..training import check_labels
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
+from .names import Recipe, prepared
+from .options import CPU_BATCH, CUDA_BATCH, AttackOptions
 from .packed import as_packed
-from .recipes import Recipe, prepared
 from .record import Record, as_floats
-from .starts import reproducible
+from .start_noise import reproducible
 
 
 @dataclass(frozen=True, eq=False)

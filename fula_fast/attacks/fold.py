@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import FulaError
 from ..models.staged import Norm2d
-from .starts import reproducible
+from .start_noise import reproducible
 
 _NORMS = (nn.BatchNorm2d, Norm2d)  # exact types: a subclass may do more
 _TOLERANCE = 1e-9

@@ -16,8 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..device.replay import compiled
 from ..errors import FulaError
-from .capture import compiled
 from .fold import fold
 
 

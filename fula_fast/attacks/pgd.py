@@ -15,12 +15,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..attack_options import check_mode
+from ..device.replay import Replay, compiled, recorder_on
 from ..errors import FulaError
 from ..kernels import pgd_step
-from ..protocol import Attack
-from .capture import Replay, compiled, recorder_on
+from ..study.protocol import Attack
 from .losses import LogitsFn, check_label_form, check_labels, cross_entropy, evaluate
+from .options import check_mode
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (N, C, H, W) -> (gradient of the summed loss to ascend, per-image loss (N,))."""

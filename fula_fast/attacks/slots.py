@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..graphs import Recorder
+from ..device.graphs import Recorder
+from ..device.replay import Replay
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
-from .capture import Replay
 from .losses import TARGETED
 from .packed import PackedModel, by_route, logits_along
 from .record import Record
@@ -93,10 +93,7 @@ class Slots:
 
     def _iterate(self, logits: Callable[[Tensor, Tensor], Tensor]) -> None:
         seen = evaluate_mean(
-            lambda x: logits(x, self.lane),
-            self.state.adv,
-            self._loss_of,
-            self._config.eot,
+            lambda x: logits(x, self.lane), self.state.adv, self._loss_of, self._config.eot
         )
         self.state.assign(
             advance(self._config, self._table, self.state, seen, keep_first=self._keep_first)

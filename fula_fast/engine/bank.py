@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..stitches import Stitch, from_rows, resize, to_rows
+from ..stitching.stitch import Stitch, from_rows, resize, to_rows
 from .lanes import Lane
 
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1

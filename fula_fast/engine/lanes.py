@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..cell import Cell
-from ..protocol import term_weights
+from ..study.cell import Cell
+from ..study.protocol import term_weights
 
 
 @dataclass(frozen=True)

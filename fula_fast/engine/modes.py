@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..machine import check_mode, why_not_captured
-from ..task import WaveTask
-from .capture import Captured
+from ..study.resources import check_mode, why_not_captured
+from .captured import Captured
 from .network import Runner, run_plain
+from .task import WaveTask
 from .wave import Wave
 
 WORTH_COMPILING = 1e15

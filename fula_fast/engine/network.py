@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..batchnorm import Rule
 from ..models import Staged
+from ..models.batchnorm import Rule
 from .aims import Aims, Targets
 from .bank import Bank, Group
-from .lanenorm import LaneNorm, assign, cast, index_of, lane_copy, lane_norms, last_norm
+from .lane_norms import LaneNorm, assign, cast, index_of, lane_copy, lane_norms, last_norm
 from .lanes import Lane, Route, Stop, take_lanes
 
 Runner = Callable[[nn.Module, Tensor], Tensor]

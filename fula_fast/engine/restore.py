@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from ..statistics import moves, statistics_of
-from ..stitches import Stitch
-from ..task import WaveTask
-from .lanenorm import LaneNorm, lane_copy
+from ..stitching.stitch import Stitch
+from .lane_norms import LaneNorm, lane_copy
 from .network import statistics
+from .statistics import moves, statistics_of
+from .task import WaveTask
 from .wave import Wave
 
 State = Mapping[str, Tensor]
@@ -42,7 +42,7 @@ def restored(task: WaveTask, stitches: Mapping[str, State], moved: Mapping[str, 
     starts = {cell.id: _stitch(task, cell, stitches[cell.id]) for cell in task.cells}
     wave = Wave(
         task.cells, task.front, task.end, starts, 0, dtype=task.parameter_dtype, device=task.device
-    )  # fmt: skip
+    )
     network = wave.network
     network.shared = False
     network.front = lane_copy(task.front.to(task.device), len(wave.lanes), wave.dtype)

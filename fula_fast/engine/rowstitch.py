@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..stitches import FeatureNorm, Stitch, from_rows, resize, to_rows
+from ..stitching.stitch import FeatureNorm, Stitch, from_rows, resize, to_rows
 
 
 class RowStitch:

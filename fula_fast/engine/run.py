@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..arithmetic import arithmetic
+from ..device.precision import arithmetic
 from ..errors import FulaError
-from ..memory import used_memory
 from ..models import Staged
 from ..progress import LaneLoss
-from ..statistics import moves
-from ..task import Outcome, WaveTask, check_result, non_finite, stitches_of
-from .capture import Captured
-from .measure import measure
+from ..study.wave_memory import used_memory
+from .captured import Captured
+from .evaluation import measure
 from .modes import Stepper, open_stepper, runner_of
 from .network import run_plain
 from .profiling import profiled
 from .restore import lane_statistics
+from .statistics import moves
+from .task import Outcome, WaveTask, check_result, non_finite, stitches_of
 from .wave import Wave
 
 if TYPE_CHECKING:

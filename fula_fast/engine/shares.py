@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..attacks import start_noise
-from ..cell import Cell
-from ..pipelines.streams import on_device
-from ..task import attacked_mask
+from ..pipelines.streams.streams import on_device
+from ..study.cell import Cell
 from .lanes import Lane
+from .task import attacked_mask
 
 
 @dataclass(frozen=True)

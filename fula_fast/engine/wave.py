@@ -15,19 +15,19 @@ from torch import Tensor
 
 from .. import kernels
 from ..attacks import pgd
-from ..cell import Cell
-from ..dropout import PASSES, Key, set_key, use_keyed_dropout
 from ..kernels.layout import laid_out, layout_of
+from ..methods.objectives import soft_label_losses
 from ..models import Staged
-from ..objectives import soft_label_losses
 from ..pipelines import Batch
-from ..stitches import Stitch
+from ..stitching.stitch import Stitch
+from ..study.cell import Cell
 from .aims import Aims, Targets
 from .bank import Bank
-from .lanenorm import lane_norms, settling_steps
+from .dropout import PASSES, Key, set_key, use_keyed_dropout
+from .lane_norms import lane_norms, settling_steps
 from .lanes import Lane, Route, in_order, route_of, take_lanes
 from .network import Network, Runner, run_plain, statistics
-from .optim import FlatOptimiser
+from .optimiser import FlatOptimiser
 from .shares import Draw, Share, draw, shares_of
 
 

@@ -11,7 +11,7 @@ _HOMES = {
     "Norm2d": "staged",
     "SiteInfo": "description",
     "Staged": "staged",
-    "build": "registry",
+    "build": "catalogue",
     "content_hash": "checkpoint",
     "describe": "description",
     "describe_staged": "description",

@@ -21,7 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import FulaError
-from .registry import build
+from .catalogue import build
 from .staged import Staged
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")

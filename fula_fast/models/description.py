@@ -64,11 +64,7 @@ class Description:
 
 
 def describe(
-    name: str,
-    num_classes: int,
-    input_shape: Sequence[int],
-    hook: str = "post_relu",
-    **options: Any,
+    name: str, num_classes: int, input_shape: Sequence[int], hook: str = "post_relu", **options: Any
 ) -> Description:
     """Sites of `build(name, ...)`, counted by formula for our own models and ViTs.
 
@@ -77,7 +73,7 @@ def describe(
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
     if name not in DEFAULTS:
-        from .registry import build
+        from .catalogue import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
         return describe_staged(build(name, **request, **options))
@@ -95,7 +91,7 @@ def describe(
 
 def describe_staged(staged: Staged) -> Description:
     """Sites of a built model, its FLOPs counted by torch while one black image runs through."""
-    from .measure import costs
+    from .probe import costs
 
     names = [*staged.site_names, "head"]
     parts = [

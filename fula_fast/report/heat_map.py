@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ..grid import same_sites
 from ..measures.self_accuracy import self_accuracy
+from ..study.expand import same_sites
 from .studies import METRICS, Study, title
 from .style import figure, label
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..grid import same_sites
 from ..store.tables import SETTING
+from ..study.expand import same_sites
 
 Row = dict[str, Any]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError, nearest
-from ..facts import DataFacts, DonorFacts, donor_facts
-from ..grid import alike
 from ..models.families import DEFAULTS
-from ..spec import load_spec, parse_table
-from ..specfile import apply_overrides, fractions
-from ..tables import DonorSpec
+from ..study.donor_spec import DonorSpec
+from ..study.expand import alike
+from ..study.facts import DataFacts, DonorFacts, donor_facts
+from ..study.spec import load_spec, parse_table
+from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose
 from .experiment import FRONT_COPY, Sweep, Unsuitable
 from .options import Options

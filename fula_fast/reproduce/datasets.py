@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..facts import DataFacts
+from ..study.facts import DataFacts
 from .recipe import catalogue, merged
 
 
@@ -101,7 +101,7 @@ def _places(kind: Mapping[str, Any], folder: Path) -> Path | None:
 
 def digits_archive() -> Path:
     """scikit-learn's digits at 28x28 in MNIST's form, written to the cache once."""
-    from ..pipelines.cache import build_once
+    from ..pipelines.decode.cache import build_once
 
     return build_once("reproduce", "digits-28", _write_digits) / "mnist.npz"
 

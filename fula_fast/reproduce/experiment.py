@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError
-from ..facts import DataFacts, donor_facts
-from ..spec import Spec
+from ..study.facts import DataFacts, donor_facts
+from ..study.spec import Spec
 from .datasets import Chosen
 from .recipe import Recipe
 

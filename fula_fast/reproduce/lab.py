@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from .. import engine
-from ..cell import Cell
-from ..donors import Donor
-from ..machine import Resources
+from ..donors.donor import Donor
+from ..donors.obtain import obtain_donor, open_source
+from ..engine.task import Outcome, WaveTask
 from ..models import Staged
-from ..obtain import obtain_donor, open_source
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
-from ..pipelines.cache import cache_folder
+from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
-from ..protocol import Protocol
-from ..spec import parse_table
-from ..tables import DataSpec, DonorSpec
-from ..task import Outcome, WaveTask
+from ..study.cell import Cell
+from ..study.donor_spec import DataSpec, DonorSpec
+from ..study.protocol import Protocol
+from ..study.resources import Resources
+from ..study.spec import parse_table
 from .evidence import Row
 from .experiment import Experiment
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ..errors import nearest
-from ..protocol import HIGHEST_RATE, METHODS
-from ..spec import EvaluationSpec
-from ..tables import Marked, Table
+from ..study.donor_spec import Marked, Table
+from ..study.protocol import HIGHEST_RATE, METHODS
+from ..study.spec import EvaluationSpec
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0)]

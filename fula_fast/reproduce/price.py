@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..donors import resolved_recipe
-from ..facts import DataFacts, DonorFacts, donor_facts
-from ..machine import Resources
-from ..plan import plan
-from ..planview import flops_text
+from ..donors.donor import resolved_recipe
 from ..progress import duration
-from ..spec import parse_table
-from ..tables import DonorSpec
+from ..study.donor_spec import DonorSpec
+from ..study.facts import DataFacts, DonorFacts, donor_facts
+from ..study.plan import plan
+from ..study.resources import Resources
+from ..study.show_plan import flops_text
+from ..study.spec import parse_table
 from .experiment import Experiment, Sweep
 from .recipe import catalogue
 from .runner import driver_of
@@ -98,9 +98,9 @@ def _stitching(experiment: Experiment) -> tuple[int, float, int]:
 
 def in_cache(donor: DonorSpec) -> bool:
     """Whether the user's cache holds the donor; reads its data, whose content is in its name."""
-    from ..donors import donor_path, recipe_of
-    from ..obtain import normalisation_of, open_source
-    from ..pipelines.cache import cache_folder
+    from ..donors.donor import donor_path, recipe_of
+    from ..donors.obtain import normalisation_of, open_source
+    from ..pipelines.decode.cache import cache_folder
 
     source = open_source(donor.data)
     recipe = recipe_of(donor, source, normalisation_of(donor.data, source))

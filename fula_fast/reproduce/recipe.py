@@ -1,6 +1,6 @@
 """Recipes: what an experiment runs, what the paper says about it, and how its plot is drawn.
 
-A recipe is a short TOML file in `recipes/`. It names donors and data of `catalog.toml`, and may
+A recipe is a short TOML file in `experiments/`. It names donors and data of `catalog.toml`, and may
 extend another recipe. Reading recipes needs neither torch nor data.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ..errors import FulaError, nearest
-from ..specfile import explain
-from ..tables import Table
+from ..study.donor_spec import Table
+from ..study.toml import explain
 
 SCALES = ("smoke", "small", "paper")
 Family = Literal["fula", "mislead", "modalities"]
@@ -163,7 +163,7 @@ def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder():
-    return files(__package__) / "recipes"
+    return files(__package__) / "experiments"
 
 
 def _table(name: str) -> dict[str, Any]:

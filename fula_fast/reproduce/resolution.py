@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import FulaError, nearest
-from ..specfile import apply_overrides, explain, parse_override
+from ..study.toml import apply_overrides, explain, parse_override
 from .builder import Builder
 from .experiment import Experiment, Unsuitable
 from .recipe import SCALES, Recipe, load_recipe, merged

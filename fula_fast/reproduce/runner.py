@@ -13,14 +13,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from ..machine import resources
 from ..progress import Progress
-from ..spec import EngineSpec
+from ..runs.sweep import run_sweep
 from ..store import Store
 from ..store.files import write_json
 from ..store.shards import clean_rows
 from ..store.tables import write_tables
-from ..sweeps import run_sweep
+from ..study.resources import resources
+from ..study.spec import EngineSpec
 from .claims import HOLDS, UNTESTED, Verdict, verdicts
 from .evidence import Row, Table, gathered
 from .experiment import Experiment
@@ -92,7 +92,7 @@ def run(
     failures = _failures(by_part)
     table = gathered(by_part)
     found = verdicts(experiment.recipe, table)
-    from .page import write_page
+    from .experiment_page import write_page
 
     mine = out / experiment.name
     _write_tables(mine, table, found)

@@ -12,7 +12,7 @@ There is no database and no lock, so several processes, or machines that share a
 may write different waves of one run.
 """
 
-from .run import Store, StoreWarning
+from .run_folder import Store, StoreWarning
 from .tables import COLUMNS
 
 __all__ = ["COLUMNS", "Store", "StoreWarning"]

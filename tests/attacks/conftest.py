@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fula_fast.bench.attack import cifar_images, robust_network
+from fula_fast.bench.suites.attack import cifar_images, robust_network
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -10,11 +10,11 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from fula_fast.attacks import RobustResult, Savings, pgd, robust_evaluate, start_noise
+from fula_fast.attacks.names import RECIPES, parse
 from fula_fast.attacks.packed import Single
-from fula_fast.attacks.recipes import RECIPES, parse
-from fula_fast.bench.agreement import ALL_OFF, SEED, reference, reference_starts
+from fula_fast.bench.suites.agreement import ALL_OFF, SEED, reference, reference_starts
 from fula_fast.errors import FulaError
-from fula_fast.protocol import Attack
+from fula_fast.study.protocol import Attack
 
 from .conftest import small_batch, small_net
 

@@ -8,9 +8,9 @@ import torchattacks
 from torch import nn
 
 from fula_fast.attacks.pgd import PGD, pgd, pgd_from
-from fula_fast.attacks.starts import start_noise
+from fula_fast.attacks.start_noise import start_noise
 from fula_fast.errors import FulaError
-from fula_fast.protocol import Attack
+from fula_fast.study.protocol import Attack
 
 from .conftest import no_cuda, small_batch, small_net
 

@@ -2,13 +2,13 @@
 
 Three sizes of one comparison: a glance in every run, what three minutes of one core can carry in
 CI, and by hand (`pytest -m long tests/attacks`) the whole of AutoAttack's "rand". `python -m
-fula_fast.bench.agreement` runs it on any number of images and keeps the figures.
+fula_fast.bench.suites.agreement` runs it on any number of images and keeps the figures.
 """
 
 import pytest
 import torch
 
-from fula_fast.bench.agreement import ALL_OFF, RAND, reference
+from fula_fast.bench.suites.agreement import ALL_OFF, RAND, reference
 
 from .test_autoattack import ours
 

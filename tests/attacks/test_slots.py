@@ -12,8 +12,8 @@ from fula_fast.attacks.losses import CE, DLR, TARGETED
 from fula_fast.attacks.packed import Single
 from fula_fast.attacks.record import Record
 from fula_fast.attacks.slots import Search, SearchOptions, Stage, fixed_sizes
-from fula_fast.attacks.starts import start_noise
-from fula_fast.graphs import Rerun
+from fula_fast.attacks.start_noise import start_noise
+from fula_fast.device.graphs import Rerun
 
 from .conftest import small_batch, small_net
 

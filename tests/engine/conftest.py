@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fula_fast.cell import Cell
+from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
-from fula_fast.initial import new_stitch
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, open_stream
 from fula_fast.progress import Progress
-from fula_fast.protocol import Attack, protocol
-from fula_fast.task import WaveTask
+from fula_fast.stitching.starts import new_stitch
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import Attack, protocol
 
 BATCH, STEPS, EPOCHS = 6, 3, 2
 GRID = [

@@ -9,18 +9,18 @@ from fula_fast.attacks import pgd, robust_evaluate
 from fula_fast.attacks.apgd import APGDConfig
 from fula_fast.attacks.losses import CE, DLR, TARGETED
 from fula_fast.attacks.slots import Slots
-from fula_fast.cell import Cell
-from fula_fast.engine.packed import PackedWave
-from fula_fast.engine.robust import attacked_lanes, exact_network
+from fula_fast.device.graphs import Rerun
+from fula_fast.engine.attacked import attacked_lanes, exact_network
+from fula_fast.engine.packed_wave import PackedWave
+from fula_fast.engine.solo import SoloCell, StitchedModel
+from fula_fast.engine.task import attacked_mask
 from fula_fast.engine.wave import Wave
-from fula_fast.graphs import Rerun
-from fula_fast.initial import new_stitch
 from fula_fast.measures.agreement import soft_agreement
 from fula_fast.models import build
 from fula_fast.pipelines import Batch
-from fula_fast.protocol import Attack, protocol
-from fula_fast.solo import SoloCell, StitchedModel
-from fula_fast.task import attacked_mask
+from fula_fast.stitching.starts import new_stitch
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import Attack, protocol
 
 STEPS, BATCH = 5, 6
 
@@ -315,7 +315,7 @@ def test_a_bfloat16_search_of_a_bfloat16_wave_is_the_options_alone(precision):
 
 def test_an_attack_without_memory_is_made_on_fewer_images_and_said(monkeypatch, caplog):
     """What has been trained stays; below a least size the failure is told."""
-    from fula_fast.engine.robust import _fitting
+    from fula_fast.engine.attacked import _fitting
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     sizes = []

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from fula_fast.cell import Cell
-from fula_fast.dropout import Key, KeyedDropout, set_key, use_keyed_dropout
+from fula_fast.engine.dropout import Key, KeyedDropout, set_key, use_keyed_dropout
+from fula_fast.engine.solo import SoloCell
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
-from fula_fast.initial import new_stitch
 from fula_fast.models import stages
-from fula_fast.protocol import protocol
-from fula_fast.solo import SoloCell
+from fula_fast.stitching.starts import new_stitch
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import protocol
 
 BATCH, STEPS = 6, 4
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fula_fast.cell import Cell
-from fula_fast.engine.lanenorm import last_norm
+from fula_fast.engine.lane_norms import last_norm
+from fula_fast.engine.solo import SoloCell
 from fula_fast.engine.wave import Wave
-from fula_fast.initial import new_stitch
 from fula_fast.models import build, stages
-from fula_fast.protocol import protocol
-from fula_fast.solo import SoloCell
+from fula_fast.stitching.starts import new_stitch
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import protocol
 
 STEPS, BATCH = 20, 4
 SITES = 9

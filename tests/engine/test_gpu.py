@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from fula_fast import engine
-from fula_fast.arithmetic import arithmetic
-from fula_fast.cell import Cell
-from fula_fast.engine.capture import Captured
+from fula_fast.device.graphs import CudaRecorder
+from fula_fast.device.precision import arithmetic
+from fula_fast.engine.captured import Captured
 from fula_fast.engine.modes import CompiledRunner, Stepper
+from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
-from fula_fast.graphs import CudaRecorder
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
-from fula_fast.pipelines.dali import dali_installed
+from fula_fast.pipelines.decode.dali import dali_installed
 from fula_fast.progress import Progress
-from fula_fast.protocol import protocol
-from fula_fast.task import WaveTask
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import protocol
 
 from .conftest import BATCH, WAVES, assert_same, cells, prepared, taken
 

@@ -11,16 +11,16 @@ import pytest
 PROGRAM = """
 import json, os, sys
 import torch
-from fula_fast import memory
-from fula_fast.allocator import keeping_memory
-from fula_fast.bench.record import PeakMemory
-from fula_fast.cell import Cell
+from fula_fast.study import wave_memory
+from fula_fast.device.allocator import keeping_memory
+from fula_fast.bench.harness.record import PeakMemory
+from fula_fast.study.cell import Cell
 from fula_fast.engine.wave import Wave
-from fula_fast.facts import DataFacts, donor_facts
-from fula_fast.initial import new_stitch
+from fula_fast.study.facts import DataFacts, donor_facts
+from fula_fast.stitching.starts import new_stitch
 from fula_fast.models import build
-from fula_fast.protocol import protocol
-from fula_fast.tables import DonorSpec
+from fula_fast.study.protocol import protocol
+from fula_fast.study.donor_spec import DonorSpec
 
 WIDTH, BATCH = int(sys.argv[5]), int(sys.argv[1])
 sites = [int(s) for s in sys.argv[2].split(",")]
@@ -40,8 +40,8 @@ facts = donor_facts(
     DonorSpec(name="a", model="resnet18", width=WIDTH), DataFacts((3, 32, 32), 10, 50_000), "post_relu"
 )
 fused = os.environ.get("FULA_BACKEND") != "reference"
-lanes = [memory.lane_of(c) for c in cells]
-predicted = memory.wave_bytes(lanes, facts, facts, BATCH, precision, fused)
+lanes = [wave_memory.lane_of(c) for c in cells]
+predicted = wave_memory.wave_bytes(lanes, facts, facts, BATCH, precision, fused)
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 x = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 y = torch.randint(10, (BATCH,))
@@ -62,13 +62,13 @@ print(json.dumps({"predicted": predicted, "peak": memory_taken.bytes()}))
 CLOSED_FORM = """
 import json, sys
 import torch
-from fula_fast import memory
-from fula_fast.bench.record import PeakMemory
-from fula_fast.facts import DataFacts, donor_facts
-from fula_fast.initial import initial_stitches
+from fula_fast.study import wave_memory
+from fula_fast.bench.harness.record import PeakMemory
+from fula_fast.study.facts import DataFacts, donor_facts
+from fula_fast.stitching.starts import initial_stitches
 from fula_fast.models import build
-from fula_fast.protocol import protocol
-from fula_fast.tables import DonorSpec
+from fula_fast.study.protocol import protocol
+from fula_fast.study.donor_spec import DonorSpec
 
 width, pair, batch = int(sys.argv[1]), tuple(map(int, sys.argv[2])), 128
 torch.set_num_threads(1)
@@ -78,8 +78,8 @@ rule, x = protocol("fula-v2", batch_size=batch), torch.rand(300, 3, 32, 32)
 facts = donor_facts(
     DonorSpec(name="a", model="resnet18", width=width), DataFacts((3, 32, 32), 10, 50_000), "post_relu"
 )
-lane = memory.Lane(*pair, False)
-predicted = min(memory.wave_bytes([lane], facts, facts, batch, p) for p in ("bf16", "fp32"))
+lane = wave_memory.Lane(*pair, False)
+predicted = min(wave_memory.wave_bytes([lane], facts, facts, batch, p) for p in ("bf16", "fp32"))
 initial_stitches(*donors(4), [(1, 1)], rule, x[:4], 0)
 memory_taken = PeakMemory("cpu")
 initial_stitches(*donors(width), [pair], rule, x, 0)

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fula_fast.cell import Cell
 from fula_fast.engine.modes import WORTH_COMPILING, CompiledRunner, runner_of
 from fula_fast.engine.network import run_plain
 from fula_fast.engine.run import _train
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
-from fula_fast.initial import new_stitch
 from fula_fast.models import build
 from fula_fast.progress import Progress
-from fula_fast.protocol import protocol
+from fula_fast.stitching.starts import new_stitch
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import protocol
 
 
 def donor(seed: int):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fula_fast.engine.rowstitch import RowStitch
-from fula_fast.stitches import Stitch
+from fula_fast.stitching.stitch import Stitch
 
 CONV, SMALL, LARGE = (6, 4, 4), (5, 2, 2), (3, 8, 8)
 TOKENS, FEWER, VECTOR = (9, 6), (4, 5), (7,)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from fula_fast import engine, solo
-from fula_fast.cell import Cell
+from fula_fast import engine
+from fula_fast.engine import solo
+from fula_fast.engine.task import WaveTask
 from fula_fast.errors import FulaError
 from fula_fast.models import build
 from fula_fast.pipelines import Augmentation, ImageSet, evaluation_batches, open_stream, take
 from fula_fast.progress import LineProgress
-from fula_fast.protocol import Attack, protocol
-from fula_fast.task import WaveTask
+from fula_fast.study.cell import Cell
+from fula_fast.study.protocol import Attack, protocol
 
 MEASURES = ("terms", "r2", "penultimate", "cka", "cka_unbiased", "rank")
 

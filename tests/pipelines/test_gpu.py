@@ -17,8 +17,8 @@ from fula_fast.pipelines import (
     open_stream,
     take,
 )
-from fula_fast.pipelines.dali import dali_installed
-from fula_fast.pipelines.streams import Batch
+from fula_fast.pipelines.decode.dali import dali_installed
+from fula_fast.pipelines.streams.streams import Batch
 
 pytestmark = pytest.mark.gpu
 DALI = pytest.param(

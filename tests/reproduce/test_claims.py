@@ -133,8 +133,7 @@ def test_gap_is_taken_within_a_seed():
 
 def test_a_gap_may_be_taken_against_another_gap():
     rows = _by(
-        ["method", "alpha"],
-        [("slm", 0, 0.9), ("slm", 1, 0.5), ("fula", 0, 0.6), ("fula", 1, 0.5)],
+        ["method", "alpha"], [("slm", 0, 0.9), ("slm", 1, 0.5), ("fula", 0, 0.6), ("fula", 1, 0.5)]
     )
     of, less, than_of, than_less = (
         {**A, "method": m, "alpha": a} for m in ("slm", "fula") for a in (0, 1)
@@ -227,10 +226,7 @@ def test_what_averaging_adds_to_self_accuracy():
 def test_a_matrix_that_is_not_whole_says_so():
     args = {"of": FULA, "averaged": True}
     found = _judged("self_accuracy_of", args, _matrix("fula", LOWER)[1:])
-    assert (found.outcome, found.reason) == (
-        UNTESTED,
-        "1 of the matrix's 4 cells are not measured",
-    )
+    assert (found.outcome, found.reason) == (UNTESTED, "1 of the matrix's 4 cells are not measured")
     longer = [row | {"end_sites": 3} for row in _matrix("fula", LOWER)]
     assert "different numbers of sites" in _judged("self_accuracy_of", args, longer).reason
     assert "no row" in _judged("self_accuracy_of", {**args, "of": HINT}, longer).reason

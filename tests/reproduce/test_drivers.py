@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from fula_fast.donors import fresh_model
+from fula_fast.donors.donor import fresh_model
 from fula_fast.pipelines import ImageSet, Source
 from fula_fast.reproduce import load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import FAILS, HOLDS, verdicts
 from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks, sheets
 from fula_fast.reproduce.evidence import gathered
 from fula_fast.reproduce.runner import driver_of
-from fula_fast.tables import DonorSpec
+from fula_fast.study.donor_spec import DonorSpec
 
 NOWHERE = Path("no-such-folder")
 DRIVEN = [n for n in recipe_names() if resolve(n, "smoke", NOWHERE).recipe.driver]

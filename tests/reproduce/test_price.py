@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fula_fast.facts import DonorFacts
-from fula_fast.machine import Resources
-from fula_fast.obtain import obtain_donor, open_source
+from fula_fast.donors.obtain import obtain_donor, open_source
 from fula_fast.reproduce import price as pricing
 from fula_fast.reproduce import resolve
 from fula_fast.reproduce.drivers import donor_table, ranks
-from fula_fast.tables import DonorSpec
+from fula_fast.study.donor_spec import DonorSpec
+from fula_fast.study.facts import DonorFacts
+from fula_fast.study.resources import Resources
 
 NOWHERE = Path("no-such-folder")
 FACTS = DonorFacts("d", (3, 8, 8), 10, ((4, 8, 8),), (100,), (0,), 20)

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from fula_fast import cli
+from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.progress import Progress
 from fula_fast.reproduce import resolve
-from fula_fast.reproduce.page import _roles
+from fula_fast.reproduce.experiment_page import _roles
 from fula_fast.reproduce.runner import Ledger, run
 
 NOWHERE = Path("no-such-folder")
@@ -57,7 +57,8 @@ def test_the_page_sets_the_papers_words_beside_our_numbers(fig9):
 def test_an_appendix_figure_reads_the_shared_sweep_and_trains_nothing(fig9, monkeypatch):
     first, out = fig9
     monkeypatch.setattr(
-        "fula_fast.workbench.Workbench.__init__", lambda *a, **k: pytest.fail("nothing to compute")
+        "fula_fast.runs.workbench.Workbench.__init__",
+        lambda *a, **k: pytest.fail("nothing to compute"),
     )
     again = run(resolve("fig26", "smoke", NOWHERE, QUICK), out)
     assert again.report == out / "fig26" / "report.html"
@@ -138,7 +139,7 @@ def test_table_1_stands_beside_the_papers(tmp_path, cache):
 
 def _command(capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as leaving:
-        cli.app(["reproduce", *arguments], prog_name="fula-fast")
+        commands.app(["reproduce", *arguments], prog_name="fula-fast")
     out, err = capsys.readouterr()
     return leaving.value.code or 0, out, err
 
@@ -170,7 +171,7 @@ def test_the_command_prices_what_it_cannot_run(capsys, tmp_path):
 )
 def test_mistakes_are_one_line(capsys, arguments, words):
     code, _, err = _command(capsys, *arguments)
-    assert code == cli.BAD_INPUT and words in err and err.count("\n") == 1
+    assert code == commands.BAD_INPUT and words in err and err.count("\n") == 1
 
 
 def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
@@ -205,4 +206,4 @@ def test_all_without_anything_to_run_fails(capsys, tmp_path):
     code, _, err = _command(
         capsys, "all", "--scale", "paper", "--data", str(tmp_path), "--device", "cpu"
     )
-    assert code == cli.BAD_INPUT and "no experiment can run" in err
+    assert code == commands.BAD_INPUT and "no experiment can run" in err

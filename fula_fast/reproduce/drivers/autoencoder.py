@@ -21,7 +21,7 @@ from ...pipelines import (
     open_stream,
     paired_evaluation,
 )
-from ...pipelines.cache import cache_folder
+from ...pipelines.decode.cache import cache_folder
 from ...report.style import figure, look, save
 from ...store.tensors import read_tensors, write_tensors
 from ..evidence import Row

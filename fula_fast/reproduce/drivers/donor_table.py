@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ...attacks import robust_evaluate
-from ...facts import donor_facts
-from ...spec import parse_table
-from ...tables import DonorSpec
+from ...study.donor_spec import DonorSpec
+from ...study.facts import donor_facts
+from ...study.spec import parse_table
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task

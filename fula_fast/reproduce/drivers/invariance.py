@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...attacks.starts import start_noise
-from ...grid import site_pairs
+from ...attacks.start_noise import start_noise
 from ...models import Staged
 from ...pipelines import ImageSet, Source
-from ...pipelines.cache import build_once, load_array, save_arrays
-from ...protocol import Protocol
+from ...pipelines.decode.cache import build_once, load_array, save_arrays
+from ...study.expand import site_pairs
+from ...study.protocol import Protocol
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task, cells_of, parts_of, row_of

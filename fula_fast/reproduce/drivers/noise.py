@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...facts import donor_facts
 from ...models import Staged
 from ...pipelines import load_source
-from ...protocol import protocol
-from ...spec import parse_table
-from ...tables import DonorSpec
+from ...study.donor_spec import DonorSpec
+from ...study.facts import donor_facts
+from ...study.protocol import protocol
+from ...study.spec import parse_table
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task, cells_of, row_of

@@ -6,10 +6,10 @@ import torch
 
 from ...api import stitch
 from ...attacks import pgd
-from ...grid import site_pairs
 from ...measures.cka import LinearCKA
 from ...measures.sites import pooled
 from ...pipelines import evaluation_batches
+from ...study.expand import site_pairs
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ...facts import DonorFacts
+from ...donors.obtain import normalisation_of
 from ...measures.rank import MOST_FEATURES, ActivationRank, stitch_spectrum
-from ...obtain import normalisation_of
 from ...pipelines import evaluation_batches
 from ...report.style import look, save
 from ...store import Store
+from ...study.facts import DonorFacts
 from ..evidence import Row, Table
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task

@@ -15,7 +15,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-EMBED = ROOT / "tests" / "embed" / "cpp"
+EMBED = ROOT / "tests" / "whole" / "embed" / "cpp"
 TOOLS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pip's cmake and ninja
 
 
@@ -96,7 +96,7 @@ def test_install_needs_neither_python_nor_torch(library: Path, tmp_path: Path) -
 
 
 def host_program(prefix: Path, folder: Path) -> Path:
-    """tests/embed's program, built against the package installed in `prefix`."""
+    """tests/whole/embed's program, built against the package installed in `prefix`."""
     run("cmake", "-S", EMBED, "-B", folder, f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", folder)
     return folder / "embed"

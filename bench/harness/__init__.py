@@ -1,0 +1,1 @@
+"""What benchmarks share: workloads, peers, records, and the README's section on speed."""

@@ -1,0 +1,380 @@
+"""Every noun at ResNet-18's sites: eager PyTorch, `torch.compile`, ours; forward, backward, both.
+
+    fula-fast bench kernels                                   (pytest-benchmark)
+    python -m fula_fast.bench.suites.kernels --out kernels.json      (JSON: n, p20, p50, p80 of each case)
+    python -m fula_fast.bench.suites.kernels --tune                  (measure tiles on this GPU first)
+
+Where `--seconds` do not suffice for all, the most telling come first (`ranked`): `stitch_hint` and
+`lane_norm`, bf16, 32x32. `torch.compile`, which tunes for seconds, has the second half of the time,
+and begins with a case for each noun and each resolution (`covering`). A figure of the summary says how
+many of its cases were measured; `left_out` names the others, with those that no memory holds.
+
+Bytes and FLOPs are counted, not measured: what the noun must read and write once, each shared
+tensor once. `floor` is the larger of bytes over the measured copy bandwidth and FLOPs over the
+measured matrix rate; `of_floor` is its share of the time taken. On CUDA times are between events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fula_fast import kernels
+from fula_fast.bench.harness.kernel_cases import (
+    DTYPES,
+    FLOOR_TARGET,
+    LANES,
+    PLAIN_SHARE,
+    SITES,
+    TARGETS,
+    WAYS,
+    Case,
+    no_room,
+    ranked,
+    schedule,
+)
+from fula_fast.bench.harness.record import (
+    RESULTS,
+    environment,
+    matrix_rate,
+    quantiles,
+    seconds_of,
+    write,
+)
+from fula_fast.kernels import backend
+
+
+@dataclass(frozen=True)
+class Work:
+    """A noun made ready: `call(*inputs)` gives outputs, whose gradients are `incoming`."""
+
+    call: Callable[..., list[Tensor]]
+    inputs: list[Tensor]
+    incoming: list[Tensor]
+    bytes: dict[str, int]
+    flops: dict[str, int]
+
+
+def _costs(forward: int, backward: int) -> dict[str, int]:
+    return {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def lane_norm(case: Case) -> Work:
+    """Training-mode norm with residual, ReLU and term: a residual block's last layer."""
+    channels = SITES[case.site][0]
+    x, residual = (case.activations(case.lanes).requires_grad_() for _ in range(2))
+    target, dy = case.activations(1), case.activations(case.lanes)
+    sums = partial(torch.rand, device=case.device)
+    weight, bias, running = sums(channels), sums(channels), sums(2, case.lanes, channels)
+
+    def call(x: Tensor, residual: Tensor) -> list[Tensor]:
+        y, _, _, dist2 = kernels.lane_norm(
+            x, weight, bias, running[0], running[1], lanes=case.lanes, training=True, eps=1e-5,
+            residual=residual, relu=True, target=target,
+        )  # fmt: skip
+        return [y, dist2]
+
+    lane, shared = case.tensor_bytes * case.lanes, case.tensor_bytes
+    # forward: x for the statistics, x and residual, y; backward: x, residual, dy, d out, then
+    # x, d, dx
+    traffic = _costs(4 * lane + shared, 7 * lane + shared)
+    return Work(call, [x, residual], [dy, sums(case.lanes, case.batch)], traffic, _costs(0, 0))
+
+
+def hint_terms(case: Case) -> Work:
+    """Distances of all lanes to a shared target."""
+    x, target = case.activations(case.lanes).requires_grad_(), case.activations(1)
+
+    def call(x: Tensor) -> list[Tensor]:
+        return kernels.hint_terms([x], [target])
+
+    lane, shared = case.tensor_bytes * case.lanes, case.tensor_bytes
+    share = torch.rand(case.lanes, case.batch, device=case.device)
+    return Work(call, [x], [share], _costs(lane + shared, 2 * lane + shared), _costs(0, 0))
+
+
+def stitch_hint(case: Case, write: bool = False) -> Work:
+    """Stitches of lanes that share front and target, with the Hint term; y where `write`."""
+    channels, size = SITES[case.site]
+    x, target = case.activations(1)[None], case.activations(1)[None]
+    weight = torch.randn(case.lanes, channels, channels, device=case.device) / channels**0.5
+    bias = torch.zeros(case.lanes, channels, device=case.device)
+    index = [0] * case.lanes
+
+    def call(weight: Tensor, bias: Tensor) -> list[Tensor]:
+        outputs = kernels.stitch_hint(x, weight, bias, index, target, index, write=write)
+        return [y for y in outputs if y is not None]
+
+    share = torch.rand(case.lanes, case.batch, device=case.device)
+    incoming = [case.activations(case.lanes), share] if write else [share]
+    shared, written = 2 * case.tensor_bytes, case.tensor_bytes * case.lanes * write
+    maps = 4 * channels**2 * case.lanes
+    product = 2 * case.lanes * case.batch * size**2 * channels**2
+    traffic = _costs(shared + written + maps, shared + written + 2 * maps)
+    return Work(
+        call, [weight.requires_grad_(), bias.requires_grad_()], incoming, traffic,
+        _costs(product, 2 * product),
+    )  # fmt: skip
+
+
+NOUNS: dict[str, Callable[[Case], Work]] = {
+    "stitch_hint": stitch_hint,
+    "lane_norm": lane_norm,
+    "stitch_hint+y": partial(stitch_hint, write=True),
+    "hint_terms": hint_terms,
+}
+
+
+def pixels(noun: str, device: str, batch: int = 128) -> Work:
+    """`pgd_step` or `augment` on CIFAR-10 images."""
+    if noun == "augment":
+        images = torch.randint(0, 256, (2048, 32, 32, 3), dtype=torch.uint8, device=device)
+        index = torch.randperm(2048, device=device)[:batch]
+        draws = [torch.randint(0, 9, (2048,), device=device, dtype=torch.int32) for _ in range(2)]
+        flip = torch.rand(2048, device=device) > 0.5
+        call = partial(kernels.augment, images, index, *draws, flip, 4)
+        return Work(lambda: [call()], [], [], _costs(batch * 3072 * 5, 0), _costs(0, 0))
+    x, grad, clean = torch.rand(3, batch, 3, 32, 32, device=device)
+    norm = noun.removeprefix("pgd_step ")
+    call = partial(kernels.pgd_step, x, grad - 0.5, clean, 2 / 255, 8 / 255, norm)
+    return Work(lambda: [call()], [], [], _costs(batch * 3072 * 16, 0), _costs(0, 0))
+
+
+def runs(work: Work, way: str, device: str) -> dict[str, Callable[[], object]]:
+    """The work's parts done one way; the backward pass runs over one kept graph, which what
+    `torch.compile` makes does not allow: it reuses what the graph has saved."""
+    name = ("triton" if device == "cuda" else "cpp") if way == "ours" else "reference"
+    call = work.call
+    if way == "compile":
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
+        call = torch.compile(call, fullgraph=True, mode=mode)
+    kept: list[Tensor] = []
+
+    def forward() -> list[Tensor]:
+        with backend.using(name):
+            return call(*work.inputs)
+
+    def backward(outputs: list[Tensor], keep: bool = False) -> object:
+        with backend.using(name):
+            return torch.autograd.grad(outputs, work.inputs, work.incoming, retain_graph=keep)
+
+    def again() -> object:
+        if not kept:
+            kept.extend(forward())
+        return backward(kept, keep=True)
+
+    if not work.inputs:
+        return {"forward": forward}
+    parts = {"forward": forward, "both": lambda: backward(forward())}
+    # `backward` keeps its graph from then on, so that it comes last.
+    return parts if way == "compile" else parts | {"backward": again}
+
+
+def copy_rate(device: str, size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of copying `size` bytes."""
+    a = torch.empty(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    taken = quantiles(seconds_of(lambda _: b.copy_(a), 10, device, warmup=3))
+    return 2 * size / taken["p50"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device reaches: bytes/s copied, FLOP/s by dtype."""
+
+    copy: float
+    matrix: dict[str, float]
+
+
+def measured_rates(device: str) -> Rates:
+    """Copy bandwidth and matrix rates of this device."""
+    size = 8192 if device == "cuda" else 512
+    matrix = {name: matrix_rate(device, dtype, size) for name, dtype in DTYPES.items()}
+    return Rates(copy_rate(device, 1 << (30 if device == "cuda" else 26)), matrix)
+
+
+def rows(
+    noun: str, label: dict[str, Any], way: str, work: Work, rates: Rates, device: str, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """A row a part; a way that cannot run says why instead of a time. The backward pass of what
+    `torch.compile` makes is what both take less what forward takes."""
+    taken: dict[str, dict[str, float]] = {}
+
+    def row(part: str) -> dict[str, Any]:
+        floor = _floor(work, part, label.get("dtype", "fp32"), rates, taken[part])
+        return {"noun": noun, **label, "way": way, "part": part, "seconds": taken[part], **floor}
+
+    try:
+        for part, run in runs(work, way, device).items():
+            taken[part] = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
+            yield row(part)
+        if "both" in taken and "backward" not in taken:
+            taken["backward"] = _difference(taken["both"], taken["forward"])
+            yield row("backward") | {"derived": "both less forward"}
+    except Exception as error:  # noqa: BLE001  of any library below: it shall cost no other row
+        reason = " ".join(str(error).split())[:300]
+        what = "left_out" if "out of memory" in str(error).lower() else "failed"
+        yield {"noun": noun, **label, "way": way, what: f"{type(error).__name__}: {reason}"}
+    finally:
+        torch._dynamo.reset()
+
+
+def _difference(both: dict[str, float], forward: dict[str, float]) -> dict[str, float]:
+    return {"n": both["n"]} | {q: both[q] - forward[q] for q in ("p20", "p50", "p80")}
+
+
+def _floor(work: Work, part: str, dtype: str, rates: Rates, taken: dict) -> dict[str, Any]:
+    floor = max(work.bytes[part] / rates.copy, work.flops[part] / rates.matrix[dtype])
+    counted = {"bytes": work.bytes[part], "flops": work.flops[part]}
+    share = floor / taken["p50"] if taken["p50"] > 0 else None  # a difference may be anything
+    return counted | {"floor": floor, "of_floor": share}
+
+
+def report(
+    device: str, lanes: list[int], sites: list[str], batch: int, rounds: int, seconds: float
+) -> Iterator[dict[str, Any]]:
+    """The report so far, after each case, until `seconds` are spent; `left_out` names what there was
+    no time or no memory for."""
+    torch.manual_seed(0)
+    began = time.monotonic()
+    rates, found, left = measured_rates(device), [], []
+    head = {
+        "benchmark": "kernels",
+        **environment(device, "python -m fula_fast.bench.suites.kernels"),
+        "copy_bytes_per_second": rates.copy,
+        "matrix_flops_per_second": rates.matrix,
+    }
+
+    def spent() -> float:
+        return time.monotonic() - began
+
+    def so_far() -> dict[str, Any]:
+        figures = summary(found, len(lanes) * len(sites)) if device == "cuda" else []
+        return {**head, "summary": figures, "left_out": left, "rows": found}
+
+    places = ranked(device, lanes, sites, batch)
+    for way, (noun, case) in schedule(places, lambda: spent() < PLAIN_SHARE * seconds):
+        label = case.label if case else {}
+        reason = "no time" if spent() > seconds else no_room(noun, way, case)
+        if reason:
+            left.append({"noun": noun, **label, "way": way, "left_out": reason})
+            continue
+        work = NOUNS[noun](case) if case else pixels(noun, device, batch)
+        measured = list(rows(noun, label, way, work, rates, device, rounds))
+        del work
+        left += [row for row in measured if "left_out" in row]
+        found += [row for row in measured if "left_out" not in row]
+        yield so_far()
+    yield so_far()
+
+
+def summary(found: list[dict[str, Any]], cases: int) -> list[dict[str, Any]]:
+    """Least speed-up over the bf16 cases of every noun with a target, and `stitch_hint`'s least share
+    of the floor at the first resolution, forward and backward; of so many `cases` (sites x lanes),
+    those that were measured."""
+    chosen = [r for r in found if r.get("part") == "both" and r.get("dtype") == "bf16"]
+    times = {(r["noun"], r["site"], r["lanes"], r["way"]): r["seconds"]["p50"] for r in chosen}
+    lines = []
+    for (noun, other), target in TARGETS.items():
+        ratios = [
+            taken / times[key[:3] + ("ours",)]
+            for key, taken in times.items()
+            if key[0] == noun and key[3] == other and key[:3] + ("ours",) in times
+        ]
+        if ratios:
+            figure = f"{noun}, times {other}'s speed, worst of {len(ratios)} of {cases} cases"
+            lines.append({"figure": figure, "value": min(ratios), "target": target})
+    (noun, site), target = FLOOR_TARGET
+    ours = [r for r in chosen if (r["noun"], r["site"], r["way"]) == (noun, site, "ours")]
+    if ours:
+        figure = f"{noun} at {site}, share of the floor, worst of {len(ours)} cases"
+        share = min(r["of_floor"] for r in ours)
+        lines.append({"figure": figure, "value": share, "target": target})
+    return lines
+
+
+def tune(lanes: int, batch: int) -> Iterator[str]:
+    """Measure every kernel's tiles at every site on this GPU and remember the fastest; a line each.
+
+    A kernel is timed through the noun that launches it, forward and backward.
+    """
+    from fula_fast.kernels.triton import tiles
+
+    launched = {
+        lane_norm: ("stats", "normalise", "sums", "norm_gradient"),
+        partial(stitch_hint, write=True): ("stitch", "fused_gradient", "weight_gradient"),
+    }
+
+    def measure(run: Callable[[], object]) -> float:
+        return quantiles(seconds_of(lambda _: run(), 10, "cuda", warmup=2))["p50"]
+
+    for make, names in launched.items():
+        for site, (channels, _) in SITES.items():
+            for dtype, precision in DTYPES.items():
+                work = make(Case(site, lanes, dtype, "cuda", batch))
+                run = runs(work, "ours", "cuda")["both"]
+                for name in names:
+                    inner = channels if name in tiles.PRODUCTS else 0
+                    sample = work.inputs[0].new_empty(0, dtype=precision)
+                    best = tiles.tune(name, run, measure, sample, channels, inner)
+                    yield f"{name} {site} {dtype}: {best}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("noun", NOUNS)
+def bench_noun(benchmark, noun, site, way):
+    """Forward and backward, two lanes of sixteen fp32 samples; on CUDA four of 128 in bf16."""
+    cuda = torch.cuda.is_available()
+    case = Case(site, 4, "bf16", "cuda", 128) if cuda else Case(site, 2, "fp32", "cpu", 16)
+    run = runs(NOUNS[noun](case), way, case.device)["both"]
+
+    def timed() -> None:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(timed, rounds=3, warmup_rounds=2)
+    torch._dynamo.reset()
+
+
+def main(arguments: list[str]) -> None:
+    """Tune if asked, run the cases, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lanes", help=f"comma-separated, the most telling first; {LANES}")
+    parser.add_argument("--sites", default=",".join(SITES))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=40.0, help="start no case after these")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
+    chosen = parser.parse_args(arguments)
+    lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
+    if chosen.tune:
+        for line in tune(lanes[0], chosen.batch):
+            print(line, flush=True)
+    sites = chosen.sites.split(",")
+    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):
+        write(chosen.out, result)
+    for figure in result["summary"]:
+        print(f"{figure['figure']}: {figure['value']:.2f} (target {figure['target']})")
+    print(chosen.out)
+    failed = [row for row in result["rows"] if "failed" in row]
+    for row in failed:
+        print("failed:", *(f"{name} {value}" for name, value in row.items()))
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,333 @@
+"""The command line: `fula-fast --help`.
+
+Nothing heavy is imported before a command's work starts, so that help and argument errors answer
+at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import FulaError
+from . import data as _data_commands  # noqa: F401  registers its commands
+from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
+
+__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
+
+
+@command("sweep", resume="finished cells are kept: the same command with --resume goes on")
+def sweep(
+    spec: SpecArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/NAME by the spec's name when not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run: missing and failed cells only.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, waves, memory and work; do nothing.")
+    ] = False,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
+    ] = False,
+    executor: Annotated[
+        str | None, typer.Option(metavar="wave|solo", help="Waves of lanes, or cell by cell.")
+    ] = None,
+    engine_mode: Annotated[
+        str | None,
+        typer.Option(metavar="auto|eager|compiled|captured", help="How a wave step is run."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|fp64|fp32|tf32|bf16", help="Of activations.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
+    ] = False,
+) -> int:
+    """Run a grid of stitched models and write its report."""
+    from ..study.spec import load_spec
+
+    engine = {"device": device, "executor": executor, "mode": engine_mode}
+    engine |= {"precision": precision, "memory": memory}
+    loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
+    folder = out or Path("runs") / loaded.name
+    if dry_run:
+        return _show_plan(loaded, folder)
+    from ..progress import open_progress
+    from ..runs.sweep import run_sweep
+
+    with open_progress() as progress:
+        summary = run_sweep(
+            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress, profile=profile
+        )
+    print(summary)
+    return FAILED if summary.failed else 0
+
+
+def _flags(values: dict[str, Any], table: str = "engine.") -> list[str]:
+    """Options given on the command line as overrides of a spec's table."""
+    return [f"{table}{key}={value}" for key, value in values.items() if value is not None]
+
+
+def _show_plan(spec: Any, folder: Path) -> int:
+    from ..store import Store
+    from ..study.plan import plan
+    from ..study.resources import resources
+    from ..study.show_plan import print_plan
+
+    found = resources(spec.engine)
+    planned = plan(
+        spec,
+        device=found.device,
+        precision=found.precision,
+        mode=spec.engine.mode,
+        budget=found.budget,
+        fused=found.fused,
+    )
+    done = Store.open(folder).done() if (folder / "spec.json").exists() else ()
+    print_plan(planned, done)
+    return 0
+
+
+@command("train", resume="donors that are trained are kept; the same command goes on")
+def train(
+    spec: SpecArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = Path("donors"),
+    donor: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Train a spec's donors, or find them trained, and print where their checkpoints lie."""
+    from ..study.resources import resources
+    from ..study.spec import load_spec
+
+    loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device})])
+    chosen = [loaded.donor(name) for name in donor or loaded.donors]
+    place = resources(loaded.engine).device
+    from ..donors.obtain import obtain_donor, open_source
+    from ..progress import open_progress
+
+    with open_progress() as progress:
+        found = [
+            obtain_donor(d, open_source(d.data), cache_dir=out, device=place, progress=progress)
+            for d in chosen
+        ]
+    for each, trained in zip(chosen, found, strict=True):
+        print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")
+
+
+@command("attack", resume="attacked cells of a run are kept: the same command goes on")
+def attack(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RUN", help="A donor's checkpoint, or a sweep's folder.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
+    ] = None,
+    attack: Annotated[
+        str,
+        typer.Option(
+            "--attack",
+            "--attacks",
+            help="AutoAttack's rand, standard or full (autoattack-rand, …; full hands FAB and "
+            "Square to pyautoattack), apgd20, apgd-ce, apgd-dlr, apgd-t, pgd-N.",
+        ),
+    ] = "autoattack-rand",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many test images.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Adversarial examples: a model's file (.npz), a run's folder of files."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of a run's table, attack-NAME.csv; the attack's if unset.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="Of the attack: --option eps=8/255, --option compaction=off",
+        ),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Measure the robust accuracy of a donor, or of every finished cell of a run."""
+    from ..attacks.options import from_texts
+    from ..study.resources import resources
+    from ..study.spec import EngineSpec, parse_table
+    from ..study.toml import apply_overrides
+
+    options = from_texts(option or ())
+    engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
+    place = resources(engine).device
+    if Path(target).is_dir():
+        print(_attack_run(target, attack, name, data, images, out, place, options))
+    else:
+        print(_attack_model(target, attack, name, data, images, out, place, options))
+
+
+def _attack_run(
+    folder: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
+    out: Path | None, device: str, options: dict[str, Any],
+) -> object:  # fmt: skip
+    if data:
+        raise FulaError(
+            f"'{folder}' is the folder of a run, whose spec names its data; drop --data"
+        )
+    from ..progress import open_progress
+    from ..runs.attack import attack_run
+
+    with open_progress() as progress:
+        return attack_run(
+            folder, attack, name=name, limit=images, examples=out, device=device,
+            progress=progress, **options,
+        )  # fmt: skip
+
+
+def _attack_model(
+    checkpoint: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
+    out: Path | None, device: str, options: dict[str, Any],
+) -> str:  # fmt: skip
+    if not data:
+        raise FulaError(
+            f"'{checkpoint}' is no folder of a run; for a model's checkpoint give its data too, "
+            "for example --data source=cifar10"
+        )
+    if name is not None:
+        raise FulaError("--name is of a run's table; drop it for a single model")
+    from ..study.donor_spec import DataSpec
+    from ..study.spec import parse_table
+    from ..study.toml import apply_overrides
+
+    table = parse_table(DataSpec, apply_overrides({}, data), "data")
+    from ..attacks import attack_checkpoint
+    from ..attacks.names import prepared
+    from ..donors.obtain import normalisation_of, open_source
+
+    prepared(attack, options)
+    source = open_source(table)
+    result = attack_checkpoint(
+        checkpoint, source, attack, limit=images, output=out,
+        normalisation=normalisation_of(table, source), device=device, **options,
+    )  # fmt: skip
+    return (
+        f"{result.attack} on {len(result.robust)} images: clean accuracy "
+        f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
+    )
+
+
+@command("reproduce", resume="finished cells are kept: the same command goes on")
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|list|all", help="An experiment: fig10, mislead-noise, …")
+    ],
+    scale: Annotated[str, typer.Option(metavar="smoke|small|paper", help="How large.")] = "small",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of experiments; runs/reproduce-SCALE if not given.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets; else FULA_DATA, else ./data.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, work and estimated time; do nothing.")
+    ] = False,
+    front: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another architecture for all fronts.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another architecture for all ends.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="auto|fp32|tf32|bf16", help="Of activations.")
+    ] = None,
+) -> int:
+    """Run an experiment of the papers by name and set the result beside what they say."""
+    from .reproduce import reproduce as run_experiments
+
+    engine = {"device": device, "precision": precision}
+    return run_experiments(
+        name, scale, out=out, data=data, dry_run=dry_run, models=(front, end),
+        overrides=overrides or (), engine={k: v for k, v in engine.items() if v is not None},
+    )  # fmt: skip
+
+
+@command("sites")
+def sites(
+    model: Annotated[str, typer.Argument(help="A model's name: resnet18, vgg16, timm:NAME, …")],
+    size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the images.")] = 3,
+    classes: Annotated[int, typer.Option(min=2, help="Classes of the head.")] = 10,
+    hook: Annotated[
+        str, typer.Option(metavar="post_relu|pre_relu", help="Where a site lies.")
+    ] = "post_relu",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="Of the model: --option width=16"),
+    ] = None,
+) -> None:
+    """Print a model's sites with shapes, parameters and FLOPs."""
+    from rich.console import Console
+
+    from ..models import describe, sites_table
+    from ..study.toml import parse_override
+
+    options = {parts[0]: value for parts, value in map(parse_override, option or ())}
+    found = describe(model, classes, (channels, size, size), hook, **options)
+    Console(width=None if sys.stdout.isatty() else 120).print(sites_table(found))
+
+
+@command("report")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a sweep.")],
+) -> None:
+    """Write a run's report again: report.html with its plots beside it."""
+    from ..report import write_report
+
+    print(write_report(run))
+
+
+@command("doctor")
+def doctor() -> None:
+    """Show versions, hardware, and which backend each operator uses and why."""
+    from .doctor import print_report
+
+    print_report()
+
+
+@command("bench")
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One benchmark; all when not given.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Earlier results to set beside.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the results as JSON.")
+    ] = None,
+) -> int:
+    """Run benchmarks that ship with the package."""
+    from .bench import run_benchmarks
+
+    return run_benchmarks(name, compare=compare, save=save)
+
+
+def main() -> None:
+    """The entry point of `fula-fast`."""
+    app(prog_name="fula-fast")

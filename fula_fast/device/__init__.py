@@ -1,0 +1,1 @@
+"""What the device is asked: memory, precision, and graphs of recorded work."""

@@ -1,0 +1,356 @@
+"""Donors: train a network from its recipe, or load it where it was trained before.
+
+    recipe = donor_recipe(source, model="resnet18", options={"width": 16}, seed=0)
+    donor = ensure_donor(recipe, source, cache_dir="donors")
+    donor.staged, donor.metrics.test_accuracy, donor.content_hash
+
+A recipe is JSON and decides the weights (device and library versions change their last bits);
+a donor is stored under its recipe's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ..errors import FulaError
+from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
+from ..models.families import DEFAULTS, resolved_options
+from ..pipelines import Normalisation, Shortcut, Source
+from ..store.files import folder, writing
+from ..study.protocol import Attack
+from .training import (
+    Adversary,
+    DonorMetrics,
+    EpochReport,
+    check_fit,
+    check_labels,
+    evaluate,
+    resolved_recipe,
+    train_donor,
+)
+
+if TYPE_CHECKING:
+    from ..study.donor_spec import DonorSpec
+
+__all__ = [
+    "Donor",
+    "DonorMetrics",
+    "EpochReport",
+    "donor_at_hand",
+    "donor_from_checkpoint",
+    "donor_path",
+    "donor_recipe",
+    "ensure_donor",
+    "evaluate",
+    "fresh_model",
+    "recipe_hash",
+    "recipe_of",
+    "train_donor",
+]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A trained network on the CPU in eval mode, and where it comes from.
+
+    `recipe` is None for a donor read from a checkpoint of the user's. `trained` says whether this
+    call trained it.
+    """
+
+    staged: Staged
+    metrics: DonorMetrics
+    content_hash: str
+    path: Path
+    recipe: dict[str, Any] | None = None
+    trained: bool = False
+
+
+def donor_recipe(
+    source: Source,
+    *,
+    model: str,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    recipe: str = "fast",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    pad: int = 4,
+    flip: bool = True,
+    normalisation: Normalisation | None = None,
+    shortcut: Shortcut | None = None,
+    adversarial: Attack | None = None,
+    alpha: float = 0.0,
+    permute_labels: bool = False,
+) -> dict[str, Any]:
+    """The JSON recipe of a donor with every default filled in, so that equal donors hash equally.
+
+    Arguments are those of `build` and `train_donor`. The data count by their content. Raises
+    `FulaError` for an unknown recipe or option.
+    """
+    plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
+    given = dict(options or {})
+    return {
+        "model": model,
+        "options": resolved_options(model, given) if model in DEFAULTS else given,
+        "data": {"source": source.name, "content": source.content_hash},
+        "seed": seed,
+        "recipe": recipe,
+        **asdict(plan),
+        "pad": pad,
+        "flip": flip,
+        "normalisation": None if normalisation is None else asdict(normalisation),
+        "shortcut": None if shortcut is None else asdict(shortcut),
+        "adversarial": adversarial.model_dump() if adversarial is not None and alpha else None,
+        "alpha": alpha,
+        "permute_labels": permute_labels,
+    }
+
+
+def recipe_of(
+    donor: DonorSpec, source: Source, normalisation: Normalisation | None = None
+) -> dict[str, Any]:
+    """The recipe of a `[donors.*]` table; `untrained` is zero epochs."""
+    return donor_recipe(
+        source,
+        model=donor.model,
+        options=donor.build_options(),
+        seed=donor.seed,
+        recipe=donor.recipe,
+        epochs=0 if donor.untrained else donor.epochs,
+        batch_size=donor.batch_size,
+        lr=donor.lr,
+        pad=4 if donor.crop_padding is None else donor.crop_padding,
+        flip=True if donor.flip is None else donor.flip,
+        normalisation=normalisation,
+        shortcut=donor.shortcut and Shortcut(**donor.shortcut.model_dump()),
+        adversarial=_plain_attack(donor.adversarial),
+        alpha=0.0 if donor.adversarial is None else donor.adversarial.alpha,
+        permute_labels=donor.permute_labels,
+    )
+
+
+def _plain_attack(attack: Attack | None) -> Attack | None:
+    return None if attack is None else Attack(**attack.model_dump(include=set(Attack.model_fields)))
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the recipe's canonical JSON."""
+    text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def donor_path(cache_dir: str | Path, recipe: Mapping[str, Any]) -> Path:
+    """Where the donor of a recipe is stored: its model's name and 16 digits of its hash."""
+    model = recipe["model"].replace(":", "-")
+    return Path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
+
+
+def fresh_model(
+    model: str,
+    *,
+    seed: int,
+    num_classes: int,
+    input_shape: Sequence[int],
+    hook: str = "post_relu",
+    options: Mapping[str, Any] | None = None,
+) -> Staged:
+    """`build` with weights drawn from `seed`; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(
+            model, num_classes=num_classes, input_shape=input_shape, hook=hook, **(options or {})
+        )
+
+
+def ensure_donor(
+    recipe: Mapping[str, Any],
+    source: Source,
+    *,
+    cache_dir: str | Path,
+    hook: str = "post_relu",
+    stream: str = "resident",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    compile: bool = False,
+    attack: Adversary | None = None,
+    min_accuracy: float | None = None,
+    replace_damaged: bool = False,
+    progress: Callable[[EpochReport], None] | None = None,
+) -> Donor:
+    """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and saved.
+
+    Either way the model is read from its file, so a resumed run sees the very same one. Where
+    another process trains the same donor, its model is waited for. `attack`:
+    see `train_donor`; by default the recipe's own attack. A damaged file raises `FulaError`, or is
+    trained again with a logged warning where `replace_damaged`. Raises `FulaError` where
+    the test accuracy lies below `min_accuracy`.
+    """
+    path = donor_path(cache_dir, recipe)
+    damaged = path.exists()
+    donor = _stored(path, recipe, hook, replace_damaged)
+    if donor is None:
+        how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
+        with _alone(path):
+            if not damaged:  # another may have made it meanwhile
+                donor = _stored(path, recipe, hook, replace_damaged)
+            if donor is None:
+                metrics = _train(recipe, source, path, attack, progress=progress, **how)
+                loaded = load_checkpoint(path, hook=hook)
+                content = content_hash(loaded)
+                donor = Donor(loaded, metrics, content, path, dict(recipe), trained=True)
+    _check_accuracy(donor, min_accuracy)
+    return donor
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from training the donor at `path` at the same time."""
+    folder(path.parent)
+    lock = FileLock(path.with_suffix(".lock"))
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _LOG.warning("another process trains '%s'; waiting for it", path.name)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _stored(
+    path: Path, recipe: Mapping[str, Any], hook: str, replace_damaged: bool
+) -> Donor | None:
+    if not path.exists():
+        return None
+    try:
+        staged = load_checkpoint(path, hook=hook)
+        meta = read_meta(path)
+    except FulaError as error:
+        if not replace_damaged:
+            raise
+        _LOG.warning("%s: training this donor again", error)
+        return None
+    return Donor(staged, DonorMetrics(**meta["metrics"]), meta["content_hash"], path, dict(recipe))
+
+
+def _train(
+    recipe: Mapping[str, Any], source: Source, path: Path, attack: Adversary | None, **how: Any
+) -> DonorMetrics:
+    """Train the recipe's donor, `how` as `train_donor` takes it, and save it with its metrics."""
+    if attack is None and recipe["alpha"]:
+        attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
+    moments = recipe["normalisation"]
+    staged = fresh_model(
+        recipe["model"],
+        seed=recipe["seed"],
+        num_classes=source.num_classes,
+        input_shape=source.image_shape,
+        options=recipe["options"],
+    )
+    given = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
+    metrics = train_donor(
+        staged,
+        source,
+        **{key: recipe[key] for key in (*given, "permute_labels")},
+        shortcut=recipe["shortcut"] and Shortcut(**recipe["shortcut"]),
+        normalisation=moments and Normalisation(tuple(moments["mean"]), tuple(moments["std"])),
+        attack=attack,
+        **how,
+    )
+    made = {key: str(how[key]) for key in ("device", "precision")} | {"torch": torch.__version__}
+    save_checkpoint(
+        staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
+    )
+    return metrics
+
+
+def pgd_adversary(attack: Attack, seed: int) -> Adversary:
+    """Adversarial training's PGD on the true labels (protocol: eval mode, pixels in [0, 1])."""
+    from ..attacks import pgd, start_noise
+
+    def adversary(
+        model: Staged, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int
+    ) -> torch.Tensor:
+        noise = None
+        if attack.random_start:
+            shape = images.shape[1:]
+            noise = start_noise(attack.norm, index.tolist(), shape, seed=seed, stream=epoch)
+        return pgd(model, images, labels, attack, noise=noise)
+
+    return adversary
+
+
+def donor_from_checkpoint(
+    path: str | Path,
+    source: Source,
+    *,
+    model: str = "",
+    options: Mapping[str, Any] | None = None,
+    hook: str = "post_relu",
+    normalisation: Normalisation | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> Donor:
+    """A donor from the user's own file: ours, or a PyTorch state dict of `model`.
+
+    Its test accuracy is measured on `source`. Raises `FulaError` naming the file where it cannot be
+    read, and where its weights, classes or image size differ from the model's or the data's.
+    """
+    into = None
+    if model:
+        shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
+        into = build(model, hook=hook, **shape, **(options or {}))
+    staged = load_checkpoint(path, into=into, hook=hook)
+    try:
+        check_fit(staged, source)
+        check_labels(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
+    except FulaError as error:
+        raise FulaError(f"checkpoint '{path}': {error}") from None
+    return donor_at_hand(
+        staged, source, Path(path), normalisation=normalisation, device=device, precision=precision
+    )
+
+
+def donor_at_hand(
+    staged: Staged,
+    source: Source,
+    path: Path,
+    *,
+    normalisation: Normalisation | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> Donor:
+    """A model that is there already as a donor, its test accuracy measured on `source`.
+
+    It goes to `device` and back. `path`: what messages call it.
+    """
+    staged.to(device)
+    moments = {} if normalisation is None else {"normalisation": normalisation}
+    test = evaluate(staged, source.test, device=device, precision=precision, **moments)
+    staged.to("cpu")
+    metrics = DonorMetrics(test.accuracy, test.loss, None, None, 0.0, 0)
+    return Donor(staged, metrics, content_hash(staged), path)
+
+
+def _check_accuracy(donor: Donor, least: float | None) -> None:
+    got = donor.metrics.test_accuracy
+    if least is not None and got < least:
+        raise FulaError(
+            f"donor '{donor.path.name}' has test accuracy {got:.4f}, below min_accuracy = {least}; "
+            "train longer (epochs), or widen the model"
+        )

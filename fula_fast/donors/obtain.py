@@ -1,0 +1,121 @@
+"""From a spec's tables to loaded data and trained donors."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import FulaError
+from ..models import Staged
+from ..pipelines import ImageSet, Normalisation, Source, load_source
+from ..progress import Progress
+from ..study.donor_spec import DataSpec, DonorSpec
+from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, recipe_of
+
+
+def open_source(data: DataSpec) -> Source:
+    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or unreadable."""
+    source = load_source(
+        data.source,
+        data_dir=data.data_dir,
+        size=data.size,
+        channels=data.channels,
+        download=data.download,
+        **data.options,
+    )
+    limits = {"train": data.train_images, "test": data.test_images}
+    return replace(source, **{s: _evenly(source, s, n) for s, n in limits.items() if n is not None})
+
+
+def _evenly(source: Source, split: str, count: int) -> ImageSet:
+    images = getattr(source, split)
+    if not isinstance(images, ImageSet):
+        raise FulaError(
+            f"[data] {split}_images = {count}: '{source.name}' is not decoded in memory, so no "
+            "images can be left out; leave the limit out, or give the source fewer images"
+        )
+    return images.evenly(count)
+
+
+def normalisation_of(data: DataSpec, source: Source) -> Normalisation | None:
+    """The per-channel normalisation of a `[data]` table's images: its own, else the source's.
+
+    None where pixels stay in [0, 1], which `mean = 0` and `std = 1` ask for.
+    """
+    if data.normalises is None:
+        return source.normalisation
+    return Normalisation(data.mean, data.std) if data.normalises else None
+
+
+def obtain_donor(
+    spec: DonorSpec,
+    source: Source,
+    *,
+    cache_dir: str | Path,
+    hook: str = "post_relu",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    module: Staged | None = None,
+    progress: Progress | None = None,
+) -> Donor:
+    """The donor of a `[donors.*]` table: `module` itself where the caller has it, else from its
+    checkpoint, from `cache_dir`, or trained now.
+
+    `source`: the donor's own data. Raises `FulaError` where the donor is unusable, or below its
+    `min_accuracy`.
+    """
+    progress = progress or Progress()
+    normalisation = normalisation_of(spec.data, source)
+    progress.donor_started(spec.name)
+    if module is not None:
+        donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
+    elif spec.checkpoint:
+        donor = donor_from_checkpoint(
+            spec.checkpoint,
+            source,
+            model=spec.model,
+            options=spec.build_options(),
+            hook=hook,
+            normalisation=normalisation,
+            device=device,
+            precision=precision,
+        )
+    else:
+        donor = ensure_donor(
+            recipe_of(spec, source, normalisation),
+            source,
+            cache_dir=cache_dir,
+            hook=hook,
+            stream=spec.data.stream,
+            device=device,
+            precision=precision,
+            replace_damaged=True,
+            progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
+        )
+    _check_accuracy(spec, donor)
+    progress.donor_done(spec.name, donor.metrics.test_accuracy)
+    return donor
+
+
+def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place: Any) -> Donor:
+    if module.hook != hook:
+        raise FulaError(
+            f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
+            f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
+        )
+    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data, source)
+    return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
+
+
+def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:
+    got = donor.metrics.test_accuracy
+    if spec.min_accuracy is not None and got < spec.min_accuracy:
+        fix = "give another checkpoint" if spec.checkpoint else "train longer, or widen the model"
+        raise FulaError(
+            f"[donors.{spec.name}] '{spec.checkpoint or donor.path.name}' has test accuracy "
+            f"{got:.4f}, below min_accuracy = {spec.min_accuracy}; {fix}"
+        )

@@ -1,0 +1,331 @@
+"""Training and evaluating a donor network.
+
+Recipes: `paper` (the FuLA preprint's appendix A.1: 200 epochs, rate 0.1 times 0.1 at each third)
+and `fast` (one-cycle, for development). Both are SGD with Nesterov momentum 0.9 on cross-entropy
+without label smoothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..device.precision import arithmetic
+from ..errors import FulaError, nearest
+from ..models import Staged
+from ..models.staged import eval_mode
+from ..pipelines import (
+    Augmentation,
+    ImageSet,
+    Normalisation,
+    Shortcut,
+    Source,
+    evaluation_batches,
+    open_stream,
+)
+
+Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
+"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to adversarial
+images; `index` are sample numbers, for keyed randomness."""
+
+MOMENTUM = 0.9
+_WARM_UP = 0.2
+_PERMUTE = 0x9E12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
+
+    lr: float
+    schedule: str
+    weight_decay: float
+    epochs: int
+    batch_size: int
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted over all epochs.
+
+        `thirds`: times 0.1 at one and two thirds of the epochs. `one-cycle`: linear up over the
+        first fifth of all steps, linear down to zero after it.
+        """
+        if self.schedule == "thirds":
+            return self.lr * 0.1 ** (3 * (step // steps_per_epoch) // self.epochs)
+        done = (step + 0.5) / (steps_per_epoch * self.epochs)
+        return self.lr * min(done / _WARM_UP, (1 - done) / (1 - _WARM_UP))
+
+
+RECIPES = {
+    "paper": Recipe(lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128),
+    "fast": Recipe(lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128),
+}
+
+
+def resolved_recipe(name: str, **overrides: Any) -> Recipe:
+    """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
+    if name not in RECIPES:
+        raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return Recipe(**{**vars(RECIPES[name]), **given})
+
+
+class EpochReport(NamedTuple):
+    """What `progress` is called with after an epoch (1 … epochs); means over its batches."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+class Evaluation(NamedTuple):
+    """Top-1 accuracy in [0, 1] and mean cross-entropy over a set."""
+
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class DonorMetrics:
+    """`train_*`: means over the last epoch's (augmented, partly attacked) batches while training;
+    None without training. `test_*`: the whole test set in eval mode. `seconds`: of training."""
+
+    test_accuracy: float
+    test_loss: float
+    train_accuracy: float | None
+    train_loss: float | None
+    seconds: float
+    epochs: int
+
+
+def train_donor(
+    staged: Staged,
+    source: Source,
+    *,
+    recipe: str = "fast",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    pad: int = 4,
+    flip: bool = True,
+    normalisation: Normalisation | None = None,
+    shortcut: Shortcut | None = None,
+    stream: str = "resident",
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    alpha: float = 0.0,
+    attack: Adversary | None = None,
+    permute_labels: bool = False,
+    compile: bool = False,
+    progress: Callable[[EpochReport], None] | None = None,
+) -> DonorMetrics:
+    """Train `staged` in place on `source.train`; afterwards it is on the CPU in eval mode.
+
+    The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
+    of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
+    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training image
+    the label of another one, a control. `precision` is
+    fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a
+    model that does not fit the data, an unknown recipe, and a loss that is not finite (with its
+    epoch and step).
+    """
+    plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
+    check_fit(staged, source)
+    staged.classes = source.classes
+    _check_attack(alpha, attack, normalisation)
+    place = torch.device(device)
+    data = permuted(source.train, seed) if permute_labels else source.train
+    common = {"normalisation": normalisation, "shortcut": shortcut, "device": place}
+    staged.to(place, memory_format=torch.channels_last)
+    last, seconds = None, 0.0
+    if plan.epochs:
+        batches = open_stream(
+            data,
+            batch_size=plan.batch_size,
+            seed=seed,
+            augmentation=Augmentation(pad=pad, flip=flip),
+            backend=stream,
+            **common,
+        )
+        run = _Run(staged, plan, batches, precision, int(alpha * plan.batch_size), attack, compile)
+        started = time.perf_counter()
+        with arithmetic(precision):
+            for epoch in range(plan.epochs):
+                last = run.epoch(epoch)
+                if progress is not None:
+                    progress(last)
+        seconds = time.perf_counter() - started
+    test = evaluate(staged, source.test, precision=precision, **common)
+    staged.to("cpu", memory_format=torch.contiguous_format).eval()
+    trained = (None, None) if last is None else (last.accuracy, last.loss)
+    return DonorMetrics(test.accuracy, test.loss, *trained, seconds, plan.epochs)
+
+
+class _Run:
+    """The state of one training: model, optimiser, stream."""
+
+    def __init__(
+        self,
+        staged: Staged,
+        recipe: Recipe,
+        stream: Any,
+        precision: str,
+        attacked: int,
+        attack: Adversary | None,
+        compile: bool,
+    ) -> None:
+        self.staged, self.recipe, self.stream = staged, recipe, stream
+        self.precision, self.attacked, self.attack = precision, attacked, attack
+        self.forward = torch.compile(staged) if compile else staged
+        self.optimiser = torch.optim.SGD(
+            staged.parameters(),
+            lr=recipe.lr,
+            momentum=MOMENTUM,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def epoch(self, epoch: int) -> EpochReport:
+        started = time.perf_counter()
+        losses, right = [], []
+        for step, batch in enumerate(self.stream.epoch(epoch)):
+            rate = self.recipe.rate(epoch * self.stream.steps + step, self.stream.steps)
+            loss, correct = self.step(batch, epoch, rate)
+            losses.append(loss)
+            right.append(correct)
+        means = _finite(torch.stack(losses), epoch).mean(), torch.stack(right).double().mean()
+        loss, accuracy = (float(value) for value in means)
+        seconds = time.perf_counter() - started
+        accuracy /= self.stream.batch_size
+        return EpochReport(epoch + 1, self.recipe.epochs, loss, accuracy, seconds)
+
+    def step(self, batch: Any, epoch: int, rate: float) -> tuple[Tensor, Tensor]:
+        """One update; the batch's loss and number of right answers, left on the device."""
+        images = self._mixed(batch, epoch)
+        self.staged.train()
+        with autocast(images.device, self.precision):
+            logits = self.forward(images)
+            loss = cross_entropy(logits, batch.labels)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        return loss.detach(), (logits.detach().argmax(1) == batch.labels).sum()
+
+    def _mixed(self, batch: Any, epoch: int) -> Tensor:
+        """The batch's images, the first `attacked` of them adversarial."""
+        count = self.attacked
+        if not count:
+            return batch.images
+        self.staged.eval()
+        clean, labels, index = (part[:count] for part in batch)
+        with autocast(clean.device, self.precision):
+            adversarial = self.attack(self.staged, clean, labels, index, epoch)
+        mixed = torch.cat([adversarial.to(clean), batch.images[count:]])
+        return mixed.contiguous(memory_format=torch.channels_last)
+
+
+def _finite(losses: Tensor, epoch: int) -> Tensor:
+    """The losses of an epoch; checked once an epoch, because looking stops a GPU."""
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        raise FulaError(
+            f"donor training diverged: loss is {float(losses[step])} at epoch {epoch + 1}, step "
+            f"{step + 1}; lower lr"
+        )
+    return losses
+
+
+def evaluate(
+    staged: Staged,
+    images: ImageSet,
+    *,
+    batch_size: int = 500,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    **options: Any,
+) -> Evaluation:
+    """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
+
+    `options` go to `evaluation_batches` (normalisation, shortcut).
+    """
+    right = loss = torch.zeros((), dtype=torch.float64, device=device)
+    with eval_mode(staged), arithmetic(precision):
+        for batch in evaluation_batches(images, batch_size, device, **options):
+            with autocast(batch.images.device, precision):
+                logits = staged(batch.images).float()
+            right = right + (logits.argmax(1) == batch.labels).sum()
+            loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
+    return Evaluation(float(right) / len(images), float(loss) / len(images))
+
+
+def permuted(images: ImageSet, seed: int) -> ImageSet:
+    """The same images, each with the label of another: their labels in a keyed random order."""
+    key = np.array([seed, _PERMUTE], dtype=np.uint64)
+    order = np.argsort(np.random.Philox(key=key).random_raw(len(images)), kind="stable")
+    labels = images.labels[order]
+    if isinstance(images, ImageSet):
+        return replace(images, labels=labels)
+    return replace(images, index=replace(images.index, labels=labels))
+
+
+def check_fit(staged: Staged, source: Source) -> None:
+    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
+    if staged.num_classes != source.num_classes:
+        raise FulaError(
+            f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
+            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
+        )
+    if staged.input_shape != tuple(source.image_shape):
+        raise FulaError(
+            f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
+            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
+        )
+
+
+def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:
+    """Raise `FulaError` where a class of `data` had another label when the model was trained.
+
+    `known` None, and names that only one side has, say nothing: other data may name classes anew.
+    """
+    label = {name: number for number, name in enumerate(known or ())}
+    for number, name in enumerate(classes):
+        if label.get(name, number) != number:
+            raise FulaError(
+                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
+                f"the data that order (imagefolder: options.classes = {list(known)})"
+            )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _check_attack(
+    alpha: float, attack: Adversary | None, normalisation: Normalisation | None
+) -> None:
+    if not 0 <= alpha <= 1:
+        raise FulaError(f"alpha = {alpha} must lie in [0, 1], the share of images to attack")
+    if alpha and attack is None:
+        raise FulaError(f"alpha = {alpha} needs an attack; pass one, or set alpha = 0")
+    if alpha and normalisation is not None:
+        raise FulaError(
+            "adversarial training attacks pixels in [0, 1], but the data are normalised; "
+            "set mean = 0 and std = 1 for plain pixels"
+        )
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast for `precision = "bf16"`, nothing otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,92 @@
+"""Measure all lanes of a trained wave at once, in eval mode; donors run once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks.columns import attack_options, attacked_images
+from ..measures.agreement import Agreement
+from ..measures.sites import SiteTable, stitch_columns
+from .attacked import attacked_lanes
+from .lanes import Route, route_of
+from .task import WaveTask
+from .wave import Wave
+
+
+def measure(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
+    """Columns of every lane: on every test set, under attack, and of its stitch.
+
+    Those of the first set have plain names, those of the others the set's name in front.
+    """
+    found: list[dict[str, Any]] = [{} for _ in wave.lanes]
+    for position, (name, batches) in enumerate(task.evaluations.items()):
+        columns = _on_set(wave, task, batches())
+        prefix = f"{name}_" if position else ""
+        for lane, values in zip(found, columns, strict=True):
+            lane |= {prefix + key: value for key, value in values.items()}
+    for number, robust in enumerate(_robust(wave, task)):
+        found[number] |= robust | stitch_columns(wave.bank.lane_state(number), task.measures)
+    return found
+
+
+@torch.no_grad()
+def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str, Any]]:
+    sites = wave.network.native.num_sites
+    agreement = Agreement((len(wave.lanes),), task.device)
+    table = SiteTable([n.end_site for n in wave.lanes], sites, task.device, task.measures)
+    route = route_of(wave.lanes, sites, full=False, to_head=True)
+    for batch in batches:
+        for x, y in _parts(batch.images, batch.labels, wave.protocol.batch_size):
+            agreement.add(*_answers(wave, route, x.to(wave.dtype), table), y)
+    values = {name: column.tolist() for name, column in agreement.result().items()}
+    return [
+        {name: column[number] for name, column in values.items()} | at_sites
+        for number, at_sites in enumerate(table.columns())
+    ]
+
+
+def _parts(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of at most the training batch's size, for which the wave's memory is planned."""
+    yield from zip(images.split(size), labels.split(size), strict=True)
+
+
+def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Tensor, Tensor]:
+    """Logits of all lanes (L, B, classes), in lane order, and of the end donor (B, classes)."""
+    network, count = wave.network, len(wave.lanes)
+    own = x if network.shared else torch.cat([x] * count)
+    lanes = list(range(count))
+    fronts = network.fronts(own, lanes, "running")
+    order = {s: [n for n in lanes if wave.lanes[n].front_site == s] for s in fronts}
+    flight = network.fly(route, fronts, order, "running", training=False)
+    *targets, end_logits = network.native_evaluation(x)
+    for site, g in enumerate(targets, 1):
+        table.target(site, g)
+    for site, members, activation in flight.activations:
+        table.add(site, members, activation, targets[site - 1])
+    logits = torch.empty_like(flight.logits)
+    logits[list(flight.head)] = flight.logits
+    return logits.float(), end_logits.float()
+
+
+def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
+    """Robust columns of every lane whose protocol names an attack; lanes that share its settings
+    are attacked together. A lane that failed in training is left out."""
+    found: list[dict[str, Any]] = [{} for _ in wave.lanes]
+    together: dict[tuple, list[int]] = {}
+    for number, lane in enumerate(wave.lanes):
+        rule = lane.cell.protocol
+        if rule.robust != "none" and int(wave.dead_at[number]) < 0:
+            together.setdefault((rule.robust, rule.attack), []).append(number)
+    for members in together.values():
+        batches = next(iter(task.evaluations.values()))()
+        images, labels = attacked_images(batches, task.robust_images)
+        rule = wave.lanes[members[0]].cell.protocol
+        given = (images, labels, rule.robust, attack_options(rule, task.precision))
+        for part in attacked_lanes(wave, (task.front, task.end), members, *given):
+            for number, columns, _ in part:
+                found[number] = columns
+    return found

@@ -1,0 +1,266 @@
+"""A sweep: validate, plan, train or load the donors, run every cell, write results and report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..device.allocator import keeping_memory
+from ..engine.task import Outcome, WaveTask
+from ..errors import FulaError
+from ..models import Staged, describe_staged
+from ..progress import Progress
+from ..store import Store
+from ..store.files import folder as made
+from ..study.facts import described_facts
+from ..study.plan import Plan, Wave, plan
+from ..study.resources import cpu_name, gpu_lines, resources
+from ..study.spec import Spec
+
+if TYPE_CHECKING:
+    from .workbench import Workbench
+
+Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
+_PACKAGES = ("torch", "torchvision", "triton", "numpy")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a sweep ended. `cells`: planned; `failed`: cells without a result; `report`: its page."""
+
+    folder: Path
+    cells: int
+    failed: int
+    seconds: float
+    text: str
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def __str__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        head = f"{self.cells} cells in {self.seconds:.0f} s{failed}; report: {self.report}"
+        return f"{self.text}\n{head}" if self.text else head
+
+
+def run_sweep(
+    spec: Spec,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    fail_fast: bool = False,
+    progress: Progress | None = None,
+    profile: bool = False,
+    donors: Path | None = None,
+    modules: Mapping[str, Staged] | None = None,
+) -> Summary:
+    """Run a spec into the folder `out`, and write its tables and report.
+
+    `resume`: go on with a run: missing and failed cells only. `fail_fast`: stop at the first failed
+    cell. `donors`: folder of trained donors. `modules`: donors that are at hand, by name. Raises
+    `FulaError` for anything that concerns the whole run: a bad spec, a folder that holds another
+    run, a donor below its `min_accuracy`.
+    """
+    started = time.perf_counter()
+    folder, progress = Path(out), progress or Progress()
+    planned = _planned(spec, modules or {})
+    store = _existing(spec, folder, planned, resume)
+    planned = planned if store is None else Plan.from_json(store.plan)
+    todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
+    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
+    for note in planned.notes:
+        progress.note(note)
+    if todo:
+        from .workbench import Workbench
+
+        with keeping_memory(resources(spec.engine).device == "cpu"):
+            bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
+            store = store or _begun(spec, folder, bench)
+            store.add_launch(_launch(planned))
+            for wave in planned.waves:
+                _run_wave(wave, bench, store, todo, fail_fast, profile)
+    return _finish(store, planned, time.perf_counter() - started)
+
+
+def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
+    found = resources(spec.engine)
+    return plan(
+        spec,
+        device=found.device,
+        precision=found.precision,
+        mode=spec.engine.mode,
+        budget=found.budget,
+        fused=found.fused,
+        donors={name: described_facts(name, describe_staged(m)) for name, m in modules.items()},
+    )
+
+
+def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | None:
+    """The run that the folder holds, if any: only `resume` goes on with it, and only with the same
+    spec."""
+    if not (folder / "spec.json").exists():
+        return None
+    if not resume:
+        _refuse_other(spec, folder)
+        raise FulaError(
+            f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
+            "or give another --out"
+        )
+    return Store.create(folder, _identity(spec), planned.to_json())
+
+
+def _begun(spec: Spec, folder: Path, bench: Workbench) -> Store:
+    """A new run's store. The folder becomes a run only when data and donors are there, so that a
+    mistake in them leaves it free for the corrected spec."""
+    made(folder)
+    bench.prepare()
+    return Store.create(folder, _identity(spec), bench.plan.to_json())
+
+
+def _refuse_other(spec: Spec, folder: Path) -> None:
+    """`FulaError` with the difference where the folder's run has another spec."""
+    store = Store.open(folder)
+    Store.create(folder, _identity(spec), store.plan)
+
+
+def _identity(spec: Spec) -> dict[str, Any]:
+    """The spec without what changes no number of it: where and how fast it runs."""
+    dumped = spec.dump()
+    engine = dumped.get("engine", {})
+    return dumped | {"engine": {k: v for k, v in engine.items() if k not in ("memory", "device")}}
+
+
+def _run_wave(
+    wave: Wave, bench: Any, store: Store, todo: set[str], fail_fast: bool, profile: bool
+) -> None:
+    if not todo.intersection(cell.id for cell in wave.cells):
+        return
+    task = bench.task(wave)
+    hashes = _hashes(bench, wave)
+    store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
+    common = _common(bench, wave, hashes)
+    for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
+        axes = bench.spec.grid.axes
+        rows = [common | _row(outcome) | _axis_columns(outcome, axes) for outcome in outcomes]
+        good = [o for o in outcomes if not o.error]
+        stitches, statistics = (
+            {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
+        )
+        store.write(wave.id, rows, stitches, statistics)
+        for row in rows:
+            bench.progress.cell_done(row)
+        if fail_fast and (failed := [o for o in outcomes if o.error]):
+            raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
+
+
+def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool) -> Executor:
+    """Runs the wave's unfinished cells, alone or as lanes."""
+    if planned.executor == "solo":
+        from ..engine import solo
+
+        return lambda task: solo.run_wave(_only(task, todo))
+    from .. import engine
+
+    return lambda task: engine.run_wave(_only(task, todo), store, wave.id, profile=profile)
+
+
+def _only(task: WaveTask, todo: set[str]) -> WaveTask:
+    from dataclasses import replace
+
+    return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
+
+
+def _hashes(bench: Any, wave: Wave) -> dict[str, str]:
+    names = {"front": wave.key.front, "end": wave.key.end}
+    return {f"{r}_hash": bench.donor(n, wave.key.hook).content_hash for r, n in names.items()}
+
+
+def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Columns that all cells of a wave share."""
+    accuracies = {
+        f"{role}_accuracy": bench.donor(name, wave.key.hook).metrics.test_accuracy
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+    }
+    versions = {f"version_{name}": v for name, v in _versions().items()}
+    accuracies |= {
+        f"{role}_robust_accuracy": found
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+        if (found := bench.robust_accuracy(name, wave)) is not None
+    }
+    place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
+    sites = {
+        f"{role}_sites": bench.donor(name, wave.key.hook).staged.num_sites
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+    }
+    return {**accuracies, **sites, **hashes, **place, **versions}
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    cell, rule = outcome.cell, outcome.cell.protocol
+    described = {
+        "cell": cell.id, "front": cell.front, "end": cell.end, "front_site": cell.front_site,
+        "end_site": cell.end_site, "method": cell.method, "protocol": rule.preset,
+        "alpha": cell.alpha, "shortcut": cell.shortcut_label, "subset": cell.subset,
+        "seed": cell.seed, "data_seed": cell.data_seed, "weighting": cell.weighting,
+        "bn": rule.bn, "epochs": rule.epochs,
+        "status": "failed" if outcome.error else "ok", "error": outcome.error,
+    }  # fmt: skip
+    return described | outcome.metrics
+
+
+def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
+    """One column for every protocol option that the grid varies."""
+    return {name: getattr(outcome.cell.protocol, name) for name in axes}
+
+
+def _finish(store: Store, planned: Plan, seconds: float) -> Summary:
+    from ..report import summary, write_report
+
+    store.write_tables()
+    write_report(store.folder)
+    rows = store.rows()
+    return Summary(store.folder, len(planned.cells), len(store.missing()), seconds, summary(rows))
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def _versions() -> dict[str, str]:
+    found = {"fula_fast": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # triton has no wheel for some systems
+            found[name] = "absent"
+    return found
+
+
+def _launch(planned: Plan) -> dict[str, Any]:
+    """What a report says of the machine and the command."""
+    import os
+
+    return {
+        "versions": _versions(),
+        "device": device_name(planned.device),
+        "gpus": list(gpu_lines()) if planned.device != "cpu" else [],
+        "processor": cpu_name(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "precision": planned.precision,
+        "executor": planned.executor,
+        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }

@@ -1,0 +1,170 @@
+"""The workbench of a run: its data, donors and streams, each opened once and when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attacks.columns import attack_options, attacked_images, attacked_models
+from ..donors.donor import Donor
+from ..donors.obtain import normalisation_of, obtain_donor, open_source
+from ..donors.training import check_labels
+from ..engine.task import WaveTask
+from ..errors import FulaError
+from ..models import Staged
+from ..pipelines import Batch, Source
+from ..pipelines.decode.cache import cache_folder
+from ..progress import Progress
+from ..study.donor_spec import DataSpec
+from ..study.plan import Plan, Wave
+from ..study.spec import Spec
+from .cell_images import CellImages
+
+
+class Workbench:
+    """Everything that the waves of one run need.
+
+    `plan`: decides device, precision and mode. `donors`: folder of trained donors, shared by all
+    runs of this user by default. `modules`: donors that are at hand, by name.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        plan: Plan,
+        progress: Progress,
+        *,
+        donors: Path | None = None,
+        modules: Mapping[str, Staged] | None = None,
+    ) -> None:
+        self.spec, self.plan, self.progress = spec, plan, progress
+        self._modules = modules or {}
+        self.device = torch.device(plan.device)
+        self._donor_folder = donors
+        self._sources: dict[str, Source] = {}
+        self._donors: dict[tuple[str, str], Donor] = {}
+        self._robust: dict[tuple, float] = {}
+
+    def source(self, data: DataSpec) -> Source:
+        """The decoded data of a `[data]` table."""
+        key = data.model_dump_json(exclude={"stream", "mean", "std"})
+        if key not in self._sources:
+            self._sources[key] = open_source(data)
+        return self._sources[key]
+
+    def donor(self, name: str, hook: str) -> Donor:
+        """A donor, trained now if it is nowhere found, cut at `hook`; its classes must fit."""
+        if (name, hook) not in self._donors:
+            spec = self.spec.donor(name)
+            self._donors[name, hook] = obtain_donor(
+                spec,
+                self.source(spec.data),
+                cache_dir=self._donor_folder or cache_folder() / "donors",
+                hook=hook,
+                device=self.device,
+                precision="fp32" if self.plan.precision == "fp64" else self.plan.precision,
+                module=self._modules.get(name),
+                progress=self.progress,
+            )
+        return self._donors[name, hook]
+
+    def prepare(self) -> None:
+        """Open the run's data and all donors now: what is wrong with them shows before any cell."""
+        for wave in self.plan.waves:
+            self._check_pair(wave, *self._pair(wave))
+
+    def _pair(self, wave: Wave) -> tuple[Donor, Donor]:
+        front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
+        return front, end
+
+    def task(self, wave: Wave, *, training: bool = True) -> WaveTask:
+        """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
+        front, end = self._pair(wave)
+        self._check_pair(wave, front, end)
+        images = self._images(wave)
+        return WaveTask(
+            cells=wave.cells,
+            front=front.staged,
+            end=end.staged,
+            stream=images.stream(self.spec.data.stream) if training and wave.key.epochs else None,
+            dm_images=images.closed_form,
+            evaluations=dict(self._evaluations(images)),
+            epochs=wave.key.epochs,
+            device=self.device,
+            precision=self.plan.precision,
+            mode=self.plan.mode,
+            flops=wave.flops,
+            robust_images=self.spec.evaluation.robust_images,
+            measures=tuple(self.spec.evaluation.measures),
+            progress=self.progress,
+        )
+
+    def robust_accuracy(self, name: str, wave: Wave) -> float | None:
+        """Robust accuracy of a donor under the wave's attack (None without one): an end point of
+        the stitching plot."""
+        rule = wave.protocol
+        if rule.robust == "none":
+            return None
+        limit = self.spec.evaluation.robust_images
+        return self.robust_under(
+            name, wave, rule.robust, attack_options(rule, self.plan.precision), limit
+        )
+
+    def robust_under(
+        self, name: str, wave: Wave, attack: str, options: Mapping[str, Any], limit: int | None
+    ) -> float:
+        """Robust accuracy of a donor under any attack; measured once per donor and attack."""
+        key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
+        if key not in self._robust:
+            self._check_labels(name)  # a front's too: here its own head is attacked
+            images, labels = attacked_images(self._images(wave).tests()(), limit)
+            donor = self.donor(name, wave.key.hook).staged.to(self.device)
+            ((found, _),) = attacked_models(donor, donor, images, labels, attack, options)
+            self._robust[key] = found["robust_accuracy"]
+        return self._robust[key]
+
+    def _check_pair(self, wave: Wave, front: Donor, end: Donor) -> None:
+        """Images must fit both donors; labels the end, whose head names the classes."""
+        data = self.source(self.spec.data)
+        self._check_labels(wave.key.end)
+        if wave.protocol.robust != "none":
+            self._check_labels(wave.key.front)
+        for donor in (front, end):
+            if tuple(donor.staged.input_shape) != tuple(data.image_shape):
+                raise FulaError(
+                    f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, the "
+                    f"data gives {data.image_shape} (C, H, W); set size and channels in [data]"
+                )
+
+    def _check_labels(self, name: str) -> None:
+        own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
+        check_labels(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
+
+    def _images(self, wave: Wave) -> CellImages:
+        """The images of a wave's cells."""
+        own, training = self.spec.data, self._training_data(wave)
+        train, test = self.source(training), self.source(own)
+        moments = normalisation_of(training, train), normalisation_of(own, test)
+        return CellImages(wave.cells[0], train.train, test.test, *moments, self.device)
+
+    def _training_data(self, wave: Wave) -> DataSpec:
+        """What trains the stitches: the run's data, the sender's own, or the correlated set."""
+        data, kind = self.spec.data, wave.key.stitch_data
+        if kind == "sender":
+            return self.spec.donor(wave.key.front).data or data
+        if kind == "correlated":
+            return data.model_copy(update={"options": {**data.options, "variant": "correlated"}})
+        return data
+
+    def _evaluations(
+        self, images: CellImages
+    ) -> Iterator[tuple[str, Callable[[], Iterator[Batch]]]]:
+        marked = images.shortcut is not None
+        size = self.spec.evaluation.batch_size
+        yield "own", images.tests(batch_size=size)
+        for name in self.spec.evaluation.sets:
+            if marked and name != "shortcut":
+                yield name, images.tests(name, size)

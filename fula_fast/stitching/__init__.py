@@ -1,0 +1,1 @@
+"""The stitch itself: the affine map, its closed form, and where its training starts."""

@@ -1,0 +1,193 @@
+"""The tables of a spec that say what a donor is and which images it sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import nearest
+from .protocol import HIGHEST_RATE, Attack
+
+_PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
+
+
+class Table(BaseModel):
+    """A table of the spec: frozen, and no key but the declared ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSpec(Table):
+    """A data set and how its images reach a model.
+
+    `size`: side in pixels to resize to; unset keeps the source's own. `channels`: 1 or 3.
+    `train_images`, `test_images`: at most so many, spread evenly over the classes; unset: all.
+    `mean`, `std`: per-channel normalisation (numbers or lists); unset: the source's own, which is
+    none but for `colour-mnist`; 0 and 1 leave pixels in [0, 1].
+    `options`: passed on to the source (for example the variant of `colour-mnist`).
+    """
+
+    source: str = "digits"
+    data_dir: str | None = None
+    size: int | None = Field(None, ge=1)
+    channels: Literal[1, 3] = 3
+    train_images: int | None = Field(None, ge=1)
+    test_images: int | None = Field(None, ge=1)
+    download: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    stream: Literal["resident", "dali", "reference"] = "resident"
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _per_channel(cls, value: Any, info: ValidationInfo) -> Any:
+        """One number stands for every channel."""
+        channels = info.data.get("channels", 3)
+        if isinstance(value, int | float):
+            return (value,) * channels
+        if isinstance(value, list | tuple) and len(value) != channels:
+            raise ValueError(f"{list(value)} must be one number, or one per channel ({channels})")
+        return value
+
+    @model_validator(mode="after")
+    def _both_moments(self) -> DataSpec:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together, or neither")
+        if self.std is not None and min(self.std, default=0) <= 0:
+            raise ValueError(f"std = {list(self.std)} must be positive")
+        return self
+
+    @property
+    def normalises(self) -> bool | None:
+        """Whether `mean` and `std` change the pixels; None where the source decides."""
+        return None if self.mean is None else any(self.mean) or set(self.std) != {1.0}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the pixels: not where the data lies, nor which backend reads it."""
+        values = self.model_dump(exclude={"data_dir", "download", "stream"})
+        if self.source in _PATH_SOURCES and self.data_dir:
+            values["folder"] = Path(self.data_dir).name
+        return {k: v for k, v in values.items() if v not in (None, {})}
+
+
+class Shortcut(Table):
+    """A class-revealing marker pasted on images.
+
+    Written as a table, as "pattern+location" ("aruco+class"), or as one of the preprint's three
+    settings: "pattern" (pixel+random), "location" (noise+class), "both" (pixel+class).
+    """
+
+    pattern: Literal["pixel", "aruco", "noise"]
+    location: Literal["class", "random"]
+    size: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def label(self) -> str:
+        """The name of this setting in tables; the same text is a valid spec where defaults hold."""
+        extra = [f"size={self.size}"] * (self.size != 4) + [f"seed={self.seed}"] * (self.seed != 0)
+        return "+".join([self.pattern, self.location, *extra])
+
+
+_SETTINGS = {"pattern": "pixel+random", "location": "noise+class", "both": "pixel+class"}
+
+
+def _shortcut(value: Any) -> Any:
+    if not isinstance(value, str) or value == "none":
+        return None if value == "none" else value
+    pattern, plus, location = _SETTINGS.get(value, value).partition("+")
+    if not plus:
+        valid = [*_SETTINGS, "none", "pixel+random", "aruco+class", "noise+class"]
+        raise ValueError(f"unknown shortcut '{value}'{nearest(value, valid)}")
+    return {"pattern": pattern, "location": location}
+
+
+OneShortcut = Annotated[Shortcut | None, BeforeValidator(_shortcut)]
+
+
+class Marked(Table):
+    """A shortcut by itself."""
+
+    shortcut: OneShortcut = None
+
+
+class Adversarial(Attack):
+    """Adversarial training of a donor: the share `alpha` of each batch is attacked."""
+
+    alpha: float = Field(0.5, gt=0, le=1)
+
+
+class DonorSpec(Table):
+    """One donor: an architecture, and how it is trained or where its checkpoint lies.
+
+    `model`: a name of `fula_fast.models.build`; may be left out where a checkpoint names it.
+    `width`, `stem`, `residuals`, `batch_norm`, `options`: architecture; unset: the model's own.
+    `recipe`: `paper` or `fast`; `epochs`, `batch_size`, `lr` replace the recipe's value.
+    `data`, `crop_padding`, `flip`: unset: the run's data and protocol.
+    `untrained`, `permute_labels`: controls. `min_accuracy`: below it the run stops.
+    """
+
+    name: str = ""
+    model: str = ""
+    width: int | None = Field(None, ge=1)
+    stem: Literal["lowres", "stock"] | None = None
+    residuals: bool | None = None
+    batch_norm: bool | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: int = Field(0, ge=0)
+    recipe: Literal["paper", "fast"] = "fast"
+    epochs: int | None = Field(None, ge=0)
+    batch_size: int | None = Field(None, ge=2)
+    lr: float | None = Field(None, gt=0, le=HIGHEST_RATE)
+    data: DataSpec | None = None
+    crop_padding: int | None = Field(None, ge=0)
+    flip: bool | None = None
+    shortcut: OneShortcut = None
+    checkpoint: str | None = None
+    untrained: bool = False
+    permute_labels: bool = False
+    adversarial: Adversarial | None = None
+    min_accuracy: float | None = Field(None, ge=0, le=1)
+
+    @field_validator("adversarial", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DonorSpec:
+        if not self.model and not self.checkpoint:
+            raise ValueError("give a model (for example model = 'resnet18') or a checkpoint")
+        if self.checkpoint and self.untrained:
+            raise ValueError("a donor has a checkpoint or is untrained, not both")
+        if self.untrained and (self.adversarial or self.permute_labels):
+            raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
+        return self
+
+    def build_options(self) -> dict[str, Any]:
+        """The options that `fula_fast.models.build` takes for this donor."""
+        given = self.model_dump(include={"width", "stem", "residuals", "batch_norm"})
+        return {k: v for k, v in given.items() if v is not None} | self.options
+
+    def recipe_identity(self) -> dict[str, Any]:
+        """What decides the donor's weights: neither its name nor what is demanded of it."""
+        if self.checkpoint:
+            return {"checkpoint": self.checkpoint, "model": self.model, **self.build_options()}
+        values = self.model_dump(exclude={"name", "min_accuracy", "data", "options", "checkpoint"})
+        values |= self.build_options()
+        if self.untrained:
+            values = {k: values[k] for k in ("model", "seed", "untrained", *self.build_options())}
+        usual = {"width": 64, "stem": "lowres", "residuals": True, "lr": None}
+        kept = {k: v for k, v in values.items() if v is not None and usual.get(k, ...) != v}
+        return kept | {"data": self.data.identity() if self.data else {}}

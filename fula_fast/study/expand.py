@@ -1,0 +1,249 @@
+"""From a spec to its cells: every combination of the grid's lists, checked, equal ones merged."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ..errors import FulaError
+from .cell import Cell, Context, cell_id, digest
+from .donor_spec import Shortcut
+from .facts import DataFacts, DonorFacts
+from .protocol import Protocol, term_weights
+from .spec import Mixture, Spec
+
+_NEED_THREE_CLASSES = ("autoattack-rand", "autoattack-standard", "apgd20")
+
+FactsOf = Callable[[str, str], DonorFacts]
+"""Facts of a donor by name and hook."""
+
+
+def same_sites(front_sites: int, end_sites: int) -> tuple[tuple[int, int], ...]:
+    """For each end site the front site at the same depth: a rounded linear spacing, halves up.
+
+    >>> same_sites(9, 5)
+    ((1, 1), (3, 2), (5, 3), (7, 4), (9, 5))
+    """
+    if end_sites == 1:
+        return ((front_sites, 1),)
+    gaps = end_sites - 1
+    return tuple(
+        (1 + (2 * j * (front_sites - 1) + gaps) // (2 * gaps), j + 1) for j in range(end_sites)
+    )
+
+
+def site_pairs(sites: Any, front: DonorFacts, end: DonorFacts) -> tuple[tuple[int, int], ...]:
+    """The grid's [front, end] sites for one pair of donors; out of range raises `FulaError`."""
+    same = same_sites(front.num_sites, end.num_sites)
+    if sites == "same":
+        return same
+    if sites == "all-pairs":
+        return tuple(product(range(1, front.num_sites + 1), range(1, end.num_sites + 1)))
+    pairs = []
+    for given in sites:
+        _check_site(given[-1], end, "end")
+        pair = given if len(given) == 2 else same[given[0] - 1]
+        _check_site(pair[0], front, "front")
+        pairs.append(tuple(pair))
+    return tuple(dict.fromkeys(pairs))
+
+
+def _check_site(site: int, donor: DonorFacts, role: str) -> None:
+    if not 1 <= site <= donor.num_sites:
+        raise FulaError(
+            f"[grid] {role} site {site} is out of range: donor '{donor.name}' has sites "
+            f"1 to {donor.num_sites}"
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method of the grid: its name, and its weights by trained method (none for dm)."""
+
+    method: str
+    weights: dict[str, float]
+
+
+def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
+    """The grid's methods, named ones and mixtures alike."""
+    named = {"dm": {}}
+    return tuple(
+        Objective(m.name, m.objective)
+        if isinstance(m, Mixture)
+        else Objective(m, named.get(m, {m: 1.0}))
+        for m in methods
+    )
+
+
+def expand(
+    spec: Spec, data: DataFacts, facts_of: FactsOf
+) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+    """The grid's cells, each once, and a note for every kind of cell that was merged.
+
+    Raises `FulaError` for sites out of range and for combinations that mean nothing.
+    """
+    kept: dict[str, Cell] = {}
+    merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for cell, context in _points(spec, data, facts_of):
+        name = cell_id(cell, context)
+        if name in kept:
+            merged[_differences(kept[name], cell)][cell.method] += 1
+        else:
+            kept[name] = replace(cell, id=name)
+    return tuple(kept.values()), tuple(_note(*found) for found in merged.items())
+
+
+def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Cell, Context]]:
+    recipes = {name: digest(donor.recipe_identity()) for name, donor in spec.donors.items()}
+    data_digest = digest(spec.data.identity())
+    protocols = spec.protocols()
+    _check_data(spec, data)
+    for pair in spec.grid.donor_pairs():
+        for protocol in protocols:
+            front, end = (facts_of(name, protocol.hook) for name in pair)
+            _check_pair(spec, data, front, end, protocol)
+            donors = tuple(recipes[name] for name in pair)
+            for i, j in site_pairs(spec.grid.sites, front, end):
+                like = alike(front.shapes[i - 1], end.shapes[j - 1])
+                if not like:
+                    _check_dm(spec, front, end, (i, j))
+                context = Context(*donors, data_digest, data.classes, like)
+                for cell in _cells_at(spec, protocol, pair, (i, j), end.num_sites):
+                    yield cell, context
+
+
+def _cells_at(
+    spec: Spec, protocol: Protocol, pair: tuple[str, str], sites: tuple[int, int], last: int
+) -> Iterator[Cell]:
+    grid = spec.grid
+    variants = [
+        (objective, weighted)
+        for objective in objectives(grid.methods)
+        for weighted in _weighted(protocol, objective, grid.weightings, last + 1 - sites[1])
+    ]
+    seeds = [(s, d) for s in grid.seeds for d in grid.data_seeds or (s,)]
+    for alpha, shortcut, subset in product(grid.alpha, grid.shortcut, grid.subset):
+        for (objective, weighted), (seed, data_seed) in product(variants, seeds):
+            yield Cell(
+                *pair, *sites, objective.method, objective.weights, weighted,
+                alpha, shortcut, subset, seed, data_seed,
+            )  # fmt: skip
+
+
+def _weighted(
+    protocol: Protocol, objective: Objective, weightings: Sequence[Any], terms: int
+) -> list[Protocol]:
+    """The protocol under each weighting of the grid, where the objective has a FuLA part."""
+    if "fula" not in objective.weights:
+        return [protocol]
+    found = [protocol.model_copy(update={"weighting": w}) for w in weightings] or [protocol]
+    for each in found:
+        term_weights(each.weighting, terms)
+    return found
+
+
+def alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    """Same form; token sites also need the same number of tokens."""
+    return len(front) == len(end) and (len(front) != 2 or front[0] == end[0])
+
+
+def _check_dm(spec: Spec, front: DonorFacts, end: DonorFacts, sites: tuple[int, int]) -> None:
+    """A `dm` result between sites of unlike form would be a random map under a wrong name."""
+    if all(objective.weights for objective in objectives(spec.grid.methods)):
+        return
+    shapes = front.shapes[sites[0] - 1], end.shapes[sites[1] - 1]
+    raise FulaError(
+        f"[grid] method 'dm' needs sites of one form, but site {sites[0]} of front '{front.name}' "
+        f"is {_shown(shapes[0])} and site {sites[1]} of end '{end.name}' {_shown(shapes[1])}; "
+        "leave dm out, or choose other sites"
+    )
+
+
+def _check_pair(
+    spec: Spec, data: DataFacts, front: DonorFacts, end: DonorFacts, protocol: Protocol
+) -> None:
+    pair = f"front '{front.name}' ({front.classes} classes) and end '{end.name}' ({end.classes})"
+    labels = any("tlm" in o.weights for o in objectives(spec.grid.methods))
+    if labels and front.classes != end.classes:
+        raise FulaError(
+            f"tlm trains on labels, which must mean the same for both donors, but {pair} differ "
+            "in their class counts; leave tlm out, or use donors of one task"
+        )
+    if labels and end.classes != data.classes:
+        raise FulaError(
+            f"tlm trains on the labels of [data], which has {data.classes} classes, but end "
+            f"'{end.name}' has {end.classes}; leave tlm out, or use the end's own data"
+        )
+    if front.input_shape != data.shape or end.input_shape != data.shape:
+        raise FulaError(
+            f"{pair} take images {_shown(front.input_shape)} and {_shown(end.input_shape)}, but "
+            f"[data] gives {_shown(data.shape)}; set the same size and channels everywhere"
+        )
+    if protocol.robust in _NEED_THREE_CLASSES and end.classes < 3:
+        raise FulaError(
+            f"robust = '{protocol.robust}' uses the DLR loss, which needs at least three classes; "
+            f"end '{end.name}' has {end.classes}; use robust = 'pgd-10'"
+        )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _check_data(spec: Spec, data: DataFacts) -> None:
+    for subset in spec.grid.subset:
+        if subset is not None and subset > data.classes:
+            raise FulaError(
+                f"[grid] subset = {subset} is out of range: '{spec.data.source}' has classes "
+                f"1 to {data.classes}"
+            )
+    if data.normalised:
+        _check_plain(spec)
+    markers = [*spec.grid.shortcut, *(d.shortcut for d in spec.donors.values())]
+    for shortcut in markers:
+        _check_shortcut(shortcut, data)
+
+
+def _check_plain(spec: Spec) -> None:
+    """Attacks on normalised images would keep to a range that is not theirs."""
+    alpha, attacks = max(spec.grid.alpha), {p.robust for p in spec.protocols()} - {"none"}
+    asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]
+    if asked:
+        raise FulaError(
+            f"{asked[0]} attacks pixels in [0, 1], but the images of '{spec.data.source}' are "
+            "normalised; set mean = 0 and std = 1 in [data] for plain pixels"
+        )
+
+
+def _check_shortcut(shortcut: Shortcut | None, data: DataFacts) -> None:
+    if shortcut is None:
+        return
+    if shortcut.size > min(data.shape[1:]):
+        raise FulaError(
+            f"shortcut size {shortcut.size} is larger than the images, {_shown(data.shape)}"
+        )
+    if shortcut.pattern == "aruco" and data.classes > 100:
+        raise FulaError(
+            f"the aruco shortcut has 100 markers, but the data has {data.classes} classes; "
+            "use the pixel pattern"
+        )
+
+
+_FIELDS = ("front", "end", "method", "alpha", "shortcut", "subset", "seed", "data_seed")
+
+
+def _differences(kept: Cell, other: Cell) -> tuple[str, ...]:
+    """What two equal cells were asked to differ in."""
+    fields = [f for f in _FIELDS if getattr(kept, f) != getattr(other, f)]
+    a, b = kept.protocol, other.protocol
+    return (*fields, *(f for f in type(a).model_fields if getattr(a, f) != getattr(b, f)))
+
+
+def _note(fields: tuple[str, ...], methods: Counter[str]) -> str:
+    count = methods.total()
+    cells = "1 cell was" if count == 1 else f"{count} cells were"
+    reason = f"{' and '.join(fields)} makes no difference there" if fields else "listed twice"
+    return f"{cells} merged with an equal one ({', '.join(methods)}): {reason}"

@@ -1,0 +1,179 @@
+"""What planning must know about data and donors: shapes, classes, costs. No torch.
+
+Facts of named data sets are constants here; those of folders and archives are read from the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FulaError
+from .donor_spec import DataSpec, DonorSpec
+
+if TYPE_CHECKING:
+    from ..models import Description
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Image shape (C, H, W), number of classes and of training images; whether images are
+    normalised, that is, no pixels in [0, 1]."""
+
+    shape: Shape
+    classes: int
+    train_images: int
+    normalised: bool = False
+
+
+_NAMED = {  # side in pixels, classes, training images
+    "digits": (8, 10, 1442),
+    "mnist": (28, 10, 60_000),
+    "fashion-mnist": (28, 10, 60_000),
+    "cifar10": (32, 10, 50_000),
+    "cifar100": (32, 100, 50_000),
+    "svhn": (32, 10, 73_257),
+}
+
+
+def data_facts(data: DataSpec) -> DataFacts:
+    """Facts of a data set: nominal for those known by name, else read from the data itself."""
+    if data.source in _NAMED:
+        side, classes, images = _NAMED[data.source]
+        side = data.size or side
+        shape = (data.channels, side, side)
+        return DataFacts(shape, classes, _limited(images, data), bool(data.normalises))
+    from ..pipelines import load_source
+
+    source = load_source(
+        data.source,
+        data_dir=data.data_dir,
+        size=data.size,
+        channels=data.channels,
+        download=data.download,
+        **data.options,
+    )
+    images = _limited(len(source.train), data)
+    own = source.normalisation is not None
+    normalised = own if data.normalises is None else data.normalises
+    return DataFacts(tuple(source.image_shape), source.num_classes, images, normalised)
+
+
+def _limited(images: int, data: DataSpec) -> int:
+    return images if data.train_images is None else min(images, data.train_images)
+
+
+@dataclass(frozen=True)
+class DonorFacts:
+    """A donor as planning sees it; tuples run over sites 1 … k.
+
+    `shapes`: of the activation, without the batch axis. `flops`: of the stage that ends there, per
+    image. `saved`: elements that the stage keeps for its backward pass, per image. `classes`,
+    `head_flops`: of the head. `weights`: elements of all parameters.
+    """
+
+    name: str
+    input_shape: Shape
+    classes: int
+    shapes: tuple[Shape, ...]
+    flops: tuple[int, ...]
+    saved: tuple[int, ...]
+    head_flops: int
+    weights: int = 0
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.shapes)
+
+    def elements(self, site: int) -> int:
+        """Elements of one image's activation at a site (0: the image)."""
+        return prod(self.shapes[site - 1] if site else self.input_shape)
+
+    def flops_between(self, start: int, stop: int) -> int:
+        """FLOPs per image of the stages behind site `start` up to site `stop`."""
+        return sum(self.flops[start:stop])
+
+
+def donor_facts(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
+    """Facts of a donor for data of this shape; raises `FulaError` for an unknown model.
+
+    A checkpoint that describes its own model needs no `model` in the spec.
+    """
+    from ..models.families import DEFAULTS
+
+    try:
+        model, request = _stored(donor) if not donor.model else (donor.model, _request(donor, data))
+        facts = _of_layout if model in DEFAULTS else _of_description
+        return facts(donor.name, model, request | {"hook": hook})
+    except FulaError as error:
+        raise FulaError(f"[donors.{donor.name}] {error}") from None
+
+
+def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
+    return {"num_classes": data.classes, "input_shape": data.shape} | donor.build_options()
+
+
+def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
+    """The model that a checkpoint's own header names, and how it is built."""
+    path = Path(donor.checkpoint)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length if length < 2**27 else 0))
+        stored = json.loads(header["__metadata__"]["donor"])
+    except OSError as error:
+        raise FulaError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError):
+        raise FulaError(
+            f"checkpoint '{path}' does not say which model it is for; "
+            "name it, for example model = 'resnet18'"
+        ) from None
+    shape = tuple(stored["input_shape"])
+    return stored["name"], {
+        "num_classes": stored["num_classes"], "input_shape": shape, **stored["options"]
+    }  # fmt: skip
+
+
+def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
+    """The project's own architectures: walked layer by layer."""
+    from ..models.families import layout_of
+    from ..models.layout import walk
+    from .wave_memory import saved_elements
+
+    layout = layout_of(model, **request)
+    shape, shapes, flops, saved, weights = request["input_shape"], [], [], [], 0
+    for stage in layout.stages:
+        saved.append(saved_elements(stage.layers, shape)[0])
+        cost = walk(stage.layers, shape)
+        shape = cost.shape
+        shapes.append(shape)
+        flops.append(cost.flops)
+        weights += cost.parameters
+    head = walk(layout.head, shape)
+    weights += head.parameters
+    made_for = request["input_shape"], request["num_classes"]
+    sites = tuple(shapes), tuple(flops), tuple(saved)
+    return DonorFacts(name, *made_for, *sites, head.flops, weights)
+
+
+def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
+    """Other models: from their description."""
+    from ..models import describe
+
+    return described_facts(name, describe(model, **request))
+
+
+def described_facts(name: str, found: Description) -> DonorFacts:
+    """Facts from a model's description, with the usual number of saved maps."""
+    from .wave_memory import usual_saved
+
+    shapes = tuple(tuple(site.shape) for site in found.sites)
+    flops = tuple(site.flops for site in found.sites)
+    saved = tuple(map(usual_saved, shapes))
+    made_for = tuple(found.input_shape), found.num_classes
+    return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops, found.parameters)

@@ -1,0 +1,325 @@
+"""Planning: spec to cells to waves. Pure, cheap, printable, and without torch.
+
+A wave is the set of cells that run together, step by step, because they share front, end, data
+stream and rules; its lanes are packed to a memory budget. Partition, precision and device are part
+of the plan, so that a resumed run keeps them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..errors import FulaError
+from . import wave_memory
+from .cell import Cell, digest
+from .expand import expand
+from .facts import DataFacts, DonorFacts, data_facts, donor_facts
+from .protocol import Protocol
+from .resources import check_mode
+from .spec import Spec
+
+
+@dataclass(frozen=True)
+class WaveKey:
+    """What all cells of a wave share. `epochs` is 0 where no training pass is made.
+
+    `attack` is the attack's settings, empty without one; lanes of different alpha > 0 may share.
+    """
+
+    front: str
+    end: str
+    shortcut: str
+    subset: int | None
+    data_seed: int
+    stitch_data: str
+    crop_padding: int
+    flip: bool
+    batch_size: int
+    epochs: int
+    hook: str
+    bn: str
+    target_bn: str
+    dropout: str
+    stitch_bn: str
+    stitch_bias: bool
+    optimiser: str
+    attack: str
+
+
+def wave_key(cell: Cell) -> WaveKey:
+    """The key of the waves that a cell may ride in."""
+    p = cell.protocol
+    attacked = cell.alpha > 0 and cell.trains
+    values = {name: getattr(p, name) for name in _FROM_PROTOCOL}
+    return WaveKey(
+        front=cell.front,
+        end=cell.end,
+        shortcut=cell.shortcut_label,
+        subset=cell.subset,
+        data_seed=cell.data_seed,
+        target_bn=p.resolved_target_bn,
+        attack=f"{p.attack.model_dump_json()} {p.attack_target} {p.share}" if attacked else "",
+        epochs=p.epochs if cell.trains else 0,
+        **values,
+    )
+
+
+_FROM_PROTOCOL = (
+    "stitch_data", "crop_padding", "flip", "batch_size", "hook", "bn", "dropout", "stitch_bn",
+    "stitch_bias", "optimiser",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Cells that run together. `memory`: predicted peak bytes. `flops`: of all training steps.
+
+    `steps`: training steps, nominal for the data set's size. `id`: hash of the cells' ids.
+    """
+
+    cells: tuple[Cell, ...]
+    key: WaveKey
+    memory: int
+    flops: int
+    steps: int
+
+    @cached_property
+    def id(self) -> str:
+        return digest([cell.id for cell in self.cells])
+
+    @property
+    def protocol(self) -> Protocol:
+        """A protocol of the wave, for the options that the key fixes."""
+        return self.cells[0].protocol
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells, their waves, and how they will be computed. `notes`: what the user should know.
+
+    `budget`: bytes per wave, None where unlimited. `executor`: `wave` or `solo`.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    waves: tuple[Wave, ...]
+    notes: tuple[str, ...] = ()
+    device: str = "cpu"
+    precision: str = "fp32"
+    mode: str = "eager"
+    executor: str = "wave"
+    budget: int | None = None
+    donors: Mapping[str, DonorFacts] = field(default_factory=dict, compare=False)
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs of all waves."""
+        return sum(wave.flops for wave in self.waves)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; each protocol is listed once and cells refer to it by position."""
+        protocols = list(dict.fromkeys(cell.protocol for cell in self.cells))
+        position = {p: i for i, p in enumerate(protocols)}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return settings | {
+            "notes": list(self.notes),
+            "protocols": [p.model_dump(mode="json") for p in protocols],
+            "cells": [c.to_json() | {"protocol": position[c.protocol]} for c in self.cells],
+            "waves": [_wave_json(wave) for wave in self.waves],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_json`."""
+        protocols = [Protocol.model_validate(p) for p in values["protocols"]]
+        cells = [Cell.from_json(c, protocols[c["protocol"]]) for c in values["cells"]]
+        by_id = {cell.id: cell for cell in cells}
+        return cls(
+            cells=tuple(cells),
+            waves=tuple(_wave_from_json(w, by_id) for w in values["waves"]),
+            notes=tuple(values["notes"]),
+            **{name: values[name] for name in _SETTINGS},
+        )
+
+
+_SETTINGS = ("name", "device", "precision", "mode", "executor", "budget")
+
+
+def _wave_json(wave: Wave) -> dict[str, Any]:
+    costs = {"memory": wave.memory, "flops": wave.flops, "steps": wave.steps}
+    cells = [cell.id for cell in wave.cells]
+    return {"id": wave.id, "cells": cells, "key": asdict(wave.key), **costs}
+
+
+def _wave_from_json(values: Mapping[str, Any], by_id: Mapping[str, Cell]) -> Wave:
+    cells = tuple(by_id[name] for name in values["cells"])
+    costs = {name: values[name] for name in ("memory", "flops", "steps")}
+    return Wave(cells, WaveKey(**values["key"]), **costs)
+
+
+def plan(
+    spec: Spec,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    mode: str = "eager",
+    budget: int | None = None,
+    fused: bool = True,
+    data: DataFacts | None = None,
+    donors: Mapping[str, DonorFacts] | None = None,
+) -> Plan:
+    """The plan of a spec, with resolved `device`, `precision` and `mode`.
+
+    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`,
+    `donors`: facts that replace the nominal ones (loaded data; modules that are no named model).
+    Raises `FulaError` where the grid asks for what its donors or data do not have, and for a lane
+    that does not fit the budget alone.
+    """
+    data = data or data_facts(spec.data)
+    facts = _Facts(spec, data, donors or {})
+    cells, notes = expand(spec, data, facts)
+    groups: dict[WaveKey, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[wave_key(cell)].append(cell)
+    for dropout in {cell.protocol.dropout for cell in cells}:
+        check_mode(mode, device, dropout)
+    solo = spec.engine.executor == "solo"
+    packer = _Packer(facts, data, precision, budget, fused, alone=solo)
+    waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))
+    return Plan(
+        spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
+        {name: facts(name, spec.base_protocol.hook) for name in spec.donors},
+    )  # fmt: skip
+
+
+class _Facts:
+    """Donors' facts by (name, hook), each described once."""
+
+    def __init__(self, spec: Spec, data: DataFacts, given: Mapping[str, DonorFacts]) -> None:
+        self.spec, self.data, self.given = spec, data, given
+        self.known: dict[tuple[str, str], DonorFacts] = {}
+
+    def __call__(self, name: str, hook: str) -> DonorFacts:
+        if name in self.given:
+            return self.given[name]
+        if (name, hook) not in self.known:
+            donor = self.spec.donors[name]
+            own = self.data if donor.data == self.spec.data else data_facts(donor.data)
+            self.known[name, hook] = donor_facts(donor, own, hook)
+        return self.known[name, hook]
+
+
+@dataclass(frozen=True)
+class _Packer:
+    facts: _Facts
+    data: DataFacts
+    precision: str
+    budget: int | None
+    fused: bool
+    alone: bool
+
+    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[Wave]:
+        """The group's cells in as few waves as the budget allows."""
+        front, end = self.facts(key.front, key.hook), self.facts(key.end, key.hook)
+        for lanes in self._packed(key, cells, front, end):
+            steps = key.epochs * self._steps_per_epoch(key)
+            predicted = self._bytes(lanes, front, end, key)
+            yield Wave(tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps)
+
+    def _steps_per_epoch(self, key: WaveKey) -> int:
+        images = self.data.train_images
+        if key.subset is not None:
+            images = images * key.subset // self.data.classes
+        return images // key.batch_size
+
+    def _bytes(
+        self, cells: Sequence[Cell], front: DonorFacts, end: DonorFacts, key: WaveKey
+    ) -> int:
+        lanes = [wave_memory.lane_of(cell) for cell in cells]
+        return wave_memory.wave_bytes(lanes, front, end, key.batch_size, self.precision, self.fused)
+
+    def _packed(
+        self, key: WaveKey, cells: Sequence[Cell], front: DonorFacts, end: DonorFacts
+    ) -> list[list[Cell]]:
+        if self.alone:
+            return [[cell] for cell in cells]
+        if self.budget is None:
+            return [list(cells)]
+        width = wave_memory.BYTES[self.precision]
+        lanes = [wave_memory.lane_of(cell) for cell in cells]
+        shared = wave_memory.shared_bytes(lanes, front, end, key.batch_size, width)
+        room = self.budget - shared
+        rule = key.batch_size, width, self.fused
+        sizes = [wave_memory.lane_bytes(lane, front, end, *rule) for lane in lanes]
+        worst = max(range(len(cells)), key=sizes.__getitem__)
+        if sizes[worst] > room:
+            raise FulaError(_too_small(cells[worst], sizes[worst] + shared, self.budget))
+        return [[cells[i] for i in sorted(bin_)] for bin_ in first_fit(sizes, room)]
+
+
+def first_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Positions of `sizes` in bins of at most `room`, by first fit, largest first."""
+    bins: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        place = next((b for b, free in enumerate(left) if sizes[i] <= free), None)
+        if place is None:
+            bins.append([])
+            left.append(room)
+            place = len(bins) - 1
+        bins[place].append(i)
+        left[place] -= sizes[i]
+    return bins
+
+
+def _too_small(cell: Cell, needed: int, available: int) -> str:
+    return (
+        f"a lane at sites {cell.front_site}, {cell.end_site} of '{cell.front}' and '{cell.end}' "
+        f"needs {needed / 2**30:.2f} GiB, but the budget is {available / 2**30:.2f} GiB; raise "
+        "--memory or lower [protocol] batch_size"
+    )
+
+
+def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int:
+    """FLOPs of one training step of a wave, for its whole batch.
+
+    Shared: the front up to the deepest site, the end natively. Per lane: the stitch (forward and
+    both gradients) and, where an objective reaches behind the stitch, its tail twice (forward, and
+    the gradient of the activations; frozen weights need none). Attacked lanes run front, stitch and
+    tail twice for every attack step, and the front once for themselves.
+    """
+    batch = cells[0].protocol.batch_size
+    attacked = [cell for cell in cells if cell.alpha > 0]
+    shared = 0
+    if len(attacked) < len(cells):
+        deepest = max(cell.front_site for cell in cells)
+        shared = front.flops_between(0, deepest) + sum(end.flops) + end.head_flops
+    return batch * (shared + sum(_lane_flops(cell, front, end) for cell in cells))
+
+
+def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
+    tail = end.flops_between(cell.end_site, end.num_sites) + end.head_flops
+    stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
+    work = stitch + tail  # dm: one forward pass moves the running statistics
+    if cell.objective:
+        work = 3 * stitch + (0 if set(cell.objective) == {"hint"} else 2 * tail)
+    if cell.alpha > 0:
+        lead = front.flops_between(0, cell.front_site)
+        per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps
+        work += lead + sum(end.flops) + end.head_flops + int(cell.alpha * per_image)
+    return work
+
+
+def _product(source: tuple[int, ...], target: tuple[int, ...]) -> int:
+    """Multiply-adds per image of the stitch, at the smaller resolution."""
+    features = [shape[1] if len(shape) == 2 else shape[0] for shape in (source, target)]
+    places = [_places(shape) for shape in (source, target)]
+    return features[0] * features[1] * min(places)
+
+
+def _places(shape: tuple[int, ...]) -> int:
+    return {1: 1, 2: shape[0]}.get(len(shape), shape[-1] * shape[-2] if len(shape) > 1 else 1)

@@ -1,0 +1,379 @@
+"""The specification of a run: data, donors, grid, protocol, evaluation, engine.
+
+A spec is a TOML file, checked here and frozen. Everything that can be checked without building a
+model is checked before anything is trained; what needs shapes is checked by `fula_fast.study.plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import FulaError, nearest
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
+from .protocol import METHODS, PRESETS, TRAINED, Protocol, protocol
+from .toml import apply_overrides, explain, fractions, read_toml
+
+MEASURES = ("terms", "r2", "cka", "cka_unbiased", "rank", "penultimate")
+ROBUST = ("none", "autoattack-rand", "autoattack-standard", "apgd20")
+T = TypeVar("T", bound=Table)
+_PGD = re.compile(r"pgd-\d+")
+
+
+class Mixture(Table):
+    """A named objective: non-negative weights of the four trained methods."""
+
+    name: str = Field(min_length=1)
+    hint: float = Field(0.0, ge=0)
+    slm: float = Field(0.0, ge=0)
+    tlm: float = Field(0.0, ge=0)
+    fula: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Mixture:
+        if self.name in METHODS:
+            raise ValueError(f"a mixture cannot be called '{self.name}', a method's own name")
+        if not self.objective:
+            raise ValueError(f"mixture '{self.name}' needs a positive weight of {_listed(TRAINED)}")
+        return self
+
+    @property
+    def objective(self) -> dict[str, float]:
+        """The positive weights by method."""
+        weights = ((m, getattr(self, m)) for m in TRAINED)
+        return {m: w for m, w in weights if w > 0}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _several(value: Any) -> Any:
+    """A single value stands for a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _method(value: str) -> str:
+    if value not in METHODS:
+        raise ValueError(f"unknown method '{value}'{nearest(value, METHODS)}")
+    return value
+
+
+def _method_kind(value: Any) -> str:
+    return "<mixture>" if isinstance(value, Mapping | Mixture) else "<name>"
+
+
+def _site(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, list | tuple) and len(value) in (1, 2):
+        return tuple(value)
+    raise ValueError(f"{value!r} is neither a site nor a pair [front site, end site]")
+
+
+def _site_list(value: Any) -> Any:
+    if value in ("same", "all-pairs"):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_site(v) for v in value)
+    raise ValueError(f"{value!r} is none of 'same', 'all-pairs', or a list of [front, end] sites")
+
+
+def _subset(value: Any) -> Any:
+    return None if value == "all" else value
+
+
+def _weighting(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+        return tuple(float(v) for v in value)
+    raise ValueError(f"{value!r} is none of 'uniform', 'last', 'cutoff=N', or a list of weights")
+
+
+def _many(item: Any) -> Any:
+    return Annotated[tuple[item, ...], BeforeValidator(_several)]
+
+
+Method = Annotated[
+    Annotated[str, AfterValidator(_method), Tag("<name>")] | Annotated[Mixture, Tag("<mixture>")],
+    Discriminator(_method_kind),
+]
+Weighting = Annotated[Any, BeforeValidator(_weighting)]
+Subset = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_subset)]
+
+
+class GridSpec(Table):
+    """The grid: every combination of these lists is a cell.
+
+    `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
+    `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
+    where a lone number is an end site with the front site of the same depth.
+    `weightings` apply to objectives with a `fula` part; unset: the protocol's.
+    `protocols`: preset names; unset: the protocol's. `subset`: first n classes, or "all".
+    `data_seeds`: order, crops and DM samples; unset: each cell's own seed.
+    `axes`: any protocol option with its list of values.
+    """
+
+    front: _many(str) = ()
+    end: _many(str) = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    sites: Annotated[Any, BeforeValidator(_site_list)] = "same"
+    methods: _many(Method) = METHODS
+    weightings: _many(Weighting) = ()
+    protocols: _many(str) = ()
+    alpha: _many(Annotated[float, Field(ge=0, le=1)]) = (0.0,)
+    shortcut: _many(OneShortcut) = (None,)
+    subset: _many(Subset) = (None,)
+    seeds: _many(Annotated[int, Field(ge=0)]) = (0,)
+    data_seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        BeforeValidator(lambda v: v if v is None else _several(v)),
+    ] = None
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _complete(self) -> GridSpec:
+        if bool(self.pairs) == bool(self.front or self.end):
+            raise ValueError("give front and end (lists of donor names), or pairs, one of the two")
+        if not self.pairs and not (self.front and self.end):
+            raise ValueError("front and end both need at least one donor name")
+        for key in ("methods", "alpha", "shortcut", "subset", "seeds", "data_seeds", "sites"):
+            if getattr(self, key) == ():
+                raise ValueError(f"{key} is empty; the grid would have no cells")
+        return self
+
+    @model_validator(mode="after")
+    def _known_names(self) -> GridSpec:
+        for preset in self.protocols:
+            if preset not in PRESETS:
+                raise ValueError(f"unknown protocol '{preset}'{nearest(preset, PRESETS)}")
+        names = [m if isinstance(m, str) else m.name for m in self.methods]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"methods lists '{min(twice)}' twice")
+        for option in self.axes:
+            _check_axis(option, self.axes[option])
+        return self
+
+    def donor_pairs(self) -> tuple[tuple[str, str], ...]:
+        """(front, end) names of every pair, in order."""
+        return self.pairs or tuple((f, e) for f in self.front for e in self.end)
+
+
+_AXIS_ELSEWHERE = {"weighting": "grid.weightings", "preset": "grid.protocols"}
+
+
+def _check_axis(option: str, values: tuple[Any, ...]) -> None:
+    if option in _AXIS_ELSEWHERE:
+        raise ValueError(f"axes.{option}: use {_AXIS_ELSEWHERE[option]}")
+    if option not in Protocol.model_fields:
+        near = nearest(option, set(Protocol.model_fields) - set(_AXIS_ELSEWHERE))
+        raise ValueError(f"axes: unknown protocol option '{option}'{near}")
+    if not values:
+        raise ValueError(f"axes.{option} is empty; the grid would have no cells")
+
+
+class EvaluationSpec(Table):
+    """What is measured on finished cells.
+
+    `sets`: test sets beside the cell's own (which carries the cell's shortcut, when it has one).
+    `robust`: the attack behind robust accuracy; unset: the protocol's. `robust_images`: how many
+    test images are attacked, all when unset. `measures`: optional columns.
+    """
+
+    batch_size: int = Field(500, ge=1)
+    sets: _many(Literal["shortcut", "clean", "rolled"]) = ()
+    robust: str | None = None
+    robust_images: int | None = Field(None, ge=1)
+    measures: _many(str) = ()
+
+    @field_validator("robust")
+    @classmethod
+    def _robust(cls, value: str | None) -> str | None:
+        if value is not None and value not in ROBUST and not _PGD.fullmatch(value):
+            raise ValueError(f"unknown attack '{value}'{nearest(value, [*ROBUST, 'pgd-10'])}")
+        return value
+
+    @field_validator("measures")
+    @classmethod
+    def _measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in MEASURES:
+                raise ValueError(f"unknown measure '{name}'{nearest(name, MEASURES)}")
+        return value
+
+
+class EngineSpec(Table):
+    """How the cells are computed; nothing here changes what they mean.
+
+    `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
+    memory, 60% of a CPU's available memory.
+    """
+
+    mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    executor: Literal["wave", "solo"] = "wave"
+    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
+    memory: str | int | None = None
+    device: str = "auto"
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | int | None) -> str | int | None:
+        from .wave_memory import budget
+
+        if value is not None:
+            budget(value, available=1 << 40)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"device '{value}' is none of auto, cpu, cuda, cuda:N")
+        return value
+
+
+class Spec(Table):
+    """A whole run. Build it with `load_spec`, which fills in what donors inherit."""
+
+    name: str = "sweep"
+    data: DataSpec = DataSpec()
+    donors: dict[str, DonorSpec]
+    grid: GridSpec
+    protocol: dict[str, Any] = Field(default_factory=dict)
+    evaluation: EvaluationSpec = EvaluationSpec()
+    engine: EngineSpec = EngineSpec()
+
+    @model_validator(mode="after")
+    def _known_donors(self) -> Spec:
+        for pair in self.grid.donor_pairs():
+            for name in pair:
+                if name not in self.donors:
+                    raise ValueError(
+                        f"grid names donor '{name}', which has no [donors.{name}] table"
+                        f"{nearest(name, self.donors)}"
+                    )
+        return self
+
+    def donor(self, name: str) -> DonorSpec:
+        """The donor of that name; raises `FulaError` where there is none."""
+        if name not in self.donors:
+            raise FulaError(f"no donor '{name}' in the spec{nearest(name, self.donors)}")
+        return self.donors[name]
+
+    @property
+    def base_protocol(self) -> Protocol:
+        """The preset of `[protocol]` with its overrides."""
+        return self.protocol_for(self.protocol.get("preset", "fula-v2"))
+
+    def protocol_for(self, preset: str, **axes: Any) -> Protocol:
+        """A preset with the spec's overrides, and one value of each axis."""
+        options = {k: v for k, v in self.protocol.items() if k != "preset"} | axes
+        if self.evaluation.robust is not None:
+            options.setdefault("robust", self.evaluation.robust)
+        try:
+            return protocol(preset, **options)
+        except FulaError as error:
+            raise FulaError(f"[protocol] {error}") from None
+        except ValidationError as error:
+            raise explain(error, Protocol, "protocol") from None
+
+    def protocols(self) -> tuple[Protocol, ...]:
+        """Every preset of the grid with every combination of the axes' values, in order."""
+        axes = self.grid.axes
+        return tuple(
+            self.protocol_for(preset, **dict(zip(axes, values, strict=True)))
+            for preset in self.grid.protocols or (self.base_protocol.preset,)
+            for values in product(*axes.values())
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved spec as plain values; `load_spec` reads it back to an equal spec."""
+        return _plain(self.model_dump(mode="json"))
+
+    def study(self) -> dict[str, Any]:
+        """The part of `dump` that decides results: no engine, no place or backend of the data."""
+        tables = self.dump()
+        del tables["engine"]
+        for data in (tables["data"], *(d["data"] for d in tables["donors"].values())):
+            for key in ("data_dir", "download", "stream"):
+                data.pop(key, None)
+        return tables
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    """Without unset values, as TOML has no null; in lists an unset value has a word."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v, k) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [{"subset": "all"}.get(key, "none") if v is None else _plain(v) for v in value]
+    return value
+
+
+def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
+    """One table of a spec by itself; raises `FulaError` as `load_spec` does."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, model, name) from None
+
+
+def load_spec(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> Spec:
+    """The checked spec in a TOML file, a shipped recipe (by name), or a mapping.
+
+    `overrides`: texts "a.b=c" as of `--set`, or a mapping of dotted keys. Raises `FulaError`, one
+    line that names the table, the value, the rule and the nearest valid name.
+    """
+    table = dict(source) if isinstance(source, Mapping) else read_toml(source)
+    table = fractions(apply_overrides(table, overrides))
+    spec = parse_table(Spec, table, "")
+    _check_axes_free(spec)
+    spec.protocols()
+    for weighting in spec.grid.weightings:
+        spec.protocol_for(spec.base_protocol.preset, weighting=weighting)
+    return _inherited(spec)
+
+
+def _check_axes_free(spec: Spec) -> None:
+    for option in spec.grid.axes:
+        if option in spec.protocol:
+            raise FulaError(
+                f"[protocol] {option} and [grid.axes] {option} both set the same option; keep one"
+            )
+
+
+def _inherited(spec: Spec) -> Spec:
+    """Donors with their names, and with the run's data and augmentation where they set none."""
+    base = spec.base_protocol
+    filled = {
+        name: donor.model_copy(
+            update={
+                "name": name,
+                "data": donor.data or spec.data,
+                "crop_padding": _first(donor.crop_padding, base.crop_padding),
+                "flip": _first(donor.flip, base.flip),
+            }
+        )
+        for name, donor in spec.donors.items()
+    }
+    return spec.model_copy(update={"donors": filled})
+
+
+def _first(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,174 @@
+"""Reading a spec: TOML text, `--set` overrides, and one-line messages for what is wrong in it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import FulaError, nearest
+
+_FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+_FRACTION_KEYS = ("eps", "step")
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the specs that ship with the package."""
+    folder = resources.files("fula_fast") / "specs"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The table in a TOML file, or in the shipped recipe of that name.
+
+    Raises `FulaError` for a missing file and for a syntax error, naming file and line.
+    """
+    name, text = _spec_text(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FulaError(f"{_position(name, text, str(error))}: not valid TOML: {error}") from None
+
+
+def _spec_text(path: str | Path) -> tuple[str, str]:
+    file = Path(path)
+    try:
+        return str(file), file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except IsADirectoryError:
+        raise FulaError(f"{file} is a folder; give the path of a spec file (.toml)") from None
+    except UnicodeDecodeError:
+        raise FulaError(f"{file} is not UTF-8 text; a spec is a TOML file") from None
+    except OSError as error:
+        raise FulaError(f"cannot read {file}: {error.strerror}") from None
+    recipe = resources.files("fula_fast") / "specs" / f"{path}.toml"
+    if str(path) in recipe_names():
+        return f"{path}.toml", recipe.read_text(encoding="utf-8")
+    raise FulaError(
+        f"no spec file {file}; give the path of a .toml file, or a shipped recipe: "
+        f"{', '.join(recipe_names())}"
+    )
+
+
+def _position(name: str, text: str, message: str) -> str:
+    found = re.search(r"at line (\d+)", message)
+    line = found[1] if found else str(text.count("\n") + 1)
+    return f"{name}:{line}"
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Key path and value of one `a.b=c`; the value is TOML, or else the text itself.
+
+    >>> parse_override("grid.seeds=[0, 1]")
+    (('grid', 'seeds'), [0, 1])
+    """
+    key, equals, value = text.partition("=")
+    parts = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(parts):
+        raise FulaError(f"--set '{text}' is not of the form table.key=value")
+    try:
+        return parts, tomllib.loads(f"value = {value}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return parts, value.strip()
+
+
+def apply_overrides(
+    table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str]
+) -> dict[str, Any]:
+    """A copy of a spec table with `a.b` keys replaced; `overrides` as texts or as a mapping."""
+    pairs = (
+        [(tuple(key.split(".")), value) for key, value in overrides.items()]
+        if isinstance(overrides, Mapping)
+        else [parse_override(text) for text in overrides]
+    )
+    result = dict(table)
+    for parts, value in pairs:
+        result = _replaced(result, parts, value, ".".join(parts))
+    return result
+
+
+def _replaced(table: dict[str, Any], parts: tuple[str, ...], value: Any, whole: str) -> dict:
+    head, *rest = parts
+    if not rest:
+        return {**table, head: value}
+    inner = table.get(head, {})
+    if not isinstance(inner, Mapping):
+        raise FulaError(f"--set {whole}: '{head}' holds the value {inner!r}, not a table")
+    return {**table, head: _replaced(dict(inner), tuple(rest), value, whole)}
+
+
+def fractions(value: Any, key: str = "") -> Any:
+    """The same tree with texts such as "8/255" under `eps` and `step` as numbers."""
+    if isinstance(value, Mapping):
+        return {k: fractions(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [fractions(v, key) for v in value]
+    if key in _FRACTION_KEYS and isinstance(value, str) and (m := _FRACTION.fullmatch(value)):
+        if float(m[2]) == 0:
+            raise FulaError(f"{key} = '{value}' divides by zero; write for example '8/255'")
+        return float(m[1]) / float(m[2])
+    return value
+
+
+def explain(error: ValidationError, root: type[BaseModel], table: str = "") -> FulaError:
+    """The first problem of a validation as one line: table, key, value, rule, nearest valid key."""
+    first = error.errors(include_url=False)[0]
+    path = [part for part in first["loc"] if not str(part).startswith("<")]
+    if first["type"] == "extra_forbidden":
+        valid = _model_at(root, path[:-1]).model_fields
+        key = str(path[-1])
+        return FulaError(f"{_table(table, path[:-1])}unknown key '{key}'{nearest(key, valid)}")
+    if first["type"] in ("model_type", "dict_type"):
+        return FulaError(f"{_table(table, path)}must be a table, not {first['input']!r}")
+    if first["type"] == "missing":
+        where = _table(table, path[:-1])
+        return FulaError(f"{where}key '{path[-1]}' is missing; it has no default")
+    message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):
+        return FulaError(f"{_table(table, path)}{message}")
+    where, key = _split(path)
+    shown = "" if first["type"] == "value_error" else f" = {first['input']!r}"
+    return FulaError(f"{_table(table, where)}{key}{shown}: {_phrased(message)}")
+
+
+def _table(table: str, path: list[Any]) -> str:
+    """`"[a.b] "` for the table that a path names."""
+    where = _dotted([table] * bool(table) + path)
+    return f"[{where}] " if where else ""
+
+
+def _dotted(path: list[Any]) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).removeprefix(".")
+
+
+def _split(path: list[Any]) -> tuple[list[Any], str]:
+    """A path as its table and its key; positions in lists belong to the key."""
+    last = max((i for i, part in enumerate(path) if isinstance(part, str)), default=0)
+    return path[:last], _dotted(path[last:])
+
+
+def _phrased(message: str) -> str:
+    return message.replace("Input should", "should", 1)
+
+
+def _model_at(root: type[BaseModel], path: list[Any]) -> type[BaseModel]:
+    """The model class that a path of a validation error points into."""
+    model = root
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,0 +1,1 @@
+"""From files to pixels: trees of files, decoders, the cache of decoded sets."""

@@ -1,0 +1,158 @@
+"""File trees: a folder or an archive as sorted names and their bytes.
+
+An archive is copied once into the cache as one file of contents with an index, and memory-mapped:
+tens of thousands of small files cost neither extraction nor opening, and nothing is ever written
+outside the cache, whatever names the archive holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import FulaError
+from .cache import build_once, content_digest, load_array, save_arrays
+
+ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+_MAPPED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class FileTree:
+    """The files under `root`: `names` (N,) fixed-width bytes, sorted; `folders` that exist.
+
+    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`.
+    """
+
+    root: Path
+    names: np.ndarray
+    folders: frozenset[str]
+    packed: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+    def name(self, i: int) -> str:
+        """The file's name, relative to the root."""
+        return os.fsdecode(self.names[i])
+
+    def where(self, i: int) -> str:
+        """The file's place, for messages."""
+        return f"{self.root}/{self.name(i)}"
+
+    def read(self, i: int) -> np.ndarray:
+        """The file's bytes, uint8 (length,). Raises `OSError`."""
+        if self.packed is None:
+            with open(self.where(i), "rb", buffering=0) as file:
+                return np.frombuffer(file.read(), dtype=np.uint8)
+        start, stop = self.places[i]
+        return self.packed[start:stop]
+
+    def size(self, i: int) -> int:
+        """The file's length in bytes."""
+        if self.packed is None:
+            return os.stat(self.where(i)).st_size
+        return int(self.places[i, 1] - self.places[i, 0])
+
+    def key(self, samples: np.ndarray) -> str:
+        """SHA-256 of the content of the files `samples`, by which decoded data is cached."""
+        if self.packed is None:
+            return content_digest((self.root / self.name(i) for i in samples), self.root)
+        digest = hashlib.sha256(self._archive_key.encode())
+        digest.update(np.ascontiguousarray(self.names[samples]))
+        return digest.hexdigest()
+
+    @cached_property
+    def _archive_key(self) -> str:
+        return content_digest([self.root], self.root.parent)
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and path.name.endswith(ARCHIVES)
+
+
+def open_tree(path: Path) -> FileTree:
+    """The files of a folder or an archive. Raises `FulaError` where it is neither, or broken."""
+    if path.is_dir():
+        return _folder(path)
+    if is_archive(path):
+        return _archive(path)
+    kind = f"is no folder and no archive ({', '.join(ARCHIVES)})" if path.exists() else "is missing"
+    raise FulaError(f"'{path}' {kind}; give the folder or the archive that holds the data")
+
+
+def _folder(root: Path) -> FileTree:
+    names: list[bytes] = []
+    folders: set[str] = set()
+    for parent, children, files in os.walk(root, followlinks=True):
+        children[:] = [c for c in children if not c.startswith(".")]
+        prefix = os.path.relpath(parent, root)
+        prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
+        folders.update(prefix + child for child in children)
+        names += [os.fsencode(prefix + f) for f in files if not f.startswith(".")]
+    return FileTree(root, _mapped(_sorted_names(names)), frozenset(folders))
+
+
+def _sorted_names(names: list[bytes]) -> np.ndarray:
+    return np.array(sorted(names), dtype=f"S{max(map(len, names), default=1)}")
+
+
+def _mapped(names: np.ndarray) -> np.ndarray:
+    """`names`, through a memory map in the cache when they are many."""
+    if names.nbytes < _MAPPED_BYTES:
+        return names
+    key = hashlib.sha256(names).hexdigest()
+    return load_array(build_once("indexes", key, lambda f: save_arrays(f, names=names)), "names")
+
+
+def _archive(path: Path) -> FileTree:
+    key = content_digest([path], path.parent)
+    entry = build_once("packed", key, lambda folder: _pack(path, folder))
+    packed = entry / "content.bin"
+    empty = packed.stat().st_size == 0
+    return FileTree(
+        path,
+        load_array(entry, "names"),
+        frozenset(json.loads((entry / "folders.json").read_text())),
+        np.zeros(0, np.uint8) if empty else np.memmap(packed, mode="c"),
+        load_array(entry, "places"),
+    )
+
+
+def _pack(archive: Path, folder: Path) -> None:
+    """Write the archive's contents, one after the other, with their names and places."""
+    places: dict[bytes, tuple[int, int]] = {}
+    folders: set[str] = set()
+    try:
+        with tarfile.open(archive, "r|*") as tar, (folder / "content.bin").open("wb") as out:
+            for member in tar:
+                name = os.path.normpath(member.name)
+                folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
+                if not member.isfile() or os.path.basename(name).startswith("."):
+                    continue
+                if os.fsencode(name) in places:
+                    raise FulaError(f"archive '{archive}' holds '{name}' twice; pack it again")
+                start = out.tell()
+                out.write(tar.extractfile(member).read())
+                places[os.fsencode(name)] = (start, out.tell())
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # a full disk, not a broken archive
+        raise FulaError(
+            f"archive '{archive}' cannot be unpacked ({error}); fetch it again"
+        ) from error
+    names = _sorted_names(list(places))
+    spans = np.array([places[n] for n in names.tolist()], dtype=np.int64).reshape(-1, 2)
+    save_arrays(folder, names=names, places=spans)
+    (folder / "folders.json").write_text(json.dumps(sorted(folders - {"."})))
+
+
+def _parents(name: str) -> Iterable[str]:
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: k + 1]) for k in range(len(parts))]

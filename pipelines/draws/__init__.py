@@ -1,0 +1,1 @@
+"""Randomness as arrays, and what is drawn with it: orders, crops, flips, markers, noise."""

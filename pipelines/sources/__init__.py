@@ -1,0 +1,1 @@
+"""Where images come from: named data sets, folders, archives, generators."""

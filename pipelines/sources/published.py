@@ -1,0 +1,227 @@
+"""Sources of images as they were published: arrays, class folders, and torchvision's sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ...errors import FulaError, nearest
+from ..decode.files import decoded, file_set, refuse_reading
+from ..decode.folders import index_splits, splits_of
+from ..decode.images import ImageSet, Source, resized, with_channels
+from ..decode.trees import FileTree, is_archive, open_tree
+
+_DIGITS = tuple("0123456789")
+
+
+def _fitted(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str],
+    size: int | None,
+    channels: int,
+) -> Source:
+    """A source from raw (images, labels) pairs, images (N, H, W) or (N, H, W, C)."""
+
+    def fitted(images: np.ndarray, labels: np.ndarray) -> ImageSet:
+        images = images[..., None] if images.ndim == 3 else images
+        images = with_channels(images, channels)
+        images = images if size is None else resized(images, size)
+        return ImageSet(images, np.asarray(labels, dtype=np.int64), tuple(classes))
+
+    return Source(name, fitted(*train), fitted(*test))
+
+
+def digits(folder: Path, size: int | None, channels: int, download: bool) -> Source:
+    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a test image."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    labels = data.target.astype(np.int64)
+    rank = np.zeros(len(labels), dtype=np.int64)  # place within the class
+    for label in range(10):
+        members = np.flatnonzero(labels == label)
+        rank[members] = np.arange(len(members))
+    test = rank % 5 == 4
+    return _fitted(
+        "digits",
+        (images[~test], labels[~test]),
+        (images[test], labels[test]),
+        _DIGITS,
+        size,
+        channels,
+    )
+
+
+def npz(
+    folder: Path, size: int | None, channels: int, download: bool, *, path: str | None = None
+) -> Source:
+    """A NumPy archive with train_x, train_y, test_x, test_y (uint8 images), and maybe classes."""
+    file = Path(path) if path else folder
+    if not file.is_file():
+        raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
+    return _load_npz("npz", file, size, channels)
+
+
+def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            arrays = {key: data[key] for key in data.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise FulaError(f"npz file '{file}' cannot be read ({error}); fetch it again") from error
+    for key in ("train_x", "train_y", "test_x", "test_y"):
+        if key not in arrays:
+            raise FulaError(f"npz file '{file}' has no '{key}'{nearest(key, arrays)}")
+    count = int(max(arrays["train_y"].max(), arrays["test_y"].max())) + 1
+    classes = [str(c) for c in arrays.get("classes", range(count))]
+    train, test = ((arrays[f"{s}_x"], arrays[f"{s}_y"]) for s in ("train", "test"))
+    return _fitted(name, train, test, classes, size, channels)
+
+
+def mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
+    """MNIST, 28x28: `mnist.npz` or torchvision's `MNIST/raw`."""
+    for file in (folder, folder / "mnist.npz"):
+        if file.is_file():
+            return _load_npz("mnist", file, size, channels)
+    return _torchvision("mnist", "MNIST", folder, size, channels, download)
+
+
+def fashion_mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
+    """Fashion-MNIST, 28x28, in torchvision's `FashionMNIST/raw`."""
+    return _torchvision("fashion-mnist", "FashionMNIST", folder, size, channels, download)
+
+
+def cifar10(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = True,
+) -> Source:
+    """CIFAR-10, 32x32: class folders, an archive of them, or torchvision's files.
+
+    The options are about class folders, as in `imagefolder`; torchvision's files are arrays, for
+    which any but the defaults are refused.
+    """
+    if (folder / "cifar-10-batches-py").is_dir() or download:
+        refuse_reading(
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
+            "(those of a download too); leave them out",
+            on_error, decoder, cached,
+        )  # fmt: skip
+        return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
+    tree = class_folders("cifar10", folder, "cifar", downloads=True)
+    settings = {"on_error": on_error, "decoder": decoder}
+    return from_folders("cifar10", tree, size, channels, cached=cached, **settings)
+
+
+def cifar100(folder: Path, size: int | None, channels: int, download: bool) -> Source:
+    """CIFAR-100, 32x32, in torchvision's `cifar-100-python`."""
+    return _torchvision("cifar100", "CIFAR100", folder, size, channels, download)
+
+
+def svhn(folder: Path, size: int | None, channels: int, download: bool) -> Source:
+    """Street View House Numbers, 32x32, `train_32x32.mat` and `test_32x32.mat`."""
+    return _torchvision("svhn", "SVHN", folder, size, channels, download)
+
+
+def imagefolder(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    path: str | None = None,
+    classes: Sequence[str] | None = None,
+    on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = True,
+) -> Source:
+    """Class folders under train/ and test/ or val/, or an archive of them.
+
+    `path` names the folder (default: the data folder), `classes` the label order. `cached = false`
+    leaves images as files, decoded whenever they are needed, for folders too large to unpack.
+    `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
+    """
+    tree = class_folders("imagefolder", Path(path) if path else folder)
+    settings = {"on_error": on_error, "decoder": decoder}
+    return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
+
+
+def from_folders(
+    name: str,
+    tree: FileTree,
+    size: int | None,
+    channels: int,
+    classes: Sequence[str] | None = None,
+    cached: bool = True,
+    **settings: str,
+) -> Source:
+    """A source of the class folders in `tree`, decoded into the cache or left as files."""
+    load = decoded if cached else file_set
+    train, test = index_splits(tree, classes)
+    return Source(name, *(load(index, size, channels, **settings) for index in (train, test)))
+
+
+def class_folders(
+    name: str, folder: Path, prefix: str | None = None, *, downloads: bool = False
+) -> FileTree:
+    """The tree with class folders: what in `folder` starts with `prefix`, or `folder` itself.
+
+    `downloads`: the source could be downloaded, which the error for missing data then says.
+    """
+    other = ", or download = true" if downloads else ""
+    if not folder.exists():
+        raise FulaError(
+            f"data folder '{folder}' for '{name}' does not exist; create it, or give data_dir{other}"
+        )
+    inside = sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
+    places = inside if prefix and not (folder / "train").is_dir() else [folder]
+    for place in places or [folder]:
+        if place.is_dir() or is_archive(place):
+            tree = open_tree(place)
+            if splits_of(tree):
+                return tree
+    raise FulaError(
+        f"no '{name}' in '{folder}': it needs train/<class>/ beside test/<class>/ or val/<class>/, "
+        f"or an archive of them; point data_dir at it{other}"
+    )
+
+
+def _torchvision(
+    name: str, kind: str, folder: Path, size: int | None, channels: int, download: bool
+) -> Source:
+    """Both splits of a torchvision data set of arrays."""
+    from torchvision import datasets
+
+    def load(split: str):
+        choice = {"split": split} if kind == "SVHN" else {"train": split == "train"}
+        try:
+            return getattr(datasets, kind)(str(folder), download=download, **choice)
+        except (RuntimeError, OSError) as error:
+            raise FulaError(
+                f"no '{name}' in '{folder}' ({' '.join(str(error).split())}); give the data_dir "
+                "that holds it, or download = true"
+            ) from error
+
+    train, test = load("train"), load("test")
+    classes = _DIGITS if kind in ("MNIST", "SVHN") else train.classes
+    return _fitted(name, _arrays(train), _arrays(test), classes, size, channels)
+
+
+def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images (N, H, W[, C]) and labels of a torchvision data set."""
+    images = np.asarray(dataset.data)
+    if images.ndim == 4 and images.shape[1] == 3:  # SVHN is (N, C, H, W)
+        images = images.transpose(0, 2, 3, 1)
+    labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
+    return np.ascontiguousarray(images), np.asarray(labels, dtype=np.int64)

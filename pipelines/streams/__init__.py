@@ -1,0 +1,1 @@
+"""Device batches of a set, the same numbers from every backend."""

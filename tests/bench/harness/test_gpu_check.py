@@ -1,0 +1,214 @@
+"""The GPU check: parts apart from each other, within their time, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fula_fast.bench.harness import gpu_check
+from fula_fast.bench.harness.gpu_check import Part, check, figures_of, table
+
+REPORT = {"summary": [{"figure": "speed", "value": 9.0, "target": 8}]}
+
+
+def code(text: str) -> tuple[str, str]:
+    return "-c", text
+
+
+def ended(*parts: Part, budget: float = 60):
+    return list(check(parts, {**os.environ, "PYTHONSAFEPATH": "1"}, budget))
+
+
+def test_a_failure_stops_no_other_part():
+    writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}'''); print('all is well')"
+    failed, passed = ended(
+        Part("first", code("print('why'); raise SystemExit(3)"), 20),
+        Part("second", code(writes), 20),
+    )
+    assert (failed.status, failed.detail) == ("failed", "why")
+    assert (passed.status, passed.detail) == ("passed", "all is well")
+    assert passed.figures == REPORT["summary"] and passed.reports == [REPORT]
+
+
+def test_a_part_out_of_time_is_ended_with_all_it_started(tmp_path):
+    note = tmp_path / "child"
+    starts = (
+        "import subprocess, sys, time\n"
+        "sleeper = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        f"open(r'{note}', 'w').write(str(subprocess.Popen(sleeper).pid))\n"
+        "print('begun', flush=True); time.sleep(60)"
+    )
+    slow, after = ended(Part("slow", code(starts), 3), Part("after", code("print(1)"), 5), budget=8)
+    assert (slow.status, slow.detail) == ("out of time", "begun")
+    assert slow.seconds < 8
+    assert after.status == "passed"
+    _wait_for_end(int(note.read_text()))
+
+
+def _wait_for_end(pid: int) -> None:
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("a process outlived its part")
+
+
+def test_a_report_written_before_the_time_ran_out_counts():
+    writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
+    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 3), budget=3)
+    assert slow.status == "out of time" and slow.figures == REPORT["summary"]
+
+
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+SUITE = """
+import time, pytest
+def test_fine(): pass
+def test_broken(): assert 1 == 2
+@pytest.mark.skip
+def test_not_here(): pass
+@pytest.fixture
+def nothing(): raise OSError("no such thing")
+def test_unready(nothing): pass
+def test_endless(): time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("processes", [(), ("-p", "xdist.plugin", "-n1")], ids=["one", "several"])
+def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    options = ("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *processes)
+    arguments = ("-m", "pytest", *gpu_check._OUTCOMES, *options, str(tmp_path))
+    (slow,) = ended(Part("tests", arguments, 8, settings=BARE), budget=8)
+    (kept,) = slow.reports
+    assert slow.status == "out of time"
+    assert kept["counts"] == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert kept["failed"] == [
+        {"test": "test_suite.py::test_broken", "reason": "assert 1 == 2"},
+        {"test": "test_suite.py::test_unready", "reason": "OSError: no such thing"},
+    ]
+    assert kept["running"] == ["test_suite.py::test_endless"]
+    assert slow.detail.splitlines()[-1].startswith("until then: 1 passed, 1 failed")
+
+
+def test_half_of_the_time_left_over_goes_to_a_part_that_asks():
+    asks = Part("kernels", ("--seconds", "{seconds}", "--out", "{out}/k.json"), 55)
+    assert asks.command(Path("here"), 55)[1:] == ["--seconds", "40", "--out", "here/k.json"]
+    assert asks.command(Path("here"), 95)[2] == "60"
+
+
+def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
+    checker = tmp_path / "checker"
+    checker.write_text('#!/bin/sh\necho "under $1"; shift; "$@"; exit 86\n')
+    checker.chmod(0o755)
+    part = Part(
+        "memcheck", code("import os; print(os.environ['OF_ITS_OWN'])"), 10,
+        under=("checker", "--so"), settings={"OF_ITS_OWN": "yes"},
+    )  # fmt: skip
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    (found,) = check([part], {**os.environ, "PATH": path}, 20)
+    assert (found.status, found.detail) == ("failed", "under --so\nyes")
+    (skipped,) = ended(part)
+    assert (skipped.status, skipped.detail) == ("skipped", "checker is not on PATH")
+
+
+def test_the_memory_checker_sees_every_noun_and_the_library(tmp_path):
+    """The tests chosen for it exist, are marked gpu, and are none of the large ones."""
+    watched = [a.replace("{out}", str(tmp_path)) for a in gpu_check._watched()]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", *watched, "--collect-only"],
+        cwd=gpu_check.ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1", **BARE},
+    )  # fmt: skip
+    names = [
+        line.split("::")[1].split("[")[0] for line in answer.stdout.splitlines() if "::" in line
+    ]
+    assert {
+        "test_lane_norm", "test_stitch_hint", "test_hint_terms", "test_pgd_step",
+        "test_augment_gives_the_same_bits", "test_numbers_on_the_device",
+        "test_a_host_program_steps_on_the_device",
+    } <= set(names)  # fmt: skip
+    assert len(names) < 60 and not any("own_tiles" in name or "2_to" in name for name in names)
+
+
+def test_what_is_missing_is_said():
+    (skipped,) = ended(Part("x", code("1"), 5, modules=("no_such",), variables=("NO_SUCH_NAME",)))
+    assert skipped.status == "skipped"
+    assert skipped.detail == "no_such is not installed; NO_SUCH_NAME is unset"
+
+
+def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
+    limits = []
+
+    def run(part, environment, limit):
+        limits.append(round(limit))
+        return gpu_check.Result(part.name, "passed")
+
+    monkeypatch.setattr(gpu_check, "_run", run)
+    ended(Part("a", (), 10), Part("b", (), 20), Part("c", (), 30), budget=60)
+    assert limits == [10, 30, 60]
+
+
+def test_the_parts_fit_in_nine_minutes():
+    for parts in (gpu_check.gpu_parts(), gpu_check.dry_parts()):
+        assert sum(part.reserve for part in parts) <= gpu_check.BUDGET < 540
+        names = [part.name for part in parts]
+        assert names[:5] == ["tests", "kernels", "memcheck", "grid", "scale"]
+
+
+def test_figures_of_the_other_benchmarks():
+    attack = {
+        "rows": [
+            {"case": "pgd-10", "speedup over eager": 4.0, "speedup over torchattacks": 12.0},
+            {"case": "rand", "speedup": {"ours": 30.0, "ours bf16": 70.0}},
+        ]
+    }
+    targets = [(f["value"], f["target"]) for f in figures_of("attack", attack)]
+    assert targets == [(4.0, 3), (12.0, 10), (30.0, 25), (70.0, 60)]
+    summary = [{"figure": "dali, images/s", "value": 5.0, "target": None}]
+    assert figures_of("data", {"summary": summary, "rows": [{"name": "dali"}]}) == summary
+
+
+def test_the_table_tells_met_from_missed():
+    missed = {"figure": "memory", "value": 1.0, "target": 2.0}
+    figures = [*REPORT["summary"], missed, {"figure": "free", "value": 1.0, "target": None}]
+    lines = table([gpu_check.Result("grid", "passed", 1.0, "", figures)]).splitlines()
+    assert lines[2].endswith("met") and lines[3].endswith("MISSED") and "target" not in lines[4]
+
+
+def test_without_a_gpu_it_says_so_in_one_line(capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_check.main([]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "no CUDA device" in err
+
+
+def test_the_package_is_found_through_links(tmp_path):
+    """As with an interpreter in which it is not installed: -S leaves site-packages out."""
+    linked = gpu_check.link_package(tmp_path)
+    names = "fula_fast", "fula_fast.errors", "fula_fast.bench"
+    asked = "; ".join(f"import {name}; print({name}.__file__)" for name in names)
+    answer = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", asked],
+        env={"PYTHONPATH": str(linked)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(line.startswith(str(tmp_path)) for line in answer.stdout.splitlines())
+    for part in ("kernels", "pipelines"):
+        assert (linked / "fula_fast" / part / "__init__.py").is_file()
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_every_part(tmp_path, capfd):
+    assert gpu_check.main(["--dry-run", "--out", str(tmp_path)]) == 0, capfd.readouterr().out
+    report = json.loads((tmp_path / "gpu-check-cpu.json").read_text())
+    parts = {part["name"]: part for part in report["parts"]}
+    assert {"tests", "grid", "scale"} <= set(parts)
+    assert all(part["status"] in ("passed", "skipped") for part in parts.values())
+    assert parts["grid"]["figures"] and parts["scale"]["figures"]
+    assert str(gpu_check.ROOT) not in json.dumps(report)

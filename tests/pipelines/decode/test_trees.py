@@ -1,0 +1,102 @@
+"""File trees: folders and archives give the same names and bytes; broken archives are named."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from fula_fast.errors import FulaError
+from fula_fast.pipelines.decode import trees
+from fula_fast.pipelines.decode.trees import open_tree
+
+FILES = {
+    "train/a/1.png": b"one",
+    "train/a/2.png": b"two",
+    "train/b-c/ü.png": b"three",
+    "train/b/deep/x.png": b"four",
+    "notes.txt": b"",
+}
+
+
+def _write_folder(folder, files=FILES):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _write_archive(path, files=None, mode="w:gz", prefix=""):
+    with tarfile.open(path, mode) as tar:
+        for name, content in FILES.items() if files is None else files:
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _content(tree) -> dict[str, bytes]:
+    return {tree.name(i): tree.read(i).tobytes() for i in range(len(tree.names))}
+
+
+def test_a_folder_and_its_archives_hold_the_same(tmp_path):
+    folder = open_tree(_write_folder(tmp_path / "data"))
+    assert _content(folder) == FILES
+    assert sorted(folder.names.tolist()) == folder.names.tolist()
+    for mode, suffix in (
+        ("w", "tar"),
+        ("w:gz", "tar.gz"),
+        ("w:xz", "tar.xz"),
+        ("w:bz2", "tar.bz2"),
+    ):
+        for prefix in ("", "./"):
+            tree = open_tree(_write_archive(tmp_path / f"a.{suffix}", None, mode, prefix))
+            assert _content(tree) == FILES and tree.folders == folder.folders
+            assert [tree.size(i) for i in range(5)] == [folder.size(i) for i in range(5)]
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    files = {"a/.DS_Store": b"x", ".cache/b.png": b"x", "a/b.png": b"y"}
+    assert _content(open_tree(_write_folder(tmp_path / "data", files))) == {"a/b.png": b"y"}
+
+
+def test_nothing_is_written_outside_the_cache(tmp_path):
+    files = [("../../escape.png", b"x"), ("/absolute.png", b"y"), ("a/b.png", b"z")]
+    tree = open_tree(_write_archive(tmp_path / "evil.tar.gz", files))
+    assert not list(tmp_path.rglob("escape.png")) and _content(tree)["a/b.png"] == b"z"
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    path = _write_archive(tmp_path / "a.tar.gz", [("a/1.png", b"x"), ("./a/1.png", b"y")])
+    with pytest.raises(FulaError, match="holds 'a/1.png' twice"):
+        open_tree(path)
+
+
+def test_broken_archives_are_named(tmp_path):
+    whole = _write_archive(tmp_path / "a.tar.gz", [("a/1.png", bytes(range(256)) * 4000)])
+    (tmp_path / "cut.tar.gz").write_bytes(whole.read_bytes()[:2000])
+    (tmp_path / "page.tar.xz").write_bytes(b"<html>")
+    for name in ("cut.tar.gz", "page.tar.xz"):
+        with pytest.raises(FulaError, match=f"archive '.*{name}' cannot be unpacked"):
+            open_tree(tmp_path / name)
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(FulaError, match="a.zip' is no folder and no archive"):
+        open_tree(tmp_path / "a.zip")
+    with pytest.raises(FulaError, match="nowhere' is missing"):
+        open_tree(tmp_path / "nowhere")
+
+
+def test_keys_follow_content(tmp_path):
+    first, again = (open_tree(_write_folder(tmp_path / d)) for d in ("x", "y"))
+    every = np.arange(5)
+    assert first.key(every) == again.key(every) != first.key(every[:3])
+    (tmp_path / "y" / "train" / "a" / "1.png").write_bytes(b"eno")
+    assert open_tree(tmp_path / "y").key(every) != first.key(every)
+
+
+def test_many_names_are_memory_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(trees, "_MAPPED_BYTES", 0)
+    tree = open_tree(_write_folder(tmp_path / "data"))
+    assert isinstance(tree.names, np.memmap) and _content(tree) == FILES

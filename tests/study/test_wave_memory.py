@@ -1,0 +1,144 @@
+"""The memory model: amounts, what a stage saves (against autograd), and its published figures."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fula_fast.errors import FulaError
+from fula_fast.study.donor_spec import DonorSpec
+from fula_fast.study.facts import DataFacts, donor_facts
+from fula_fast.study.wave_memory import Lane, available_memory, budget, lane_bytes, wave_bytes
+
+MIB = 2**20
+
+
+def facts(model="resnet18", side=32, **options):
+    return donor_facts(
+        DonorSpec(name="x", model=model, **options), DataFacts((3, side, side), 10, 1), "post_relu"
+    )
+
+
+@pytest.mark.parametrize(
+    "amount, expected",
+    [
+        ("8GiB", 8 * 2**30),
+        ("1.5 GB", 1_500_000_000),
+        ("512mib", 512 * MIB),
+        ("10%", 100),
+        ("4096", 4096),
+        (4096, 4096),
+    ],
+)
+def test_amounts(amount, expected):
+    assert budget(amount, available=1000) == expected
+
+
+@pytest.mark.parametrize("amount", ["", "lots", "8XB", "-3", "0", "0%", "101%", "8 G B", "2k"])
+def test_amounts_that_are_none(amount):
+    with pytest.raises(FulaError, match="memory"):
+        budget(amount, available=1000)
+
+
+def test_available_memory_is_the_least_of_machine_and_cgroup(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    (group / "memory.max").write_text("3000000\n")
+    (group / "memory.current").write_text("1000000\n")
+    assert available_memory(tmp_path) == 2_000_000
+
+
+def test_a_full_width_lane_has_the_published_size():
+    """270 MiB at site 1 and 2 MiB at site 9, saved in bf16 at batch 128, before working room."""
+    end = facts()
+    saved = 2 * 128 * (end.elements(1) + sum(end.saved[1:]))
+    assert round(saved / MIB) == 270
+    assert 2 * 128 * end.elements(9) == 2 * MIB
+    assert 270 * MIB < lane_bytes(Lane(1, 1, False), end, end, 128, 2) < 340 * MIB
+
+
+@pytest.mark.parametrize(
+    "model, side, options",
+    [
+        ("resnet18", 16, {"width": 8}),
+        ("resnet50", 16, {"width": 8}),
+        ("resnet18", 32, {"width": 8, "stem": "stock"}),
+        ("resnet18", 16, {"width": 8, "residuals": False}),
+        ("vgg16", 32, {"width": 8}),
+        ("vgg19", 32, {"width": 8, "batch_norm": False}),
+    ],
+)
+@pytest.mark.parametrize("hook", ["post_relu", "pre_relu"])
+def test_saved_elements_are_what_autograd_keeps(model, side, options, hook):
+    """Counted by hooks on autograd itself: each kept storage once, weights and statistics not."""
+    import torch
+
+    from fula_fast.models import build
+
+    donor = DonorSpec(name="x", model=model, **options)
+    expected = donor_facts(donor, DataFacts((3, side, side), 10, 1), hook)
+    staged = build(
+        model, num_classes=10, input_shape=(3, side, side), hook=hook, **donor.build_options()
+    )
+    staged.requires_grad_(False).train()
+    batch = 2
+    x = torch.rand(batch, 3, side, side, requires_grad=True)
+    for site, stage in enumerate(staged.stages, 1):
+        x = x.detach().requires_grad_()
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            if tensor.dim() == 4 and tensor.shape[0] == batch:
+                kept[tensor.untyped_storage().data_ptr()] = tensor.nbytes // 4
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = stage(x)
+        kept.pop(x.untyped_storage().data_ptr(), None)  # the stage before owns its output
+        assert sum(kept.values()) <= batch * expected.saved[site - 1] * 1.001
+        assert sum(kept.values()) >= batch * expected.saved[site - 1] * 0.6
+        x = y
+
+
+lanes = st.builds(Lane, st.integers(1, 9), st.integers(1, 9), st.booleans())
+
+
+@given(st.lists(lanes, min_size=1, max_size=6), lanes)
+def test_a_lane_more_needs_more(some, another):
+    donor = facts(width=8)
+    before = wave_bytes(some, donor, donor, 16, "fp32")
+    assert wave_bytes([*some, another], donor, donor, 16, "fp32") > before
+
+
+@given(lanes)
+def test_precision_batch_and_attack_cost_memory(lane):
+    donor = facts(width=8)
+    each = [lane_bytes(lane, donor, donor, 16, width) for width in (2, 4, 8)]
+    assert each == sorted(each) and each[0] < each[-1]
+    whole = [wave_bytes([lane], donor, donor, 16, p) for p in ("fp32", "fp64")]
+    assert whole[0] <= whole[1]
+    assert wave_bytes([lane], donor, donor, 32, "fp32") > whole[0]
+    attacked = replace(lane, attacked=True)
+    plain = replace(lane, attacked=False)
+    each = [lane_bytes(x, donor, donor, 16, 4) for x in (plain, attacked)]
+    assert each[0] < each[1]
+    whole = [wave_bytes([x], donor, donor, 16, "fp32") for x in (plain, attacked)]
+    assert whole[0] <= whole[1]  # a small lane needs less than its closed form did
+
+
+def test_this_processs_memory_is_that_of_its_pages(tmp_path):
+    import mmap
+
+    from fula_fast.study.wave_memory import used_memory
+
+    before, size = used_memory(), 2**27
+    with mmap.mmap(-1, size) as held:  # from the system, whatever the heap has kept
+        held.write(b"x" * size)
+        assert 0.9 * size < used_memory() - before < 2.5 * size
+    assert used_memory(tmp_path) is None
