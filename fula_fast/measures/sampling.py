@@ -1,6 +1,6 @@
 """Which samples: the subset of images, the shared permutations, the half samples of intervals.
 
-Each is a pure function of a seed, drawn with `pipelines.randomness`, so results depend neither on
+Each is a pure function of a seed, drawn with `pipelines.draws.randomness`, so results depend neither on
 the device nor on which sites or measures are computed together.
 """
 
@@ -11,11 +11,11 @@ from enum import IntEnum
 import numpy as np
 
 from ..errors import FulaError
-from ..pipelines.randomness import permutation
+from ..pipelines.draws.randomness import permutation
 
 
 class Purpose(IntEnum):
-    """What a stream of words is for: keys beside those of `pipelines.randomness.Purpose`."""
+    """What a stream of words is for: keys beside those of `pipelines.draws.randomness.Purpose`."""
 
     SUBSET = 64
     NULL = 65

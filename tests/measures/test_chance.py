@@ -128,11 +128,7 @@ def test_chance_against_calibrated_similarity(observed: float) -> None:
     taken = torch.from_numpy(orders(60, 40))
     draws = iter(taken)
     expected = package.calibrate(
-        x,
-        y,
-        lambda a, b: between("linear_cka", a, b),
-        K=40,
-        perm_fn=lambda n, device: next(draws),
+        x, y, lambda a, b: between("linear_cka", a, b), K=40, perm_fn=lambda n, device: next(draws)
     )
     choice = {"linear_cka": {}}
     one, other = Sides([x], choice), Sides([y], choice)
@@ -149,11 +145,7 @@ def test_the_best_pair_against_calibrated_similarity() -> None:
     taken = torch.from_numpy(orders(40, 30))
     draws = iter(taken)
     expected = package.calibrate_layers(
-        x,
-        y,
-        lambda a, b: between("linear_cka", a, b),
-        K=30,
-        perm_fn=lambda n, device: next(draws),
+        x, y, lambda a, b: between("linear_cka", a, b), K=30, perm_fn=lambda n, device: next(draws)
     )
     choice = {"linear_cka": {}}
     one, other = Sides(x, choice), Sides(y, choice)
