@@ -3,8 +3,8 @@
 `registry`: what a measure is, a record each, without torch; `catalogue`: the records that ship.
 Another package adds its own by one call, `measures.register(Measure(...))`.
 
-How a measure is computed: `pair`, second moments of two representations; `moments`, the same gathered
-over batches for all site pairs; `matrices`, chosen measures over all pairs of sites, under
+How a measure is computed: `pair`, second moments of two representations; `moments`, the same
+gathered over batches for all site pairs; `matrices`, chosen measures over all pairs of sites, under
 permutations too. The measures: `alignment`, `canonical`, `shape` (of a pair), `dissimilarity`,
 `neighbours` and RBF kernels in `alignment` (of samples in memory), `outputs`. What they tell:
 `chance`, `intervals`, with indices from `sampling`. `features`: activations as matrices; `memory`:

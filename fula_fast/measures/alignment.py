@@ -29,8 +29,8 @@ def unbiased_linear_cka(pair: Pair) -> Tensor:
 
     Of centred rows it is, but for a factor, ||X^T Y||_F^2 - n/(n - 2) sum k_i l_i
     + sum k sum l / ((n - 1)(n - 2)), with k, l the rows' squared norms. Zero in the mean for
-    independent sides. Symmetric; invariant to shift, scale and rotation. 0 where HSIC of a side with
-    itself is not positive (constant). Raises `FulaError` below four samples.
+    independent sides. Symmetric; invariant to shift, scale and rotation. 0 where HSIC of a side
+    with itself is not positive (constant). Raises `FulaError` below four samples.
     """
     x, y, n = pair.x, pair.y, pair.x.samples
     if n < 4:
@@ -63,12 +63,12 @@ def rbf_kernel(x: Tensor, *, bandwidth: float = 0.5) -> Tensor:
     return kernel / kernel.norm()
 
 
-def kernel_cka(k: Tensor, l: Tensor) -> Tensor:
-    """<K, L> of centred kernels of norm 1 (`rbf_kernel`), in [0, 1] (Kornblith et al. 2019).
+def kernel_cka(a: Tensor, b: Tensor) -> Tensor:
+    """<A, B> of centred kernels of norm 1 (`rbf_kernel`), in [0, 1] (Kornblith et al. 2019).
 
     With RBF kernels: symmetric; invariant to shift, scale and rotation. 0 where a side is constant.
     """
-    return (k * l).sum((-2, -1)).clamp(0, 1)
+    return (a * b).sum((-2, -1)).clamp(0, 1)
 
 
 def _median(values: Tensor) -> Tensor:

@@ -41,11 +41,11 @@ def svcca(pair: Pair, *, variance: float = 0.99) -> Tensor:
 
 
 def pwcca(pair: Pair) -> Tensor:
-    """Mean of the rho_i, each weighted by sum_j |<h_i, x_j>|, in [0, 1] (Morcos et al. 2018, Eq. 3).
+    """Mean of the rho_i, each weighted by sum_j |<h_i, x_j>|, in [0, 1] (Morcos et al. 2018).
 
     h_i: the canonical variables of the side named first, of norm 1; x_j: its features, centred.
-    Not symmetric. Invariant to shift and scale of the first side, and to every invertible affine map
-    of the second.
+    Not symmetric. Invariant to shift and scale of the first side, and to every invertible affine
+    map of the second.
     """
     rho, combinations = pair.canonical
     weights = (combinations.mT @ pair.x.loadings).abs().sum(-1)

@@ -85,7 +85,7 @@ _moments(
     invariances=frozenset({Invariance.SHIFT, Invariance.SCALE}),
     reads="CCA weighted by how much of the first side each direction accounts for",
     careful="directional: weights come from the side named first; published code differs in them",
-    source="Morcos et al. 2018, Eq. 3",
+    source="Morcos et al. 2018",
 )
 _moments(
     "procrustes",
@@ -114,8 +114,8 @@ _moments(
     symmetric=False,
     options={"ridge": 0.0},
     reads="share of the second side's variance that a linear map of the first explains",
-    careful="in sample: 1 where the first side's rank is n - 1; it says that a map exists, not that "
-    "the second network can use the result",
+    careful="in sample: 1 where the first side's rank is n - 1; it says that a map exists, not "
+    "that the second network can use the result",
     source="Kornblith et al. 2019, Eq. 9",
 )
 _moments(

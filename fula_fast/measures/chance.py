@@ -3,7 +3,7 @@
 Gröger, Wen, Brbić 2026 (arXiv 2602.14486): raw scores grow with width, with few samples, and with
 the number of layer pairs searched. The null breaks the correspondence of the samples of one side;
 one permutation is shared by all sites and measures, so the best pair has its own null. Distances
-are tested as their negatives; p is the share of nulls at least as similar, the observed one counted.
+are tested as their negatives.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .registry import Measure
 
 @dataclass(frozen=True, eq=False)
 class Chance:
-    """Arrays of the shape of the scores: p, the score that chance reaches with probability alpha, and
-    the calibrated similarity in [0, 1], 0 where the score is not above it."""
+    """Arrays of the shape of the scores: p, the score that chance reaches with probability alpha,
+    and the calibrated similarity in [0, 1], 0 where the score is not above it."""
 
     p: np.ndarray
     threshold: np.ndarray

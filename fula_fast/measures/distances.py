@@ -22,7 +22,7 @@ def squared_distances(x: Tensor) -> Tensor:
 
 
 def cosines(x: Tensor) -> Tensor:
-    """Cosines between rows as they are given; a row of zeros has 0 with all others, 1 with itself."""
+    """Cosines between rows as they are; a row of zeros has 0 with all others, 1 with itself."""
     x = as_rows(x)
     norms = x.norm(dim=1, keepdim=True)
     unit = torch.where(norms > 0, x / torch.where(norms > 0, norms, 1), 0)

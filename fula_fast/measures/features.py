@@ -12,9 +12,9 @@ from .registry import MAP_FEATURES, TOKEN_FEATURES, Features, Measure
 def as_matrix(x: Tensor, features: str, size: tuple[int, int] | None = None) -> Tensor:
     """Rows of an activation; vectors (N, C) stay as they are.
 
-    Maps (N, C, H, W): `mean` over positions (N, C), `flat` (N, C*H*W), `positions` (N*H*W, C), first
-    resized to `size` as a stitch resizes: bilinear, align_corners False. Tokens (N, T, D): `cls` the
-    first token (N, D), `mean` over tokens (N, D), `all` (N*T, D), a sample's tokens one after another.
+    Maps (N, C, H, W): `mean` over positions (N, C), `flat` (N, C*H*W), `positions` (N*H*W, C),
+    first resized to `size` as a stitch resizes: bilinear, align_corners False. Tokens (N, T, D):
+    `cls` the first token (N, D), `mean` over tokens (N, D), `all` (N*T, D), sample by sample.
     """
     if x.dim() == 2:
         return x

@@ -45,10 +45,10 @@ def over_images(
     """Interval of scores (...) from their values on half samples (D, ...), `sampling.halves`.
 
     Half of n samples, drawn without replacement, vary around the whole as the whole varies around
-    the population (Politis & Romano 1994; Shao & Wu 1989), and no image is drawn twice: copies would
-    be each other's neighbours on both sides. Their bias is twice the whole's, so the interval is
-    2 value - quantiles, which removes it; for a measure that does not settle (neighbourhoods of k
-    samples) the draws are centred on the value instead. Clipped to the range.
+    the population (Politis & Romano 1994; Shao & Wu 1989), and no image is drawn twice: copies
+    would be each other's neighbours on both sides. Their bias is twice the whole's, so the interval
+    is 2 value - quantiles, which removes it; for a measure that does not settle (neighbourhoods of
+    k samples) the draws are centred on the value instead. Clipped to the range.
     """
     value, draws = np.asarray(value, dtype=np.float64), np.asarray(draws, dtype=np.float64)
     _check_level(level)

@@ -1,4 +1,4 @@
-"""Chosen measures over all pairs of sites: from moments, from samples in memory, under permutations.
+"""Chosen measures over all pairs of sites: from moments, of samples in memory, under permutations.
 
 A choice is `{measure name: its options}`. Preparations (kernels, neighbourhoods, spectra) are made
 once per side and shared by the measures that compare the same.
@@ -49,7 +49,7 @@ def of_moments(moments: Moments, x: str, y: str, choice: Choice) -> dict[str, Te
 
 @dataclass(frozen=True)
 class _Group:
-    """Measures that compare the same preparation: the prepared sides, and each measure's function."""
+    """Measures that compare the same preparation: the prepared sides, each measure's function."""
 
     sides: list[Any]
     functions: dict[str, Callable[..., Tensor]]
@@ -58,7 +58,8 @@ class _Group:
 class Sides:
     """Representations of one model, prepared for the chosen measures.
 
-    `sides`: matrices (n, p) site by site, all of the same samples; for measures of outputs, `Outputs`.
+    `sides`: matrices (n, p) site by site, all of the same samples; for measures of outputs,
+    `Outputs`.
     """
 
     def __init__(self, sides: Sequence[Any], choice: Choice) -> None:
@@ -76,7 +77,7 @@ class Sides:
         return self._count
 
     def against(self, other: Sides, orders: Tensor | None = None) -> dict[str, Tensor]:
-        """name -> (I, J), these sides first; with `orders` (K, n) of the other's samples, (K, I, J)."""
+        """name -> (I, J), these sides first; (K, I, J) in `orders` (K, n) of the other's rows."""
         if self.choice != other.choice:
             raise FulaError(f"{other.choice} was prepared for other measures than {self.choice}")
         if self.samples != other.samples:

@@ -1,8 +1,9 @@
 """Second moments of all site pairs of any number of models, in float64, in one pass over batches.
 
-In features' space the sites of a group lie side by side, so a pair of groups costs one matrix product
-a batch. Sums are of x - x_1, with x_1 the first sample: measures do not see the shift, small numbers
-cancel less, and a constant feature is exactly 0.
+In features' space the sites of a group lie side by side, so a pair of groups costs one matrix
+product a batch. Sums are of x - x_1, with x_1 the first sample: measures do not see the shift,
+small numbers cancel less, and a constant feature is exactly 0. Notation: a, b rows of two groups
+less their shifts; k, m their squared norms at each site.
 """
 
 from __future__ import annotations
@@ -165,31 +166,31 @@ class _FeatureSums:
 
 
 class _Crossed:
-    """Sums of one pair of groups: a b^T, k l^T, l a^T and k b^T."""
+    """Sums of one pair of groups: a b^T, k m^T, m a^T and k b^T."""
 
     def __init__(self, zeros, first: tuple[int, int], second: tuple[int, int]) -> None:
         (p, s), (q, t) = first, second
         self.cross, self.norms = zeros(p, q), zeros(s, t)
         self.first, self.second = zeros(t, p), zeros(s, q)
 
-    def add(self, a: Tensor, k: Tensor, b: Tensor, l: Tensor) -> None:
+    def add(self, a: Tensor, k: Tensor, b: Tensor, m: Tensor) -> None:
         self.cross.addmm_(a.T, b)
-        self.norms.addmm_(k.T, l)
-        self.first.addmm_(l.T, a)
+        self.norms.addmm_(k.T, m)
+        self.first.addmm_(m.T, a)
         self.second.addmm_(k.T, b)
 
 
 def _norms(
-    kl: Tensor,
-    la: Tensor,
+    km: Tensor,
+    ma: Tensor,
     kb: Tensor,
     ab: Tensor,
     d: Tensor,
     e: Tensor,
     k: Tensor,
-    l: Tensor,
+    m: Tensor,
     n: int,
 ) -> Tensor:
-    """sum |a_i - d|^2 |b_i - e|^2 from the sums of k l, l a, k b, a b^T, k, l; d, e the means."""
+    """sum |a_i - d|^2 |b_i - e|^2 from the sums of k m, m a, k b, a b^T, k, m; d, e the means."""
     c, f = d @ d, e @ e
-    return kl - 2 * (d @ la) - 2 * (e @ kb) + 4 * (d @ ab @ e) + f * k + c * l - 3 * n * c * f
+    return km - 2 * (d @ ma) - 2 * (e @ kb) + 4 * (d @ ab @ e) + f * k + c * m - 3 * n * c * f

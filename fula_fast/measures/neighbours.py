@@ -71,10 +71,10 @@ def _align(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     if n < 4:
         raise FulaError(f"{n} samples: CKNNA is defined from 4 on; give more images")
     mutual = torch.minimum(a[1], b[1])
-    k, l = mutual * a[0], mutual * b[0]
-    totals = k.sum((-2, -1)) * l.sum((-2, -1)) / ((n - 1) * (n - 2))
-    middle = (k.sum(-2) * l.sum(-1)).sum(-1)
-    return (k * l.mT).sum((-2, -1)) + totals - 2 / (n - 2) * middle
+    first, second = mutual * a[0], mutual * b[0]
+    totals = first.sum((-2, -1)) * second.sum((-2, -1)) / ((n - 1) * (n - 2))
+    middle = (first.sum(-2) * second.sum(-1)).sum(-1)
+    return (first * second.mT).sum((-2, -1)) + totals - 2 / (n - 2) * middle
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:

@@ -1,11 +1,11 @@
 """Two representations of the same samples, as far as their second moments tell.
 
-Rows are samples, columns features, both centred by column: X (n, p), Y (n, q). A `Side` holds one of
-them in coordinates A (n, d) with A = X V, V (p, d) orthonormal and X = A V^T: its own features where
-p <= n, its principal components where there are fewer samples than features. A `Pair` adds A^T B.
-Every measure of second moments is a function of a `Pair`; what is dear (eigenvectors, singular
-values) is computed on first use and shared between the measures. Leading dimensions of `cross` are
-permutations of one side. All in float64.
+Rows are samples, columns features, both centred by column: X (n, p), Y (n, q). A `Side` holds one
+of them in coordinates A (n, d) with A = X V, V (p, d) orthonormal and X = A V^T: its own features
+where p <= n, its principal components where there are fewer samples than features. A `Pair` adds
+A^T B. Every measure of second moments is a function of a `Pair`; what is dear (eigenvectors,
+singular values) is computed on first use and shared between the measures. Leading dimensions of
+`cross` are permutations of one side. All in float64.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Side:
     """One representation: its second moments, and its rows where they were kept.
 
     `samples`: n. `moment` (d, d): A^T A. `norms`: sum of k_i^2, with k_i the squared norm of row i.
-    `rows` (n, d): A, or None where only sums were gathered; `row_norms` (n,): k_i. `features` (n, p):
-    X, where A is not X itself.
+    `rows` (n, d): A, or None where only sums were gathered; `row_norms` (n,): k_i. `features`
+    (n, p): X, where A is not X itself.
     """
 
     samples: int
@@ -87,7 +87,7 @@ class Pair:
 
     @cached_property
     def canonical(self) -> tuple[Tensor, Tensor]:
-        """Canonical correlations (..., m), and the combinations (..., r_x, m) of U_x that have them."""
+        """Canonical correlations (..., m), and the combinations (..., r_x, m) of U_x with them."""
         u, values, _ = torch.linalg.svd(self.overlap, full_matrices=False)
         return values.clamp(max=1), u
 

@@ -1,7 +1,7 @@
 """Which samples: the subset of images, the shared permutations, the half samples of intervals.
 
-Each is a pure function of a seed, drawn with `pipelines.draws.randomness`, so results depend neither on
-the device nor on which sites or measures are computed together.
+Each is a pure function of a seed, drawn with `pipelines.draws.randomness`, so results depend
+neither on the device nor on which sites or measures are computed together.
 """
 
 from __future__ import annotations

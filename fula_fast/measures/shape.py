@@ -1,4 +1,4 @@
-"""Distances between shapes, and how much of one representation a linear map of the other explains."""
+"""Distances between shapes, and how much of one side a linear map of the other explains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def angular_shape(pair: Pair) -> Tensor:
 
 
 def linear_r2(pair: Pair, *, ridge: float = 0.0) -> Tensor:
-    """Share of the second side's variance that the best linear map of the first explains, in [0, 1].
+    """Share of the second side's variance that the best linear map of the first explains: [0, 1].
 
     ||U_x^T Y||_F^2 / ||Y||_F^2; with a penalty lambda = `ridge` times the first side's largest
     squared singular value, each direction counts f (2 - f), f = s^2 / (s^2 + lambda) (Kornblith et

@@ -57,12 +57,12 @@ def rho(x: np.ndarray, y: np.ndarray, variance: float = 1.0) -> np.ndarray:
     return np.linalg.svd(basis(x, variance).T @ basis(y, variance), compute_uv=False)
 
 
-def hsic(k: np.ndarray, l: np.ndarray) -> float:
+def hsic(k: np.ndarray, m: np.ndarray) -> float:
     """Song et al. 2012, Eq. 5."""
     n, one = len(k), np.ones(len(k))
-    k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))
-    middle = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
-    return (np.trace(k @ l) + middle - 2 / (n - 2) * one @ k @ l @ one) / (n * (n - 3))
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    middle = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+    return (np.trace(k @ m) + middle - 2 / (n - 2) * one @ k @ m @ one) / (n * (n - 3))
 
 
 # --- alignment
@@ -70,15 +70,15 @@ def hsic(k: np.ndarray, l: np.ndarray) -> float:
 
 def test_linear_cka(matrices) -> None:
     x, y = map(centred, matrices)
-    k, l = x @ x.T, y @ y.T
-    expected = np.sum(k * l) / (np.linalg.norm(k) * np.linalg.norm(l))
+    k, m = x @ x.T, y @ y.T
+    expected = np.sum(k * m) / (np.linalg.norm(k) * np.linalg.norm(m))
     assert value("linear_cka", *matrices) == near(expected)
 
 
 def test_unbiased_linear_cka(matrices) -> None:
     x, y = matrices
-    k, l = x @ x.T, y @ y.T
-    expected = hsic(k, l) / np.sqrt(hsic(k, k) * hsic(l, l))
+    k, m = x @ x.T, y @ y.T
+    expected = hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
     assert value("unbiased_linear_cka", x, y) == near(expected)
 
 
@@ -98,8 +98,8 @@ def test_rbf_cka(matrices, bandwidth: float) -> None:
         sigma = bandwidth * np.median(spatial.distance.pdist(x))
         h = np.eye(len(x)) - 1 / len(x)
         kernels.append(h @ rbf_kernel(x, gamma=1 / (2 * sigma**2)) @ h)
-    k, l = kernels
-    expected = np.sum(k * l) / (np.linalg.norm(k) * np.linalg.norm(l))
+    k, m = kernels
+    expected = np.sum(k * m) / (np.linalg.norm(k) * np.linalg.norm(m))
     assert value("rbf_cka", *matrices, bandwidth=bandwidth) == near(expected)
 
 
