@@ -123,6 +123,7 @@ def _ordered(side: Any, orders: Tensor) -> Any:
         return side.ordered(orders)
     if isinstance(side, tuple):
         return tuple(_ordered(part, orders) for part in side)
+    orders = orders.to(side.device)
     rows = side[orders]  # (K, n, n)
     return rows.gather(2, orders[:, None, :].expand_as(rows))
 
