@@ -48,12 +48,18 @@ def over_images(
     the population (Politis & Romano 1994; Shao & Wu 1989), and no image is drawn twice: copies
     would be each other's neighbours on both sides. Their bias is twice the whole's, so the interval
     is 2 value - quantiles, which removes it; for a measure that does not settle (neighbourhoods of
-    k samples) the draws are centred on the value instead. Clipped to the range.
+    k samples) the draws are centred on the value instead. Clipped to the range. Raises `FulaError`
+    where there are too few draws to see the tails, 39 for a level of 0.95.
     """
     value, draws = np.asarray(value, dtype=np.float64), np.asarray(draws, dtype=np.float64)
     _check_level(level)
+    least = int(np.ceil(2 / (1 - level) - 1 - 1e-9))
+    if len(draws) < least:
+        raise FulaError(f"{len(draws)} half samples: a level of {level} needs at least {least}")
     centre = value if measure.settles else draws.mean(0)
-    tails = np.quantile(draws - centre, [(1 + level) / 2, (1 - level) / 2], axis=0)
+    ends = [(1 + level) / 2, (1 - level) / 2]
+    # the (D + 1) p-th in order: a new draw lies beyond it with probability 1 - p
+    tails = np.quantile(draws - centre, ends, axis=0, method="weibull")
     low, high = np.clip(value - tails, measure.low, measure.high)
     return Interval(value, low, high)
 

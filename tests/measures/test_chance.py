@@ -183,7 +183,8 @@ def test_holm() -> None:
 # --- the guarantees, over many draws
 
 
-NULL_DRAWS, SAMPLES, PERMUTATIONS = 2000, 200, 199
+NULL_DRAWS, SAMPLES = 2000, 200
+PERMUTATIONS = 19  # p <= 0.05 has as exact a probability as with 199
 TRIALS, HALVES = 600, 99
 
 
@@ -191,11 +192,11 @@ TRIALS, HALVES = 600, 99
 @pytest.mark.parametrize("kind", [Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS])
 def test_type_one_error(kind: Needs) -> None:
     """Independent sides fall below p = 0.05 in 0.05 +- 0.01 of 2,000 draws, each measure alone and
-    the best of two pairs."""
+    the best of two pairs. Counts of right answers tie with their nulls, which p counts
+    against them: there the error may be as low as 0.03."""
     choice = {m.name: {} for m in measures(kind)}
     wrong = {name: np.zeros(2) for name in choice}
-    few = kind is Needs.PAIRS  # dear; p <= 0.05 is as exact with 19 as with 199
-    taken = torch.from_numpy(orders(SAMPLES, 19 if few else PERMUTATIONS))
+    taken = torch.from_numpy(orders(SAMPLES, PERMUTATIONS))
     labels = torch.arange(SAMPLES) % 3
     for seed in range(NULL_DRAWS):
         sites = [draw(3 * seed + k, SAMPLES, 3) for k in range(3)]
@@ -210,7 +211,8 @@ def test_type_one_error(kind: Needs) -> None:
     rates = {name: counts / NULL_DRAWS for name, counts in wrong.items()}
     print(rates)
     for name, rate in rates.items():
-        assert np.abs(rate - 0.05).max() <= 0.01, (name, rate)
+        least = 0.03 if kind is Needs.OUTPUTS else 0.04
+        assert least <= rate.min() and rate.max() <= 0.06, (name, rate)
 
 
 def population_r2(mix: torch.Tensor) -> float:

@@ -29,6 +29,9 @@ def test_over_images_stays_in_the_range_and_takes_matrices() -> None:
     found = over_images(measure("linear_cka"), np.ones((2, 3)), np.full((50, 2, 3), 0.9))
     np.testing.assert_array_equal(found.low, np.ones((2, 3)))
     np.testing.assert_array_equal(found.high, np.ones((2, 3)))
+    over_images(measure("linear_cka"), 0.4, [0.4] * 39)
+    with pytest.raises(FulaError, match="38 half samples: a level of 0.95 needs at least 39"):
+        over_images(measure("linear_cka"), 0.4, [0.4] * 38)
     with pytest.raises(FulaError, match="level 95"):
         over_images(measure("linear_cka"), 0.4, [0.4], level=95)
 
