@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from . import pipelines
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
+from .measures.agreement import COLUMNS as AGREEMENT
 from .methods import method as method_named
 from .methods import objective
 from .methods.weightings import term_weights
@@ -70,8 +71,8 @@ class Stitched:
     - `stitch`: the trained affine map; `stitch.weight` (features out, in), `stitch.bias` (out,).
     - `model`: images (B, C, H, W) to logits (B, classes), in eval mode, with the running statistics
       that this stitch's training left behind; the donors themselves are not touched.
-    - `accuracy`: top-1, in [0, 1]. `agreement_hard`: share of images that the stitched model and
-      the end both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
+    - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
+      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
       `kappa`: error consistency, agreement beyond chance.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
@@ -84,7 +85,8 @@ class Stitched:
     stitch: Stitch
     model: nn.Module
     accuracy: float
-    agreement_hard: float
+    agreement_top1: float
+    agreement_right_wrong: float
     agreement_soft: float
     kappa: float
     term_stitch: float
@@ -101,7 +103,7 @@ class Stitched:
         return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
 
 
-_METRICS = tuple(f.name for f in fields(Stitched) if f.type.startswith("float"))
+_METRICS = (*AGREEMENT, "term_stitch", "loss", "seconds")
 
 
 def stitch(

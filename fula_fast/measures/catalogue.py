@@ -217,7 +217,7 @@ _outputs(
     source="Lin 1991",
 )
 _outputs(
-    "agreement_answers",
+    "agreement_top1",
     "same answer",
     "outputs:same_answer",
     reads="share of samples that get the same top-1 class",
@@ -233,11 +233,12 @@ _outputs(
     source="protocol, Measures",
 )
 _outputs(
-    "agreement_hard",
-    "hard agreement",
+    "agreement_right_wrong",
+    "both right or both wrong",
     "outputs:hard_agreement",
     reads="share of samples on which both are right or both are wrong",
-    careful="high for any two good models: read kappa beside it",
+    careful="high for any two good models, and for two bad ones (two at 10 % agree at 0.82 by "
+    "chance): read kappa beside it",
     source="protocol, Measures",
 )
 _outputs(
@@ -248,4 +249,72 @@ _outputs(
     reads="agreement of being right beyond that of independent models of the same accuracies",
     careful="0 where a model is always right or always wrong, itself included; noisy near there",
     source="Geirhos et al. 2020",
+)
+
+
+def _of_stitched(name: str, label: str, needs: Needs, function: str, **fields: Any) -> None:
+    register(Measure(name, label, needs, _HOME + function, **fields))
+
+
+_TERM = "‖h − g‖ / ‖g‖ over the test set"
+_of_stitched(
+    "terms",
+    "terms",
+    Needs.SITES,
+    "sites:terms",
+    low=0.0,
+    high=math.inf,
+    best=0.0,
+    reads="how far the stitched model is from the end, site by site",
+    careful="relative to the end's own norm: a site with a large mean looks close",
+    source="FuLA preprint, Eq. 5",
+    columns={"terms": f"list, from the cell's own end site to the last: {_TERM}"},
+)
+_of_stitched(
+    "penultimate",
+    "penultimate term",
+    Needs.SITES,
+    "sites:penultimate",
+    low=0.0,
+    high=math.inf,
+    best=0.0,
+    reads="the term at the last site, before the classifier",
+    careful="as terms",
+    source="FuLA preprint, Eq. 5",
+    columns={"penultimate": f"at the last site: {_TERM}"},
+)
+_of_stitched(
+    "r2",
+    "R²",
+    Needs.SITES,
+    "sites:r_squared",
+    low=-math.inf,
+    high=1.0,
+    best=1.0,
+    reads="what share of the end's activations the stitched model reproduces; below 0: less than a "
+    "constant would",
+    careful="around one mean of all entries, means that differ between channels count as explained; "
+    "around each channel's own mean they do not",
+    source="coefficient of determination",
+    columns={
+        "r2": "list, from the cell's own end site to the last: 1 − Σ(h − g)² / Σ(g − m)², m the one "
+        "mean of all entries",
+        "r2_channel": "the same with m the mean of each channel (feature) over images and positions",
+    },
+)
+_of_stitched(
+    "rank",
+    "rank of the stitch",
+    Needs.STITCH,
+    "rank:rank_and_condition",
+    low=0.0,
+    high=math.inf,
+    best=math.inf,
+    reads="how many directions the stitch passes on",
+    careful="numerical: singular values below a share of the largest count as zero",
+    source="Smith et al. 2025",
+    columns={
+        "stitch_rank": "numerical rank of the stitch's weight",
+        "stitch_condition": "its largest over its smallest singular value",
+    },
 )

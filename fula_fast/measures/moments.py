@@ -25,24 +25,26 @@ class Moments:
     """Gathers batches, then gives a `Pair` for each site pair of the chosen pairs of groups.
 
     `widths`: features of each site of each group. `pairs`: the pairs of groups that are compared; a
-    group may be paired with itself. `samples`: how many will come in all. `space`: `features` or
-    `samples`; the one that takes fewer bytes when None.
+    group may be paired with itself. `samples`: how many will come in all; None: as many as come, in
+    features' space. `space`: `features` or `samples`; the one that takes fewer bytes when None.
     """
 
     def __init__(
         self,
         widths: Widths,
         pairs: GroupPairs,
-        samples: int,
+        samples: int | None,
         device: torch.device | str = "cpu",
         space: str | None = None,
     ) -> None:
         self.samples = samples
+        if samples is None:
+            space = "features"
         self.space = space or smaller_space(widths, pairs, samples)
         kind = _FeatureSums if self.space == "features" else _KeptRows
         self._gathered = kind(widths, pairs, samples, torch.device(device))
         self._widths, self._sides, self._count = widths, {}, 0
-        self.bytes = gathered_bytes(widths, pairs, samples, self.space)
+        self.bytes = gathered_bytes(widths, pairs, samples or 0, self.space)
 
     def add(self, batch: Mapping[str, Sequence[Tensor]]) -> None:
         """One batch: each group's activations (B, ...) site by site, of the same B samples."""
@@ -51,7 +53,7 @@ class Moments:
         if len(set(sizes.values())) > 1:
             raise FulaError(f"a batch of {sizes} samples: all groups must see the same images")
         (size,) = set(sizes.values())
-        if self._count + size > self.samples:
+        if self.samples is not None and self._count + size > self.samples:
             raise FulaError(f"{self._count + size} samples came, {self.samples} were announced")
         self._gathered.add(rows, self._count)
         self._count += size
@@ -71,10 +73,10 @@ class Moments:
 
     def side(self, place: Place) -> Side:
         """One site's own moments."""
-        if self._count != self.samples:
+        if self.samples not in (None, self._count):
             raise FulaError(f"{self._count} samples came, {self.samples} were announced")
         if place not in self._sides:
-            self._sides[place] = self._gathered.side(place)
+            self._sides[place] = self._gathered.side(place, self._count)
         return self._sides[place]
 
     def pair(self, x: Place, y: Place) -> Pair:
@@ -98,7 +100,7 @@ class _KeptRows:
         for (name, i), kept in self._kept.items():
             kept[start : start + len(rows[name][i])] = rows[name][i]
 
-    def side(self, place: Place) -> Side:
+    def side(self, place: Place, samples: int) -> Side:
         return Side.of(self._kept.pop(place))  # `Moments` keeps the side, which holds them centred
 
     def pair(self, x: Place, y: Place, first: Side, second: Side) -> Pair:
@@ -110,12 +112,12 @@ class _FeatureSums:
     the squared norms at its sites."""
 
     def __init__(
-        self, widths: Widths, pairs: GroupPairs, samples: int, device: torch.device
+        self, widths: Widths, pairs: GroupPairs, samples: int | None, device: torch.device
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
-        self._samples, self._pairs = samples, tuple(dict.fromkeys(pairs))
+        self._pairs = tuple(dict.fromkeys(pairs))
         self._at = {name: offsets(ps) for name, ps in widths.items()}
         self._shift: dict[str, Tensor] = {}
         self._sum = {name: zeros(sum(ps)) for name, ps in widths.items()}  # of a
@@ -144,9 +146,9 @@ class _FeatureSums:
             self._weighted[name][at] += k[:, i] @ a[:, at]
             self._moments[name][i].addmm_(a[:, at].T, a[:, at])
 
-    def side(self, place: Place) -> Side:
+    def side(self, place: Place, samples: int) -> Side:
         name, i = place
-        at, n = self._at[name][i], self._samples
+        at, n = self._at[name][i], samples
         raw, mean = self._moments[name][i], self._sum[name][at] / n
         weighted, k = self._weighted[name][at], self._norms[name][i]
         norms = _norms(self._squares[name][i], weighted, weighted, raw, mean, mean, k, k, n)
@@ -156,7 +158,7 @@ class _FeatureSums:
         (a, i), (b, j) = x, y
         if (a, b) not in self._cross:
             raise FulaError(f"{a} with {b} was not chosen; chosen: {list(self._cross)}")
-        at, to, n, sums = self._at[a][i], self._at[b][j], self._samples, self._cross[a, b]
+        at, to, n, sums = self._at[a][i], self._at[b][j], first.samples, self._cross[a, b]
         raw, d, e = sums.cross[at, to], self._sum[a][at] / n, self._sum[b][to] / n
         norms = _norms(
             sums.norms[i, j], sums.first[j, at], sums.second[i, to], raw, d, e,

@@ -30,6 +30,16 @@ class Needs(StrEnum):
     """Matrices of pairs of samples, (n, n) each, of a subset of the images held in memory."""
     OUTPUTS = "outputs"
     """The two models' logits and the labels: `outputs.Outputs`."""
+    SITES = "sites"
+    """Of a stitched model: its distances to the end donor, site by site: `sites.Distances`."""
+    STITCH = "stitch"
+    """Of a stitched model: the tensors of its trained map, by name."""
+
+
+COMPARES = (Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS)
+"""The needs of measures of any two representations; the others are of stitched models alone."""
+IN_SWEEPS = (Needs.MOMENTS, Needs.SITES, Needs.STITCH)
+"""The needs that a sweep meets while it tests its cells: what `[evaluation] measures` may name."""
 
 
 class Invariance(StrEnum):
@@ -66,6 +76,10 @@ class Measure:
     `needs` is pairs, else of `function`. `fixed`: keyword arguments that make this record of a
     shared function. `least`: fewest samples it is defined for. `settles`: whether the value tends
     to one of the population as samples grow (neighbourhoods of fixed size do not).
+
+    `columns`: of a sweep's table, each with its meaning; unset: those of second moments at the
+    cell's own end site and at the last one. `function` of SITES and STITCH gives one value for each
+    column, in their order.
     """
 
     name: str
@@ -88,9 +102,12 @@ class Measure:
     token_features: Features = Features.MEAN
     least: int = 2
     settles: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("options", "fixed"):
+        if self.needs is Needs.MOMENTS and not self.columns:
+            object.__setattr__(self, "columns", _two_sites(self))
+        for name in ("options", "fixed", "columns"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         _check(self)
 
@@ -124,6 +141,18 @@ class Measure:
         return _load(self.prepare or PREPARED[self.needs])
 
 
+def _two_sites(measure: Measure) -> dict[str, str]:
+    """The columns of a measure of second moments."""
+    where = {SITE: "the cell's own end site", LAST: "the end's last site before the classifier"}
+    return {
+        measure.name + suffix: f"{measure.label} of stitched model and end donor at {place}, maps "
+        f"and tokens averaged over positions: {measure.reads}"
+        for suffix, place in where.items()
+    }
+
+
+SITE, LAST = "_site", "_last"
+
 PREPARED = {
     Needs.MOMENTS: "fula_fast.measures.pair:Side.of",
     Needs.OUTPUTS: "fula_fast.measures.outputs:Outputs.of",
@@ -141,6 +170,11 @@ def _check(measure: Measure) -> None:
         raise FulaError(
             f"measure {measure.name!r}: best {measure.best} must be an end of its range "
             f"[{measure.low}, {measure.high}]"
+        )
+    if bool(measure.columns) != (measure.needs in IN_SWEEPS):
+        raise FulaError(
+            f"measure {measure.name!r} needs {measure.needs}: `columns` are given where it is of "
+            "sites or of the stitch, and there alone"
         )
     if (measure.prepare is None) != (measure.needs is not Needs.PAIRS):
         raise FulaError(
@@ -174,10 +208,11 @@ def register(measure: Measure) -> Measure:
     return measure
 
 
-def measures(needs: Needs | None = None) -> tuple[Measure, ...]:
-    """All registered measures in the order of their registration, or those of one need."""
+def measures(*needs: Needs) -> tuple[Measure, ...]:
+    """The registered measures of these needs, in the order of their registration; by default those
+    that compare any two representations."""
     _ship()
-    return tuple(m for m in _MEASURES.values() if needs in (None, m.needs))
+    return tuple(m for m in _MEASURES.values() if m.needs in (needs or COMPARES))
 
 
 def measure(name: str) -> Measure:

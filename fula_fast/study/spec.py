@@ -26,12 +26,12 @@ from pydantic import (
 )
 
 from ..errors import FulaError, nearest
+from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
 from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
 from .protocol import PRESETS, Protocol, attack_name, protocol
 from .toml import Overrides, apply_overrides, explain, fractions, read_toml
 
-MEASURES = ("terms", "r2", "cka", "cka_unbiased", "rank", "penultimate")
 T = TypeVar("T", bound=Table)
 
 
@@ -201,9 +201,10 @@ class EvaluationSpec(Table):
     @field_validator("measures")
     @classmethod
     def _measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        valid = [each.name for each in measures(*IN_SWEEPS)]
         for name in value:
-            if name not in MEASURES:
-                raise ValueError(f"unknown measure '{name}'{nearest(name, MEASURES)}")
+            if name not in valid:
+                raise ValueError(f"unknown measure '{name}'{nearest(name, valid)}")
         return value
 
 

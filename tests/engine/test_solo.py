@@ -238,7 +238,7 @@ def test_a_self_stitch_at_the_identity_has_no_loss_and_full_agreement(donors, si
     for seed in range(3):
         assert abs(cell.step(*batch(seed)).loss) < 1e-14
     found = evaluate(cell.model, cell.native, test_batches(), torch.float64)
-    assert found["agreement_hard"] == 1.0
+    assert found["agreement_right_wrong"] == 1.0
     assert found["agreement_soft"] == pytest.approx(1.0, abs=1e-6)
     assert found["term_stitch"] < 1e-5  # Adam scales rounding noise up to its rate
     assert found["kappa"] in (1.0, pytest.approx(1.0))
@@ -266,7 +266,7 @@ def test_evaluation_counts_what_it_says(donors):
         g = end.run(x, 0, 4)
     mine, theirs = (z.argmax(-1).eq(y).numpy() for z in (logits, native))
     assert found["accuracy"] == pytest.approx(mine.mean())
-    assert found["agreement_hard"] == pytest.approx((mine == theirs).mean())
+    assert found["agreement_right_wrong"] == pytest.approx((mine == theirs).mean())
     p, q = (z.softmax(-1).numpy() for z in (logits, native))
     soft = (p * q).sum(1) / np.maximum((p**2).sum(1), (q**2).sum(1))
     assert found["agreement_soft"] == pytest.approx(soft.mean())
@@ -372,7 +372,7 @@ def test_a_wave_gives_every_cell_its_row_and_its_stitch(single):
     outcomes = [o for group in run_wave(task_of(single, cells)) for o in group]
     assert [o.cell.id for o in outcomes] == [c.id for c in cells]
     for outcome in outcomes:
-        measures = {"accuracy", "agreement_hard", "agreement_soft", "kappa", "term_stitch"}
+        measures = {"accuracy", "agreement_right_wrong", "agreement_soft", "kappa", "term_stitch"}
         expected = {"loss", "train_seconds", "engine_mode", *measures}
         assert set(outcome.metrics) == expected | {f"clean_{m}" for m in measures}
         assert set(outcome.tensors) == {"weight", "bias"} and outcome.error is None

@@ -290,7 +290,7 @@ def test_outputs(outputs) -> None:
     assert between("disagreement", a, b) == near(np.mean(answers[0] != answers[1]))
     assert between("agreement_answers", a, b) == near(np.mean(answers[0] == answers[1]))
     right = [found == labels for found in answers]
-    assert between("agreement_hard", a, b) == near(np.mean(right[0] == right[1]))
+    assert between("agreement_right_wrong", a, b) == near(np.mean(right[0] == right[1]))
     assert between("kappa", a, b) == near(cohen_kappa_score(*right))
     p, q = softmax(x), softmax(y)
     squared = spatial.distance.jensenshannon(p, q, base=2, axis=1) ** 2

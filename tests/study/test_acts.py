@@ -135,8 +135,12 @@ def _numbers(cell: Cell, rule: Protocol, alpha: float) -> dict[str, float]:
     start = stitches_of(task)[cell.id]
     outcome, _ = run_cell(task, cell, start, front.double(), end.double())
     assert not outcome.error, outcome.error
-    left = ("train_seconds", "engine_mode", "robust_attack", "robust_norm", "robust_mode")
-    found = {name: value for name, value in outcome.metrics.items() if name not in left}
+    left = ("train_seconds",)
+    found = {
+        name: value
+        for name, value in outcome.metrics.items()
+        if name not in left and not isinstance(value, str)
+    }
     return found | {f"stitch.{n}": t.flatten().tolist() for n, t in outcome.tensors.items()}
 
 

@@ -114,7 +114,7 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("engine.mode=fast", ["mode = 'fast'", "'captured'"]),
         ("engine.device=tpu", ["'tpu'", "cuda:N"]),
         ("engine.memory=lots", ["'lots'", "'8GiB'"]),
-        ("evaluation.measures=['ckaa']", ["'ckaa'", "'cka'"]),
+        ("evaluation.measures=['linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
         ("evaluation.robust=pgd", ["'pgd'", "'pgd-10'"]),
         ("evaluation.robust=pgd-0", ["'pgd-0'", "at least one step"]),
         ("protocol.robust=nonsense", ["[protocol]", "unknown attack 'nonsense'", "pgd-10"]),
