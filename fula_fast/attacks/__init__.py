@@ -11,9 +11,9 @@ from typing import Any
 
 from .names import NamedAttack, Stage, attacks, register
 from .options import AttackOptions, Savings
-from .settings import Attack
 
 _LAZY = {
+    "Attack": "fula_fast.attacks.settings",
     "Replay": "fula_fast.device.replay",
     "RobustResult": "fula_fast.attacks.evaluate",
     "attack_checkpoint": "fula_fast.attacks.evaluate",
@@ -25,7 +25,7 @@ _LAZY = {
     "pgd_from": "fula_fast.attacks.pgd",
 }
 __all__ = [
-    "Attack", "AttackOptions", "NamedAttack", "Savings", "Stage", "attacks", "register", *_LAZY,
+    "AttackOptions", "NamedAttack", "Savings", "Stage", "attacks", "register", *_LAZY,
 ]  # fmt: skip
 
 

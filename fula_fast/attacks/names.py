@@ -18,6 +18,22 @@ from .options import NAMES, SAVINGS, AttackOptions, checked
 NONE = "none"
 """In the place of an attack's name: nothing is attacked."""
 
+COLUMNS = {
+    "robust_attack": "attack behind the robust columns",
+    "robust_accuracy": "share of the attacked images that are classified rightly whatever the attack "
+    "tried; where gradients vanish this is no robustness",
+    "robust_clean_accuracy": "top-1 of the same float32 model on the same images, unattacked",
+    "robust_agreement_soft": "soft agreement with the end donor on the adversarial images",
+    "robust_images": "how many test images were attacked",
+    "robust_gradients": "image gradients taken",
+    "robust_verified": "images shown to the exact model",
+    "robust_mode": "what ran the attack: eager, compiled, captured",
+    "robust_norm": "norm of the ball around an image",
+    "robust_eps": "radius of the ball, in pixels of [0, 1]",
+    "robust_precision": "of the search; every image is confirmed in full precision",
+}
+"""The columns of an attacked model, with their meaning."""
+
 CE, DLR, TARGETED = 0, 1, 2
 """Kinds of loss (see `losses`), as written in a batch's `kind` tensor."""
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
@@ -64,6 +65,7 @@ def command(
         def guarded(**arguments: Any) -> None:
             try:
                 with _plain_warnings():
+                    _load_extensions()
                     code = function(**arguments)
             except FulaError as error:
                 _complain(f"error: {error}")
@@ -83,6 +85,13 @@ def command_group(name: str, help: str) -> typer.Typer:
     group = typer.Typer(name=name, cls=_Group, help=help, no_args_is_help=True)
     app.add_typer(group)
     return group
+
+
+def _load_extensions() -> None:
+    """Import what installed packages add (methods, measures, attacks): their entry points in the
+    group `fula_fast`, modules that register at import."""
+    for entry in entry_points(group="fula_fast"):
+        entry.load()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..attacks import Attack
+from ..attacks.settings import Attack
 from ..errors import nearest
 from .protocol import HIGHEST_RATE
 

@@ -187,6 +187,7 @@ def plan(
     groups: dict[WaveKey, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[wave_key(cell)].append(cell)
+    notes += _refreshing(cells)
     for dropout in {cell.protocol.dropout for cell in cells}:
         check_mode(mode, device, dropout)
     solo = spec.engine.executor == "solo"
@@ -196,6 +197,19 @@ def plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
         {name: facts(name, spec.base_protocol.hook) for name in spec.donors},
     )  # fmt: skip
+
+
+def _refreshing(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """A note on closed forms that make passes all the same."""
+    found = [c for c in cells if not c.objective and c.trains and c.protocol.epochs]
+    if not found:
+        return ()
+    epochs = max(cell.protocol.epochs for cell in found)
+    names = ", ".join(dict.fromkeys(cell.method for cell in found))
+    return (
+        f"{len(found)} closed-form cells ({names}) make up to {epochs} epochs of passes, which "
+        "refresh batch-norm statistics; dm_stats = 'stale' makes none",
+    )
 
 
 class _Facts:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..attacks import Attack
 from ..attacks.names import NONE, NamedAttack, parse
+from ..attacks.settings import Attack
 from ..errors import FulaError, nearest
 from ..methods.weightings import Weighting, check_weighting
 
