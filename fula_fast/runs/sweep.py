@@ -220,7 +220,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
     """One column for every protocol option that the grid varies."""
-    return {name: getattr(outcome.cell.protocol, name) for name in axes}
+    return outcome.cell.protocol.model_dump(mode="json", include=set(axes))
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
