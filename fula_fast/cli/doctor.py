@@ -78,6 +78,7 @@ def _machine() -> Facts:
     yield "processor", f"{machine.cpu_name()}, {torch.get_num_threads()} threads used by torch"
     features = machine.cpu_features(machine.cpu_flags())
     yield "CPU features", ", ".join(f"{n} {'yes' if on else 'no'}" for n, on in features.items())
+    yield "narrow strided convolutions", _convolutions()
     yield "CPU memory", f"{bytes_text(available_memory())} available"
     gpus = machine.gpu_lines()
     for index, line in enumerate(gpus):
@@ -85,6 +86,19 @@ def _machine() -> Facts:
     if not gpus:
         cuda = torch.version.cuda
         yield "GPU", f"none ({f'torch has CUDA {cuda}' if cuda else 'torch is a CPU build'})"
+
+
+def _convolutions() -> str:
+    import torch
+
+    from ..models.subsampled import VECTOR
+
+    if not torch.backends.mkldnn.is_available():
+        return "as they are (torch without oneDNN)"
+    return (
+        f"1x1 with fewer than {VECTOR} channels: pixels first, then no stride (in torch "
+        f"{torch.__version__}'s own, oneDNN issue 6035 may overwrite memory)"
+    )
 
 
 def _operators() -> Facts:
