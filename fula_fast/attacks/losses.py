@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FulaError
-from ..kernels.reference import wide
+from ..kernels.shared.sums import wide
 
 CE, DLR, TARGETED = 0, 1, 2
 """Kinds of loss, as written in a batch's `kind` tensor."""

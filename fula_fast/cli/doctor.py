@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
@@ -103,9 +102,6 @@ def _convolutions() -> str:
 
 def _operators() -> Facts:
     """Which backend each operator of `fula_fast.kernels` uses, and why."""
-    if find_spec("fula_fast.kernels.backend") is None:
-        yield "all", "reference: plain PyTorch, the only backend of this build"
-        return
     from ..kernels import backend
 
     yield from backend.explain().items()

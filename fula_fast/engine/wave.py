@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..attacks import pgd
-from ..kernels.layout import laid_out, layout_of
+from ..kernels.shared.layout import laid_out, layout_of
 from ..methods.objectives import soft_label_losses
 from ..models import Staged
 from ..pipelines import Batch
