@@ -105,7 +105,7 @@ def _filled(argument: str, places: Mapping[str, str]) -> str:
 
 @dataclass
 class Result:
-    """How a part ended: `passed`, `failed`, `out of time` or `skipped`, with its reason or output."""
+    """How a part ended: `passed`, `failed`, `out of time` or `skipped`; its reason or output."""
 
     name: str
     status: str

@@ -270,7 +270,7 @@ def figure(name: str, value: float, target: float | None) -> Row:
 
 
 def table(report: Row) -> Table:
-    """Contenders as rows: the whole grid's time (p20 … p80), a step of all its cells, work, memory."""
+    """Contenders as rows: time (p20 … p80) of the whole grid and of a step; work, memory."""
     size = "{lanes} lanes, width {width}, batch {batch}, {device}".format(**report["setting"])
     shown = Table(title=f"ResNet-18 grid: {size}")
     for heading in (

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FulaError
-from ..kernels.reference import wide
+from ..kernels.shared.sums import wide
 
 _NO_LABEL = -(2**62)  # PyTorch's -100 would leave an image where it is, as if it were robust
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from ..kernels.reference import wide
+from ..kernels.shared.sums import wide
 from .losses import LogitsFn, check_label_form, check_labels, predict
 from .packed import PackedModel
 

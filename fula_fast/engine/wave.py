@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..attacks.pgd import pgd
-from ..kernels.layout import laid_out, layout_of
+from ..kernels.shared.layout import laid_out, layout_of
 from ..methods import Method, methods
 from ..models import Staged
 from ..pipelines import Batch

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
+from .subsampled import keep_in_bounds
 
 _PLACE = re.compile(r"^(stages\.\d+|head)\.")
 
@@ -108,6 +109,7 @@ class Staged(nn.Module):
         self.options = dict(options or {})
         self.site_names = tuple(site_names)
         self._shapes: tuple[tuple[int, ...], ...] | None = None
+        keep_in_bounds(self)
 
     @property
     def num_sites(self) -> int:
