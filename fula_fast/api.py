@@ -24,8 +24,8 @@ from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
 from .measures.agreement import COLUMNS as AGREEMENT
+from .methods import FULA, objective
 from .methods import method as method_named
-from .methods import objective
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .models.labels import check_label_order
@@ -112,7 +112,7 @@ def stitch(
     front_site: int,
     end_site: int,
     data: Data,
-    method: str | Mapping[str, float] = "fula",
+    method: str | Mapping[str, float] = FULA.name,
     protocol: str = "fula-v2",
     *,
     seed: int = 0,

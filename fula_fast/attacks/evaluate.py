@@ -25,7 +25,7 @@ from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
-from .names import NamedAttack, prepared
+from .names import DEFAULT, NamedAttack, prepared
 from .options import CPU_BATCH, CUDA_BATCH, AttackOptions
 from .packed import as_packed
 from .record import Record, as_floats
@@ -101,7 +101,7 @@ def robust_evaluate(
     models: object,
     images: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     device: torch.device | str | None = None,
     witness: LogitsFn | None = None,
@@ -180,7 +180,7 @@ def _settings(named: NamedAttack, options: AttackOptions, went: Run) -> dict[str
 def attack_checkpoint(
     path: str | Path,
     source: Source,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     limit: int | None = None,
     output: str | Path | None = None,

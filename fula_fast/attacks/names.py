@@ -120,6 +120,10 @@ _LIKE_PGD = "pgd-10"
 _AUTOATTACK = "autoattack-"
 
 
+DEFAULT = f"{_AUTOATTACK}rand"
+"""What is run where no attack is named."""
+
+
 def register(attack: NamedAttack) -> NamedAttack:
     """Add an attack under its name. Raises `FulaError` where another has it."""
     taken = _PGD.fullmatch(attack.name) or attack.name == NONE

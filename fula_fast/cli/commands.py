@@ -144,7 +144,7 @@ def attack(
             help=f"{', '.join(attacks.names.valid_names())} (any number of steps). rand, standard "
             "and full are short for AutoAttack's; full hands FAB and Square to pyautoattack.",
         ),
-    ] = "autoattack-rand",
+    ] = attacks.names.DEFAULT,
     images: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many test images.")
     ] = None,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attacks import RobustResult, save_examples
 from ..attacks.columns import attacked_images
-from ..attacks.names import prepared
+from ..attacks.names import DEFAULT, prepared
 from ..attacks.options import TEXT_NAMES, AttackOptions
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
@@ -51,7 +51,7 @@ class RobustRun:
 
 def attack_run(
     folder: str | Path,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     name: str | None = None,
     limit: int | None = None,

@@ -145,7 +145,7 @@ def situation(cell: Cell, like: bool) -> Situation:
         passes=cell.trains,
         refreshed=not cell.objective and rule.dm_stats == "refreshed",
         batch_statistics=rule.bn == "train",
-        closed_form=not cell.objective or (rule.init == "dm" and like),
+        closed_form=not cell.objective or (rule.starts_closed and like),
         attacked=attacked,
         partly_attacked=attacked and cell.alpha < 1,
         robust=robust is not None,

@@ -15,9 +15,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ..attacks.names import NONE, NamedAttack, parse
 from ..attacks.settings import Attack
+from ..device.precision import FAST
 from ..errors import FulaError, nearest
 from ..methods.weightings import Weighting, check_weighting
 
+CLOSED_FORM = "dm"
+"""The start of a stitch that is its closed form: the value of `init`."""
 HIGHEST_RATE = 1e6
 """Learning rates above it are mistakes: moments overflow, each optimiser in its own way."""
 
@@ -164,6 +167,11 @@ class Protocol(BaseModel):
         return self.target_bn or self.bn
 
     @property
+    def starts_closed(self) -> bool:
+        """Whether a trained stitch starts from the closed form, where that is defined."""
+        return self.init == CLOSED_FORM
+
+    @property
     def measures_robustness(self) -> bool:
         """Whether robust accuracy is measured."""
         return self.robust != NONE
@@ -186,7 +194,7 @@ class Protocol(BaseModel):
         A run in bfloat16 searches in that too: adversarial images are confirmed in full precision,
         and what survives is attacked again in it.
         """
-        search = {"precision": "bf16"} if precision == "bf16" else {}
+        search = {"precision": FAST} if precision == FAST else {}
         return self.attack.model_dump(include={"norm", "eps", "step"}) | search
 
 
