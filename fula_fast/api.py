@@ -72,8 +72,9 @@ class Stitched:
     - `model`: images (B, C, H, W) to logits (B, classes), in eval mode, with the running statistics
       that this stitch's training left behind; the donors themselves are not touched.
     - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
-      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
-      `kappa`: error consistency, agreement beyond chance.
+      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
+      `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
+      beyond chance.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
     """

@@ -1,7 +1,8 @@
 """Adversarial attacks in pixel space: PGD, Auto-PGD and AutoAttack, for one model or many lanes.
 
 `names` and `options` need no torch; everything else is loaded when it is first asked for (functions
-of a module's own name are taken from there: `from fula_fast.attacks.pgd import pgd`). Add an attack of your own with `fula_fast.attacks.register(NamedAttack(...))`.
+of a module's own name are taken from there: `from fula_fast.attacks.pgd import pgd`). Add an attack
+of your own with `fula_fast.attacks.register(NamedAttack(...))`.
 """
 
 from __future__ import annotations

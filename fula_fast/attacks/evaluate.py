@@ -114,8 +114,8 @@ def robust_evaluate(
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
     attack: a name (see `names`). options: fields of `AttackOptions`, and of `Savings` by their
     own names (compaction=False), see `options`. device: where to work; the models' own by default.
-    witness: another model (eval-mode logits of images on that device) to be shown the images that the result
-    ends with, so that agreement on adversarial images needs no copy of them.
+    witness: another model (eval-mode logits of images on that device) to be shown the images that
+    the result ends with, so that agreement on adversarial images needs no copy of them.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,

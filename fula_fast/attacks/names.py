@@ -1,7 +1,7 @@
 """The attacks by name: one frozen record each, from which validation, prices and help texts derive.
 
-Needs no torch, so that a wrong name is refused before anything is loaded. `register(NamedAttack(…))`
-adds an attack from outside. `pgd-N` stands for PGD of N steps.
+Needs no torch, so that a wrong name is refused before anything is loaded. An attack is added from
+outside by `register(NamedAttack(…))`. `pgd-N` stands for PGD of N steps.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NONE = "none"
 
 COLUMNS = {
     "robust_attack": "attack behind the robust columns",
-    "robust_accuracy": "share of the attacked images that are classified rightly whatever the attack "
-    "tried; where gradients vanish this is no robustness",
+    "robust_accuracy": "share of the attacked images that are classified rightly whatever the "
+    "attack tried; where gradients vanish this is no robustness",
     "robust_clean_accuracy": "top-1 of the same float32 model on the same images, unattacked",
     "robust_agreement_soft": "soft agreement with the end donor on the adversarial images",
     "robust_images": "how many test images were attacked",

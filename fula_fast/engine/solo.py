@@ -74,7 +74,8 @@ class SoloCell:
     """One cell: a stitch in training between two frozen donors.
 
     Args: `front`, `end`: donors (left untouched). `front_site`, `end_site`: from 1. `objective`:
-    weights by method (empty for a closed form: nothing is trained). `stitch`: the initial stitch, trained in place. `steps`: of the whole training, for the schedule.
+    weights by method (empty for a closed form: nothing is trained). `stitch`: the initial
+    stitch, trained in place. `steps`: of the whole training, for the schedule.
     `attacker(logits_of, x, y)`: adversarial version of a batch, for alpha > 0.
     """
 

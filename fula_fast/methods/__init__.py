@@ -14,5 +14,6 @@ METHODS = tuple(each.name for each in (DM, HINT, SLM, TLM, FULA))
 """The five of the papers, in their order: what a grid takes that names none."""
 
 __all__ = [
-    "DM", "FULA", "HINT", "METHODS", "SLM", "TLM", "Mark", "Method", "method", "methods", "objective", "register", "trained",
+    "DM", "FULA", "HINT", "METHODS", "SLM", "TLM", "Mark", "Method", "method", "methods",
+    "objective", "register", "trained",
 ]  # fmt: skip

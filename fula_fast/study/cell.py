@@ -23,7 +23,8 @@ class Cell:
     """One stitched model to be trained and measured.
 
     `front`, `end`: donor names. `front_site`, `end_site`: from 1. `method`: a method's or a
-    mixture's name. `objective`: weight by trained method, empty for a closed form. `alpha`: attacked share of each batch. `subset`: train on the first n classes (None: on all). `seed`:
+    mixture's name. `objective`: weight by trained method, empty for a closed form. `alpha`:
+    attacked share of each batch. `subset`: train on the first n classes (None: on all). `seed`:
     initial stitch. `data_seed`: order, crops, DM images.
     """
 

@@ -62,7 +62,7 @@ def _check_site(site: int, donor: DonorFacts, role: str) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """A method of the grid: its name, and its weights by trained method (none for a closed form)."""
+    """A method of the grid, and its weights by trained method (none for a closed form)."""
 
     method: str
     weights: dict[str, float]
@@ -160,7 +160,8 @@ def _check_dm(spec: Spec, front: DonorFacts, end: DonorFacts, sites: tuple[int, 
         return
     shapes = front.shapes[sites[0] - 1], end.shapes[sites[1] - 1]
     raise FulaError(
-        f"[grid] method '{closed[0]}' needs sites of one form, but site {sites[0]} of front '{front.name}' "
+        f"[grid] method '{closed[0]}' needs sites of one form, but site {sites[0]} of front "
+        f"'{front.name}' "
         f"is {_shown(shapes[0])} and site {sites[1]} of end '{end.name}' {_shown(shapes[1])}; "
         f"leave {closed[0]} out, or choose other sites"
     )

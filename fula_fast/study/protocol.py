@@ -31,10 +31,10 @@ class Situation:
 
     `trained`: its stitch has an objective; of that: `terms` (some normalised term), `weighted` (by
     the weighting), `compares` (with anything of the end's own). `passes`: training passes are made
-    that change something; `refreshed`: they are what a `dm` result waits for, where `batch_statistics`
-    move. `closed_form`: the stitch is, or starts from, one. `attacked`: some images of its batches,
-    `partly_attacked`: not all. `robust`: robust accuracy is measured, `robust_steps`: with steps of a
-    given size. `sgd`: the optimiser.
+    that change something; `refreshed`: a closed form waits for them, where `batch_statistics` move.
+    `closed_form`: the stitch is, or starts from, one. `attacked`: some images of its batches,
+    `partly_attacked`: not all. `robust`: robust accuracy is measured, `robust_steps`: with steps of
+    a given size. `sgd`: the optimiser.
     """
 
     trained: bool

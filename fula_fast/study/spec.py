@@ -326,7 +326,8 @@ def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
 def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Spec:
     """The checked spec in a TOML file, a shipped recipe (by name), or a mapping.
 
-    `overrides`: texts "a.b=c" as of `--set`, (dotted key, value) pairs, or a mapping of them. Raises `FulaError`, one
+    `overrides`: texts "a.b=c" as of `--set`, (dotted key, value) pairs, or a mapping of them. Raises
+    `FulaError`, one
     line that names the table, the value, the rule and the nearest valid name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
