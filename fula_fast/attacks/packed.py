@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..device.replay import compiled
+from ..device.compiling import compiled
 from ..errors import FulaError
 from .fold import fold
 

@@ -60,8 +60,7 @@ def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Ten
     own = x if network.shared else torch.cat([x] * count)
     lanes = list(range(count))
     fronts = network.fronts(own, lanes, "running")
-    order = {s: [n for n in lanes if wave.lanes[n].front_site == s] for s in fronts}
-    flight = network.fly(route, fronts, order, "running", training=False)
+    flight = network.fly(route, fronts, "running", training=False)
     *targets, end_logits = network.native_evaluation(x)
     for site, g in enumerate(targets, 1):
         table.target(site, g)

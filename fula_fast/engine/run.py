@@ -19,7 +19,7 @@ from ..models import Staged
 from ..progress import LaneLoss
 from .captured import Captured
 from .evaluation import measure
-from .modes import Stepper, open_stepper, runner_of
+from .modes import Stepper, fuse_of, open_stepper, runner_of
 from .network import run_plain
 from .profiling import profiled
 from .restore import lane_statistics
@@ -92,7 +92,7 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
     mode, runner = runner_of(task)
     wave = Wave(
         task.cells, task.front, task.end, stitches_of(task), task.steps,
-        dtype=task.dtype, device=task.device, runner=runner,
+        dtype=task.dtype, device=task.device, runner=runner, fuse=fuse_of(mode),
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps)
     stepper = open_stepper(task, wave, mode)
