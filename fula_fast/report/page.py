@@ -15,9 +15,9 @@ import numpy as np
 import tomli_w
 
 from .. import __version__
+from ..files.atomic import folder as made
+from ..files.atomic import replacing
 from ..store import COLUMNS, Store
-from ..store.files import folder as made
-from ..store.files import replacing
 from .heat_map import heat_map
 from .stitching_plot import stitching_plot
 from .studies import METRICS, Row, Study, studies, title, varying

@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..store.files import replacing
+from ..files.atomic import replacing
 
 RC = {
     "font.size": 9,

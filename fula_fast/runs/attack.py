@@ -24,11 +24,11 @@ from ..attacks.options import TEXT_NAMES, AttackOptions
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
 from ..errors import FulaError
+from ..files.atomic import folder as made
 from ..models import Staged
 from ..progress import Progress
 from ..store import Store
 from ..store.differences import describe_differences
-from ..store.files import folder as made
 from ..store.tables import write_tables
 from ..study.cell import Cell
 from ..study.plan import Plan, Wave

@@ -15,10 +15,10 @@ from .. import __version__
 from ..device.allocator import keeping_memory
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
+from ..files.atomic import folder as made
 from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
-from ..store.files import folder as made
 from ..study.facts import described_facts
 from ..study.plan import Plan, Wave, plan
 from ..study.resources import cpu_name, gpu_lines, resources

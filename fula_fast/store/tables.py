@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from .files import replacing
+from ..files.atomic import replacing
 
 if TYPE_CHECKING:
     import pyarrow
