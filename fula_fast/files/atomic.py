@@ -90,7 +90,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def temporary_beside(path: Path) -> Path:
     """A new hidden name in the folder of `path`, which tells who writes there (host and process)."""
     name = path.name[:100]  # a file name ends at 255 bytes
-    return path.with_name(f".{name}.{_host()}_{os.getpid()}_{uuid4().hex[:12]}.tmp")
+    return path.with_name(f".{name}.{host_name()}_{os.getpid()}_{uuid4().hex[:12]}.tmp")
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def remove_stale(folder: Path, pattern: str = "**/.*.tmp") -> None:
 def _abandoned(temporary: Path) -> bool:
     """Whether the process that a temporary name tells is dead: on this host that is certain."""
     found = _TEMPORARY.fullmatch(temporary.name)
-    if found and found["host"] == _host():
+    if found and found["host"] == host_name():
         return not is_alive(int(found["pid"]))
     return time.time() - temporary.stat().st_mtime > STALE_SECONDS
 
@@ -145,7 +145,8 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name, fit for a file name."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
 
 

@@ -56,7 +56,9 @@ def is_safetensors(path: Path) -> bool:
         with path.open("rb") as file:
             starts_right = file.read(9)[8:] == _SAFETENSORS_START
     except (OSError, ValueError) as error:
-        raise FulaError(f"cannot read checkpoint '{path}': {getattr(error, 'strerror', None) or error}") from None
+        raise FulaError(
+            f"cannot read checkpoint '{path}': {getattr(error, 'strerror', None) or error}"
+        ) from None
     return starts_right or path.suffix == ".safetensors"
 
 

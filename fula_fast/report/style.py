@@ -6,8 +6,10 @@ readers and in grey print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -89,7 +91,22 @@ def figure(width: float, height: float) -> Figure:
 
 def save(drawn: Figure, path: Path) -> Path:
     """Write `path` as SVG and, beside it, as PNG; the same rows give the same bytes."""
+    return write_files(rendered(drawn), path)
+
+
+def rendered(drawn: Figure) -> dict[str, bytes]:
+    """The figure's files by suffix."""
+    found = {}
     for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
+        content = BytesIO()
+        drawn.savefig(content, format=suffix[1:], **options)
+        found[suffix] = content.getvalue()
+    return found
+
+
+def write_files(content: Mapping[str, bytes], path: Path) -> Path:
+    """Write what `rendered` gave beside `path`; returns the SVG's path."""
+    for suffix, data in content.items():
         with replacing(path.with_suffix(suffix)) as temporary:
-            drawn.savefig(temporary, format=suffix[1:], **options)
+            temporary.write_bytes(data)
     return path.with_suffix(".svg")

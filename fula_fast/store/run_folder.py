@@ -32,6 +32,7 @@ from .shards import (
     write_shard,
 )
 from .tables import write_tables
+from .writers import Writers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +87,8 @@ class Store:
         self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
         self._by_cell: dict[str, list[Shard]] = {}
         self._indexed = 0  # shards that the index knows
+        self._donors: dict[str, str] = {}  # checked already
+        self.writers = Writers(folder / "writers")
 
     @classmethod
     def create(cls, path: str | Path, spec: dict[str, Any], plan: dict[str, Any]) -> Store:
@@ -223,6 +226,19 @@ class Store:
             self._verified = {shard.path: tensors}
         return self._verified[shard.path]
 
+    def tidy(self) -> None:
+        """Remove what killed processes left behind, unless another one is at work here: temporary
+        files, stitches without their shard, checkpoints of waves that are done."""
+        remove_stale(self.folder)
+        if self.writers.others():
+            return
+        for path in (self.folder / "stitches").glob("??/*.safetensors"):
+            if not os.path.lexists(self.folder / "cells" / path.parent.name / f"{path.stem}.json"):
+                remove(path)
+        if not self.missing():
+            for path in (self.folder / "checkpoints").glob("*.safetensors"):
+                remove(path)
+
     def verify_stitches(self) -> None:
         """Read all stitches; the cells of damaged ones count as missing from then on."""
         for shard in self._all():
@@ -236,14 +252,16 @@ class Store:
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows."""
-        for row in self.rows():
+        new = {n: h for n, h in hashes.items() if self._donors.get(n) != h}
+        for row in self.rows() if new else ():
             for side in ("front", "end"):
-                stored, given = row.get(f"{side}_hash"), hashes.get(row.get(side, ""))
+                stored, given = row.get(f"{side}_hash"), new.get(row.get(side, ""))
                 if row["status"] == "ok" and stored and given and stored != given:
                     raise FulaError(
                         f"donor '{row[side]}' has content hash {given}, but the finished cells of "
                         f"'{self.folder}' used {stored}; restore that donor or give another --out"
                     )
+        self._donors |= new
 
     # Tables, launches, logs
 

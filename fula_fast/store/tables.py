@@ -76,7 +76,19 @@ def write_tables(folder: Path, rows: Iterable[dict[str, Any]], stem: str = "resu
     with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
     with replacing(folder / f"{stem}.csv") as temporary:
-        csv.write_csv(results, temporary)
+        csv.write_csv(_inert(results), temporary)
+
+
+def _inert(results: pyarrow.Table) -> pyarrow.Table:
+    """The table with texts that a spreadsheet would run as formulas behind an apostrophe."""
+    import pyarrow
+    from pyarrow import compute
+
+    for place, field in enumerate(results.schema):
+        if pyarrow.types.is_string(field.type):
+            plain = compute.replace_substring_regex(results[place], r"^([=+\-@\t\r])", r"'\1")
+            results = results.set_column(place, field, plain)
+    return results
 
 
 def _extra_types(rows: list[dict[str, Any]]) -> dict[str, str]:

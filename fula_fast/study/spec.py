@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import FulaError, nearest
+from ..errors import FulaError, check_name, nearest
 from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
 from .protocol import METHODS, PRESETS, TRAINED, Protocol, protocol
 from .toml import apply_overrides, explain, fractions, read_toml
@@ -257,6 +257,14 @@ class Spec(Table):
     protocol: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSpec = EvaluationSpec()
     engine: EngineSpec = EngineSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        try:
+            return check_name(name, "name")
+        except FulaError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _known_donors(self) -> Spec:
