@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fula_fast.attacks.apgd import APGDConfig
-from fula_fast.attacks.losses import CE
+from fula_fast.attacks.names import CE
 from fula_fast.attacks.slots import Slots
 from fula_fast.bench.harness.record import RESULTS, environment, write
 from fula_fast.bench.harness.roofline import H100, Cost, Counter, Total, by_part, cost, total

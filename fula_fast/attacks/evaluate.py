@@ -8,10 +8,8 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from ..device.precision import arithmetic
 from ..errors import FulaError
+from ..files.atomic import replacing
 from ..models import Staged, load_checkpoint
 from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
@@ -251,9 +250,5 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
         **{n: getattr(result, n).numpy() for n in ("predictions", "correct", "robust")},
         "settings": np.array(json.dumps({"attack": result.attack, **result.settings})),
     }
-    try:
-        with NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as scratch:
-            np.savez_compressed(scratch, **arrays)
-        os.replace(scratch.name, path)
-    except OSError as error:
-        raise FulaError(f"adversarial examples '{path}' cannot be written: {error}") from None
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

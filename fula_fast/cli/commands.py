@@ -1,11 +1,13 @@
 """The command line: `fula-fast --help`.
 
 Nothing heavy is imported before a command's work starts, so that help and argument errors answer
-at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+at once. Exit codes: 0 done, 1 some cells failed, 2 bad input or a machine that refused, 130
+interrupted, 143 and 129 stopped by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +96,7 @@ def _show_plan(spec: Any, folder: Path) -> int:
         budget=found.budget,
         fused=found.fused,
     )
-    done = Store.open(folder).done() if (folder / "spec.json").exists() else ()
+    done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
     return 0
 
@@ -329,4 +331,7 @@ def bench(
 
 def main() -> None:
     """The entry point of `fula-fast`."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a terminal that lacks a letter shows "?"
+            stream.reconfigure(errors="replace")
     app(prog_name="fula-fast")

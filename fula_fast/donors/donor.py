@@ -23,11 +23,12 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import FulaError
+from ..files import sealed
+from ..files.atomic import folder, remove, writing
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
 from ..models.labels import check_fit, check_label_order
 from ..pipelines import Normalisation, Shortcut, Source
-from ..store.files import folder, writing
 from ..study.protocol import Attack
 from .training import Adversary, DonorMetrics, EpochReport, evaluate, resolved_recipe, train_donor
 
@@ -232,12 +233,16 @@ def _stored(
     try:
         staged = load_checkpoint(path, hook=hook)
         meta = read_meta(path)
-    except FulaError as error:
+        if meta.get("recipe") != json.loads(json.dumps(recipe)):
+            raise sealed.Damaged(path, sealed.DONOR, "it holds a donor of another recipe")
+        metrics = sealed.validated(path, sealed.DONOR, meta.get("metrics"), DonorMetrics)
+    except sealed.Damaged as error:
         if not replace_damaged:
             raise
         _LOG.warning("%s: training this donor again", error)
+        remove(path)
         return None
-    return Donor(staged, DonorMetrics(**meta["metrics"]), meta["content_hash"], path, dict(recipe))
+    return Donor(staged, metrics, meta["content_hash"], path, dict(recipe))
 
 
 def _train(

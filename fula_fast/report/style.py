@@ -6,15 +6,17 @@ readers and in grey print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..files.atomic import replacing
 from ..methods import Mark, methods
-from ..store.files import replacing
 
 RC = {
     "font.size": 9,
@@ -73,7 +75,22 @@ def figure(width: float, height: float) -> Figure:
 
 def save(drawn: Figure, path: Path) -> Path:
     """Write `path` as SVG and, beside it, as PNG; the same rows give the same bytes."""
+    return write_files(rendered(drawn), path)
+
+
+def rendered(drawn: Figure) -> dict[str, bytes]:
+    """The figure's files by suffix."""
+    found = {}
     for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
+        content = BytesIO()
+        drawn.savefig(content, format=suffix[1:], **options)
+        found[suffix] = content.getvalue()
+    return found
+
+
+def write_files(content: Mapping[str, bytes], path: Path) -> Path:
+    """Write what `rendered` gave beside `path`; returns the SVG's path."""
+    for suffix, data in content.items():
         with replacing(path.with_suffix(suffix)) as temporary:
-            drawn.savefig(temporary, format=suffix[1:], **options)
+            temporary.write_bytes(data)
     return path.with_suffix(".svg")

@@ -10,9 +10,9 @@ from typing import Any
 import tomli_w
 
 from .. import __version__
+from ..files.atomic import replacing
 from ..report.page import Picture, picture, template
 from ..report.style import look, save
-from ..store.files import replacing
 from .claims import Verdict
 from .evidence import Table
 from .experiment import FRONT_COPY, Experiment

@@ -9,6 +9,7 @@ with the attack's columns in them. They are kept as they are finished (in the ru
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,12 @@ from ..attacks.names import DEFAULT, prepared
 from ..attacks.options import TEXT_NAMES, AttackOptions
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
-from ..errors import FulaError
+from ..errors import FulaError, check_name
+from ..files.atomic import folder as made
 from ..models import Staged
 from ..progress import Progress
 from ..store import Store
 from ..store.differences import describe_differences
-from ..store.files import folder as made
 from ..store.tables import write_tables
 from ..study.cell import Cell
 from ..study.plan import Plan, Wave
@@ -181,8 +182,9 @@ class _Results:
 
     def __init__(self, run: Store, name: str, settings: dict[str, Any]) -> None:
         self.run, self.name, self.settings = run, name, settings
-        self.folder = run.folder / "attacks" / name
-        self.store = Store.open(self.folder) if (self.folder / "spec.json").exists() else None
+        self.folder = run.folder / "attacks" / check_name(name, "--name")
+        known = os.path.lexists(self.folder / "spec.json")
+        self.store = Store.open(self.folder) if known else None
         if self.store is not None and self.store.spec != settings:
             raise FulaError(
                 f"'{run.folder}' has an attack '{name}' with other settings "
@@ -203,6 +205,7 @@ class _Results:
 
     def finish(self) -> RobustRun:
         """Write the tables."""
+        self.store.tidy()
         rows = self.store.rows()
         stem = f"attack-{self.name}"
         write_tables(self.run.folder, rows, stem)

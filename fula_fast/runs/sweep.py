@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,10 @@ from ..device.allocator import keeping_memory
 from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
+from ..files.atomic import folder as made
 from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
-from ..store.files import folder as made
 from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, Wave, plan
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .workbench import Workbench
 
 Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
+_WAIT_SECONDS = 2.0
 _PACKAGES = ("torch", "torchvision", "triton", "numpy")
 
 
@@ -65,7 +67,7 @@ def run_sweep(
     folder, progress = Path(out), progress or Progress()
     planned = _planned(spec, modules or {})
     store = _existing(spec, folder, planned, resume)
-    planned = planned if store is None else Plan.from_json(store.plan)
+    planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     for note in planned.notes:
@@ -77,8 +79,9 @@ def run_sweep(
             bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
             store = store or _begun(spec, folder, bench)
             store.add_launch(_launch(planned))
-            for wave in planned.waves:
-                _run_wave(wave, bench, store, todo, fail_fast, profile)
+            with store.writers.present():
+                for wave in _free_waves(planned, store, todo, progress):
+                    _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
 
@@ -98,7 +101,7 @@ def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
 def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | None:
     """The run that the folder holds, if any: only `resume` goes on with it, and only with the same
     spec."""
-    if not (folder / "spec.json").exists():
+    if not os.path.lexists(folder / "spec.json"):
         return None
     if not resume:
         _refuse_other(spec, folder)
@@ -106,7 +109,56 @@ def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | 
             f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
             "or give another --out"
         )
-    return Store.create(folder, _identity(spec), planned.to_json())
+    store = Store.create(folder, _identity(spec), planned.to_json())
+    store.verify_stitches()
+    return store
+
+
+def _kept(store: Store, planned: Plan, budget: int) -> Plan:
+    """The stored plan, whose partition and precision a run keeps, on this machine's device.
+
+    `planned`: what the spec would be here. Raises `FulaError` where the device cannot do it.
+    """
+    kept = Plan.from_json(store.plan)
+    if kept.device == planned.device:
+        return kept
+    if kept.precision == "tf32" and planned.device == "cpu":
+        raise FulaError(
+            f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
+            "on a GPU, or give another --out"
+        )
+    largest = max(wave.memory for wave in kept.waves)
+    if largest > budget:
+        raise FulaError(
+            f"'{store.folder}' was planned on '{kept.device}' with waves of "
+            f"{largest / 2**30:.1f} GiB, but '{planned.device}' has {budget / 2**30:.1f} GiB for "
+            "one; go on there, or give another --out"
+        )
+    return replace(kept, device=planned.device)
+
+
+def _free_waves(planned: Plan, store: Store, todo: set[str], progress: Progress) -> Iterator[Wave]:
+    """The waves with unfinished cells, those that another process works on last: it is waited for,
+    and what it has finished is taken out of `todo`."""
+    waiting, told = list(planned.waves), False
+    while waiting:
+        taken = {note["wave"]: note for note in store.writers.others()}
+        if taken and not told:
+            note, told = next(iter(taken.values())), True
+            progress.note(
+                f"process {note['pid']} on {note['host']} works in '{store.folder}' too; its waves "
+                "are left to it"
+            )
+        if taken:
+            todo -= store.done()
+        waiting = [wave for wave in waiting if todo.intersection(cell.id for cell in wave.cells)]
+        free = next((wave for wave in waiting if wave.id not in taken), None)
+        if free is not None:
+            waiting.remove(free)
+            store.writers.claim(free.id)
+            yield free
+        elif waiting:
+            time.sleep(_WAIT_SECONDS)
 
 
 def _begun(spec: Spec, folder: Path, bench: Workbench) -> Store:
@@ -133,8 +185,6 @@ def _identity(spec: Spec) -> dict[str, Any]:
 def _run_wave(
     wave: Wave, bench: Workbench, store: Store, todo: set[str], fail_fast: bool, profile: bool
 ) -> None:
-    if not todo.intersection(cell.id for cell in wave.cells):
-        return
     task = bench.task(wave)
     hashes = _hashes(bench, wave)
     store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
@@ -171,8 +221,6 @@ def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: 
 
 
 def _only(task: WaveTask, todo: set[str]) -> WaveTask:
-    from dataclasses import replace
-
     return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
 
 
@@ -224,6 +272,7 @@ def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
+    store.tidy()
     store.write_tables()
     return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
@@ -249,8 +298,6 @@ def _versions() -> dict[str, str]:
 
 def _launch(planned: Plan) -> dict[str, Any]:
     """What a report says of the machine and the command."""
-    import os
-
     return {
         "versions": _versions(),
         "device": device_name(planned.device),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from .files import replacing
+from ..files.atomic import replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -78,7 +78,7 @@ def write_tables(folder: Path, rows: Iterable[dict[str, Any]], stem: str = "resu
     with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
     with replacing(folder / f"{stem}.csv") as temporary:
-        csv.write_csv(_without_lists(results), temporary)
+        csv.write_csv(_inert(_without_lists(results)), temporary)
 
 
 def _without_lists(results: pyarrow.Table) -> pyarrow.Table:
@@ -90,6 +90,18 @@ def _without_lists(results: pyarrow.Table) -> pyarrow.Table:
             values = results.column(position).to_pylist()
             texts = pyarrow.array([v if v is None else json.dumps(v) for v in values], "string")
             results = results.set_column(position, field.name, texts)
+    return results
+
+
+def _inert(results: pyarrow.Table) -> pyarrow.Table:
+    """The table with texts that a spreadsheet would run as formulas behind an apostrophe."""
+    import pyarrow
+    from pyarrow import compute
+
+    for place, field in enumerate(results.schema):
+        if pyarrow.types.is_string(field.type):
+            plain = compute.replace_substring_regex(results[place], r"^([=+\-@\t\r])", r"'\1")
+            results = results.set_column(place, field, plain)
     return results
 
 

@@ -136,7 +136,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises `FulaError` for a plan of another form."""
+        try:
+            return cls._read(values)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise FulaError(
+                f"the run's plan is of another form than this version writes ({reason}); go on with "
+                "the fula_fast that planned it, or give another --out"
+            ) from None
+
+    @classmethod
+    def _read(cls, values: Mapping[str, Any]) -> Plan:
         protocols = [Protocol.model_validate(p) for p in values["protocols"]]
         cells = [Cell.from_json(c, protocols[c["protocol"]]) for c in values["cells"]]
         by_id = {cell.id: cell for cell in cells}

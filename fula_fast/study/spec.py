@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..errors import FulaError, nearest
+from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
 from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
@@ -248,6 +248,14 @@ class Spec(Table):
     protocol: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSpec = EvaluationSpec()
     engine: EngineSpec = EngineSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        try:
+            return check_name(name, "name")
+        except FulaError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _known_donors(self) -> Spec:

@@ -34,6 +34,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FulaError(f"{_position(name, text, str(error))}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FulaError(f"{name}: {_beyond(error)}") from None
+
+
+def _beyond(error: Exception) -> str:
+    """Why a text within TOML's grammar is no spec: Python's own limits."""
+    if isinstance(error, RecursionError):
+        return "lists or tables stand in each other too deeply; a spec needs a few levels"
+    return "a number has too many digits; the largest in a spec are 64-bit integers"
 
 
 def _spec_text(path: str | Path) -> tuple[str, str]:
@@ -48,6 +57,8 @@ def _spec_text(path: str | Path) -> tuple[str, str]:
         raise FulaError(f"{file} is not UTF-8 text; a spec is a TOML file") from None
     except OSError as error:
         raise FulaError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError:
+        raise FulaError(f"{str(file)!r} is no path: it holds a null byte") from None
     recipe = resources.files("fula_fast") / "specs" / f"{path}.toml"
     if str(path) in recipe_names():
         return f"{path}.toml", recipe.read_text(encoding="utf-8")
@@ -77,6 +88,8 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         return parts, tomllib.loads(f"value = {value}")["value"]
     except (tomllib.TOMLDecodeError, KeyError):
         return parts, value.strip()
+    except (ValueError, RecursionError) as error:
+        raise FulaError(f"--set {key.strip()}: {_beyond(error)}") from None
 
 
 def apply_overrides(table: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:

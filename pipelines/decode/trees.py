@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfileobj
 
 import numpy as np
 
@@ -22,7 +23,12 @@ from ...errors import FulaError
 from .cache import build_once, content_digest, load_array, save_arrays
 
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+DATA_FILES = (*IMAGES, ".wav")
+MOST_BYTES = 1 << 30
+"""Of one file in an archive."""
 _MAPPED_BYTES = 64 << 20
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +140,17 @@ def _pack(archive: Path, folder: Path) -> None:
             for member in tar:
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
-                if not member.isfile() or os.path.basename(name).startswith("."):
+                if not _wanted(member, name):
                     continue
                 if os.fsencode(name) in places:
                     raise FulaError(f"archive '{archive}' holds '{name}' twice; pack it again")
+                if member.size > MOST_BYTES:
+                    raise FulaError(
+                        f"archive '{archive}' holds '{name}' of {member.size} bytes; an image or a "
+                        f"clip has up to {MOST_BYTES}: pack the data alone"
+                    )
                 start = out.tell()
-                out.write(tar.extractfile(member).read())
+                copyfileobj(tar.extractfile(member), out, _BLOCK)
                 places[os.fsencode(name)] = (start, out.tell())
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if getattr(error, "errno", None) is not None:
@@ -151,6 +162,12 @@ def _pack(archive: Path, folder: Path) -> None:
     spans = np.array([places[n] for n in names.tolist()], dtype=np.int64).reshape(-1, 2)
     save_arrays(folder, names=names, places=spans)
     (folder / "folders.json").write_text(json.dumps(sorted(folders - {"."})))
+
+
+def _wanted(member: tarfile.TarInfo, name: str) -> bool:
+    """Whether a member is an image or a clip: nothing else is unpacked."""
+    base = name.rsplit("/", 1)[-1]
+    return member.isfile() and not base.startswith(".") and base.lower().endswith(DATA_FILES)
 
 
 def _parents(name: str) -> Iterable[str]:

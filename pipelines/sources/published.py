@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,6 +15,8 @@ from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
 
 _DIGITS = tuple("0123456789")
+_MOST_BYTES = 16 << 30
+_MOST_CLASSES = 100_000
 
 
 def _fitted(
@@ -30,6 +31,11 @@ def _fitted(
 
     def fitted(images: np.ndarray, labels: np.ndarray) -> ImageSet:
         images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise FulaError(
+                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, W) "
+                "or (N, H, W, C), and some"
+            )
         images = with_channels(images, channels)
         images = images if size is None else resized(images, size)
         return ImageSet(images, np.asarray(labels, dtype=np.int64), tuple(classes))
@@ -72,16 +78,51 @@ def npz(
 def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            _check_sizes(data)
             arrays = {key: data[key] for key in data.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise FulaError(f"npz file '{file}' cannot be read ({error}); fetch it again") from error
+    except FulaError as error:
+        raise FulaError(f"npz file '{file}' {error}") from None
+    except MemoryError:
+        raise FulaError(
+            f"npz file '{file}' holds, or claims to hold, more than fits the memory; fetch it again"
+        ) from None
+    except Exception as error:  # damaged bytes may raise anything in zipfile and NumPy
+        reason = str(error).split("\n")[0][:200]
+        raise FulaError(f"npz file '{file}' cannot be read ({reason}); fetch it again") from error
     for key in ("train_x", "train_y", "test_x", "test_y"):
         if key not in arrays:
             raise FulaError(f"npz file '{file}' has no '{key}'{nearest(key, arrays)}")
-    count = int(max(arrays["train_y"].max(), arrays["test_y"].max())) + 1
+    count = 1 + max(_largest_label(file, arrays, key) for key in ("train_y", "test_y"))
     classes = [str(c) for c in arrays.get("classes", range(count))]
     train, test = ((arrays[f"{s}_x"], arrays[f"{s}_y"]) for s in ("train", "test"))
     return _fitted(name, train, test, classes, size, channels)
+
+
+def _check_sizes(data: Any) -> None:
+    """`FulaError` for an archive that unpacks to more than `_MOST_BYTES`, or is no archive."""
+    if not hasattr(data, "files"):
+        raise FulaError("is one array, no npz archive; save it with numpy.savez")
+    unpacked = sum(member.file_size for member in data.zip.infolist())
+    if unpacked > _MOST_BYTES:
+        raise FulaError(
+            f"unpacks to {unpacked / 2**30:.1f} GiB; the limit of a set in memory is "
+            f"{_MOST_BYTES / 2**30:.0f} GiB: give the images as a folder"
+        )
+
+
+def _largest_label(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> int:
+    labels = arrays[key]
+    if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+        raise FulaError(
+            f"npz file '{file}': '{key}' is {labels.dtype} {labels.shape}; labels are whole numbers "
+            "from 0, one per image"
+        )
+    if labels.max() >= _MOST_CLASSES:
+        raise FulaError(
+            f"npz file '{file}': '{key}' holds label {labels.max()}; labels count classes from 0, "
+            f"up to {_MOST_CLASSES} of them"
+        )
+    return int(labels.max())
 
 
 def mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
