@@ -20,17 +20,17 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from . import pipelines
-from .donors.training import check_labels
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
 from .errors import FulaError, nearest
 from .methods.objectives import mixture
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.labels import check_label_order
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
+from .report.after_sweep import sweep_with_report
 from .results import Results
 from .runs.cell_images import CellImages
-from .runs.sweep import run_sweep
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
 from .store import Store
@@ -240,7 +240,7 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
-    check_labels(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
+    check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     if "tlm" in cell.objective:
         _check_classes(front, end, source)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
@@ -321,7 +321,7 @@ def sweep(
     loaded = load_spec(_with_models(spec, models or {}), overrides)
     folder = Path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
-        found = run_sweep(
+        found = sweep_with_report(
             loaded,
             folder,
             resume=resume,
@@ -331,7 +331,7 @@ def sweep(
             modules=models,
         )
     rows = table(Store.open(folder).results()).to_pylist()
-    return Results(folder, tuple(rows), found.cells)
+    return Results(folder, tuple(rows), found.run.cells)
 
 
 def _with_models(

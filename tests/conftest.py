@@ -53,7 +53,9 @@ def data_folder() -> Path:
 def without_plots():
     """Draw no plots, which take most of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
+        patch.setattr(
+            "fula_fast.report.after_sweep.write_report", lambda folder: folder / "report.html"
+        )
         yield
 
 

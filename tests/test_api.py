@@ -15,6 +15,7 @@ import fula_fast
 from fula_fast import FulaError, api
 from fula_fast.models import build, content_hash, save_checkpoint
 from fula_fast.pipelines import ImageSet, Normalisation, load_source
+from fula_fast.runs.sweep import Finished
 
 SHAPE = (3, 8, 8)
 QUICK = {"epochs": 1, "dm_samples": 60, "crop_padding": 1, "flip": False, "batch_size": 256}
@@ -335,7 +336,7 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     seen = {}
 
     class Summary:
-        cells = 0
+        run = Finished(tmp_path, 0, 0, 0.0)
 
     def run_sweep(spec, folder, **options):
         seen.update(options, folder=folder)
@@ -345,7 +346,7 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
         return Summary
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "run_sweep", run_sweep)
+    monkeypatch.setattr(api, "sweep_with_report", run_sweep)
     results = api.sweep("quickstart", donors=tmp_path, resume=True, fail_fast=True)
     assert str(results.folder) == "runs/quickstart" and results.rows == ()
     assert seen["donors"] == tmp_path and seen["resume"] and seen["fail_fast"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fula_fast.study.wave_memory import available_memory
+from fula_fast.device.memory import available_memory
 
 SITES = {"32x32": (64, 32), "16x16": (128, 16), "8x8": (256, 8), "4x4": (512, 4)}
 """Channels and size at ResNet-18's four resolutions; its nine sites have no others."""

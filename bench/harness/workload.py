@@ -19,17 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fula_fast.bench.harness.peer import METHODS
+from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
-from fula_fast.device.precision import arithmetic
+from fula_fast.device.precision import arithmetic, precision_of
 from fula_fast.engine.modes import open_stepper, runner_of
-from fula_fast.engine.task import DTYPES, WaveTask
+from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 from fula_fast.models import Description, Staged, build, describe
 from fula_fast.pipelines import Augmentation, ImageSet, open_stream
 from fula_fast.stitching.starts import new_stitch
-from fula_fast.study import resources
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import protocol
 
@@ -59,7 +59,7 @@ class Setting:
     @property
     def dtype(self) -> torch.dtype:
         """Of the engine's activations."""
-        return DTYPES[self.precision]
+        return precision_of(self.precision).dtype
 
     @property
     def training_steps(self) -> int:
@@ -76,7 +76,7 @@ def usual_setting(device: str | None = None) -> Setting:
     """CPU: width 32, 36 lanes, bf16 where the processor has AMX. CUDA: full width, 324 lanes."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        precision = "bf16" if resources.has_amx(resources.cpu_flags()) else "fp32"
+        precision = "bf16" if machine.has_amx(machine.cpu_flags()) else "fp32"
         return Setting(device, precision, width=32, batch=128, lanes=36, timed=5, warmup=2)
     return Setting(device, "bf16", width=64, batch=128, lanes=324, timed=30, warmup=5)
 

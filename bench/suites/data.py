@@ -30,7 +30,7 @@ from fula_fast.engine.modes import open_stepper
 from fula_fast.pipelines import Augmentation, ImageSet, Stream, load_source, open_stream
 from fula_fast.pipelines.decode.cache import cores
 from fula_fast.pipelines.decode.dali import dali_installed, require_dali
-from fula_fast.pipelines.streams.streams import Batch
+from fula_fast.pipelines.streams.base import Batch
 
 IMAGES, BATCH, ROUNDS = 5000, 128, 9
 NOTE = (

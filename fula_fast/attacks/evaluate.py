@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..device.precision import arithmetic
-from ..donors.training import check_labels
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
+from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
@@ -205,7 +205,9 @@ def attack_checkpoint(
             f"{staged.num_classes} classes, but source '{source.name}' has {test.image_shape} of "
             f"{test.num_classes}; give the donor's own source, or its size and channels"
         )
-    check_labels(staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'")
+    check_label_order(
+        staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'"
+    )
     model = staged if normalisation is None else Normalised(staged, normalisation)
     images = np.ascontiguousarray(test.images[:limit])
     kept = {"keep_images": True} if output is not None else {}

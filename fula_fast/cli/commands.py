@@ -63,14 +63,14 @@ def sweep(
     if dry_run:
         return _show_plan(loaded, folder)
     from ..progress import open_progress
-    from ..runs.sweep import run_sweep
+    from ..report.after_sweep import sweep_with_report
 
     with open_progress() as progress:
-        summary = run_sweep(
+        summary = sweep_with_report(
             loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress, profile=profile
         )
     print(summary)
-    return FAILED if summary.failed else 0
+    return FAILED if summary.run.failed else 0
 
 
 def _flags(values: dict[str, Any], table: str = "engine.") -> list[str]:

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..device import machine
+from ..device.memory import available_memory
 from ..study import resources
 from ..study.show_plan import bytes_text
 from ..study.spec import EngineSpec
-from ..study.wave_memory import available_memory
 
 _PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "pyarrow", "safetensors")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -74,11 +75,11 @@ def _compiler() -> str:
 def _machine() -> Facts:
     import torch
 
-    yield "processor", f"{resources.cpu_name()}, {torch.get_num_threads()} threads used by torch"
-    features = resources.cpu_features(resources.cpu_flags())
+    yield "processor", f"{machine.cpu_name()}, {torch.get_num_threads()} threads used by torch"
+    features = machine.cpu_features(machine.cpu_flags())
     yield "CPU features", ", ".join(f"{n} {'yes' if on else 'no'}" for n, on in features.items())
     yield "CPU memory", f"{bytes_text(available_memory())} available"
-    gpus = resources.gpu_lines()
+    gpus = machine.gpu_lines()
     for index, line in enumerate(gpus):
         yield f"GPU {index}", line
     if not gpus:

@@ -25,19 +25,11 @@ from filelock import FileLock, Timeout
 from ..errors import FulaError
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
+from ..models.labels import check_fit, check_label_order
 from ..pipelines import Normalisation, Shortcut, Source
 from ..store.files import folder, writing
 from ..study.protocol import Attack
-from .training import (
-    Adversary,
-    DonorMetrics,
-    EpochReport,
-    check_fit,
-    check_labels,
-    evaluate,
-    resolved_recipe,
-    train_donor,
-)
+from .training import Adversary, DonorMetrics, EpochReport, evaluate, resolved_recipe, train_donor
 
 if TYPE_CHECKING:
     from ..study.donor_spec import DonorSpec
@@ -318,7 +310,7 @@ def donor_from_checkpoint(
     staged = load_checkpoint(path, into=into, hook=hook)
     try:
         check_fit(staged, source)
-        check_labels(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
+        check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     return donor_at_hand(

@@ -8,7 +8,7 @@ without label smoothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..device.precision import arithmetic
+from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
 from ..measures.agreement import answered, right
 from ..models import Staged
+from ..models.labels import check_fit
 from ..models.staged import eval_mode
 from ..pipelines import (
     Augmentation,
@@ -294,38 +295,6 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
     return replace(images, index=replace(images.index, labels=labels))
 
 
-def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
-    if staged.num_classes != source.num_classes:
-        raise FulaError(
-            f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
-            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
-        )
-    if staged.input_shape != tuple(source.image_shape):
-        raise FulaError(
-            f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
-            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
-        )
-
-
-def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:
-    """Raise `FulaError` where a class of `data` had another label when the model was trained.
-
-    `known` None, and names that only one side has, say nothing: other data may name classes anew.
-    """
-    label = {name: number for number, name in enumerate(known or ())}
-    for number, name in enumerate(classes):
-        if label.get(name, number) != number:
-            raise FulaError(
-                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
-                f"the data that order (imagefolder: options.classes = {list(known)})"
-            )
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
-
-
 def _check_attack(
     alpha: float, attack: Adversary | None, normalisation: Normalisation | None
 ) -> None:
@@ -338,8 +307,3 @@ def _check_attack(
             "adversarial training attacks pixels in [0, 1], but the data are normalised; "
             "set mean = 0 and std = 1 for plain pixels"
         )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast for `precision = "bf16"`, nothing otherwise."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -10,7 +10,7 @@ import torch
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
 from ..errors import FulaError
 from ..pipelines import ResidentStream
-from ..pipelines.streams.streams import Batch, into_buffers
+from ..pipelines.streams.base import Batch, into_buffers
 from .shares import Table
 from .task import WaveTask
 from .wave import Wave

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..device.memory import used_memory
 from ..device.precision import arithmetic
 from ..errors import FulaError
 from ..models import Staged
 from ..progress import LaneLoss
-from ..study.wave_memory import used_memory
 from .captured import Captured
 from .evaluation import measure
 from .modes import Stepper, open_stepper, runner_of

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import start_noise
-from ..pipelines.streams.streams import on_device
+from ..pipelines.streams.base import on_device
 from ..study.cell import Cell
 from .lanes import Lane
 from .task import attacked_mask

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device.precision import precision_of
 from ..errors import FulaError
 from ..models import Staged
 from ..models.batchnorm import check_norms
@@ -20,13 +21,6 @@ from ..stitching.starts import Pair, check_sites, initial_stitches
 from ..stitching.stitch import Geometry, Stitch
 from ..study.cell import Cell
 from ..study.protocol import Protocol
-
-DTYPES = {
-    "fp64": torch.float64,
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class WaveTask:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of activations."""
-        return DTYPES[self.precision]
+        return precision_of(self.precision).dtype
 
     @property
     def parameter_dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..progress import Progress
-from ..runs.sweep import run_sweep
+from ..report.after_sweep import sweep_with_report
 from ..store import Store
 from ..store.files import write_json
 from ..store.shards import clean_rows
@@ -132,7 +132,7 @@ def _sweeps(
             }
         )
         resume = (place / "spec.json").exists()
-        run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
+        sweep_with_report(spec, place, resume=resume, progress=progress, donors=donors)
         rows[sweep.name] = Store.open(place).results()
     return rows
 

@@ -1,4 +1,4 @@
-"""A sweep: validate, plan, train or load the donors, run every cell, write results and report."""
+"""A sweep: validate, plan, train or load the donors, run every cell, write the results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..device.allocator import keeping_memory
+from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
 from ..models import Staged, describe_staged
@@ -21,7 +22,7 @@ from ..store import Store
 from ..store.files import folder as made
 from ..study.facts import described_facts
 from ..study.plan import Plan, Wave, plan
-from ..study.resources import cpu_name, gpu_lines, resources
+from ..study.resources import resources
 from ..study.spec import Spec
 
 if TYPE_CHECKING:
@@ -32,23 +33,13 @@ _PACKAGES = ("torch", "torchvision", "triton", "numpy")
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How a sweep ended. `cells`: planned; `failed`: cells without a result; `report`: its page."""
+class Finished:
+    """How a sweep ended. `cells`: planned; `failed`: cells without a result."""
 
     folder: Path
     cells: int
     failed: int
     seconds: float
-    text: str
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
-
-    def __str__(self) -> str:
-        failed = f", {self.failed} failed" if self.failed else ""
-        head = f"{self.cells} cells in {self.seconds:.0f} s{failed}; report: {self.report}"
-        return f"{self.text}\n{head}" if self.text else head
 
 
 def run_sweep(
@@ -61,8 +52,8 @@ def run_sweep(
     profile: bool = False,
     donors: Path | None = None,
     modules: Mapping[str, Staged] | None = None,
-) -> Summary:
-    """Run a spec into the folder `out`, and write its tables and report.
+) -> Finished:
+    """Run a spec into the folder `out`, and write its tables.
 
     `resume`: go on with a run: missing and failed cells only. `fail_fast`: stop at the first failed
     cell. `donors`: folder of trained donors. `modules`: donors that are at hand, by name. Raises
@@ -221,13 +212,9 @@ def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(outcome.cell.protocol, name) for name in axes}
 
 
-def _finish(store: Store, planned: Plan, seconds: float) -> Summary:
-    from ..report import summary, write_report
-
+def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
     store.write_tables()
-    write_report(store.folder)
-    rows = store.rows()
-    return Summary(store.folder, len(planned.cells), len(store.missing()), seconds, summary(rows))
+    return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
 
 def device_name(device: str) -> str:

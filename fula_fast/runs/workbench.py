@@ -11,10 +11,10 @@ import torch
 from ..attacks.columns import attack_options, attacked_images, attacked_models
 from ..donors.donor import Donor
 from ..donors.obtain import normalisation_of, obtain_donor, open_source
-from ..donors.training import check_labels
 from ..engine.task import WaveTask
 from ..errors import FulaError
 from ..models import Staged
+from ..models.labels import check_label_order
 from ..pipelines import Batch, Source
 from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
@@ -141,7 +141,7 @@ class Workbench:
 
     def _check_labels(self, name: str) -> None:
         own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
-        check_labels(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
+        check_label_order(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
     def _images(self, wave: Wave) -> CellImages:
         """The images of a wave's cells."""

@@ -143,7 +143,7 @@ def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     """The project's own architectures: walked layer by layer."""
     from ..models.families import layout_of
     from ..models.layout import walk
-    from .wave_memory import saved_elements
+    from ..models.saved import saved_elements
 
     layout = layout_of(model, **request)
     shape, shapes, flops, saved, weights = request["input_shape"], [], [], [], 0
@@ -170,7 +170,7 @@ def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFact
 
 def described_facts(name: str, found: Description) -> DonorFacts:
     """Facts from a model's description, with the usual number of saved maps."""
-    from .wave_memory import usual_saved
+    from ..models.saved import usual_saved
 
     shapes = tuple(tuple(site.shape) for site in found.sites)
     flops = tuple(site.flops for site in found.sites)

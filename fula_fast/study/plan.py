@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ..device.precision import precision_of
 from ..errors import FulaError
 from . import wave_memory
 from .cell import Cell, digest
+from .costs import step_flops
 from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .protocol import Protocol
@@ -249,7 +251,7 @@ class _Packer:
             return [[cell] for cell in cells]
         if self.budget is None:
             return [list(cells)]
-        width = wave_memory.BYTES[self.precision]
+        width = precision_of(self.precision).bytes
         lanes = [wave_memory.lane_of(cell) for cell in cells]
         shared = wave_memory.shared_bytes(lanes, front, end, key.batch_size, width)
         room = self.budget - shared
@@ -282,44 +284,3 @@ def _too_small(cell: Cell, needed: int, available: int) -> str:
         f"needs {needed / 2**30:.2f} GiB, but the budget is {available / 2**30:.2f} GiB; raise "
         "--memory or lower [protocol] batch_size"
     )
-
-
-def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int:
-    """FLOPs of one training step of a wave, for its whole batch.
-
-    Shared: the front up to the deepest site, the end natively. Per lane: the stitch (forward and
-    both gradients) and, where an objective reaches behind the stitch, its tail twice (forward, and
-    the gradient of the activations; frozen weights need none). Attacked lanes run front, stitch and
-    tail twice for every attack step, and the front once for themselves.
-    """
-    batch = cells[0].protocol.batch_size
-    attacked = [cell for cell in cells if cell.alpha > 0]
-    shared = 0
-    if len(attacked) < len(cells):
-        deepest = max(cell.front_site for cell in cells)
-        shared = front.flops_between(0, deepest) + sum(end.flops) + end.head_flops
-    return batch * (shared + sum(_lane_flops(cell, front, end) for cell in cells))
-
-
-def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
-    tail = end.flops_between(cell.end_site, end.num_sites) + end.head_flops
-    stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
-    work = stitch + tail  # dm: one forward pass moves the running statistics
-    if cell.objective:
-        work = 3 * stitch + (0 if set(cell.objective) == {"hint"} else 2 * tail)
-    if cell.alpha > 0:
-        lead = front.flops_between(0, cell.front_site)
-        per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps
-        work += lead + sum(end.flops) + end.head_flops + int(cell.alpha * per_image)
-    return work
-
-
-def _product(source: tuple[int, ...], target: tuple[int, ...]) -> int:
-    """Multiply-adds per image of the stitch, at the smaller resolution."""
-    features = [shape[1] if len(shape) == 2 else shape[0] for shape in (source, target)]
-    places = [_places(shape) for shape in (source, target)]
-    return features[0] * features[1] * min(places)
-
-
-def _places(shape: tuple[int, ...]) -> int:
-    return {1: 1, 2: shape[0]}.get(len(shape), shape[-1] * shape[-2] if len(shape) > 1 else 1)

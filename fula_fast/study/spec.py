@@ -233,7 +233,7 @@ class EngineSpec(Table):
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: str | int | None) -> str | int | None:
-        from .wave_memory import budget
+        from ..device.memory import budget
 
         if value is not None:
             budget(value, available=1 << 40)

@@ -14,12 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ...errors import FulaError, nearest
+from ...errors import FulaError
 from .cache import cores
 from .folders import FolderIndex
 from .images import fit, with_channels
 
-DECODERS = ("auto", "pillow", "dali", "dali-gpu")
 Pixels = list["np.ndarray | None"]
 
 
@@ -40,22 +39,6 @@ class Decoder(Protocol):
         channels: int,
         on_error: str = "raise",
     ) -> Pixels: ...
-
-
-def open_decoder(name: str = "auto") -> Decoder:
-    """`pillow`, `dali`, `dali-gpu` (JPEG on the GPU), or `auto`: DALI on the CPU if installed.
-
-    `auto` never decodes on a GPU, though there be one: decoders of GPUs differ from those of CPUs in
-    the last bit, and what a source holds (its content hash, the donors trained on it) must not
-    depend on the machine that read it. Raises `FulaError` for `dali-gpu` without a CUDA device.
-    """
-    if name not in DECODERS:
-        raise FulaError(f"unknown decoder '{name}'{nearest(name, DECODERS)}")
-    from .dali import DaliDecoder, dali_installed
-
-    if name == "pillow" or (name == "auto" and not dali_installed()):
-        return PillowDecoder()
-    return DaliDecoder("gpu" if name == "dali-gpu" else "cpu")
 
 
 class PillowDecoder:

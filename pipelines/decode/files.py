@@ -13,9 +13,10 @@ import numpy as np
 
 from ...errors import FulaError, nearest
 from .cache import build_once, load_array, save_arrays
-from .decoder import Decoder, decode_file, open_decoder
+from .decoder import Decoder, decode_file
 from .folders import FolderIndex
 from .images import ImageSet, check_size, check_subset
+from .open_decoder import open_decoder
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1024

@@ -90,7 +90,9 @@ def assert_same(first, second) -> None:
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
     """Draw no plots, which take most of a tiny run's time (module-wide runs do draw them)."""
-    monkeypatch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(
+        "fula_fast.report.after_sweep.write_report", lambda folder: folder / "report.html"
+    )
 
 
 # The table

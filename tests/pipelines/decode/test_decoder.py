@@ -11,8 +11,9 @@ from PIL import Image
 
 from fula_fast.errors import FulaError
 from fula_fast.pipelines.decode import headers
-from fula_fast.pipelines.decode.decoder import decode_file, open_decoder
+from fula_fast.pipelines.decode.decoder import decode_file
 from fula_fast.pipelines.decode.folders import FolderIndex
+from fula_fast.pipelines.decode.open_decoder import open_decoder
 from fula_fast.pipelines.decode.trees import FileTree
 
 DECODERS = ("pillow", "dali")
