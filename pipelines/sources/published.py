@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ...errors import FulaError, nearest
+from ...errors import FulaError
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
+from .arrays import load_npz
 
 _DIGITS = tuple("0123456789")
 
@@ -59,36 +59,11 @@ def digits(folder: Path, size: int | None, channels: int, download: bool) -> Sou
     )
 
 
-def npz(
-    folder: Path, size: int | None, channels: int, download: bool, *, path: str | None = None
-) -> Source:
-    """A NumPy archive with train_x, train_y, test_x, test_y (uint8 images), and maybe classes."""
-    file = Path(path) if path else folder
-    if not file.is_file():
-        raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
-    return _load_npz("npz", file, size, channels)
-
-
-def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in data.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise FulaError(f"npz file '{file}' cannot be read ({error}); fetch it again") from error
-    for key in ("train_x", "train_y", "test_x", "test_y"):
-        if key not in arrays:
-            raise FulaError(f"npz file '{file}' has no '{key}'{nearest(key, arrays)}")
-    count = int(max(arrays["train_y"].max(), arrays["test_y"].max())) + 1
-    classes = [str(c) for c in arrays.get("classes", range(count))]
-    train, test = ((arrays[f"{s}_x"], arrays[f"{s}_y"]) for s in ("train", "test"))
-    return _fitted(name, train, test, classes, size, channels)
-
-
 def mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
     """MNIST, 28x28: `mnist.npz` or torchvision's `MNIST/raw`."""
     for file in (folder, folder / "mnist.npz"):
         if file.is_file():
-            return _load_npz("mnist", file, size, channels)
+            return load_npz("mnist", file, size, channels)
     return _torchvision("mnist", "MNIST", folder, size, channels, download)
 
 
