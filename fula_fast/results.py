@@ -13,7 +13,16 @@ from .store.tables import table
 if TYPE_CHECKING:
     import pandas
     import pyarrow
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from .pipelines import Normalisation
+
+
+def behind(moments: Normalisation | None, model: nn.Module) -> nn.Module:
+    """The model with its normalisation in front: it takes images in [0, 1] either way."""
+    from .models import Normalised
+
+    return model if moments is None else Normalised(model, moments.mean, moments.std).eval()
 
 
 @dataclass(frozen=True)

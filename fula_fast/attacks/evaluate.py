@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..device.precision import arithmetic
 from ..errors import FulaError
-from ..models import Staged, load_checkpoint
+from ..models import Normalised, Staged, load_checkpoint
 from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
@@ -208,7 +208,9 @@ def attack_checkpoint(
     check_label_order(
         staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'"
     )
-    model = staged if normalisation is None else Normalised(staged, normalisation)
+    model = staged
+    if normalisation is not None:
+        model = Normalised(staged, normalisation.mean, normalisation.std)
     images = np.ascontiguousarray(test.images[:limit])
     kept = {"keep_images": True} if output is not None else {}
     (result,) = robust_evaluate(
@@ -217,22 +219,6 @@ def attack_checkpoint(
     if output is not None:
         save_examples(output, result, test.labels[:limit])
     return result
-
-
-class Normalised(nn.Module):
-    """A model behind its per-channel normalisation; takes images in [0, 1]."""
-
-    def __init__(self, model: Staged, normalisation: Normalisation) -> None:
-        super().__init__()
-        self.model = model
-        self.input_shape = model.input_shape
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(normalisation, name))
-            self.register_buffer(name, value[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits."""
-        return self.model((x - self.mean) / self.std)
 
 
 def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) -> None:

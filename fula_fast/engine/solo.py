@@ -52,6 +52,11 @@ class StitchedModel(nn.Module):
         self.front_site, self.end_site = front_site, end_site
         self.stitch = stitch
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return self.front.input_shape
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tail.head(self.tail.run(self.at_stitch(x), self.end_site))
 

@@ -155,6 +155,23 @@ class Staged(nn.Module):
                     value.copy_(state[name])
 
 
+class Normalised(nn.Module):
+    """A model behind the per-channel normalisation that it was trained with: takes images
+    (B, C, H, W) in [0, 1]. `model`: one with an `input_shape`. `mean`, `std`: one number a channel.
+    """
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.input_shape = model.input_shape
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, classes)."""
+        return self.model((x - self.mean) / self.std)
+
+
 def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
     tensor = next(iter(staged.state().values()))
     x = tensor.new_zeros((1, *staged.input_shape))

@@ -93,9 +93,7 @@ def test_an_end_without_finite_logits_gives_no_cell_a_result(executor, value):
     with torch.no_grad():
         end.state()["fc.bias"][:] = value
     noise = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(9))
-    task = WaveTask(
-        cells, front, end, Random(), lambda samples: noise, {"own": Random().epoch}, 1
-    )
+    task = WaveTask(cells, front, end, Random(), lambda samples: noise, {"own": Random().epoch}, 1)
     outcomes = [o for group in EXECUTORS[executor](task) for o in group]
     assert [o.error is None for o in outcomes] == [False] * 3
     for outcome in outcomes:
