@@ -60,7 +60,25 @@ def run(model: PackedModel, record: Record, recipe: Recipe, options: AttackOptio
             model, record, recipe.handover, norm=options.norm, eps=options.eps,
             seed=options.seed, batch_size=options.batch_size,
         )  # fmt: skip
+    _find_zero_gradients(search, record, options.batch_size)
     return result
+
+
+def _find_zero_gradients(search: PackedModel, record: Record, batch_size: int) -> None:
+    """Mark what no attack has fooled, but only because there was no gradient to follow: a rounding
+    of the input, or a saturated softmax."""
+    pairs = record.surviving()
+    for begin in range(0, len(pairs), batch_size):
+        lane, image = torch.tensor(
+            pairs[begin : begin + batch_size], device=record.images.device
+        ).unbind(1)
+        x, labels = record.pixels(image), record.labels[image]
+
+        def loss_of(logits: Tensor, labels: Tensor = labels) -> Tensor:
+            return image_loss(logits, labels, None, CE)
+
+        seen = evaluate(lambda z, lane=lane: search.logits(z, lane), x, loss_of)
+        record.zero_gradient[lane.cpu(), image.cpu()] = ~seen.grad.flatten(1).any(1).cpu()
 
 
 def _check_classes(recipe: Recipe, classes: int) -> None:
