@@ -1,7 +1,7 @@
 """Rows of a benchmark, and what makes them figures: hardware, versions, n and spread.
 
-Every bench file that writes JSON itself times with `seconds_of`, sums up with `quantiles` and writes
-with `write`, so that all results look alike.
+Every bench file that writes JSON itself times with `seconds_of`, sums up with `quantiles` and
+writes with `write`, so that all results look alike.
 """
 
 from __future__ import annotations

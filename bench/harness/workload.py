@@ -1,7 +1,8 @@
 """What the engine's benchmarks train: a ResNet-18 pair with random weights, on random images.
 
 Times do not depend on the values. The engine runs as in a sweep (its stream, its stepper, its mode,
-its arithmetic: `as_in_a_sweep`); the data it gathers and augments itself, while peers get ready batches.
+its arithmetic: `as_in_a_sweep`); the data it gathers and augments itself, while peers get ready
+batches.
 """
 
 from __future__ import annotations
