@@ -28,13 +28,11 @@ from .models.labels import check_label_order
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results, behind
+from .results import Results, behind, load
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
-from .store import Store
-from .store.tables import table
 from .study.cell import Cell
 from .study.donor_spec import OneShortcut, Table
 from .study.protocol import METHODS, Protocol, term_weights
@@ -327,8 +325,7 @@ def sweep(
             donors=None if donors is None else Path(donors),
             modules=models,
         )
-    rows = table(Store.open(folder).results()).to_pylist()
-    return Results(folder, tuple(rows), found.run.cells)
+    return load(found.run.folder, models)
 
 
 def _with_models(

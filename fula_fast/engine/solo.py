@@ -247,12 +247,13 @@ def _run_cell(
     metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
     if cell.protocol.robust != "none":
         metrics |= _robust(task, cell, solo)
-    statistics = _statistics(solo.model) if moves(cell) else {}
+    statistics = model_statistics(solo.model) if moves(cell) else {}
     stitched = dict(solo.model.stitch.state_dict())
     return check_result(Outcome(cell, metrics, stitched, statistics)), solo.model
 
 
-def _statistics(model: StitchedModel) -> dict[str, Tensor]:
+def model_statistics(model: StitchedModel) -> dict[str, Tensor]:
+    """The running statistics of the norms that a stitched model passes through (not copied)."""
     return statistics_of(
         model.front, model.tail, model.front_site, model.end_site, nn.modules.batchnorm._BatchNorm
     )
@@ -286,8 +287,8 @@ def _exact(task: WaveTask, cell: Cell, solo: SoloCell) -> tuple[StitchedModel, S
         front, end, solo.model.front_site, solo.model.end_site, solo.model.stitch
     ).eval()
     if moves(cell):
-        moved = _statistics(solo.model)
-        for name, own in _statistics(model).items():
+        moved = model_statistics(solo.model)
+        for name, own in model_statistics(model).items():
             own.copy_(moved[name])
     return model, batchnorm.frozen(end)
 

@@ -32,7 +32,7 @@ from ..store.files import folder as made
 from ..store.tables import write_tables
 from ..study.cell import Cell
 from ..study.plan import Plan, Wave
-from ..study.spec import load_spec
+from .kept import settled_spec
 from .workbench import Workbench
 
 
@@ -79,7 +79,7 @@ def attack_run(
     _check_mode(chosen, device)
     attack = recipe.name
     store, progress = Store.open(folder), progress or Progress()
-    spec, planned = load_spec(store.spec), replace(Plan.from_json(store.plan), device=device)
+    spec, planned = settled_spec(store), replace(Plan.from_json(store.plan), device=device)
     limit = spec.evaluation.robust_images if limit is None else limit
     settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))
