@@ -80,7 +80,8 @@ class Staged(nn.Module):
     """A donor: `stages` (each maps one tensor to one tensor), then `head` (last site → logits).
 
     `name`, `options`, `num_classes`, `input_shape` (C, H, W) and `hook` say how it was built;
-    `options` is JSON-able. `site_names` has one name per site. `classes`: the class names in the
+    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the network
+    itself keeps in another layout (maps with channels last), moved at the cut. `classes`: the class names in the
     order of the labels that it was trained on, where they are known.
     """
 
@@ -97,6 +98,7 @@ class Staged(nn.Module):
         hook: str = "post_relu",
         options: Mapping[str, Any] | None = None,
         site_names: Sequence[str],
+        moved_sites: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -107,6 +109,7 @@ class Staged(nn.Module):
         self.hook = hook
         self.options = dict(options or {})
         self.site_names = tuple(site_names)
+        self.moved_sites = tuple(moved_sites)
         self._shapes: tuple[tuple[int, ...], ...] | None = None
 
     @property
