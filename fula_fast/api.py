@@ -9,17 +9,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import pipelines
+from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
@@ -29,15 +28,14 @@ from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .models.labels import check_label_order
-from .pipelines import ImageSet, Normalisation, Source
+from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results
+from .results import Results, behind, load
 from .runs.cell_images import CellImages
+from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
-from .store import Store
-from .store.tables import table
 from .study.cell import Cell
 from .study.donor_spec import OneShortcut, Table
 from .study.protocol import Protocol
@@ -47,7 +45,6 @@ from .study.spec import EngineSpec, load_spec, parse_table
 from .study.toml import explain, read_toml
 
 Donor = Staged | str | Path
-Data = Source | str | Sequence[Any]
 
 
 class _Options(Table):
@@ -69,8 +66,11 @@ class Stitched:
     """A stitch after training, in its model, with its measures on the test images.
 
     - `stitch`: the trained affine map; `stitch.weight` (features out, in), `stitch.bias` (out,).
-    - `model`: images (B, C, H, W) to logits (B, classes), in eval mode, with the running statistics
-      that this stitch's training left behind; the donors themselves are not touched.
+    - `model`: images (B, C, H, W) in [0, 1] to logits (B, classes), in eval mode, its normalisation
+      inside, with the running statistics that this stitch's training left behind; the donors
+      themselves are not touched.
+    - `front_accuracy`, `end_accuracy`: of the donors by themselves on the same test images, None
+      where a donor has other classes than the data.
     - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
       and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
       `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
@@ -93,6 +93,8 @@ class Stitched:
     term_stitch: float
     loss: float | None
     seconds: float
+    front_accuracy: float | None
+    end_accuracy: float | None
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -121,7 +123,7 @@ def stitch(
     alpha: float = 0.0,
     shortcut: Any = None,
     subset: int | None = None,
-    normalisation: Normalisation | None = None,
+    normalisation: Normalisation | Literal["source"] | None = "source",
     device: str = "auto",
     precision: str = "fp32",
     progress: Progress | None = None,
@@ -131,14 +133,17 @@ def stitch(
 
     `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
     of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
-    input), or a pair (train, test) of `ImageSet`s or of (images uint8 (N, H, W, C), labels (N,)).
+    input), or a pair (train, test) of `ImageSet`s or of (images, labels) arrays, uint8 (N, H, W, C)
+    or as `pipelines.sources.arrays` says.
     `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
     `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.
     `alpha`: attacked share of each batch. `shortcut`: marker pasted on all images, as of a spec
     ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
-    `normalisation`: of the images; default: the source's own. `precision`: fp32 or fp64.
+    `normalisation`: of the images, as the donors were trained with; by default the source's own.
+    Arrays have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
+    `precision`: fp32 or fp64.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
     out of range, donors and data that do not fit each other or the method, an unknown method,
@@ -152,10 +157,10 @@ def stitch(
     given = parse_table(_Options, asked, "stitch")
     rule = _protocol(protocol, options)
     front, end = _donor(front, "front", rule), _donor(end, "end", rule)
-    source = _source(data, end)
+    source = given_source(data, end)
     cell = _cell(method, rule, given)
     _check(cell, front, end, source)
-    moments = normalisation or source.normalisation
+    moments = given_moments(normalisation, source)
     if given.alpha > 0 and moments is not None:
         raise FulaError(
             f"alpha = {given.alpha} attacks pixels in [0, 1], but the images are normalised; set "
@@ -163,7 +168,8 @@ def stitch(
         )
     device = _device(given.device)
     images = CellImages(cell, source.train, source.test, moments, moments, device)
-    return _run(cell, front, end, images, given.precision, progress or Progress())
+    accuracies = _accuracies(front, end, images)
+    return _run(cell, front, end, images, given.precision, progress or Progress(), accuracies)
 
 
 def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
@@ -200,36 +206,6 @@ def _uncut(role: str, given: Any) -> str:
         f"{role} is a {type(given).__name__}, not a model cut into stages; "
         "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
     )
-
-
-def _source(data: Data, end: Staged) -> Source:
-    if isinstance(data, Source):
-        return data
-    if isinstance(data, str):
-        channels, size = end.input_shape[:2]
-        return pipelines.load_source(data, size=size, channels=channels)
-    if isinstance(data, Sequence) and len(data) == 2:
-        train, test = (_image_set(part, end.num_classes) for part in data)
-        return Source("arrays", train, test)
-    raise FulaError(
-        f"data is a {type(data).__name__}; give a Source, the name of one, or (train, test), "
-        "each an ImageSet or (images, labels)"
-    )
-
-
-def _image_set(part: Any, classes: int) -> ImageSet:
-    if isinstance(part, ImageSet):
-        return part
-    if not (isinstance(part, Sequence) and len(part) == 2):
-        raise FulaError(
-            f"data has a {type(part).__name__} where a set of images belongs; "
-            "give an ImageSet or (images, labels)"
-        )
-    images, labels = (np.asarray(array) for array in part)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise FulaError(f"labels are {labels.dtype}; give whole numbers from 0")
-    names = tuple(map(str, range(max(classes, int(labels.max(initial=0)) + 1))))
-    return ImageSet(images, labels.astype(np.int64), names)
 
 
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
@@ -271,8 +247,27 @@ def _device(asked: str) -> torch.device:
     return torch.device(resources(parse_table(EngineSpec, {"device": asked}, "stitch")).device)
 
 
+def _accuracies(front: Staged, end: Staged, images: CellImages) -> dict[str, float | None]:
+    """Of both donors on the cell's test images; refuses one that gives no finite logits."""
+    options = {"normalisation": images.test_moments, "shortcut": images.shortcut}
+    found: dict[str, float | None] = {}
+    for role, donor in (("front", front), ("end", end)):
+        found[f"{role}_accuracy"] = None
+        if donor.num_classes == images.test.num_classes:
+            donor = donor.float().to(images.device)
+            measured = evaluate(donor, images.test, device=images.device, **options)
+            found[f"{role}_accuracy"] = measured.accuracy
+    return found
+
+
 def _run(
-    cell: Cell, front: Staged, end: Staged, images: CellImages, precision: str, progress: Progress
+    cell: Cell,
+    front: Staged,
+    end: Staged,
+    images: CellImages,
+    precision: str,
+    progress: Progress,
+    accuracies: Mapping[str, float | None],
 ) -> Stitched:
     task = WaveTask(
         (cell,),
@@ -291,11 +286,11 @@ def _run(
     outcome, model = run_cell(task, cell, initial, *donors)
     if outcome.error:
         raise FulaError(outcome.error)
-    measures = dict(outcome.metrics)
-    measures["seconds"] = measures.pop("train_seconds")
+    measures = outcome.metrics | accuracies | {"seconds": outcome.metrics["train_seconds"]}
     return Stitched(
         cell.method, cell.front_site, cell.end_site, cell.protocol, model.stitch,
-        batchnorm.frozen(model), **{name: measures[name] for name in _METRICS},
+        behind(images.test_moments, batchnorm.frozen(model)),
+        **{name: measures[name] for name in _METRICS},
     )  # fmt: skip
 
 
@@ -334,8 +329,7 @@ def sweep(
             donors=None if donors is None else Path(donors),
             modules=models,
         )
-    rows = table(Store.open(folder).results()).to_pylist()
-    return Results(folder, tuple(rows), found.run.cells)
+    return load(found.run.folder, models)
 
 
 def _with_models(

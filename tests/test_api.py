@@ -87,12 +87,13 @@ def test_donors_in_training_mode_are_seen_in_eval_mode_and_stay_as_they_were(don
 
 def test_every_form_of_data_gives_the_same_numbers(donors, digits, found):
     train, test = digits.train, digits.test
-    for data in (
-        "digits",
-        (train, test),
-        [(train.images, train.labels), (test.images, test.labels.astype(np.int32))],
+    plain = {"normalisation": None}
+    for data, how in (
+        ("digits", {}),
+        ((train, test), plain),
+        ([(train.images, train.labels), (test.images, test.labels.astype(np.int32))], plain),
     ):
-        again = fula_fast.stitch(*donors, 3, 5, data, **QUICK)
+        again = fula_fast.stitch(*donors, 3, 5, data, **how, **QUICK)
         assert torch.equal(again.stitch.weight, found.stitch.weight)
         assert again.accuracy == found.accuracy
 
@@ -165,6 +166,34 @@ def test_mixtures_subsets_shortcuts_and_attacks(donors, digits):
         assert all(not torch.equal(weight, other) for other in weights[:k])
 
 
+NORMAL = Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("form", ["pairs", "sets", "lists"])
+def test_arrays_come_with_their_normalisation(donors, digits, form):
+    """The model, the donors' accuracies and the measures are all of the same normalised images."""
+    train, test = digits.train, digits.test
+    pairs = (train.images, train.labels), (test.images, test.labels)
+    data = {"pairs": pairs, "sets": (train, test), "lists": [list(p) for p in pairs]}[form]
+    with pytest.raises(FulaError, match="arrays do not say how the donors' images were normalised"):
+        fula_fast.stitch(*donors, 3, 5, data, **QUICK)
+    found = fula_fast.stitch(*donors, 3, 5, data, normalisation=NORMAL, **QUICK)
+    pixels = torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(m)[:, None, None] for m in (NORMAL.mean, NORMAL.std))
+    labels = torch.from_numpy(test.labels)
+    with torch.no_grad():
+        seen = {
+            "accuracy": found.model(pixels),
+            "front_accuracy": donors[0]((pixels - mean) / std),
+            "end_accuracy": donors[1]((pixels - mean) / std),
+        }
+    for name, logits in seen.items():
+        expected = float((logits.argmax(1) == labels).double().mean())
+        assert found.metrics[name] == pytest.approx(expected, abs=2 / len(labels)), name
+    plain = fula_fast.stitch(*donors, 3, 5, data, normalisation=None, **QUICK)
+    assert plain.front_accuracy != found.front_accuracy
+
+
 def test_all_training_images_for_the_closed_form(donors, digits):
     found = fula_fast.stitch(*donors, 3, 3, digits, method="dm", **{**QUICK, "dm_samples": "all"})
     few = fula_fast.stitch(*donors, 3, 3, digits, method="dm", dm_rcond=1e-4, **QUICK)
@@ -199,11 +228,16 @@ MISTAKES = [
     ({"data": "digitz"}, "unknown source 'digitz'; did you mean 'digits'?"),
     ({"data": 3}, "data is a int; give a Source"),
     ({"data": ("digits", "digits")}, "data has a str where a set of images belongs"),
-    ({"data": ((np.zeros((4, 8, 8, 3)), [0] * 4),) * 2}, "images are float64"),
+    ({"data": ((np.zeros((4, 8, 8, 3)) + 7, [0] * 4),) * 2}, "images is float64 from 7 to 7; give"),
+    ({"data": ((np.zeros((4, 8, 8, 2), np.uint8), [0] * 4),) * 2}, "of shape (4, 8, 8, 2); images"),
+    ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 2]),) * 2}, "but there are 4 images"),
+    ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4),) * 2}, "has the label -1; number"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
     ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),
+    ({"normalisation": Normalisation((0.5,), (0.5,))}, "has 1 means, but the images have 3"),
+    ({"normalisation": (0.5, 0.5)}, "normalisation is a tuple; give fula_fast.Normalisation"),
     ({"alpha": 0.5, "normalisation": Normalisation((0.5,) * 3, (0.5,) * 3)}, "attacks pixels in"),
     ({"lr": 1e30}, "lr = 1e+30: should be less than or equal to 1000000"),
 ]

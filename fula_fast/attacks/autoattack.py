@@ -55,11 +55,32 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
             result = attack(search, record, named, options)
     if named.search is not None:
         hand_over(model, record, named, options)
+    _find_zero_gradients(model, record, options)
     return result
 
 
 _PASSES = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}
 """Whether each pass of the search is in bfloat16, by the option `precision`."""
+
+
+def _find_zero_gradients(model: PackedModel, record: Record, options: AttackOptions) -> None:
+    """Mark what no attack has fooled, but only because there was no gradient to follow: a rounding
+    of the input, or a saturated softmax."""
+    pairs = record.surviving()
+    if not pairs:
+        return
+    search = model.search(record.images.shape[1:], bf16=False, folded=options.savings.fold)
+    for begin in range(0, len(pairs), options.batch_size):
+        lane, image = torch.tensor(
+            pairs[begin : begin + options.batch_size], device=record.images.device
+        ).unbind(1)
+        x, labels = record.pixels(image), record.labels[image]
+
+        def loss_of(logits: Tensor, labels: Tensor = labels) -> Tensor:
+            return image_loss(logits, labels, None, CE)
+
+        seen = evaluate(lambda z, lane=lane: search.logits(z, lane), x, loss_of)
+        record.zero_gradient[lane.cpu(), image.cpu()] = ~seen.grad.flatten(1).any(1).cpu()
 
 
 def _apgd_pass(

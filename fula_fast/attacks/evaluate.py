@@ -8,18 +8,20 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..device.precision import arithmetic
-from ..errors import FulaError
+from ..errors import FulaError, FulaWarning
 from ..files.atomic import replacing
-from ..models import Staged, load_checkpoint
+from ..models import Normalised, Staged, load_checkpoint
 from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
@@ -35,16 +37,19 @@ from .start_noise import reproducible
 class RobustResult:
     """How one model (lane) fared. All arrays are on the host, one row per image.
 
-    correct: the clean image is classified rightly; robust: and no attack changed that. logits and
+    correct: the clean image is classified rightly; robust: and no attack changed that;
+    zero_gradient: robust, but the gradient of its cross-entropy at the clean image, from where the
+    attack starts, is exactly zero, so that it says nothing of robustness. logits and
     predictions (-1: NaN): on the adversarial image where there is one, else on the clean one;
     witness_logits: the witness's on the same images. gradients: image gradients taken
-    (every EOT sample counts); verified: images shown to the exact model. settings: the attack's
+    (every EOT sample counts; those that look for zero ones do not); verified: images shown to the exact model. settings: the attack's
     options, JSON-able. deterministic: None where it was not asked.
     """
 
     attack: str
     correct: Tensor
     robust: Tensor
+    zero_gradient: Tensor
     predictions: Tensor
     logits: Tensor
     witness_logits: Tensor | None
@@ -77,6 +82,11 @@ class RobustResult:
         """Share of images classified rightly under attack."""
         return self.robust.double().mean().item()
 
+    @property
+    def zero_gradient_images(self) -> int:
+        """Robust images that gradients could not attack."""
+        return int(self.zero_gradient.sum())
+
     def row(self) -> dict[str, Any]:
         """The columns of a results table.
 
@@ -89,6 +99,7 @@ class RobustResult:
             "robust_accuracy": self.robust_accuracy,
             "robust_clean_accuracy": self.clean_accuracy,
             "robust_images": len(self.robust),
+            "robust_zero_gradient_images": self.zero_gradient_images,
             "robust_gradients": self.gradients,
             "robust_verified": self.verified,
             "robust_mode": self.mode,
@@ -133,7 +144,32 @@ def robust_evaluate(
             witness=witness,
         )  # fmt: skip
         went = run(packed, record, named, chosen)
-    return [_result(record, lane, named, chosen, went) for lane in range(packed.lanes)]
+    results = [_result(record, lane, named, chosen, went) for lane in range(packed.lanes)]
+    _warn_of_zero_gradients(results)
+    return results
+
+
+class ZeroGradientWarning(FulaWarning):
+    """Robustness that may be a vanished gradient."""
+
+
+_TELLING = 1 / 20
+"""The share of robust images from which a warning is worth it: in float32 the softmax of a sure
+network saturates on a few."""
+
+
+def _warn_of_zero_gradients(results: Sequence[RobustResult]) -> None:
+    most = max(results, key=lambda r: r.zero_gradient_images)
+    count, robust = most.zero_gradient_images, int(most.robust.sum())
+    if count and count >= _TELLING * robust:
+        warnings.warn(
+            f"{count} of {robust} images that withstand '{most.attack}' have a gradient of exactly "
+            "zero: no gradient attack can move them, robust or not; look for a rounding, a "
+            "threshold or a detached input in the model, and use 'autoattack-full', whose Square "
+            "attack needs no gradient",
+            ZeroGradientWarning,
+            stacklevel=3,
+        )
 
 
 def _tensors(
@@ -157,6 +193,7 @@ def _result(
         attack=named.name,
         correct=record.correct[lane],
         robust=record.correct[lane] & ~record.fooled[lane],
+        zero_gradient=record.zero_gradient[lane],
         predictions=predict(logits),
         logits=logits,
         witness_logits=None if record.witness_logits is None else record.witness_logits[lane],
@@ -207,7 +244,9 @@ def attack_checkpoint(
     check_label_order(
         staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'"
     )
-    model = staged if normalisation is None else Normalised(staged, normalisation)
+    model = staged
+    if normalisation is not None:
+        model = Normalised(staged, normalisation.mean, normalisation.std)
     images = np.ascontiguousarray(test.images[:limit])
     kept = {"keep_images": True} if output is not None else {}
     (result,) = robust_evaluate(
@@ -216,22 +255,6 @@ def attack_checkpoint(
     if output is not None:
         save_examples(output, result, test.labels[:limit])
     return result
-
-
-class Normalised(nn.Module):
-    """A model behind its per-channel normalisation; takes images in [0, 1]."""
-
-    def __init__(self, model: Staged, normalisation: Normalisation) -> None:
-        super().__init__()
-        self.model = model
-        self.input_shape = model.input_shape
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(normalisation, name))
-            self.register_buffer(name, value[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits."""
-        return self.model((x - self.mean) / self.std)
 
 
 def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) -> None:

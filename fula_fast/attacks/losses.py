@@ -67,8 +67,10 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """Predicted class (N,) int64; -1, which is no class and never right, where a logit is NaN."""
-    return torch.where(logits.isnan().any(1), -1, logits.max(1)[1])
+    """Predicted class (N,) int64; -1, which is no class and never right, where the largest logit
+    is no finite number (a NaN counts as the largest)."""
+    largest, label = logits.max(1)
+    return torch.where(largest.isfinite(), label, -1)
 
 
 def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Evaluation:

@@ -23,8 +23,9 @@ class Record:
 
     images: uint8, or float in [0, 1]; they stay where they are and are turned into float32 (float64
     stays) in batches. With L lanes: `logits` (L, N, classes) on the host, of the clean image until
-    an adversarial one is confirmed; `correct` and `fooled` (L, N) bool; `gradients` and `verified`
-    (L,) counts of image gradients and of images confirmed or refused. keep_images: remember the
+    an adversarial one is confirmed; `correct` and `fooled` (L, N) bool, as is
+    `zero_gradient` (robust, and with a gradient of the cross-entropy that is zero in every pixel of
+    the clean image); `gradients` and `verified` (L,) counts of image gradients and of images confirmed or refused. keep_images: remember the
     adversarial images too, in `found`. witness: a model, (n, C, H, W) -> (n, classes), whose logits
     on the same images are kept in `witness_logits` (L, N, classes).
 
@@ -47,6 +48,7 @@ class Record:
             predict(self.logits.flatten(0, 1)) == labels.cpu().repeat(exact.lanes)
         ).view(exact.lanes, -1)
         self.fooled = torch.zeros_like(self.correct)
+        self.zero_gradient = torch.zeros_like(self.correct)
         self.found: dict[tuple[int, int], Tensor] | None = {} if keep_images else None
         self.gradients = np.zeros(exact.lanes, dtype=np.int64)
         self.verified = np.zeros(exact.lanes, dtype=np.int64)

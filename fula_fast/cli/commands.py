@@ -225,9 +225,11 @@ def _attack_model(
         checkpoint, source, attack, limit=images, output=out,
         normalisation=normalisation_of(table, source), device=device, **options,
     )  # fmt: skip
+    vanished = result.zero_gradient_images
     return (
         f"{result.attack} on {len(result.robust)} images: clean accuracy "
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
+        f"{f' ({vanished} robust images have a zero gradient)' if vanished else ''}"
     )
 
 

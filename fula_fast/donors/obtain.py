@@ -51,6 +51,29 @@ def normalisation_of(data: DataSpec, source: Source) -> Normalisation | None:
     return Normalisation(data.mean, data.std) if data.normalises else None
 
 
+def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: Source) -> None:
+    """Raise `FulaError` where a donor's images are normalised otherwise than the cells'.
+
+    `own`: the donor's data, `source`: that of the run's `[data]` table. A stitched model has one
+    input, so one of its donors would see numbers that it was not trained on. Where neither table
+    sets `mean` and `std`, each data set has the ones that it was published with.
+    """
+    if donor.data.normalises is None and data.normalises is None:
+        return
+    sees, given = normalisation_of(donor.data, own), normalisation_of(data, source)
+    if sees != given:
+        raise FulaError(
+            f"[donors.{donor.name}.data] normalises images by {_moments(sees)}, but those of the "
+            f"cells, [data], by {_moments(given)}, and a stitched model has one input; give "
+            "[data] and its donors the same mean and std"
+        )
+
+
+def _moments(given: Normalisation | None) -> str:
+    mean, std = ((0,), (1,)) if given is None else (given.mean, given.std)
+    return f"mean = {list(mean)}, std = {list(std)}"
+
+
 def obtain_donor(
     spec: DonorSpec,
     source: Source,

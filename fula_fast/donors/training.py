@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
+from ..measures.agreement import answered, right
 from ..models import Staged
 from ..models.labels import check_fit
 from ..models.staged import eval_mode
@@ -259,16 +260,29 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
-    `options` go to `evaluation_batches` (normalisation, shortcut).
+    `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
+    image gets no answer (see `measures.agreement.answered`).
     """
-    right = loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):
             with autocast(batch.images.device, precision):
                 logits = staged(batch.images).float()
-            right = right + (logits.argmax(1) == batch.labels).sum()
+            correct = correct + right(logits, batch.labels).sum()
+            silent = silent + (~answered(logits)).sum()
             loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
-    return Evaluation(float(right) / len(images), float(loss) / len(images))
+    _check_answers(staged, int(silent), len(images))
+    return Evaluation(float(correct) / len(images), float(loss) / len(images))
+
+
+def _check_answers(staged: Staged, silent: int, images: int) -> None:
+    if silent:
+        wrong = [n for n, value in staged.state().items() if not torch.isfinite(value).all()]
+        where = f"weight '{wrong[0]}' is not finite" if wrong else "its weights are finite"
+        raise FulaError(
+            f"model '{staged.name}' gives no finite logits on {silent} of {images} test images "
+            f"({where}); give sound weights, or the normalisation that they were trained with"
+        )
 
 
 def permuted(images: ImageSet, seed: int) -> ImageSet:

@@ -52,6 +52,11 @@ class StitchedModel(nn.Module):
         self.front_site, self.end_site = front_site, end_site
         self.stitch = stitch
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return self.front.input_shape
+
     def forward(self, x: Tensor) -> Tensor:
         return self.tail.head(self.tail.run(self.at_stitch(x), self.end_site))
 
@@ -246,12 +251,13 @@ def _run_cell(
     metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
     if cell.protocol.measures_robustness:
         metrics |= _robust(task, cell, solo)
-    statistics = _statistics(solo.model) if moves(cell) else {}
+    statistics = model_statistics(solo.model) if moves(cell) else {}
     stitched = dict(solo.model.stitch.state_dict())
     return check_result(Outcome(cell, metrics, stitched, statistics)), solo.model
 
 
-def _statistics(model: StitchedModel) -> dict[str, Tensor]:
+def model_statistics(model: StitchedModel) -> dict[str, Tensor]:
+    """The running statistics of the norms that a stitched model passes through (not copied)."""
     return statistics_of(
         model.front, model.tail, model.front_site, model.end_site, nn.modules.batchnorm._BatchNorm
     )
@@ -286,8 +292,8 @@ def _exact(task: WaveTask, cell: Cell, solo: SoloCell) -> tuple[StitchedModel, S
         front, end, solo.model.front_site, solo.model.end_site, solo.model.stitch
     ).eval()
     if moves(cell):
-        moved = _statistics(solo.model)
-        for name, own in _statistics(model).items():
+        moved = model_statistics(solo.model)
+        for name, own in model_statistics(model).items():
             own.copy_(moved[name])
     return model, batchnorm.frozen(end)
 

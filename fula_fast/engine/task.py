@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -163,8 +163,20 @@ _SHARE_TAG = 0x5AAE
 
 
 def check_result(outcome: Outcome) -> Outcome:
-    """The outcome, turned into a failed one where its stitch, its model's statistics or its
-    distance at the stitch are not finite: training then overflowed where no loss showed it."""
+    """The outcome, turned into a failed one where its stitch, its model's statistics, its distance
+    at the stitch or logits are not finite: training then overflowed where no loss showed it."""
+    metrics = {n: v for n, v in outcome.metrics.items() if not n.endswith(_SILENT)}
+    error = outcome.error or _overflow(outcome) or _silence(outcome.metrics)
+    if error == outcome.error:
+        return replace(outcome, metrics=metrics)
+    kept = {n: metrics[n] for n in ("train_seconds", "engine_mode") if n in metrics}
+    return Outcome(outcome.cell, kept, error=error)
+
+
+_SILENT = "unanswered"
+
+
+def _overflow(outcome: Outcome) -> str | None:
     wrong = [
         name
         for name, tensor in {**outcome.tensors, **outcome.statistics}.items()
@@ -173,11 +185,21 @@ def check_result(outcome: Outcome) -> Outcome:
     wrong += [
         n for n in ("loss", "term_stitch") if not math.isfinite(outcome.metrics.get(n) or 0.0)
     ]
-    if not wrong or outcome.error:
-        return outcome
-    kept = {n: outcome.metrics[n] for n in ("train_seconds", "engine_mode") if n in outcome.metrics}
-    error = f"after training {wrong[0]} is not finite; lower lr, or check the donors"
-    return Outcome(outcome.cell, kept, error=error)
+    return (
+        f"after training {wrong[0]} is not finite; lower lr, or check the donors" if wrong else None
+    )
+
+
+def _silence(metrics: Mapping[str, Any]) -> str | None:
+    """What to say where a test image got no answer from a model: no share of images counts then."""
+    for name, count in metrics.items():
+        if name.endswith(_SILENT) and count:
+            model = "end donor" if name.endswith(f"end_{_SILENT}") else "stitched model"
+            return (
+                f"the {model} gives no finite logits on {int(count)} test images; "
+                "check the donors' weights, or lower lr"
+            )
+    return None
 
 
 def non_finite(loss: float, step: int, terms: Sequence[float]) -> FulaError:

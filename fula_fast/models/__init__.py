@@ -9,6 +9,7 @@ _HOMES = {
     "Chain": "staged",
     "Description": "description",
     "Norm2d": "staged",
+    "Normalised": "staged",
     "SiteInfo": "description",
     "Staged": "staged",
     "build": "catalogue",

@@ -33,7 +33,7 @@ from ..store.differences import describe_differences
 from ..store.tables import write_tables
 from ..study.cell import Cell
 from ..study.plan import Plan, Wave
-from ..study.spec import load_spec
+from .kept import settled_spec
 from .workbench import Workbench
 
 
@@ -47,7 +47,9 @@ class RobustRun:
     def __str__(self) -> str:
         values = [row["robust_accuracy"] for row in self.rows]
         spread = f"robust accuracy {min(values):.4f} to {max(values):.4f}; " if values else ""
-        return f"{len(self.rows)} cells attacked; {spread}table: {self.table}"
+        most = max((row["robust_zero_gradient_images"] for row in self.rows), default=0)
+        vanished = f"up to {most} robust images of a cell have a zero gradient; " if most else ""
+        return f"{len(self.rows)} cells attacked; {spread}{vanished}table: {self.table}"
 
 
 def attack_run(
@@ -78,7 +80,7 @@ def attack_run(
     _check_mode(chosen, device)
     attack = recipe.name
     store, progress = Store.open(folder), progress or Progress()
-    spec, planned = load_spec(store.spec), replace(Plan.from_json(store.plan), device=device)
+    spec, planned = settled_spec(store), replace(Plan.from_json(store.plan), device=device)
     limit = spec.evaluation.robust_images if limit is None else limit
     settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))

@@ -73,11 +73,13 @@ def run_sweep(
     for note in planned.notes:
         progress.note(note)
     if todo:
+        from .kept import keep_surroundings
         from .workbench import Workbench
 
         with keeping_memory(resources(spec.engine).device == "cpu"):
             bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
             store = store or _begun(spec, folder, bench)
+            keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
             with store.writers.present():
                 for wave in _free_waves(planned, store, todo, progress):

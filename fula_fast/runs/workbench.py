@@ -10,7 +10,7 @@ import torch
 
 from ..attacks.columns import attacked_images, attacked_models
 from ..donors.donor import Donor
-from ..donors.obtain import normalisation_of, obtain_donor, open_source
+from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
 from ..engine.task import WaveTask
 from ..errors import FulaError
 from ..models import Staged
@@ -73,7 +73,11 @@ class Workbench:
         return self._donors[name, hook]
 
     def prepare(self) -> None:
-        """Open the run's data and all donors now: what is wrong with them shows before any cell."""
+        """Open the run's data and all donors now: what is wrong with them shows before any cell,
+        and what is wrong with the data before any donor is trained."""
+        for name in dict.fromkeys(n for w in self.plan.waves for n in (w.key.front, w.key.end)):
+            donor, data = self.spec.donor(name), self.spec.data
+            check_normalisation(donor, self.source(donor.data), data, self.source(data))
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
 

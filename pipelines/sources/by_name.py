@@ -25,7 +25,7 @@ _LOADERS = {
     "cifar100": "sources.published.cifar100",
     "svhn": "sources.published.svhn",
     "imagefolder": "sources.published.imagefolder",
-    "npz": "sources.published.npz",
+    "npz": "sources.arrays.npz",
     "colour-mnist": "sources.derived.colour_mnist",
     "ls-imagenet-10": "sources.derived.ls_imagenet_10",
     "audiofolder": "sources.derived.audiofolder",

@@ -11,6 +11,7 @@ from fula_fast.measures.agreement import (
     COLUMNS,
     Agreement,
     SiteFit,
+    answered,
     error_consistency,
     hard_agreement,
     r_squared,
@@ -108,3 +109,29 @@ def test_r_squared_against_scikit_learn() -> None:
 def test_predicting_the_global_mean_has_zero_r_squared() -> None:
     target = torch.arange(12.0).view(4, 3)
     assert r_squared(torch.full_like(target, 5.5), target).item() == pytest.approx(0, abs=1e-12)
+
+
+INFINITE, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("row", "sound"),
+    [
+        ([NAN, 0.0, 1.0], False),
+        ([0.0, 1.0, NAN], False),
+        ([NAN] * 3, False),
+        ([INFINITE, 0.0, 1.0], False),
+        ([-INFINITE] * 3, False),
+        ([-INFINITE, 0.0, 1.0], True),  # a class that the model masks
+        ([3e38, 0.0, 1.0], True),
+    ],
+)
+def test_no_class_without_a_finite_logit(row, sound) -> None:
+    logits = torch.tensor([row, [1.0, 0.0, 0.0]])
+    label = torch.tensor([int(np.nanargmax(row)) if not np.isnan(row).all() else 0, 0])
+    assert answered(logits).tolist() == [sound, True]
+    assert right(logits, label).tolist() == [sound, True]
+    both = Agreement((1,))
+    both.add(logits[None], logits, label)
+    found = both.result()
+    assert float(found["unanswered"][0]) == float(found["end_unanswered"][0]) == 1 - sound
