@@ -20,10 +20,10 @@ from torch import nn
 from ..donors.obtain import normalisation_of
 from ..engine.restore import restored_model
 from ..errors import FulaError
+from ..files.atomic import write_json
 from ..models import Normalised, Staged, content_hash, load_checkpoint, save_checkpoint
 from ..pipelines.sources.by_name import data_folder
 from ..store import Store
-from ..store.files import write_json
 from ..study.cell import Cell
 from ..study.donor_spec import DataSpec, DonorSpec
 from ..study.plan import Plan
