@@ -26,6 +26,7 @@ from .engine.task import WaveTask, stitches_of
 from .errors import FulaError, nearest
 from .methods.objectives import mixture
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .paths import user_path
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
 from .results import Results
@@ -319,7 +320,7 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     loaded = load_spec(_with_models(spec, models or {}), overrides)
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    folder = user_path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
         found = run_sweep(
             loaded,
@@ -327,7 +328,7 @@ def sweep(
             resume=resume,
             fail_fast=fail_fast,
             progress=progress,
-            donors=None if donors is None else Path(donors),
+            donors=None if donors is None else user_path(donors),
             modules=models,
         )
     rows = table(Store.open(folder).results()).to_pylist()

@@ -22,6 +22,7 @@ from ..device.precision import arithmetic
 from ..donors.training import check_labels
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
+from ..paths import user_path
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
@@ -239,7 +240,7 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
     Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
     fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
     """
-    path = Path(path)
+    path = user_path(path)
     adversarial = result.adversarial
     if adversarial is None:
         raise FulaError("the adversarial images were not kept; attack with keep_images=True")

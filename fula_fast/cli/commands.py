@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import FulaError
+from ..paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
@@ -59,7 +60,7 @@ def sweep(
     engine = {"device": device, "executor": executor, "mode": engine_mode}
     engine |= {"precision": precision, "memory": memory}
     loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
-    folder = out or Path("runs") / loaded.name
+    folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
         return _show_plan(loaded, folder)
     from ..progress import open_progress
@@ -174,7 +175,7 @@ def attack(
     options = from_texts(option or ())
     engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
     place = resources(engine).device
-    if Path(target).is_dir():
+    if user_path(target).is_dir():
         print(_attack_run(target, attack, name, data, images, out, place, options))
     else:
         print(_attack_model(target, attack, name, data, images, out, place, options))

@@ -21,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import FulaError
+from ..paths import user_path
 from .catalogue import build
 from .staged import Staged
 
@@ -56,13 +57,13 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
         "meta": json.dumps(dict(meta or {})),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in staged.state().items()}
-    _write_atomically(Path(path), to_bytes(tensors, header))
+    _write_atomically(user_path(path), to_bytes(tensors, header))
     return digest
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The `meta` that `save_checkpoint` stored, and the `content_hash`."""
-    header = _header(Path(path))
+    header = _header(user_path(path))
     return {**json.loads(header["meta"]), "content_hash": header["content_hash"]}
 
 
@@ -75,7 +76,7 @@ def load_checkpoint(
     `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
     Raises `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
-    path = Path(path)
+    path = user_path(path)
     ours = _is_safetensors(path)
     header = _header(path) if ours else {}
     state = _safetensors_state(path) if ours else _torch_state(path)

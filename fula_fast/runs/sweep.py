@@ -16,6 +16,7 @@ from ..device.allocator import keeping_memory
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
 from ..models import Staged, describe_staged
+from ..paths import user_path
 from ..progress import Progress
 from ..store import Store
 from ..store.files import folder as made
@@ -70,7 +71,7 @@ def run_sweep(
     run, a donor below its `min_accuracy`.
     """
     started = time.perf_counter()
-    folder, progress = Path(out), progress or Progress()
+    folder, progress = user_path(out), progress or Progress()
     planned = _planned(spec, modules or {})
     store = _existing(spec, folder, planned, resume)
     planned = planned if store is None else Plan.from_json(store.plan)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError, FulaWarning
+from ..paths import user_path
 from .differences import describe_differences
 from .files import folder as made
 from .files import remove_stale, write_json, writing
@@ -64,7 +65,7 @@ class Store:
         folder that holds the same spec keeps its stored plan (partition, precision, backend).
         Raises `FulaError` if the folder holds another spec, or other cells for this spec.
         """
-        folder = Path(path)
+        folder = user_path(path)
         spec, plan = json.loads(json.dumps(spec)), json.loads(json.dumps(plan))
         if not os.path.exists(folder / "spec.json"):
             write_json(folder / "plan.json", plan)
@@ -86,7 +87,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The run in `path`; raises `FulaError` if there is none."""
-        folder = Path(path)
+        folder = user_path(path)
         return cls(folder, _read_json(folder, "spec.json"), _read_json(folder, "plan.json"))
 
     # Cells

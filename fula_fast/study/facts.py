@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
+from ..paths import user_path
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
 
 def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
     """The model that a checkpoint's own header names, and how it is built."""
-    path = Path(donor.checkpoint)
+    path = user_path(donor.checkpoint)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

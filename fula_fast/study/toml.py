@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import FulaError, nearest
+from ..paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _FRACTION_KEYS = ("eps", "step")
@@ -36,7 +37,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _spec_text(path: str | Path) -> tuple[str, str]:
-    file = Path(path)
+    file = user_path(path)
     try:
         return str(file), file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

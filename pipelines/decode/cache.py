@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FulaError
+from ...paths import user_path
 
 _GRAIN_NS = 2_000_000_000
 
 
 def cache_folder() -> Path:
     """Root of the cache; created on first use."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fula-fast"
-    folder = Path(os.environ.get("FULA_CACHE") or default)
+    default = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fula-fast"
+    folder = user_path(os.environ.get("FULA_CACHE") or default)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

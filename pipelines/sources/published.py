@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ...errors import FulaError, nearest
+from ...paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
@@ -63,7 +64,7 @@ def npz(
     folder: Path, size: int | None, channels: int, download: bool, *, path: str | None = None
 ) -> Source:
     """A NumPy archive with train_x, train_y, test_x, test_y (uint8 images), and maybe classes."""
-    file = Path(path) if path else folder
+    file = user_path(path) if path else folder
     if not file.is_file():
         raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
     return _load_npz("npz", file, size, channels)
@@ -152,7 +153,7 @@ def imagefolder(
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
-    tree = class_folders("imagefolder", Path(path) if path else folder)
+    tree = class_folders("imagefolder", user_path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 
