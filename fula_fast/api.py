@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from .engine.task import WaveTask, stitches_of
 from .errors import FulaError, nearest
 from .methods.objectives import mixture
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.copies import private_copy
 from .paths import user_path
 from .pipelines import ImageSet, Normalisation, Source
 from .progress import Progress, open_progress
@@ -190,7 +190,7 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
             f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
             f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
         )
-    return copy.deepcopy(given).eval()
+    return private_copy(given).eval()
 
 
 def _uncut(role: str, given: Any) -> str:

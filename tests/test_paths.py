@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import fula_fast
-from fula_fast.attacks.evaluate import save_examples
 from fula_fast.donors.donor import donor_path
 from fula_fast.errors import FulaError
 from fula_fast.models import build, load_checkpoint, save_checkpoint

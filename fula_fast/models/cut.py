@@ -6,7 +6,6 @@ module it was, under its own name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import FulaError, nearest
+from .copies import private_copy
 from .families import check_request
 from .staged import Norm2d, Staged
 
@@ -37,7 +37,7 @@ def stages(
     it (a skip connection across the cut).
     """
     _check_sites(module, sites)
-    module = _prepared(copy.deepcopy(module))
+    module = _prepared(private_copy(module))
     training = module.training
     graph = _trace(module.eval(), sites)
     ends = [_site_node(graph, module, site) for site in sites]
