@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,13 @@ from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
+from .files.paths import user_path
 from .measures.agreement import COLUMNS as AGREEMENT
 from .methods import FULA, objective
 from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.copies import private_copy
 from .models.labels import check_label_order
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
@@ -198,7 +199,7 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
             f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
             f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
         )
-    return copy.deepcopy(given).eval()
+    return private_copy(given).eval()
 
 
 def _uncut(role: str, given: Any) -> str:
@@ -318,7 +319,7 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     loaded = load_spec(_with_models(spec, models or {}), overrides)
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    folder = user_path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
         found = sweep_with_report(
             loaded,
@@ -326,7 +327,7 @@ def sweep(
             resume=resume,
             fail_fast=fail_fast,
             progress=progress,
-            donors=None if donors is None else Path(donors),
+            donors=None if donors is None else user_path(donors),
             modules=models,
         )
     return load(found.run.folder, models)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from .decode.files import NoFiles
 from .decode.images import Source
 from .sources.by_name import data_folder, load_source, loader, source_names
@@ -192,4 +193,4 @@ def show_grid(source: Source, out: str | Path, **options: Any) -> Path:
     """Draw a labelled contact sheet of `source`; options: `sheet.contact_sheet`."""
     from .sheet import contact_sheet
 
-    return contact_sheet(source, Path(out), **options)
+    return contact_sheet(source, user_path(out), **options)

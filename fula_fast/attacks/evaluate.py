@@ -21,6 +21,7 @@ from torch import Tensor
 from ..device.precision import arithmetic
 from ..errors import FulaError, FulaWarning
 from ..files.atomic import replacing
+from ..files.paths import user_path
 from ..models import Normalised, Staged, load_checkpoint
 from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
@@ -263,7 +264,7 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
     Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
     fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
     """
-    path = Path(path)
+    path = user_path(path)
     adversarial = result.adversarial
     if adversarial is None:
         raise FulaError("the adversarial images were not kept; attack with keep_images=True")

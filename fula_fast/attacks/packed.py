@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..device.compiling import compiled
 from ..errors import FulaError
+from ..models.copies import private_copy
 from .fold import fold
 
 
@@ -85,7 +86,7 @@ class Single:
         """The copy that gradients are taken of; see `PackedModel`."""
         result = copy.copy(self)
         if self._dtype is not None:  # weights, so something to fold and to narrow
-            result._model = fold(self._model, input_shape) if folded else copy.deepcopy(self._model)
+            result._model = fold(self._model, input_shape) if folded else private_copy(self._model)
         elif bf16:
             raise FulaError("a search in bfloat16 needs a module with weights")
         if bf16:
@@ -98,7 +99,7 @@ class Single:
 
 def _frozen(model: nn.Module) -> nn.Module:
     """An eval-mode copy that takes no gradient; half-precision weights are widened to float32."""
-    result = copy.deepcopy(model).eval().requires_grad_(False)
+    result = private_copy(model).eval().requires_grad_(False)
     weight = _weight(result)
     narrow = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
     return result.float() if narrow else result

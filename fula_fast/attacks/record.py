@@ -112,10 +112,36 @@ class Record:
         with torch.no_grad():
             return torch.cat(
                 [
-                    wide(logits_fn(self.pixels(index))).cpu()
+                    wide(_checked(logits_fn, self.pixels(index))).cpu()
                     for index in torch.arange(len(self.images)).split(self._batch_size)
                 ]
             )
+
+
+def _checked(logits_fn: LogitsFn, x: Tensor) -> Tensor:
+    """logits_fn(x); a model that does not take such images, or gives no logits, is refused."""
+    shape = tuple(x.shape[1:])
+    try:
+        logits = logits_fn(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise FulaError(
+            f"the model does not run on images of shape {shape} ({reason}); give images "
+            "(N, C, H, W) of the channels and size that it takes"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise FulaError(
+            f"the model returns a {type(logits).__name__}, not a tensor; return the logits alone, "
+            "for example lambda x: model(x)[0]"
+        )
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise FulaError(
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(x)} images; return "
+            "logits (N, classes)"
+        )
+    return logits
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -126,6 +152,8 @@ def as_floats(images: Tensor) -> Tensor:
 def _check_images(images: Tensor, labels: Tensor) -> None:
     if len(images) == 0:
         raise FulaError("there is no image to attack; give at least one")
+    if images.ndim != 4:
+        raise FulaError(f"images have shape {tuple(images.shape)}; give them as (N, C, H, W)")
     check_label_form(labels, len(images))
     if images.dtype == torch.uint8:
         return

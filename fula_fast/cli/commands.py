@@ -16,6 +16,7 @@ import typer
 
 from .. import attacks
 from ..errors import FulaError
+from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
@@ -62,7 +63,7 @@ def sweep(
     engine = {"device": device, "executor": executor, "mode": engine_mode}
     engine |= {"precision": precision, "memory": memory}
     loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
-    folder = out or Path("runs") / loaded.name
+    folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
         return _show_plan(loaded, folder)
     from ..progress import open_progress
@@ -175,7 +176,7 @@ def attack(
     options = attack_options(option or ())
     engine = {} if device is None else {"device": device}
     place = resources(parse_table(EngineSpec, engine, "engine")).device
-    if Path(target).is_dir():
+    if user_path(target).is_dir():
         print(_attack_run(target, attack, name, data, images, out, place, options))
     else:
         print(_attack_model(target, attack, name, data, images, out, place, options))

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder, remove, writing
+from ..files.paths import user_path
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
 from ..models.labels import check_fit, check_label_order
@@ -148,7 +149,7 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 def donor_path(cache_dir: str | Path, recipe: Mapping[str, Any]) -> Path:
     """Where the donor of a recipe is stored: its model's name and 16 digits of its hash."""
     model = recipe["model"].replace(":", "-")
-    return Path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
+    return user_path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
 
 
 def fresh_model(
@@ -320,7 +321,12 @@ def donor_from_checkpoint(
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     return donor_at_hand(
-        staged, source, Path(path), normalisation=normalisation, device=device, precision=precision
+        staged,
+        source,
+        user_path(path),
+        normalisation=normalisation,
+        device=device,
+        precision=precision,
     )
 
 

@@ -26,6 +26,7 @@ from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
 from ..errors import FulaError, check_name
 from ..files.atomic import folder as made
+from ..files.paths import user_path
 from ..models import Staged
 from ..progress import Progress
 from ..store import Store
@@ -84,7 +85,7 @@ def attack_run(
     limit = spec.evaluation.robust_images if limit is None else limit
     settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))
-    kept = None if examples is None else made(Path(examples))
+    kept = None if examples is None else made(user_path(examples))
     ready = store.done()
     if not ready:
         raise FulaError(

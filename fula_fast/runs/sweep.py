@@ -18,6 +18,7 @@ from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
 from ..files.atomic import folder as made
+from ..files.paths import user_path
 from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
@@ -64,7 +65,7 @@ def run_sweep(
     run, a donor below its `min_accuracy`.
     """
     started = time.perf_counter()
-    folder, progress = Path(out), progress or Progress()
+    folder, progress = user_path(out), progress or Progress()
     planned = _planned(spec, modules or {})
     store = _existing(spec, folder, planned, resume)
     planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)

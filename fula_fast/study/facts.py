@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
     """The model that a checkpoint's own header names, and how it is built."""
     from ..models import read_description
 
-    path = Path(donor.checkpoint)
+    path = user_path(donor.checkpoint)
     stored = read_description(path)
     if stored is None:
         raise FulaError(

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import FulaError, nearest
+from ..files.paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _FRACTION_KEYS = ("eps", "step")
@@ -46,7 +47,7 @@ def _beyond(error: Exception) -> str:
 
 
 def _spec_text(path: str | Path) -> tuple[str, str]:
-    file = Path(path)
+    file = user_path(path)
     try:
         return str(file), file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

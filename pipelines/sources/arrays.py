@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FulaError, nearest
+from ...files.paths import user_path
 from ..decode.images import ImageSet, Source, resized, with_channels
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def npz(
     Its keys are train_x, train_y, test_x, test_y, or those of Keras (x_train, …) or MedMNIST
     (train_images, …); arrays as in this module's rules.
     """
-    file = Path(path) if path else folder
+    file = user_path(path) if path else folder
     if not file.is_file():
         raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
     return load_npz("npz", file, size, channels)

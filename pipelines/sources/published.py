@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
@@ -132,7 +133,7 @@ def imagefolder(
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
-    tree = class_folders("imagefolder", Path(path) if path else folder)
+    tree = class_folders("imagefolder", user_path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 
