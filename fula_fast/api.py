@@ -38,7 +38,7 @@ from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, Table
+from .study.donor_spec import OneShortcut, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
@@ -48,7 +48,7 @@ from .study.toml import explain, read_toml
 Donor = Staged | str | Path
 
 
-class _Options(Table):
+class _Options(SpecTable):
     """The plain arguments of `stitch` that are no protocol options, checked."""
 
     front_site: int

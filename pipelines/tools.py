@@ -148,7 +148,8 @@ def prepare(
     """Make a source ready to use and say what was done.
 
     `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`
-    (its one option here: `on_error`); every other source is downloaded if it can be and is not there, and decoded into the cache.
+    (its one option here: `on_error`); every other source is downloaded if it can be and is not
+    there, and decoded into the cache.
     """
     if name == "ls-imagenet-10":
         return _prepare_imagenet(data_folder(data_dir), imagenet, options)

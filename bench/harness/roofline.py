@@ -51,8 +51,8 @@ H100 = Chip(
 bytes/s). Replace them by measured ones as soon as this project has seen a GPU."""
 
 FREE = frozenset(
-    "view _unsafe_view expand slice select permute transpose t detach alias unsqueeze squeeze unbind "
-    "split split_with_sizes as_strided narrow empty empty_like new_empty empty_strided "
+    "view _unsafe_view expand slice select permute transpose t detach alias unsqueeze squeeze "
+    "unbind split split_with_sizes as_strided narrow empty empty_like new_empty empty_strided "
     "new_empty_strided _reshape_alias is_same_size reshape unflatten movedim chunk lift_fresh "
     "sym_size sym_numel sym_stride".split()
 )
@@ -74,7 +74,7 @@ class Operator:
 
 
 @dataclass(frozen=True)
-class Cost:
+class KernelCost:
     """Of one operator on a chip."""
 
     part: str
@@ -140,12 +140,12 @@ def _read(func, args: Sequence, kwargs: Mapping) -> list[Tensor]:
     return found
 
 
-def cost(op: Operator, chip: Chip = H100) -> Cost:
+def cost(op: Operator, chip: Chip = H100) -> KernelCost:
     """What an operator takes."""
     rule = _RULES.get(op.name, _elementwise)
     part, kernels, moved, busy = rule(op, chip)
     seconds = max(busy, moved / chip.memory) + kernels * chip.launch
-    return Cost(part, kernels, moved, op.flops, seconds)
+    return KernelCost(part, kernels, moved, op.flops, seconds)
 
 
 Rule = Callable[[Operator, Chip], tuple[str, int, float, float]]
@@ -301,13 +301,13 @@ class Total:
         return self.flops / self.seconds / chip.products if self.seconds else 0.0
 
 
-def total(costs: Sequence[Cost]) -> Total:
+def total(costs: Sequence[KernelCost]) -> Total:
     """Their sum."""
     sums = (sum(getattr(c, n) for c in costs) for n in ("kernels", "bytes", "flops", "seconds"))
     return Total(len(costs), *sums)
 
 
-def by_part(costs: Sequence[Cost]) -> dict[str, Total]:
+def by_part(costs: Sequence[KernelCost]) -> dict[str, Total]:
     """Sums by part of the step, the longest first."""
     parts = {c.part: total([d for d in costs if d.part == c.part]) for c in costs}
     return dict(sorted(parts.items(), key=lambda item: -item[1].seconds))

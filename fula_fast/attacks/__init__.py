@@ -10,23 +10,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .names import NamedAttack, Stage, attacks, register
+from .names import AttackStage, NamedAttack, attacks, register
 from .options import AttackOptions, Savings
 
 _LAZY = {
     "Attack": "fula_fast.attacks.settings",
     "Replay": "fula_fast.device.replay",
-    "RobustResult": "fula_fast.attacks.evaluate",
-    "attack_checkpoint": "fula_fast.attacks.evaluate",
-    "robust_evaluate": "fula_fast.attacks.evaluate",
-    "save_examples": "fula_fast.attacks.evaluate",
+    "RobustResult": "fula_fast.attacks.robustness",
+    "attack_checkpoint": "fula_fast.attacks.robustness",
+    "robust_evaluate": "fula_fast.attacks.robustness",
+    "save_examples": "fula_fast.attacks.robustness",
     "PackedModel": "fula_fast.attacks.packed",
     "PGD": "fula_fast.attacks.pgd",
     "eval_mode": "fula_fast.attacks.pgd",
     "pgd_from": "fula_fast.attacks.pgd",
 }
 __all__ = [
-    "AttackOptions", "NamedAttack", "Savings", "Stage", "attacks", "register", *_LAZY,
+    "AttackOptions", "NamedAttack", "Savings", "AttackStage", "attacks", "register", *_LAZY,
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from ..device.graphs import WARM_UP, Recorder
 from ..device.replay import Replay, recorder_on
 from .apgd import APGDConfig, image_loss
 from .losses import evaluate
-from .names import CE, NamedAttack, Stage
+from .names import CE, AttackStage, NamedAttack
 from .options import AttackOptions
 from .packed import PackedModel, by_route, logits_along
 from .pgd import pgd
@@ -127,7 +127,7 @@ def _routed(record: Record, recorder: Recorder | None) -> bool:
     return recorder is not None or record.images.is_cuda
 
 
-def _stages(named: NamedAttack, classes: int, restarts: int) -> list[Stage]:
+def _stages(named: NamedAttack, classes: int, restarts: int) -> list[AttackStage]:
     """Every stage that the model has classes for, each as often as there are restarts."""
     return [
         replaced
@@ -137,7 +137,9 @@ def _stages(named: NamedAttack, classes: int, restarts: int) -> list[Stage]:
     ]
 
 
-def _keyed_starts(options: AttackOptions, shape: Sequence[int], stages: Sequence[Stage]) -> Starts:
+def _keyed_starts(
+    options: AttackOptions, shape: Sequence[int], stages: Sequence[AttackStage]
+) -> Starts:
     """Start noise keyed by seed, restart and image: every stage and lane starts alike."""
 
     def starts(stage: int, lane: int, images: Sequence[int]) -> Tensor:

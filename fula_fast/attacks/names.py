@@ -41,7 +41,7 @@ MIN_CLASSES = {CE: 1, DLR: 3, TARGETED: 4}
 """The fewest classes for which each loss is defined."""
 
 
-class Stage(NamedTuple):
+class AttackStage(NamedTuple):
     """One run of APGD: its loss (see `losses`), for TARGETED the rank of the target class among
     the clean logits (2: the second largest), and which restart it is."""
 
@@ -68,7 +68,7 @@ class NamedAttack:
     reads: str
     careful: str
     steps: int = 0
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[AttackStage, ...] = ()
     eot: int = 1
     first_step: float | None = None
     search: str | Callable[..., Any] | None = None
@@ -196,8 +196,8 @@ def adjusted(attack: NamedAttack, options: AttackOptions) -> NamedAttack:
     return replace(attack, steps=options.steps or attack.steps, eot=options.eot or attack.eot)
 
 
-_CE, _DLR = Stage(CE), Stage(DLR)
-_TARGETS = tuple(Stage(TARGETED, rank) for rank in range(2, 11))
+_CE, _DLR = AttackStage(CE), AttackStage(DLR)
+_TARGETS = tuple(AttackStage(TARGETED, rank) for rank in range(2, 11))
 _FIRST_ORDER = "an upper bound: gradients that vanish or are hidden look like robustness"
 _PGD_READS = ("right after N signed gradient steps from the image itself", _FIRST_ORDER)
 

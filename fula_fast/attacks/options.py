@@ -99,10 +99,10 @@ class AttackOptions:
     default 512 on CUDA, 128 elsewhere. precision: "fp32"; "bf16" searches in bfloat16, confirms
     every image in full precision and attacks the survivors again in full precision, so that its
     robust images are robust to the fp32 attack too; "fast" leaves that second attack out. mode:
-    "auto" captures the iteration in a CUDA graph on CUDA (PGD's loop only where it pays); "eager"; "compiled" passes the models
-    through torch.compile; "captured" needs CUDA. compile adds torch.compile to a captured
-    iteration. keep_images: keep the adversarial images. starts: another source of start noise (for
-    comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).
+    "auto" captures the iteration in a CUDA graph on CUDA (PGD's loop only where it pays); "eager";
+    "compiled" passes the models through torch.compile; "captured" needs CUDA. compile adds
+    torch.compile to a captured iteration. keep_images: keep the adversarial images. starts: another
+    source of start noise (for comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).
 
     Numbers of NumPy are taken too; what is kept are an int or a float. Raises `FulaError`, naming
     option and value, for a value of another type or out of its range.

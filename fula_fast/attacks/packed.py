@@ -110,7 +110,7 @@ def _weight(model: object) -> Tensor | None:
     return next(model.parameters(), None) if isinstance(model, nn.Module) else None
 
 
-class Lanes:
+class PackedLanes:
     """Several modules (or functions) as a `PackedModel`; each sees its own images of a batch.
 
     Nothing is shared between the lanes, so each is a route of its own.
@@ -141,9 +141,9 @@ class Lanes:
         """One lane's logits; see `PackedModel`."""
         return self._singles[route].logits
 
-    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Lanes:
+    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> PackedLanes:
         """The copies that gradients are taken of; see `PackedModel`."""
-        return Lanes([s.search(input_shape, bf16=bf16, folded=folded) for s in self._singles])
+        return PackedLanes([s.search(input_shape, bf16=bf16, folded=folded) for s in self._singles])
 
 
 def as_packed(
@@ -163,7 +163,7 @@ def as_packed(
     if not several:
         raise FulaError("no model to attack; give at least one")
     singles = [Single(model, compile=compile, device=device) for model in several]
-    return singles[0] if len(singles) == 1 else Lanes(singles)
+    return singles[0] if len(singles) == 1 else PackedLanes(singles)
 
 
 def by_route(

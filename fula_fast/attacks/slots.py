@@ -22,7 +22,7 @@ from torch import Tensor
 from ..device.graphs import Recorder
 from ..device.replay import Replay
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
-from .names import TARGETED, Stage
+from .names import TARGETED, AttackStage
 from .packed import PackedModel, by_route, logits_along
 from .record import Record
 
@@ -128,7 +128,7 @@ class Search:
     """
 
     def __init__(
-        self, model: PackedModel, record: Record, config: APGDConfig, stages: Sequence[Stage],
+        self, model: PackedModel, record: Record, config: APGDConfig, stages: Sequence[AttackStage],
         starts: Starts, options: SearchOptions,
     ) -> None:  # fmt: skip
         self._model, self._record, self._config = model, record, config

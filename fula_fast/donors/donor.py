@@ -184,7 +184,8 @@ def ensure_donor(
     replace_damaged: bool = False,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> Donor:
-    """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and saved.
+    """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and
+    saved.
 
     Either way the model is read from its file, so a resumed run sees the very same one. Where
     another process trains the same donor, its model is waited for. `attack`:

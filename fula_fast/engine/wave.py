@@ -238,8 +238,8 @@ class Wave:
     def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
         """Loss of every lane, (L,), with graph; zero for a lane without an objective.
 
-        Each weighted term has its own place in a table (L, columns), a column for every end site and
-        task, whose rows are summed: in an order that does not depend on the lane's companions.
+        Each weighted term has its own place in a table (L, columns), a column for every end site
+        and task, whose rows are summed: in an order that does not depend on the lane's companions.
         """
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         columns = self.terms.shape[1] + len(_tasks())

@@ -297,8 +297,8 @@ _of_stitched(
     "around each channel's own mean they do not",
     source="coefficient of determination",
     columns={
-        "r2": "list, from the cell's own end site to the last: 1 − Σ(h − g)² / Σ(g − m)², m the one "
-        "mean of all entries",
+        "r2": "list, from the cell's own end site to the last: 1 − Σ(h − g)² / Σ(g − m)², m the "
+        "one mean of all entries",
         "r2_channel": "the same with m the mean of each channel (feature) over images and positions",
     },
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from .memory import GroupPairs, Widths, gathered_bytes, offsets, smaller_space
+from .moment_memory import GroupPairs, Widths, gathered_bytes, offsets, smaller_space
 from .pair import Pair, Side, as_rows, of_sides
 
 Place = tuple[str, int]

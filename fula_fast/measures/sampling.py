@@ -14,7 +14,7 @@ from ..errors import FulaError
 from ..pipelines.draws.randomness import permutation
 
 
-class Purpose(IntEnum):
+class SamplePurpose(IntEnum):
     """What a stream of words is for: keys beside those of `pipelines.draws.randomness.Purpose`."""
 
     SUBSET = 64
@@ -24,17 +24,17 @@ class Purpose(IntEnum):
 
 def subset(images: int, samples: int, seed: int = 0) -> np.ndarray:
     """Sorted indices (min(images, samples),) of the images that measures of pairs are taken on."""
-    return np.sort(permutation(seed, 0, Purpose.SUBSET, images)[:samples])
+    return np.sort(permutation(seed, 0, SamplePurpose.SUBSET, images)[:samples])
 
 
 def orders(samples: int, draws: int, seed: int = 0) -> np.ndarray:
     """(draws, samples): permutations of the samples, the same for all sites and measures."""
-    return _draws(samples, draws, seed, Purpose.NULL)
+    return _draws(samples, draws, seed, SamplePurpose.NULL)
 
 
 def halves(samples: int, draws: int, seed: int = 0) -> np.ndarray:
     """(draws, samples // 2): sorted indices of half of the samples, drawn without replacement."""
-    return np.sort(_draws(samples, draws, seed, Purpose.HALF)[:, : samples // 2], axis=1)
+    return np.sort(_draws(samples, draws, seed, SamplePurpose.HALF)[:, : samples // 2], axis=1)
 
 
 def by_row(indices: np.ndarray, rows_per_sample: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def by_row(indices: np.ndarray, rows_per_sample: int) -> np.ndarray:
     return rows.reshape(*indices.shape[:-1], -1)
 
 
-def _draws(samples: int, draws: int, seed: int, purpose: Purpose) -> np.ndarray:
+def _draws(samples: int, draws: int, seed: int, purpose: SamplePurpose) -> np.ndarray:
     if draws < 1:
         raise FulaError(f"{draws} draws: at least 1 is needed")
     return np.stack([permutation(seed, draw, purpose, samples) for draw in range(draws)])

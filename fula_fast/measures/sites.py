@@ -19,11 +19,11 @@ from .registry import LAST, SITE, Measure, Needs, measure
 
 
 @dataclass(frozen=True)
-class Distances:
+class SiteDistances:
     """Of one stitched model, from its own end site to the last one, k values each, over a test set.
 
-    `residual`: sum of (h - g)^2. `squares`: of g^2. `around_mean`, `around_channels`: of g's squared
-    distances to its one mean, and to the mean of each channel (feature).
+    `residual`: sum of (h - g)^2. `squares`: of g^2. `around_mean`, `around_channels`: of g's
+    squared distances to its one mean, and to the mean of each channel (feature).
     """
 
     residual: Tensor
@@ -32,17 +32,17 @@ class Distances:
     around_channels: Tensor
 
 
-def terms(found: Distances) -> tuple[list[float]]:
+def terms(found: SiteDistances) -> tuple[list[float]]:
     """||h - g|| / ||g|| at every site."""
     return ((found.residual / found.squares).sqrt().tolist(),)
 
 
-def penultimate(found: Distances) -> tuple[float]:
+def penultimate(found: SiteDistances) -> tuple[float]:
     """The term at the last site."""
     return (terms(found)[0][-1],)
 
 
-def r_squared(found: Distances) -> tuple[list[float], list[float]]:
+def r_squared(found: SiteDistances) -> tuple[list[float], list[float]]:
     """1 - residual / sum of squares around the one mean, and around each channel's mean."""
     around = found.around_mean, found.around_channels
     return tuple((1 - found.residual / sums).tolist() for sums in around)
@@ -99,7 +99,7 @@ class SiteTable:
         found = []
         for lane, site in enumerate(self.end_sites):
             part = slice(site - 1, None)
-            distances = Distances(
+            distances = SiteDistances(
                 self._distance[lane, part], self._squares[part], around_mean[part],
                 around_channels[part],
             )  # fmt: skip

@@ -28,8 +28,8 @@ class Mark:
 class Method:
     """A way to find a stitch. With neither `terms` nor `loss` it is the closed form, untrained.
 
-    `name`: in specs and tables; `label`, `mark`: in plots (no mark: a spare one). `stitch`, `reads`,
-    `careful`: what the stitch is, what the result says, and when not to trust it.
+    `name`: in specs and tables; `label`, `mark`: in plots (no mark: a spare one). `stitch`,
+    `reads`, `careful`: what the stitch is, what the result says, and when not to trust it.
 
     `terms(weighting, count)`: weights of the `count` normalised terms from the stitch's site to the
     last one (0 where a term is not needed); `weighted`: they depend on the protocol's weighting.

@@ -12,7 +12,7 @@ _HOMES = {
     "Normalised": "staged",
     "SiteInfo": "description",
     "Staged": "staged",
-    "build": "catalogue",
+    "build": "named",
     "content_hash": "checkpoint",
     "describe": "description",
     "describe_staged": "description",

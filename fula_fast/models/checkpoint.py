@@ -20,7 +20,7 @@ from ..errors import FulaError
 from ..files import sealed
 from ..files.paths import user_path
 from ..files.sealed import DONOR
-from .catalogue import build
+from .named import build
 from .staged import Staged
 from .stored import Described, Stored, is_ours, is_safetensors
 

@@ -81,9 +81,9 @@ class Staged(nn.Module):
     """A donor: `stages` (each maps one tensor to one tensor), then `head` (last site → logits).
 
     `name`, `options`, `num_classes`, `input_shape` (C, H, W) and `hook` say how it was built;
-    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the network
-    itself keeps in another layout (maps with channels last), moved at the cut. `classes`: the class names in the
-    order of the labels that it was trained on, where they are known.
+    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the
+    network itself keeps in another layout (maps with channels last), moved at the cut. `classes`:
+    the class names in the order of the labels that it was trained on, where they are known.
     """
 
     classes: tuple[str, ...] | None = None

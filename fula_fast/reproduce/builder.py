@@ -17,9 +17,9 @@ from ..study.facts import DataFacts, DonorFacts, donor_facts
 from ..study.spec import load_spec, parse_table
 from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose
+from .driver_options import Options
 from .experiment import FRONT_COPY, Sweep, Unsuitable
-from .options import Options
-from .recipe import Part, Recipe, catalogue, merged
+from .recipe import ExperimentRecipe, RecipePart, catalogue, merged
 
 _SIDES = (32, 64, 224)
 """Sides in pixels that are tried where an architecture cannot take the scale's own."""
@@ -36,7 +36,7 @@ class Builder:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ExperimentRecipe,
         scale: str,
         folder: Path,
         models: Mapping[str, str | None],
@@ -81,7 +81,7 @@ class Builder:
             self.chosen[name] = choose(name, self.scale, self.folder, self.size)
         return self.chosen[name]
 
-    def sweep(self, part: Part, overrides: Sequence[str]) -> Sweep:
+    def sweep(self, part: RecipePart, overrides: Sequence[str]) -> Sweep:
         """One part's spec. Unknown keys and values are refused as in any spec.
 
         A part that starts from the identity is of one architecture, that of `--end`.

@@ -27,9 +27,9 @@ _USE = 1.8
 """What a wave's step reaches of the probe's rate: measured for width 16 at 16x16 on a CPU, where
 whole networks run larger products than the probe's."""
 _PER_STEP = {"cpu": 0.015}
-"""Seconds of a training step beside its arithmetic: a single lane through a ResNet-18 of width 4, whose
-operators are called one by one, took 64 steps/s (63 to 65, n = 4, AMD EPYC, one thread, torch 2.15). A
-captured step on a GPU is one launch."""
+"""Seconds of a training step beside its arithmetic: a single lane through a ResNet-18 of width 4,
+whose operators are called one by one, took 64 steps/s (63 to 65, n = 4, AMD EPYC, one thread, torch
+2.15). A captured step on a GPU is one launch."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from ..store import Store
 from ..store.differences import describe_differences
 from ..store.tables import write_tables
 from ..study.cell import Cell
-from ..study.plan import Plan, Wave
+from ..study.plan import Plan, PlannedWave
 from .kept import settled_spec
 from .workbench import Workbench
 
@@ -133,7 +133,7 @@ class _Attacks:
     """The attack on cells of one wave of the run."""
 
     bench: Workbench
-    wave: Wave
+    wave: PlannedWave
     store: Store
     attack: str
     options: Mapping[str, Any]
@@ -199,7 +199,7 @@ class _Results:
         done = set() if self.store is None else self.store.done()
         return {cell for cell in done if examples is None or _file(examples, cell).exists()}
 
-    def write(self, wave: Wave, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, wave: PlannedWave, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep finished rows."""
         if self.store is None:
             cells = [{"id": cell["id"]} for cell in self.run.plan["cells"]]

@@ -24,7 +24,7 @@ from ..progress import Progress
 from ..store import Store
 from ..study.cell import Cell
 from ..study.facts import described_facts
-from ..study.plan import Plan, Wave, plan
+from ..study.plan import Plan, PlannedWave, plan
 from ..study.resources import resources
 from ..study.spec import Spec
 
@@ -140,7 +140,9 @@ def _kept(store: Store, planned: Plan, budget: int) -> Plan:
     return replace(kept, device=planned.device)
 
 
-def _free_waves(planned: Plan, store: Store, todo: set[str], progress: Progress) -> Iterator[Wave]:
+def _free_waves(
+    planned: Plan, store: Store, todo: set[str], progress: Progress
+) -> Iterator[PlannedWave]:
     """The waves with unfinished cells, those that another process works on last: it is waited for,
     and what it has finished is taken out of `todo`."""
     waiting, told = list(planned.waves), False
@@ -186,7 +188,12 @@ def _identity(spec: Spec) -> dict[str, Any]:
 
 
 def _run_wave(
-    wave: Wave, bench: Workbench, store: Store, todo: set[str], fail_fast: bool, profile: bool
+    wave: PlannedWave,
+    bench: Workbench,
+    store: Store,
+    todo: set[str],
+    fail_fast: bool,
+    profile: bool,
 ) -> None:
     task = bench.task(wave)
     hashes = _hashes(bench, wave)
@@ -212,7 +219,9 @@ def _run_wave(
             raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
 
 
-def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool) -> Executor:
+def _executor(
+    planned: Plan, wave: PlannedWave, store: Store, todo: set[str], profile: bool
+) -> Executor:
     """Runs the wave's unfinished cells, alone or as lanes."""
     if planned.executor == "solo":
         from ..engine import solo
@@ -227,12 +236,12 @@ def _only(task: WaveTask, todo: set[str]) -> WaveTask:
     return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
 
 
-def _hashes(bench: Workbench, wave: Wave) -> dict[str, str]:
+def _hashes(bench: Workbench, wave: PlannedWave) -> dict[str, str]:
     names = {"front": wave.key.front, "end": wave.key.end}
     return {f"{r}_hash": bench.donor(n, wave.key.hook).content_hash for r, n in names.items()}
 
 
-def _common(bench: Workbench, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _common(bench: Workbench, wave: PlannedWave, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Columns that all cells of a wave share."""
     accuracies = {
         f"{role}_accuracy": bench.donor(name, wave.key.hook).metrics.test_accuracy
@@ -247,7 +256,7 @@ def _common(bench: Workbench, wave: Wave, hashes: Mapping[str, str]) -> dict[str
     return {**accuracies, **sites, **hashes, **place, **versions}
 
 
-def _robust_donors(bench: Workbench, wave: Wave, cell: Cell) -> dict[str, float]:
+def _robust_donors(bench: Workbench, wave: PlannedWave, cell: Cell) -> dict[str, float]:
     """Columns of the two donors under the cell's own attack; cells of a wave may differ in it."""
     return {
         f"{role}_robust_accuracy": found

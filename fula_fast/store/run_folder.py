@@ -20,8 +20,8 @@ from ..files.atomic import folder as made
 from ..files.atomic import remove, remove_stale, writing
 from ..files.paths import user_path
 from ..files.sealed import CHECKPOINT, LAUNCH, RUN_PLAN, RUN_SPEC, STITCHES
+from .cross_layer import with_self_accuracy
 from .differences import describe_differences
-from .matrices import with_self_accuracy
 from .shards import (
     STATUSES,
     Shard,

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..methods import method
-from .donor_spec import Shortcut
+from .donor_spec import ShortcutSpec
 from .protocol import Protocol, Situation
 
 
@@ -36,7 +36,7 @@ class Cell:
     objective: Mapping[str, float]
     protocol: Protocol
     alpha: float = 0.0
-    shortcut: Shortcut | None = None
+    shortcut: ShortcutSpec | None = None
     subset: int | None = None
     seed: int = 0
     data_seed: int = 0
@@ -84,7 +84,7 @@ class Cell:
     @classmethod
     def from_json(cls, values: Mapping[str, Any], protocol: Protocol) -> Cell:
         """The inverse of `to_json`."""
-        shortcut = Shortcut(**values["shortcut"]) if values["shortcut"] else None
+        shortcut = ShortcutSpec(**values["shortcut"]) if values["shortcut"] else None
         return cls(**{**values, "shortcut": shortcut, "protocol": protocol})
 
 

@@ -13,7 +13,7 @@ from ..errors import FulaError
 from ..methods import method, objective
 from ..methods.weightings import term_weights
 from .cell import Cell, Context, cell_id, digest
-from .donor_spec import Shortcut
+from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
 from .protocol import Protocol
 from .spec import Mixture, Spec
@@ -226,7 +226,7 @@ def _check_plain(spec: Spec) -> None:
         )
 
 
-def _check_shortcut(shortcut: Shortcut | None, data: DataFacts) -> None:
+def _check_shortcut(shortcut: ShortcutSpec | None, data: DataFacts) -> None:
     if shortcut is None:
         return
     if shortcut.size > min(data.shape[1:]):

@@ -77,7 +77,7 @@ _FROM_PROTOCOL = (
 
 
 @dataclass(frozen=True)
-class Wave:
+class PlannedWave:
     """Cells that run together. `memory`: predicted peak bytes. `flops`: of all training steps.
 
     `steps`: training steps, nominal for the data set's size. `id`: hash of the cells' ids.
@@ -108,7 +108,7 @@ class Plan:
 
     name: str
     cells: tuple[Cell, ...]
-    waves: tuple[Wave, ...]
+    waves: tuple[PlannedWave, ...]
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     precision: str = "fp32"
@@ -142,8 +142,8 @@ class Plan:
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise FulaError(
-                f"the run's plan is of another form than this version writes ({reason}); go on with "
-                "the fula_fast that planned it, or give another --out"
+                f"the run's plan is of another form than this version writes ({reason}); go on "
+                "with the fula_fast that planned it, or give another --out"
             ) from None
 
     @classmethod
@@ -162,16 +162,16 @@ class Plan:
 _SETTINGS = ("name", "device", "precision", "mode", "executor", "budget")
 
 
-def _wave_json(wave: Wave) -> dict[str, Any]:
+def _wave_json(wave: PlannedWave) -> dict[str, Any]:
     costs = {"memory": wave.memory, "flops": wave.flops, "steps": wave.steps}
     cells = [cell.id for cell in wave.cells]
     return {"id": wave.id, "cells": cells, "key": asdict(wave.key), **costs}
 
 
-def _wave_from_json(values: Mapping[str, Any], by_id: Mapping[str, Cell]) -> Wave:
+def _wave_from_json(values: Mapping[str, Any], by_id: Mapping[str, Cell]) -> PlannedWave:
     cells = tuple(by_id[name] for name in values["cells"])
     costs = {name: values[name] for name in ("memory", "flops", "steps")}
-    return Wave(cells, WaveKey(**values["key"]), **costs)
+    return PlannedWave(cells, WaveKey(**values["key"]), **costs)
 
 
 def plan(
@@ -249,13 +249,15 @@ class _Packer:
     fused: bool
     alone: bool
 
-    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[Wave]:
+    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[PlannedWave]:
         """The group's cells in as few waves as the budget allows."""
         front, end = self.facts(key.front, key.hook), self.facts(key.end, key.hook)
         for lanes in self._packed(key, cells, front, end):
             steps = key.epochs * self._steps_per_epoch(key)
             predicted = self._bytes(lanes, front, end, key)
-            yield Wave(tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps)
+            yield PlannedWave(
+                tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps
+            )
 
     def _steps_per_epoch(self, key: WaveKey) -> int:
         images = self.data.train_images

@@ -28,14 +28,14 @@ from pydantic import (
 from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, SpecTable
 from .protocol import PRESETS, Protocol, attack_name, protocol
 from .toml import Overrides, apply_overrides, explain, fractions, read_toml
 
-T = TypeVar("T", bound=Table)
+T = TypeVar("T", bound=SpecTable)
 
 
-class Mixture(Table):
+class Mixture(SpecTable):
     """A named objective, `{name = "half", fula = 0.5, tlm = 0.5}`: non-negative weights of trained
     methods by name."""
 
@@ -114,7 +114,7 @@ Weighting = Annotated[Any, BeforeValidator(_weighting)]
 Subset = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_subset)]
 
 
-class GridSpec(Table):
+class GridSpec(SpecTable):
     """The grid: every combination of these lists is a cell.
 
     `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
@@ -184,7 +184,7 @@ def _check_axis(option: str, values: tuple[Any, ...]) -> None:
         raise ValueError(f"axes.{option} is empty; the grid would have no cells")
 
 
-class EvaluationSpec(Table):
+class EvaluationSpec(SpecTable):
     """What is measured on finished cells.
 
     `sets`: test sets beside the cell's own (which carries the cell's shortcut, when it has one).
@@ -208,7 +208,7 @@ class EvaluationSpec(Table):
         return value
 
 
-class EngineSpec(Table):
+class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
 
     `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
@@ -238,7 +238,7 @@ class EngineSpec(Table):
         return value
 
 
-class Spec(Table):
+class Spec(SpecTable):
     """A whole run. Build it with `load_spec`, which fills in what donors inherit."""
 
     name: str = "sweep"
@@ -334,9 +334,9 @@ def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
 def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Spec:
     """The checked spec in a TOML file, a shipped recipe (by name), or a mapping.
 
-    `overrides`: texts "a.b=c" as of `--set`, (dotted key, value) pairs, or a mapping of them. Raises
-    `FulaError`, one
-    line that names the table, the value, the rule and the nearest valid name.
+    `overrides`: texts "a.b=c" as of `--set`, (dotted key, value) pairs, or a mapping of them.
+    Raises `FulaError`, one line that names the table, the value, the rule and the nearest valid
+    name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
     table = fractions(apply_overrides(table, overrides))

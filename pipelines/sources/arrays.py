@@ -1,4 +1,5 @@
-"""Arrays that a user brings: checked for dtype, axes, range and labels before anything is converted.
+"""Arrays that a user brings: checked for dtype, axes, range and labels before anything is
+converted.
 
 Images: (N, H, W), or (N, H, W, C), or (N, C, H, W) with 1 or 3 channels, where an axis of 1 or 3 at
 the end counts as the channels before one in the second place. Whole numbers in 0 … 255 of any
@@ -142,7 +143,7 @@ def image_array(array: Any, where: str) -> np.ndarray:
         return np.ascontiguousarray(images)
     low, high = images.min(), images.max()
     floats = np.issubdtype(images.dtype, np.floating)
-    if not (0 <= low and high <= (1 if floats else 255)):  # a NaN fails too
+    if not (low >= 0 and high <= (1 if floats else 255)):  # a NaN fails too
         wanted = "floats in [0, 1]" if floats else "whole numbers in 0 to 255"
         raise FulaError(
             f"{where} is {images.dtype} from {low:g} to {high:g}; give uint8, or {wanted}, before "

@@ -33,8 +33,8 @@ def _fitted(
         images = images[..., None] if images.ndim == 3 else images
         if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
             raise FulaError(
-                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, W) "
-                "or (N, H, W, C), and some"
+                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, "
+                "W) or (N, H, W, C), and some"
             )
         images = with_channels(images, channels)
         images = images if size is None else resized(images, size)
@@ -95,8 +95,8 @@ def cifar10(
     """
     if (folder / "cifar-10-batches-py").is_dir() or download:
         refuse_reading(
-            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
-            "(those of a download too); leave them out",
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's "
+            "files (those of a download too); leave them out",
             on_error, decoder, cached,
         )  # fmt: skip
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)

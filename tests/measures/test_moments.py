@@ -8,7 +8,12 @@ from torch import Tensor
 
 from fula_fast.errors import FulaError
 from fula_fast.measures.matrices import Sides, between, of_moments
-from fula_fast.measures.memory import gathered_bytes, moments_bytes, pairs_bytes, smaller_space
+from fula_fast.measures.moment_memory import (
+    gathered_bytes,
+    moments_bytes,
+    pairs_bytes,
+    smaller_space,
+)
 from fula_fast.measures.moments import Moments
 from fula_fast.measures.pair import Side, effective_rank, of_sides
 from fula_fast.measures.registry import Needs, measure, measures

@@ -14,8 +14,8 @@ from fula_fast.errors import FulaError
 from fula_fast.methods import METHODS
 from fula_fast.reproduce import SCALES, load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import TESTS
+from fula_fast.reproduce.driver_options import Options
 from fula_fast.reproduce.experiment import Unsuitable
-from fula_fast.reproduce.options import Options
 from fula_fast.reproduce.plots import KINDS
 from fula_fast.reproduce.recipe import _table, merged, tables_in
 from fula_fast.study.spec import parse_table

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fula_fast.errors import FulaError
 from fula_fast.methods import METHODS
-from fula_fast.study.donor_spec import Adversarial, DonorSpec, Shortcut
+from fula_fast.study.donor_spec import Adversarial, DonorSpec, ShortcutSpec
 from fula_fast.study.protocol import PRESETS, Protocol
 from fula_fast.study.spec import GridSpec, Mixture, load_spec
 from fula_fast.study.toml import apply_overrides, parse_override, recipe_names
@@ -187,7 +187,7 @@ def test_adversarial_true_means_the_papers_attack():
 )
 def test_shortcuts_by_name(text, pattern, location):
     (found,) = load_spec(MINIMAL, [f"grid.shortcut={text}"]).grid.shortcut
-    assert found == Shortcut(pattern=pattern, location=location)
+    assert found == ShortcutSpec(pattern=pattern, location=location)
     assert found.label == f"{pattern}+{location}"
 
 

@@ -43,8 +43,9 @@ class RobustResult:
     attack starts, is exactly zero, so that it says nothing of robustness. logits and
     predictions (-1: NaN): on the adversarial image where there is one, else on the clean one;
     witness_logits: the witness's on the same images. gradients: image gradients taken
-    (every EOT sample counts; those that look for zero ones do not); verified: images shown to the exact model. settings: the attack's
-    options, JSON-able. deterministic: None where it was not asked.
+    (every EOT sample counts; those that look for zero ones do not); verified: images shown to the
+    exact model. settings: the attack's options, JSON-able. deterministic: None where it was not
+    asked.
     """
 
     attack: str

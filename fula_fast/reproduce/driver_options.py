@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from ..errors import FulaError
 from ..methods import method
-from ..study.donor_spec import Marked, Table
+from ..study.donor_spec import Marked, SpecTable
 from ..study.protocol import HIGHEST_RATE, attack_name
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -34,7 +34,7 @@ def _shortcut(text: str) -> str:
     return text
 
 
-class Options(Table):
+class Options(SpecTable):
     """Every option that some driver has; a recipe's `[options]` lists its own.
 
     `sites`: where empty, all. `models`: tables over the donors', with a `label`.
