@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,7 +382,7 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     seen = {}
 
     class Summary:
-        run = Finished(tmp_path, 0, 0, 0.0)
+        run = Finished(Path("runs/quickstart"), 0, 0, 0.0)
 
     def run_sweep(spec, folder, **options):
         seen.update(options, folder=folder)
