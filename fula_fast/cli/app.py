@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
@@ -68,12 +69,18 @@ def command(
         @functools.wraps(function)
         def guarded(**arguments: Any) -> None:
             with _plain_warnings(), _stoppable():
-                code = _guarded(lambda: function(**arguments), resume)
+                code = _guarded(lambda: _extended(function, arguments), resume)
             raise typer.Exit(code or 0)
 
         return guarded
 
     return register
+
+
+def _extended(function: Callable[..., int | None], arguments: dict[str, Any]) -> int | None:
+    """The command, with the extensions that are installed."""
+    _load_extensions()
+    return function(**arguments)
 
 
 def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
@@ -146,6 +153,13 @@ def command_group(name: str, help: str) -> typer.Typer:
     group = typer.Typer(name=name, cls=_Group, help=help, no_args_is_help=True)
     app.add_typer(group)
     return group
+
+
+def _load_extensions() -> None:
+    """Import what installed packages add (methods, measures, attacks): their entry points in the
+    group `fula_fast`, modules that register at import."""
+    for entry in entry_points(group="fula_fast"):
+        entry.load()
 
 
 @contextmanager

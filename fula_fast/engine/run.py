@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..device.memory import used_memory
 from ..device.precision import arithmetic
 from ..errors import FulaError
 from ..models import Staged, content_hash
 from ..progress import LaneLoss
-from ..study.wave_memory import used_memory
 from .captured import Captured
 from .evaluation import measure
-from .modes import Stepper, open_stepper, runner_of
+from .modes import Stepper, fuse_of, open_stepper, runner_of
 from .network import run_plain
 from .profiling import profiled
 from .restore import lane_statistics
@@ -92,7 +92,7 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
     mode, runner = runner_of(task)
     wave = Wave(
         task.cells, task.front, task.end, stitches_of(task), task.steps,
-        dtype=task.dtype, device=task.device, runner=runner,
+        dtype=task.dtype, device=task.device, runner=runner, fuse=fuse_of(mode),
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps)
     stepper = open_stepper(task, wave, mode)
@@ -154,7 +154,8 @@ def _owner(task: WaveTask, wave: Wave) -> dict[str, Any]:
 
 
 def _resumed(wave: Wave, store: Store | None, wave_id: str, owner: Mapping[str, Any]) -> int:
-    """Load the wave's checkpoint, if it was made with the same; the epochs that it has behind it."""
+    """Load the wave's checkpoint, if it was made with the same; the epochs that it has
+    behind it."""
     found = store.load_checkpoint(wave_id) if store is not None else None
     if found is None:
         return 0

@@ -43,6 +43,7 @@ class Kind:
 _COPY = "put the copy of a backup in its place, or give another --out"
 RUN_SPEC = Kind("spec of a run", _COPY)
 RUN_PLAN = Kind("plan of a run", _COPY)
+SURROUNDINGS = Kind("note of where a run was started", _COPY)
 SHARD = Kind("shard of finished cells", "its cells count as missing: --resume does them again")
 STITCHES = Kind("file of stitches", "its cells count as missing: --resume does them again")
 CHECKPOINT = Kind("checkpoint of a wave", "the wave starts anew")

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..errors import FulaError
 from ..files import sealed
+from ..files.paths import user_path
 from ..files.sealed import DONOR
-from .catalogue import build
+from .named import build
 from .staged import Staged
 from .stored import Described, Stored, is_ours, is_safetensors
 
@@ -48,7 +49,7 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
     """
     digest = content_hash(staged)
     named = {"content_hash": digest, "donor": _description(staged), "meta": dict(meta or {})}
-    sealed.write_tensors(Path(path), DONOR, staged.state(), named)
+    sealed.write_tensors(user_path(path), DONOR, staged.state(), named)
     return digest
 
 
@@ -61,7 +62,7 @@ def load_checkpoint(
     `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
     Raises `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
-    path = Path(path)
+    path = user_path(path)
     meta = None
     if not is_safetensors(path):
         state = _torch_state(path)

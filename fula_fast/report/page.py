@@ -20,6 +20,7 @@ from ..files.atomic import folder as made
 from ..files.atomic import replacing
 from ..store import COLUMNS, Store
 from ..study.cell import digest
+from .glossary import glossary
 from .heat_map import heat_map
 from .stitching_plot import stitching_plot
 from .studies import METRICS, Row, Study, studies, title, varying
@@ -63,7 +64,8 @@ def write_report(run_folder: str | Path) -> Path:
         stitching=stitching,
         cross_layer=cross_layer,
         failed=[row for row in rows if row["status"] == "failed"],
-        table=_table(rows),
+        table=(table := _table(rows)),
+        glossary=glossary(table["all"]),
         donors=_donors(rows),
         times=_times(rows),
         machine=_machine(store, rows),
@@ -198,6 +200,7 @@ def _table(rows: list[Row]) -> dict[str, Any]:
     same = {n: rows[0].get(n) for n in names if _constant(rows, n)}
     names = [n for n in names if n not in same and n != "error"]  # errors have a table of their own
     return {
+        "all": [*same, *names],
         "names": names,
         "numeric": [all(isinstance(row.get(n), _NUMBER) for row in rows) for n in names],
         "rows": [[_shown(row.get(name)) for name in names] for row in rows],

@@ -18,14 +18,14 @@ from ..files import sealed
 from ..files.atomic import folder as made
 from ..files.atomic import replacing
 from ..progress import Progress
-from ..runs.sweep import run_sweep
+from ..report.after_sweep import sweep_with_report
 from ..store import Store
 from ..store.shards import clean_rows
 from ..store.tables import write_tables
 from ..study.resources import resources
 from ..study.spec import EngineSpec
 from .claims import HOLDS, UNTESTED, Verdict, verdicts
-from .evidence import Row, Table, gathered
+from .evidence import Evidence, Row, gathered
 from .experiment import Experiment
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ended:
     """How an experiment ended. `failed`: cells and tasks without a result."""
 
     experiment: Experiment
@@ -72,7 +72,7 @@ def run(
     progress: Progress | None = None,
     donors: Path | None = None,
     engine: Mapping[str, Any] | None = None,
-) -> Outcome:
+) -> Ended:
     """Run what is missing of an experiment below the folder `out`, and write its report.
 
     Finished cells and tasks of an earlier run are kept. `engine`: as of a spec's `[engine]`.
@@ -101,7 +101,7 @@ def run(
     _write_tables(mine, table, found)
     report = write_page(experiment, mine, folder, table, found, pictures, failures)
     seconds = time.perf_counter() - started
-    return Outcome(experiment, mine, report, found, len(failures), seconds)
+    return Ended(experiment, mine, report, found, len(failures), seconds)
 
 
 def _failures(by_part: Mapping[str, list[Row]]) -> list[str]:
@@ -135,7 +135,7 @@ def _sweeps(
             }
         )
         resume = (place / "spec.json").exists()
-        run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
+        sweep_with_report(spec, place, resume=resume, progress=progress, donors=donors)
         rows[sweep.name] = Store.open(place).results()
     return rows
 
@@ -236,7 +236,7 @@ class Ledger:
         return found["content"]
 
 
-def _write_tables(folder: Path, table: Table, found: tuple[Verdict, ...]) -> None:
+def _write_tables(folder: Path, table: Evidence, found: tuple[Verdict, ...]) -> None:
     made(folder)
     write_tables(folder, [{k: v for k, v in row.items() if v is not None} for row in table.rows])
     with replacing(folder / "claims.json") as temporary:

@@ -18,9 +18,10 @@ from ..errors import FulaError, FulaWarning
 from ..files import sealed
 from ..files.atomic import folder as made
 from ..files.atomic import remove, remove_stale, writing
+from ..files.paths import user_path
 from ..files.sealed import CHECKPOINT, LAUNCH, RUN_PLAN, RUN_SPEC, STITCHES
+from .cross_layer import with_self_accuracy
 from .differences import describe_differences
-from .matrices import with_self_accuracy
 from .shards import (
     STATUSES,
     Shard,
@@ -98,7 +99,7 @@ class Store:
         folder that holds the same spec keeps its stored plan (partition, precision, backend).
         Raises `FulaError` if the folder holds another spec, or other cells for this spec.
         """
-        folder = Path(path)
+        folder = user_path(path)
         spec, plan = json.loads(json.dumps(spec)), json.loads(json.dumps(plan))
         if not os.path.lexists(folder / "spec.json"):
             written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan)
@@ -121,7 +122,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The run in `path`; raises `FulaError` if there is none."""
-        folder = Path(path)
+        folder = user_path(path)
         found = _read(folder, "spec.json", RUN_SPEC, _Spec)
         plan = _read(folder, "plan.json", RUN_PLAN, _Plan)
         if sealed.digest_of(plan) != found["plan"]:

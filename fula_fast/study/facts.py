@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
     """The model that a checkpoint's own header names, and how it is built."""
     from ..models import read_description
 
-    path = Path(donor.checkpoint)
+    path = user_path(donor.checkpoint)
     stored = read_description(path)
     if stored is None:
         raise FulaError(
@@ -137,7 +137,7 @@ def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     """The project's own architectures: walked layer by layer."""
     from ..models.families import layout_of
     from ..models.layout import walk
-    from .wave_memory import saved_elements
+    from ..models.saved import saved_elements
 
     layout = layout_of(model, **request)
     shape, shapes, flops, saved, weights = request["input_shape"], [], [], [], 0
@@ -164,7 +164,7 @@ def _of_description(name: str, model: str, request: dict[str, Any]) -> DonorFact
 
 def described_facts(name: str, found: Description) -> DonorFacts:
     """Facts from a model's description, with the usual number of saved maps."""
-    from .wave_memory import usual_saved
+    from ..models.saved import usual_saved
 
     shapes = tuple(tuple(site.shape) for site in found.sites)
     flops = tuple(site.flops for site in found.sites)

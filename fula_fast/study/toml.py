@@ -12,9 +12,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import FulaError, nearest
+from ..files.paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _FRACTION_KEYS = ("eps", "step")
+Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def _beyond(error: Exception) -> str:
 
 
 def _spec_text(path: str | Path) -> tuple[str, str]:
-    file = Path(path)
+    file = user_path(path)
     try:
         return str(file), file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -91,17 +93,15 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         raise FulaError(f"--set {key.strip()}: {_beyond(error)}") from None
 
 
-def apply_overrides(
-    table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str]
-) -> dict[str, Any]:
-    """A copy of a spec table with `a.b` keys replaced; `overrides` as texts or as a mapping."""
-    pairs = (
-        [(tuple(key.split(".")), value) for key, value in overrides.items()]
-        if isinstance(overrides, Mapping)
-        else [parse_override(text) for text in overrides]
-    )
+def apply_overrides(table: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of a spec table with `a.b` keys replaced: by texts "a.b=c", whose value is TOML, and
+    by (key, value) pairs or a mapping, whose values are taken as they are."""
+    given = overrides.items() if isinstance(overrides, Mapping) else overrides
     result = dict(table)
-    for parts, value in pairs:
+    for one in given:
+        parts, value = (
+            parse_override(one) if isinstance(one, str) else (tuple(one[0].split(".")), one[1])
+        )
         result = _replaced(result, parts, value, ".".join(parts))
     return result
 

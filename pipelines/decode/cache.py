@@ -20,6 +20,7 @@ import numpy as np
 from ...errors import FulaError
 from ...files import sealed
 from ...files.atomic import CannotWrite, remove, replacing_folder
+from ...files.paths import user_path
 from ...files.sealed import CACHE
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _GRAIN_NS = 2_000_000_000
 
 def cache_folder() -> Path:
     """Root of the cache; created on first use."""
-    folder = Path(os.environ.get("FULA_CACHE") or _default_folder())
+    folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -41,7 +42,7 @@ def cache_folder() -> Path:
 
 def _default_folder() -> Path:
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        home = user_path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         raise FulaError(
             "this user has no home folder to keep a cache in; set FULA_CACHE to a writable folder"

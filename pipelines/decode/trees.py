@@ -35,7 +35,8 @@ _BLOCK = 1 << 20
 class FileTree:
     """The files under `root`: `names` (N,) fixed-width bytes, sorted; `folders` that exist.
 
-    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`.
+    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`. `left_out`: names of members
+    that are no files (links that lead nowhere, devices).
     """
 
     root: Path
@@ -43,6 +44,7 @@ class FileTree:
     folders: frozenset[str]
     packed: np.ndarray | None = None
     places: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
 
     def name(self, i: int) -> str:
         """The file's name, relative to the root."""
@@ -119,7 +121,7 @@ def _mapped(names: np.ndarray) -> np.ndarray:
 
 def _archive(path: Path) -> FileTree:
     key = content_digest([path], path.parent)
-    entry = build_once("packed", key, lambda folder: _pack(path, folder))
+    entry = build_once("packed-2", key, lambda folder: _pack(path, folder))
     packed = entry / "content.bin"
     empty = packed.stat().st_size == 0
     return FileTree(
@@ -128,19 +130,31 @@ def _archive(path: Path) -> FileTree:
         frozenset(json.loads((entry / "folders.json").read_text())),
         np.zeros(0, np.uint8) if empty else np.memmap(packed, mode="c"),
         load_array(entry, "places"),
+        tuple(json.loads((entry / "left-out.json").read_text())),
     )
 
 
 def _pack(archive: Path, folder: Path) -> None:
-    """Write the archive's contents, one after the other, with their names and places."""
+    """Write the archive's contents, one after the other, with their names and places.
+
+    A link is the file, or the folder, that it leads to within the archive.
+    """
     places: dict[bytes, tuple[int, int]] = {}
     folders: set[str] = set()
+    links: dict[str, str] = {}
+    left_out: list[str] = []
     try:
         with tarfile.open(archive, "r|*") as tar, (folder / "content.bin").open("wb") as out:
             for member in tar:
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
+                if name.rsplit("/", 1)[-1].startswith(".") or member.isdir():
+                    continue
+                if member.issym() or member.islnk():
+                    links[name] = _target(name, member)
+                    continue
                 if not _wanted(member, name):
+                    left_out.append(name)
                     continue
                 if os.fsencode(name) in places:
                     raise FulaError(f"archive '{archive}' holds '{name}' twice; pack it again")
@@ -158,16 +172,56 @@ def _pack(archive: Path, folder: Path) -> None:
         raise FulaError(
             f"archive '{archive}' cannot be unpacked ({error}); fetch it again"
         ) from error
+    left_out += _follow(links, places, folders)
     names = _sorted_names(list(places))
     spans = np.array([places[n] for n in names.tolist()], dtype=np.int64).reshape(-1, 2)
     save_arrays(folder, names=names, places=spans)
     (folder / "folders.json").write_text(json.dumps(sorted(folders - {"."})))
+    (folder / "left-out.json").write_text(json.dumps(sorted(left_out)))
+
+
+def _target(name: str, member: tarfile.TarInfo) -> str:
+    """The name that a link leads to: hard links give it whole, symbolic ones from their folder."""
+    start = os.path.dirname(name) if member.issym() else ""
+    return os.path.normpath(os.path.join(start, member.linkname))  # noqa: PTH118
+
+
+def _follow(
+    links: dict[str, str], places: dict[bytes, tuple[int, int]], folders: set[str]
+) -> list[str]:
+    """Give each link the contents of its target; the names of those that lead to nothing.
+
+    Links to links are followed by going on while anything is found, so that a circle ends; a folder
+    is copied when the links to files, some of them within it, are done.
+    """
+    left = dict(links)
+
+    def ready() -> list[str]:
+        files = [name for name, target in left.items() if os.fsencode(target) in places]
+        return files or [name for name, target in left.items() if target in folders]
+
+    while found := ready():
+        for name in found:
+            target = left.pop(name)
+            if os.fsencode(target) in places:
+                places.setdefault(os.fsencode(name), places[os.fsencode(target)])
+            elif not f"{name}/".startswith(f"{target}/"):  # a folder within itself has no end
+                _copy_folder(name, target, places, folders)
+    return list(left)
+
+
+def _copy_folder(
+    name: str, target: str, places: dict[bytes, tuple[int, int]], folders: set[str]
+) -> None:
+    old, new = os.fsencode(f"{target}/"), os.fsencode(f"{name}/")
+    places.update({new + n[len(old) :]: at for n, at in places.items() if n.startswith(old)})
+    inside = [name + f[len(target) :] for f in folders if f.startswith(f"{target}/")]
+    folders.update([name, *inside])
 
 
 def _wanted(member: tarfile.TarInfo, name: str) -> bool:
     """Whether a member is an image or a clip: nothing else is unpacked."""
-    base = name.rsplit("/", 1)[-1]
-    return member.isfile() and not base.startswith(".") and base.lower().endswith(DATA_FILES)
+    return member.isfile() and name.lower().endswith(DATA_FILES)
 
 
 def _parents(name: str) -> Iterable[str]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import FulaError, nearest
+from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
+from .arrays import load_npz
 
 _DIGITS = tuple("0123456789")
-_MOST_BYTES = 16 << 30
-_MOST_CLASSES = 100_000
 
 
 def _fitted(
@@ -33,8 +33,8 @@ def _fitted(
         images = images[..., None] if images.ndim == 3 else images
         if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
             raise FulaError(
-                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, W) "
-                "or (N, H, W, C), and some"
+                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, "
+                "W) or (N, H, W, C), and some"
             )
         images = with_channels(images, channels)
         images = images if size is None else resized(images, size)
@@ -44,7 +44,8 @@ def _fitted(
 
 
 def digits(folder: Path, size: int | None, channels: int, download: bool) -> Source:
-    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a test image."""
+    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a
+    test image."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -65,71 +66,11 @@ def digits(folder: Path, size: int | None, channels: int, download: bool) -> Sou
     )
 
 
-def npz(
-    folder: Path, size: int | None, channels: int, download: bool, *, path: str | None = None
-) -> Source:
-    """A NumPy archive with train_x, train_y, test_x, test_y (uint8 images), and maybe classes."""
-    file = Path(path) if path else folder
-    if not file.is_file():
-        raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
-    return _load_npz("npz", file, size, channels)
-
-
-def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            _check_sizes(data)
-            arrays = {key: data[key] for key in data.files}
-    except FulaError as error:
-        raise FulaError(f"npz file '{file}' {error}") from None
-    except MemoryError:
-        raise FulaError(
-            f"npz file '{file}' holds, or claims to hold, more than fits the memory; fetch it again"
-        ) from None
-    except Exception as error:  # damaged bytes may raise anything in zipfile and NumPy
-        reason = str(error).split("\n")[0][:200]
-        raise FulaError(f"npz file '{file}' cannot be read ({reason}); fetch it again") from error
-    for key in ("train_x", "train_y", "test_x", "test_y"):
-        if key not in arrays:
-            raise FulaError(f"npz file '{file}' has no '{key}'{nearest(key, arrays)}")
-    count = 1 + max(_largest_label(file, arrays, key) for key in ("train_y", "test_y"))
-    classes = [str(c) for c in arrays.get("classes", range(count))]
-    train, test = ((arrays[f"{s}_x"], arrays[f"{s}_y"]) for s in ("train", "test"))
-    return _fitted(name, train, test, classes, size, channels)
-
-
-def _check_sizes(data: Any) -> None:
-    """`FulaError` for an archive that unpacks to more than `_MOST_BYTES`, or is no archive."""
-    if not hasattr(data, "files"):
-        raise FulaError("is one array, no npz archive; save it with numpy.savez")
-    unpacked = sum(member.file_size for member in data.zip.infolist())
-    if unpacked > _MOST_BYTES:
-        raise FulaError(
-            f"unpacks to {unpacked / 2**30:.1f} GiB; the limit of a set in memory is "
-            f"{_MOST_BYTES / 2**30:.0f} GiB: give the images as a folder"
-        )
-
-
-def _largest_label(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> int:
-    labels = arrays[key]
-    if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-        raise FulaError(
-            f"npz file '{file}': '{key}' is {labels.dtype} {labels.shape}; labels are whole numbers "
-            "from 0, one per image"
-        )
-    if labels.max() >= _MOST_CLASSES:
-        raise FulaError(
-            f"npz file '{file}': '{key}' holds label {labels.max()}; labels count classes from 0, "
-            f"up to {_MOST_CLASSES} of them"
-        )
-    return int(labels.max())
-
-
 def mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
     """MNIST, 28x28: `mnist.npz` or torchvision's `MNIST/raw`."""
     for file in (folder, folder / "mnist.npz"):
         if file.is_file():
-            return _load_npz("mnist", file, size, channels)
+            return load_npz("mnist", file, size, channels)
     return _torchvision("mnist", "MNIST", folder, size, channels, download)
 
 
@@ -155,8 +96,8 @@ def cifar10(
     """
     if (folder / "cifar-10-batches-py").is_dir() or download:
         refuse_reading(
-            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
-            "(those of a download too); leave them out",
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's "
+            "files (those of a download too); leave them out",
             on_error, decoder, cached,
         )  # fmt: skip
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
@@ -193,7 +134,7 @@ def imagefolder(
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
-    tree = class_folders("imagefolder", Path(path) if path else folder)
+    tree = class_folders("imagefolder", user_path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 

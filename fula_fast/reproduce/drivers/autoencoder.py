@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...files import sealed
 from ...files.atomic import remove
+from ...measures.agreement import right
 from ...models import Staged
 from ...pipelines import (
     Augmentation,
@@ -174,14 +175,14 @@ def _scores(
     lab: Lab, judge: Staged, model: Callable[[Tensor], Tensor], first: Source, second: Source
 ) -> Mapping[str, float]:
     """How often the receiver's classifier sees the right class, and the error to a paired image."""
-    right = error = images = 0.0
+    correct = error = images = 0.0
     for a, b in paired_evaluation(first.test, second.test, _BATCH, str(lab.device)):
         drawn = model(a.images)
         logits = judge(drawn.repeat(1, 3, 1, 1))
-        right += float((logits.argmax(1) == a.labels).sum())
+        correct += float(right(logits, a.labels).sum())
         error += float((drawn - b.images).square().mean()) * len(a.labels)
         images += len(a.labels)
-    return {"accuracy": right / images, "mse": error / images}
+    return {"accuracy": correct / images, "mse": error / images}
 
 
 def _draw(
