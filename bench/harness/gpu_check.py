@@ -1,7 +1,8 @@
 """Everything that needs a GPU, in one command of at most nine minutes: `make gpu-check`.
 
-    python bench/harness/gpu_check.py              tests marked `gpu`, then the benchmarks, on one GPU
-    python bench/harness/gpu_check.py --dry-run    every part at its smallest, on a CPU: tests this file
+    python bench/harness/gpu_check.py  tests marked `gpu`, then the benchmarks, on one GPU
+    python bench/harness/gpu_check.py --dry-run
+        every part at its smallest, on a CPU: tests this file
 
 It runs with the interpreter that starts it and installs nothing; where the package is not installed
 it is made importable through a folder of links. Every part is a process with a time limit, so that
@@ -67,8 +68,8 @@ class Part:
     `{seconds}` for those in which to begin new work: it takes half of what earlier parts left over.
 
     `reserve`: seconds kept free for it; it may use all that later parts do not reserve. `modules`,
-    `variables`: packages and environment variables without which it is skipped; so is it without the
-    program that it runs `under`, of which the first word is the name. `settings`: environment
+    `variables`: packages and environment variables without which it is skipped; so is it without
+    the program that it runs `under`, of which the first word is the name. `settings`: environment
     variables of its own.
     """
 
@@ -104,7 +105,7 @@ def _filled(argument: str, places: Mapping[str, str]) -> str:
 
 @dataclass
 class Result:
-    """How a part ended: `passed`, `failed`, `out of time` or `skipped`, with its reason or output."""
+    """How a part ended: `passed`, `failed`, `out of time` or `skipped`; its reason or output."""
 
     name: str
     status: str

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fula_fast.study.wave_memory import available_memory
+from fula_fast.device.memory import available_memory
 
 SITES = {"32x32": (64, 32), "16x16": (128, 16), "8x8": (256, 8), "4x4": (512, 4)}
 """Channels and size at ResNet-18's four resolutions; its nine sites have no others."""
@@ -78,8 +78,8 @@ Place = tuple[str, Case | None]
 
 
 def ranked(device: str, lanes: Sequence[int], sites: Sequence[str], batch: int) -> list[Place]:
-    """Every place, the most telling first: nouns with a target at the first site, in bf16 with every
-    number of lanes; then bf16 before fp32, lanes and sites in the order given."""
+    """Every place, the most telling first: nouns with a target at the first site, in bf16 with
+    every number of lanes; then bf16 before fp32, lanes and sites in the order given."""
     places: list[Place] = [
         (noun, Case(site, count, dtype, device, batch))
         for dtype in ("bf16", "fp32") for count in lanes for noun in NOUNS for site in sites
@@ -93,8 +93,8 @@ def ranked(device: str, lanes: Sequence[int], sites: Sequence[str], batch: int) 
 
 
 def covering(places: Sequence[Place]) -> list[Place]:
-    """The same places; those at the front show every noun and every site, and the nouns with a target
-    at the first site before all."""
+    """The same places; those at the front show every noun and every site, and the nouns with a
+    target at the first site before all."""
     with_case = [place for place in places if place[1]]
     nouns, sites = list(NOUNS), list(dict.fromkeys(case.site for _, case in with_case))
     longest = range(max(len(nouns), len(sites)))

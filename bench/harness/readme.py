@@ -1,6 +1,7 @@
 """The README's section on speed, written from the recorded results and from nothing else.
 
-    python -m fula_fast.bench.harness.readme       rewrites the section between its two marks in README.md
+    python -m fula_fast.bench.harness.readme
+        rewrites the section between its two marks in README.md
 
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
 `data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package),
@@ -37,6 +38,7 @@ _NAMES = {
 def section(results: Path) -> str:
     """The section's text, without its marks."""
     reports = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    reports = [r for r in reports if "hardware" in r]  # a model counts, and measures nothing
     if not reports:
         return NOTHING
     parts = [] if any("gpu" in r["hardware"] for r in reports) else [NO_GPU]
@@ -66,8 +68,8 @@ def grid(report: Mapping[str, Any]) -> str:
     heads = ("", "precision", "hours: median (p20 … p80)", "passes of a network per cell and step")
     title = (
         f"Training a grid of {size['lanes']} cells for 30 epochs of CIFAR-10 (ResNet-18 of width "
-        f"{size['width']}, batch {size['batch']}) on {where(report)}, from timed steps; `formula` in "
-        "the JSON says how:"
+        f"{size['width']}, batch {size['batch']}) on {where(report)}, from timed steps; `formula` "
+        "in the JSON says how:"
     )
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 
@@ -100,8 +102,8 @@ def first_step(report: Mapping[str, Any]) -> str:
     ]
     title = (
         f"Seconds from the start of a process to the end of the first step of a wave of "
-        f"{size['lanes']} lanes (ResNet-18 of width {size['width']}, batch {size['batch']}), imports "
-        f"included, on {where(report)}:"
+        f"{size['lanes']} lanes (ResNet-18 of width {size['width']}, batch {size['batch']}), "
+        f"imports included, on {where(report)}:"
     )
     heads = ("engine mode", "first run", "later runs: median (p20 … p80)")
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
@@ -119,8 +121,8 @@ def precision(report: Mapping[str, Any]) -> str:
         ("for comparison: standard deviation between seeds", found["mean_seed_deviation"]),
     ]
     title = (
-        "The same CIFAR-10 grid in fp32, eager, and in bfloat16, compiled: by how many points do test "
-        f"accuracies differ? {len(report['rows'])} sites and methods, on {where(report)}:"
+        "The same CIFAR-10 grid in fp32, eager, and in bfloat16, compiled: by how many points do "
+        f"test accuracies differ? {len(report['rows'])} sites and methods, on {where(report)}:"
     )
     return "\n".join([title, "", *table(("", "points"), rows), "", again(report)])
 
@@ -146,8 +148,8 @@ def waiting(report: Mapping[str, Any]) -> list[str]:
         (r["name"].removeprefix("waiting share, "), _spread(r["share"], 0.01, ".2g")) for r in rows
     ]
     title = (
-        f"How much of its steps a wave of {size['lanes']} lanes (ResNet-18 of width {size['width']}, "
-        f"{size['precision']}, {size['mode']}) waits for them:"
+        f"How much of its steps a wave of {size['lanes']} lanes (ResNet-18 of width "
+        f"{size['width']}, {size['precision']}, {size['mode']}) waits for them:"
     )
     heads = ("stream", "per cent of a step: median (p20 … p80)")
     return [title, "", *table(heads, found), ""]
@@ -170,8 +172,8 @@ def attacks(report: Mapping[str, Any]) -> str:
     heads = ("ε", "images, correct, robust", "gradients", "seconds", "reference, s", "times faster")
     title = (
         'AutoAttack "rand" in exact float32 on a robust CIFAR-10 ResNet-18 and real images. The '
-        "reference package's seconds are those of one gradient in its own loop times the fewest that "
-        f"it can take, not a whole run, on {where(report)}:"
+        "reference package's seconds are those of one gradient in its own loop times the fewest "
+        f"that it can take, not a whole run, on {where(report)}:"
     )
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
 

@@ -1,7 +1,7 @@
 """Rows of a benchmark, and what makes them figures: hardware, versions, n and spread.
 
-Every bench file that writes JSON itself times with `seconds_of`, sums up with `quantiles` and writes
-with `write`, so that all results look alike.
+Every bench file that writes JSON itself times with `seconds_of`, sums up with `quantiles` and
+writes with `write`, so that all results look alike.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from fula_fast import __version__
-from fula_fast.study import resources
-from fula_fast.study.wave_memory import available_memory
+from fula_fast.device import machine
+from fula_fast.device.memory import available_memory
 
 RESULTS = Path("bench/results")
 _PACKAGES = ("torch", "triton", "torchvision", "numpy")
@@ -45,9 +45,9 @@ def environment(device: str | torch.device, command: str) -> dict[str, Any]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, threads, memory and load; the GPU too when `device` is one."""
-    features = resources.cpu_features(resources.cpu_flags())
+    features = machine.cpu_features(machine.cpu_flags())
     found = {
-        "cpu": resources.cpu_name(),
+        "cpu": machine.cpu_name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),

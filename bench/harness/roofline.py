@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,8 +53,8 @@ H100 = Chip(
 bytes/s). Replace them by measured ones as soon as this project has seen a GPU."""
 
 FREE = frozenset(
-    "view _unsafe_view expand slice select permute transpose t detach alias unsqueeze squeeze unbind "
-    "split split_with_sizes as_strided narrow empty empty_like new_empty empty_strided "
+    "view _unsafe_view expand slice select permute transpose t detach alias unsqueeze squeeze "
+    "unbind split split_with_sizes as_strided narrow empty empty_like new_empty empty_strided "
     "new_empty_strided _reshape_alias is_same_size reshape unflatten movedim chunk lift_fresh "
     "sym_size sym_numel sym_stride".split()
 )
@@ -77,7 +76,7 @@ class Operator:
 
 
 @dataclass(frozen=True)
-class Cost:
+class KernelCost:
     """Of one operator on a chip."""
 
     part: str
@@ -143,12 +142,12 @@ def _read(func, args: Sequence, kwargs: Mapping) -> list[Tensor]:
     return found
 
 
-def cost(op: Operator, chip: Chip = H100) -> Cost:
+def cost(op: Operator, chip: Chip = H100) -> KernelCost:
     """What an operator takes."""
     rule = _RULES.get(op.name, _elementwise)
     part, kernels, moved, busy = rule(op, chip)
     seconds = max(busy, moved / chip.memory) + kernels * chip.launch
-    return Cost(part, kernels, moved, op.flops, seconds)
+    return KernelCost(part, kernels, moved, op.flops, seconds)
 
 
 Rule = Callable[[Operator, Chip], tuple[str, int, float, float]]
@@ -304,13 +303,13 @@ class Total:
         return self.flops / self.seconds / chip.products if self.seconds else 0.0
 
 
-def total(costs: Sequence[Cost]) -> Total:
+def total(costs: Sequence[KernelCost]) -> Total:
     """Their sum."""
     sums = (sum(getattr(c, n) for c in costs) for n in ("kernels", "bytes", "flops", "seconds"))
     return Total(len(costs), *sums)
 
 
-def by_part(costs: Sequence[Cost]) -> dict[str, Total]:
+def by_part(costs: Sequence[KernelCost]) -> dict[str, Total]:
     """Sums by part of the step, the longest first."""
     parts = {c.part: total([d for d in costs if d.part == c.part]) for c in costs}
     return dict(sorted(parts.items(), key=lambda item: -item[1].seconds))

@@ -1,7 +1,8 @@
 """What the engine's benchmarks train: a ResNet-18 pair with random weights, on random images.
 
 Times do not depend on the values. The engine runs as in a sweep (its stream, its stepper, its mode,
-its arithmetic: `as_in_a_sweep`); the data it gathers and augments itself, while peers get ready batches.
+its arithmetic: `as_in_a_sweep`); the data it gathers and augments itself, while peers get ready
+batches.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fula_fast.bench.harness.peer import METHODS
+from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
-from fula_fast.device.precision import arithmetic
+from fula_fast.device.precision import arithmetic, precision_of
 from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
-from fula_fast.engine.task import DTYPES, WaveTask
+from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 from fula_fast.models import Description, Staged, build, describe
 from fula_fast.pipelines import Augmentation, ImageSet, open_stream
 from fula_fast.stitching.starts import new_stitch
-from fula_fast.study import resources
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import protocol
 
@@ -59,7 +60,7 @@ class Setting:
     @property
     def dtype(self) -> torch.dtype:
         """Of the engine's activations."""
-        return DTYPES[self.precision]
+        return precision_of(self.precision).dtype
 
     @property
     def training_steps(self) -> int:
@@ -76,7 +77,7 @@ def usual_setting(device: str | None = None) -> Setting:
     """CPU: width 32, 36 lanes, bf16 where the processor has AMX. CUDA: full width, 324 lanes."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        precision = "bf16" if resources.has_amx(resources.cpu_flags()) else "fp32"
+        precision = "bf16" if machine.has_amx(machine.cpu_flags()) else "fp32"
         return Setting(device, precision, width=32, batch=128, lanes=36, timed=5, warmup=2)
     return Setting(device, "bf16", width=64, batch=128, lanes=324, timed=30, warmup=5)
 
@@ -104,7 +105,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def command_of(bench: str, setting: Setting) -> str:
     """The command that runs `bench` at this setting."""
     values = " ".join(f"--{field.name} {getattr(setting, field.name)}" for field in fields(setting))
-    return f"python -m fula_fast.bench.{bench} {values}"
+    return f"python -m fula_fast.bench.suites.{bench} {values}"
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""AutoAttack "rand" in full, by the reference package and by us, on the robust CIFAR-10 network that
-pyautoattack ships and on real test images (FULA_TEST_DATA): flags, pixels, robust accuracy, seconds.
+"""AutoAttack "rand" in full, by the reference package and by us, on the robust CIFAR-10 network
+that pyautoattack ships and on real test images (FULA_TEST_DATA): flags, pixels, robust accuracy,
+seconds.
 
     python -m fula_fast.bench.suites.agreement --images 128     (an hour and a half of one core)
 
 What `bench attack` extrapolates is run here to its end. From the reference's own start points we
 attack twice: with every saving off but one (equal gradients are taken once), where each adversarial
-image must be the reference's, and with all of them on, where each flag must be. Targets: flags equal
-on >= 99.8% of the images, robust accuracy within 0.2 points.
+image must be the reference's, and with all of them on, where each flag must be. Targets: flags
+equal on >= 99.8% of the images, robust accuracy within 0.2 points.
 """
 
 from __future__ import annotations

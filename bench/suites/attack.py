@@ -1,8 +1,9 @@
-"""PGD-10 and AutoAttack "rand" against torchattacks and pyautoattack, on the robust CIFAR-10 network
-that pyautoattack ships and on real CIFAR-10 images (FULA_TEST_DATA).
+"""PGD-10 and AutoAttack "rand" against torchattacks and pyautoattack, on the robust CIFAR-10
+network that pyautoattack ships and on real CIFAR-10 images (FULA_TEST_DATA).
 
     fula-fast bench attack                                   (pytest-benchmark)
-    python -m fula_fast.bench.suites.attack --images 32 --rounds 3  (JSON: n, p20, p50, p80 of each case)
+    python -m fula_fast.bench.suites.attack --images 32 --rounds 3
+        (JSON: n, p20, p50, p80 of each case)
 
 PGD-10 runs on batches of 128 and 1,024 images (32 on a CPU), no more than there are. Targets. CUDA:
 PGD-10 >= 3x the plain eager loop and >= 10x torchattacks; "rand" >= 25x pyautoattack in exact
@@ -11,14 +12,14 @@ float32 and >= 60x with a bfloat16 search. CPU: "rand" >= 20x pyautoattack in ex
 "rand" has three eps, as the gain depends on how many images leave early: at 8/255 nothing survives
 on this network, at 1/255 a few do, and at 1/1020 most do (a CPU gets a quarter of the images).
 pyautoattack takes a fixed number of gradients (20 EOT samples at 101 points for every image and
-stage), so its time is that number times the time of one gradient in its own loop. "eager own" is our
-own loop as one would write it: eager, and of all savings only that equal gradients are taken once;
-its time too is its fixed number of gradients times that of one, from a few iterations. Both are
-measured in the same run, in turns with ours, which runs to its end.
+stage), so its time is that number times the time of one gradient in its own loop. "eager own" is
+our own loop as one would write it: eager, and of all savings only that equal gradients are taken
+once; its time too is its fixed number of gradients times that of one, from a few iterations. Both
+are measured in the same run, in turns with ours, which runs to its end.
 
-Equal results: PGD's are compared here with torchattacks' and the plain loop's; AutoAttack's flags and
-images with pyautoattack's in `bench.agreement`, which runs the reference to its end and is a part of
-gpu-check of its own.
+Equal results: PGD's are compared here with torchattacks' and the plain loop's; AutoAttack's flags
+and images with pyautoattack's in `bench.agreement`, which runs the reference to its end and is a
+part of gpu-check of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fula_fast.attacks import PGD, RobustResult, Savings, fold, pgd, robust_evaluate
+from fula_fast.attacks import PGD, RobustResult, Savings, robust_evaluate
+from fula_fast.attacks.fold import fold
+from fula_fast.attacks.pgd import pgd
 from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,

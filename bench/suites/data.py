@@ -1,11 +1,11 @@
 """Images per second at 32x32, batch 128, crop and flip included, to finished float batches; and the
 share of a wave's step that is spent waiting for them.
 
-`fula-fast bench data`, or `python -m fula_fast.bench.suites.data FILE.json` for p20/p50/p80 with hardware
-and versions. The peer is torchvision's DataLoader, as usually written: class folder or array, Pillow
-image, RandomCrop, RandomHorizontalFlip, ToTensor. Targets: resident on a GPU at least 10 million
-images/s, and at most 2% of a step; DALI on two CPU cores at least 25,000 images/s from memory and
-three times a DataLoader from JPEG.
+`fula-fast bench data`, or `python -m fula_fast.bench.suites.data FILE.json` for p20/p50/p80 with
+hardware and versions. The peer is torchvision's DataLoader, as usually written: class folder or
+array, Pillow image, RandomCrop, RandomHorizontalFlip, ToTensor. Targets: resident on a GPU at least
+10 million images/s, and at most 2% of a step; DALI on two CPU cores at least 25,000 images/s from
+memory and three times a DataLoader from JPEG.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from fula_fast.engine.modes import open_stepper
 from fula_fast.pipelines import Augmentation, ImageSet, Stream, load_source, open_stream
 from fula_fast.pipelines.decode.cache import cores
 from fula_fast.pipelines.decode.dali import dali_installed, require_dali
-from fula_fast.pipelines.streams.streams import Batch
+from fula_fast.pipelines.streams.base import Batch
 
 IMAGES, BATCH, ROUNDS = 5000, 128, 9
 NOTE = (
-    "cases take turns, round by round; hardware.load is the machine's load average at the end: well "
-    "above its cores, other programs shared them, and images_per_second is a lower bound"
+    "cases take turns, round by round; hardware.load is the machine's load average at the end: "
+    "well above its cores, other programs shared them, and images_per_second is a lower bound"
 )
 TARGETS = {"resident-memory-cuda": 10e6, "dali-memory-cpu": 25e3}  # images per second
 OVER_DATALOADER = 3.0  # DALI over a DataLoader with its best workers, both from JPEG

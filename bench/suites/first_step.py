@@ -1,6 +1,6 @@
 """From the start of a process to the end of a wave's first step: what a sweep waits for.
 
-    python -m fula_fast.bench.suites.first_step --width 16        (JSON: n, p20, p50, p80 of each mode)
+    python -m fula_fast.bench.suites.first_step --width 16  (JSON: n, p20, p50, p80 of each mode)
 
 `cold`: a compiled mode with empty caches on disk, once. `warm`: with what that run left, as any
 later run of the same shapes finds it. Target: 15 s warm for ResNet-18. Imports, both donors and the

@@ -1,18 +1,19 @@
-"""A whole stitching grid, 9x9 sites x {hint, slm, tlm, fula} of a ResNet-18 pair: the engine against
-both peers, in one run.
+"""A whole stitching grid, 9x9 sites x {hint, slm, tlm, fula} of a ResNet-18 pair: the engine
+against both peers, in one run.
 
-    python -m fula_fast.bench.suites.grid                      this machine's usual size, JSON and a table
-    python -m fula_fast.bench.suites.grid --width 16 --batch 64 --lanes 12    smaller, for a busy machine
+    python -m fula_fast.bench.suites.grid  this machine's usual size, JSON and a table
+    python -m fula_fast.bench.suites.grid --width 16 --batch 64 --lanes 12
+        smaller, for a busy machine
     fula-fast bench grid                                by pytest-benchmark
 
 CPU: width 32, batch 128, 36 lanes (the nine same-site pairs x 4 methods). CUDA: full width, 324
 lanes. Each contender runs in a process of its own, with a ready batch for the peers, while the
 engine gathers and augments its own. The engine computes as in a sweep: deterministic convolutions
-chosen by rule, no TF32 unless that is its precision. The peers have what an honest user would set on
-CUDA: convolutions chosen by trial (cudnn.benchmark) and TF32 products. Initial stitches and evaluations are nobody's. FORMULA says how
-the time of a whole training follows from the steps that are timed.
-Targets: CPU, 4x the published peer in fp32, 10x with bf16 on a processor with AMX; CUDA, 25x the
-published and 8x the fair peer, and 35% of the measured bf16 matrix rate.
+chosen by rule, no TF32 unless that is its precision. The peers have what an honest user would set
+on CUDA: convolutions chosen by trial (cudnn.benchmark) and TF32 products. Initial stitches and
+evaluations are nobody's. FORMULA says how the time of a whole training follows from the steps that
+are timed. Targets: CPU, 4x the published peer in fp32, 10x with bf16 on a processor with AMX; CUDA,
+25x the published and 8x the fair peer, and 35% of the measured bf16 matrix rate.
 """
 
 from __future__ import annotations
@@ -70,9 +71,11 @@ FORMULA = (
     "statistics of lanes whose loss needs no tail. "
     "Peer: S x sum over methods m and end sites j of n(j) x t(m, j), where n(j) cells of a method "
     "enter at j, and t(m, j) is timed with the front cut at the same site; between timed end sites "
-    "it is interpolated linearly in the FLOPs behind the site. With all 81 pairs n(j) = 9: a step's "
+    "it is interpolated linearly in the FLOPs behind the site. With all 81 pairs n(j) = 9: a "
+    "step's "
     "cost is a part that depends on the front's site plus one that depends on the end's, so the "
-    "pairs' mean is the same-site pairs' mean; `additivity` is t(1,9) + t(9,1) over t(1,1) + t(9,9), "
+    "pairs' mean is the same-site pairs' mean; `additivity` is t(1,9) + t(9,1) over t(1,1) + "
+    "t(9,9), "
     "FuLA, which that makes 1. All t are medians; p20 and p80 are carried through in the same way."
 )
 TIMED_SITES = (1, 3, 5, 7, 9)
@@ -267,7 +270,7 @@ def figure(name: str, value: float, target: float | None) -> Row:
 
 
 def table(report: Row) -> Table:
-    """Contenders as rows: the whole grid's time (p20 … p80), a step of all its cells, work, memory."""
+    """Contenders as rows: time (p20 … p80) of the whole grid and of a step; work, memory."""
     size = "{lanes} lanes, width {width}, batch {batch}, {device}".format(**report["setting"])
     shown = Table(title=f"ResNet-18 grid: {size}")
     for heading in (
@@ -335,8 +338,8 @@ def bench_grid(benchmark):
 
 
 def run(setting: Setting, out: Path) -> Row:
-    """Measure, write `grid-DEVICE.json` under `out` after each contender, print the table; returns the
-    report."""
+    """Measure, write `grid-DEVICE.json` under `out` after each contender, print the table; returns
+    the report."""
     path = out / f"grid-{device_label(setting.device)}.json"
     for report in compare(setting, command_of("grid", setting)):
         write(path, report)

@@ -1,13 +1,14 @@
 """Every noun at ResNet-18's sites: eager PyTorch, `torch.compile`, ours; forward, backward, both.
 
     fula-fast bench kernels                                   (pytest-benchmark)
-    python -m fula_fast.bench.suites.kernels --out kernels.json      (JSON: n, p20, p50, p80 of each case)
-    python -m fula_fast.bench.suites.kernels --tune                  (measure tiles on this GPU first)
+    python -m fula_fast.bench.suites.kernels --out kernels.json
+        (JSON: n, p20, p50, p80 of each case)
+    python -m fula_fast.bench.suites.kernels --tune  (measure tiles on this GPU first)
 
 Where `--seconds` do not suffice for all, the most telling come first (`ranked`): `stitch_hint` and
 `lane_norm`, bf16, 32x32. `torch.compile`, which tunes for seconds, has the second half of the time,
-and begins with a case for each noun and each resolution (`covering`). A figure of the summary says how
-many of its cases were measured; `left_out` names the others, with those that no memory holds.
+and begins with a case for each noun and each resolution (`covering`). A figure of the summary says
+how many of its cases were measured; `left_out` names the others, with those that no memory holds.
 
 Bytes and FLOPs are counted, not measured: what the noun must read and write once, each shared
 tensor once. `floor` is the larger of bytes over the measured copy bandwidth and FLOPs over the
@@ -243,8 +244,8 @@ def _floor(work: Work, part: str, dtype: str, rates: Rates, taken: dict) -> dict
 def report(
     device: str, lanes: list[int], sites: list[str], batch: int, rounds: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """The report so far, after each case, until `seconds` are spent; `left_out` names what there was
-    no time or no memory for."""
+    """The report so far, after each case, until `seconds` are spent; `left_out` names what there
+    was no time or no memory for."""
     torch.manual_seed(0)
     began = time.monotonic()
     rates, found, left = measured_rates(device), [], []
@@ -279,9 +280,9 @@ def report(
 
 
 def summary(found: list[dict[str, Any]], cases: int) -> list[dict[str, Any]]:
-    """Least speed-up over the bf16 cases of every noun with a target, and `stitch_hint`'s least share
-    of the floor at the first resolution, forward and backward; of so many `cases` (sites x lanes),
-    those that were measured."""
+    """Least speed-up over the bf16 cases of every noun with a target, and `stitch_hint`'s least
+    share of the floor at the first resolution, forward and backward; of so many `cases` (sites x
+    lanes), those that were measured."""
     chosen = [r for r in found if r.get("part") == "both" and r.get("dtype") == "bf16"]
     times = {(r["noun"], r["site"], r["lanes"], r["way"]): r["seconds"]["p50"] for r in chosen}
     lines = []

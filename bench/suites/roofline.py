@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from fula_fast.attacks.apgd import APGDConfig
-from fula_fast.attacks.losses import CE
+from fula_fast.attacks.names import CE
 from fula_fast.attacks.slots import Slots
 from fula_fast.bench.harness.record import RESULTS, environment, write
-from fula_fast.bench.harness.roofline import H100, Cost, Counter, Total, by_part, cost, total
+from fula_fast.bench.harness.roofline import H100, Counter, KernelCost, Total, by_part, cost, total
 from fula_fast.bench.harness.workload import (
     Setting,
     add_options,
@@ -98,7 +98,7 @@ def apgd_iteration(setting: Setting) -> Callable[[], object]:
     return lambda: slots.iterate(route)
 
 
-def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[Cost]:
+def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[KernelCost]:
     """Costs of the operators of the step that the options name: of its second run, as the first
     fills caches."""
     counter = Counter()
@@ -122,7 +122,7 @@ def last_line(found: Total) -> str:
     ).replace("%", " %")
 
 
-def table(costs: Sequence[Cost]) -> str:
+def table(costs: Sequence[KernelCost]) -> str:
     """The parts of a step, the longest first."""
     lines = [f"{'part':24}{'dispatches':>11}{'kernels':>9}{'GB':>9}{'ms':>9}"]
     lines += [
@@ -132,7 +132,7 @@ def table(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def report(costs: Sequence[Cost]) -> dict[str, Any]:
+def report(costs: Sequence[KernelCost]) -> dict[str, Any]:
     """The parts and their sum, for JSON."""
     found = total(costs)
     return {

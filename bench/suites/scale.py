@@ -1,6 +1,6 @@
 """What a lane costs as lanes grow: 1 to 36 on a CPU, 1 to 324 on CUDA.
 
-    python -m fula_fast.bench.suites.scale                     this machine's usual size, JSON and a table
+    python -m fula_fast.bench.suites.scale  this machine's usual size, JSON and a table
     python -m fula_fast.bench.suites.scale --counts 1,4,16 --width 16 --batch 64
     fula-fast bench scale                               by pytest-benchmark
 

@@ -19,9 +19,9 @@ from ..device.compiling import compiled
 from ..device.replay import Replay, recorder_on
 from ..errors import FulaError
 from ..kernels import pgd_step
-from ..study.protocol import Attack
 from .losses import LogitsFn, check_label_form, check_labels, cross_entropy, evaluate
 from .options import check_mode
+from .settings import Attack
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (N, C, H, W) -> (gradient of the summed loss to ascend, per-image loss (N,))."""

@@ -1,4 +1,5 @@
-"""`fula-fast doctor`: what is installed, what this machine can do, and what will be used and why."""
+"""`fula-fast doctor`: what is installed, what this machine can do, and what will be
+used and why."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..device import machine
+from ..device.memory import available_memory
 from ..study import resources
 from ..study.show_plan import bytes_text
 from ..study.spec import EngineSpec
-from ..study.wave_memory import available_memory
 
 _PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy", "pyarrow", "safetensors")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -73,16 +75,30 @@ def _compiler() -> str:
 def _machine() -> Facts:
     import torch
 
-    yield "processor", f"{resources.cpu_name()}, {torch.get_num_threads()} threads used by torch"
-    features = resources.cpu_features(resources.cpu_flags())
+    yield "processor", f"{machine.cpu_name()}, {torch.get_num_threads()} threads used by torch"
+    features = machine.cpu_features(machine.cpu_flags())
     yield "CPU features", ", ".join(f"{n} {'yes' if on else 'no'}" for n, on in features.items())
+    yield "narrow strided convolutions", _convolutions()
     yield "CPU memory", f"{bytes_text(available_memory())} available"
-    gpus = resources.gpu_lines()
+    gpus = machine.gpu_lines()
     for index, line in enumerate(gpus):
         yield f"GPU {index}", line
     if not gpus:
         cuda = torch.version.cuda
         yield "GPU", f"none ({f'torch has CUDA {cuda}' if cuda else 'torch is a CPU build'})"
+
+
+def _convolutions() -> str:
+    import torch
+
+    from ..models.subsampled import VECTOR
+
+    if not torch.backends.mkldnn.is_available():
+        return "as they are (torch without oneDNN)"
+    return (
+        f"1x1 with fewer than {VECTOR} channels: pixels first, then no stride (in torch "
+        f"{torch.__version__}'s own, oneDNN issue 6035 may overwrite memory)"
+    )
 
 
 def _operators() -> Facts:

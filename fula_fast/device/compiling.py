@@ -1,8 +1,8 @@
 """`torch.compile` for fixed shapes, with a cache that belongs to what was compiled.
 
-Dynamo keeps its graphs by code object, and every module of a class, of every wave, has the same one:
-a process that goes on would fill it until dynamo gives up. Here each compiled function has a code
-object of its own, and its graphs go when it goes.
+Dynamo keeps its graphs by code object, and every module of a class, of every wave, has the same
+one: a process that goes on would fill it until dynamo gives up. Here each compiled function has a
+code object of its own, and its graphs go when it goes.
 """
 
 from __future__ import annotations

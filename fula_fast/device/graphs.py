@@ -48,8 +48,8 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs on one device. They share one pool of memory, as only one replays at
-    a time: what a step leaves for later must lie in tensors made before.
+    """Recordings as CUDA graphs on one device. They share one pool of memory, as only one replays
+    at a time: what a step leaves for later must lie in tensors made before.
 
     The graphs' memory is free again when the recordings are gone.
     """

@@ -8,7 +8,7 @@ without label smoothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..device.precision import arithmetic
+from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
+from ..measures.agreement import answered, right
 from ..models import Staged
+from ..models.labels import check_fit
 from ..models.staged import eval_mode
 from ..pipelines import (
     Augmentation,
@@ -32,8 +34,8 @@ from ..pipelines import (
 )
 
 Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
-"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to adversarial
-images; `index` are sample numbers, for keyed randomness."""
+"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to
+adversarial images; `index` are sample numbers, for keyed randomness."""
 
 MOMENTUM = 0.9
 _WARM_UP = 0.2
@@ -41,7 +43,7 @@ _PERMUTE = 0x9E12
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
 
     lr: float
@@ -63,17 +65,21 @@ class Recipe:
 
 
 RECIPES = {
-    "paper": Recipe(lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128),
-    "fast": Recipe(lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128),
+    "paper": TrainingRecipe(
+        lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
+    ),
+    "fast": TrainingRecipe(
+        lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128
+    ),
 }
 
 
-def resolved_recipe(name: str, **overrides: Any) -> Recipe:
+def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
     """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
     if name not in RECIPES:
         raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    return Recipe(**{**vars(RECIPES[name]), **given})
+    return TrainingRecipe(**{**vars(RECIPES[name]), **given})
 
 
 class EpochReport(NamedTuple):
@@ -86,7 +92,7 @@ class EpochReport(NamedTuple):
     seconds: float
 
 
-class Evaluation(NamedTuple):
+class Score(NamedTuple):
     """Top-1 accuracy in [0, 1] and mean cross-entropy over a set."""
 
     accuracy: float
@@ -132,11 +138,10 @@ def train_donor(
 
     The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training image
-    the label of another one, a control. `precision` is
-    fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a
-    model that does not fit the data, an unknown recipe, and a loss that is not finite (with its
-    epoch and step).
+    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training
+    image the label of another one, a control. `precision` is fp32, tf32 or bf16 (autocast). `epochs
+    = 0` only evaluates. Raises `FulaError` for a model that does not fit the data, an unknown
+    recipe, and a loss that is not finite (with its epoch and step).
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
     check_fit(staged, source)
@@ -176,7 +181,7 @@ class _Run:
     def __init__(
         self,
         staged: Staged,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         stream: Any,
         precision: str,
         attacked: int,
@@ -255,19 +260,32 @@ def evaluate(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     **options: Any,
-) -> Evaluation:
+) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
-    `options` go to `evaluation_batches` (normalisation, shortcut).
+    `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
+    image gets no answer (see `measures.agreement.answered`).
     """
-    right = loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):
             with autocast(batch.images.device, precision):
                 logits = staged(batch.images).float()
-            right = right + (logits.argmax(1) == batch.labels).sum()
+            correct = correct + right(logits, batch.labels).sum()
+            silent = silent + (~answered(logits)).sum()
             loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
-    return Evaluation(float(right) / len(images), float(loss) / len(images))
+    _check_answers(staged, int(silent), len(images))
+    return Score(float(correct) / len(images), float(loss) / len(images))
+
+
+def _check_answers(staged: Staged, silent: int, images: int) -> None:
+    if silent:
+        wrong = [n for n, value in staged.state().items() if not torch.isfinite(value).all()]
+        where = f"weight '{wrong[0]}' is not finite" if wrong else "its weights are finite"
+        raise FulaError(
+            f"model '{staged.name}' gives no finite logits on {silent} of {images} test images "
+            f"({where}); give sound weights, or the normalisation that they were trained with"
+        )
 
 
 def permuted(images: ImageSet, seed: int) -> ImageSet:
@@ -278,38 +296,6 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
     if isinstance(images, ImageSet):
         return replace(images, labels=labels)
     return replace(images, index=replace(images.index, labels=labels))
-
-
-def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
-    if staged.num_classes != source.num_classes:
-        raise FulaError(
-            f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
-            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
-        )
-    if staged.input_shape != tuple(source.image_shape):
-        raise FulaError(
-            f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
-            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
-        )
-
-
-def check_labels(known: Sequence[str] | None, classes: Sequence[str], role: str, data: str) -> None:
-    """Raise `FulaError` where a class of `data` had another label when the model was trained.
-
-    `known` None, and names that only one side has, say nothing: other data may name classes anew.
-    """
-    label = {name: number for number, name in enumerate(known or ())}
-    for number, name in enumerate(classes):
-        if label.get(name, number) != number:
-            raise FulaError(
-                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
-                f"the data that order (imagefolder: options.classes = {list(known)})"
-            )
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _check_attack(
@@ -324,8 +310,3 @@ def _check_attack(
             "adversarial training attacks pixels in [0, 1], but the data are normalised; "
             "set mean = 0 and std = 1 for plain pixels"
         )
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast for `precision = "bf16"`, nothing otherwise."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

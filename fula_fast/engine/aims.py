@@ -12,12 +12,13 @@ from .. import kernels
 from .lanes import Lane, take_lanes, take_rows
 
 Targets = Mapping[int, tuple[tuple[int, ...], Tensor]]
-"""{site: (lanes, native activation (n*B, ...))}; without lanes the activation (B, ...) serves all."""
+"""{site: (lanes, native activation (n*B, ...))}; without lanes the activation (B, ...) serves all.
+"""
 
 
 class Distances(NamedTuple):
-    """Of a step, all terms together: the (site, lane) of each row, squared distances `dist2` (n, B),
-    and squared norms of the targets `norm2` (n, B)."""
+    """Of a step, all terms together: the (site, lane) of each row, squared distances `dist2` (n,
+    B), and squared norms of the targets `norm2` (n, B)."""
 
     places: tuple[tuple[int, int], ...]
     dist2: Tensor

@@ -26,8 +26,8 @@ class Group:
     """Lanes (wave numbers) that join an end site together, from fronts of one shape.
 
     `front_sites`: of each lane. `params`: trained tensors by their name in `Stitch`, each
-    (n, *shape), views of the flat buffer (plain copies where nothing is trained). `running`: running
-    statistics of the stitch's own batch norms, (n, C).
+    (n, *shape), views of the flat buffer (plain copies where nothing is trained). `running`:
+    running statistics of the stitch's own batch norms, (n, C).
     """
 
     front_sites: tuple[int, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 
 from ..kernels.shared.layout import layout_of
+from ..methods import method
 from ..study.cell import Cell
-from ..study.protocol import term_weights
 
 
 @dataclass(frozen=True)
 class Lane:
     """A cell as the engine sees it.
 
-    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `slm`, `tlm`:
-    weights of the task losses. `trained`: its stitch has an objective (all but `dm`). `source`: what
-    lanes must share for one product to serve their stitches: the shape of the front's site, or,
-    where each lane has a batch of its own, the site.
+    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `tasks`: weights
+    of the losses on logits, by method. `trained`: its stitch has an objective. `source`: what lanes
+    must share for one product to serve their stitches: the shape of the front's site, or, where
+    each lane has a batch of its own, the site.
     """
 
     cell: Cell
     site_weights: tuple[float, ...]
-    slm: float
-    tlm: float
+    tasks: Mapping[str, float]
     source: tuple[int, ...]
 
     @property
@@ -49,25 +48,30 @@ class Lane:
         ends, measured = self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
         return self.source, self.trained, self.cell.alpha, ends, measured
 
+    @property
+    def needs_end_logits(self) -> bool:
+        """Whether its loss compares with the end's own logits."""
+        return any(method(name).end_logits for name in self.tasks)
+
     @cached_property
     def reach(self) -> int:
         """Deepest site that its loss needs; k + 1 is the head; 0 for a lane without a loss."""
-        if self.slm or self.tlm:
+        if self.tasks:
             return len(self.site_weights) + 1
         return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
 
 
 def lane_of(cell: Cell, sites: int, source: tuple[int, ...]) -> Lane:
     """The lane of a cell whose end has `sites` sites."""
-    weights = [0.0] * sites
-    fula = cell.objective.get("fula", 0.0)
-    if fula:
-        shares = term_weights(cell.protocol.weighting, sites + 1 - cell.end_site)
-        for site, share in enumerate(shares, cell.end_site):
-            weights[site - 1] += fula * share
-    weights[cell.end_site - 1] += cell.objective.get("hint", 0.0)
-    slm, tlm = (cell.objective.get(name, 0.0) for name in ("slm", "tlm"))
-    return Lane(cell, tuple(weights), slm, tlm, source)
+    weights, tasks = [0.0] * sites, {}
+    for name, weight in cell.objective.items():
+        if (terms := method(name).terms) is not None:
+            shares = terms(cell.protocol.weighting, sites + 1 - cell.end_site)
+            for site, share in enumerate(shares, cell.end_site):
+                weights[site - 1] += weight * share
+        if method(name).loss is not None:
+            tasks[name] = weight
+    return Lane(cell, tuple(weights), tasks, source)
 
 
 def in_order(

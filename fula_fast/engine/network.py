@@ -149,13 +149,7 @@ class Network:
     # The tail: stitches join, gradients flow.
 
     def fly(
-        self,
-        route: Route,
-        fronts: Fronts,
-        rule: Rule,
-        *,
-        training: bool,
-        aims: Aims | None = None,
+        self, route: Route, fronts: Fronts, rule: Rule, *, training: bool, aims: Aims | None = None
     ) -> Flight:
         """Send the lanes along a route; distances to the `aims` are measured on the way.
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..attacks import pgd
+from ..attacks.pgd import pgd
 from ..kernels.shared.layout import laid_out, layout_of
-from ..methods.objectives import soft_label_losses
+from ..methods import Method, methods
 from ..models import Staged
 from ..pipelines import Batch
 from ..stitching.stitch import Stitch
@@ -30,10 +29,13 @@ from .network import Network, Runner, run_plain, statistics
 from .optimiser import FlatOptimiser, Fuse, unfused
 from .shares import Draw, Share, draw, shares_of
 
-_TASKS = ("slm", "tlm")
-
 Terms = tuple[Tensor, list[tuple[int, int, float]]]
 """Values (n,) of terms, and each one's lane, column of the table of terms, and weight."""
+
+
+def _tasks() -> tuple[Method, ...]:
+    """The methods with a loss on logits: a column each in the table of terms."""
+    return tuple(method for method in methods() if method.loss is not None)
 
 
 class Wave:
@@ -227,7 +229,7 @@ class Wave:
 
     def _target_depth(self, lane: Lane) -> int:
         """Deepest native activation that the lane's loss compares with; k + 1: the logits."""
-        if lane.slm:
+        if lane.needs_end_logits:
             return self.network.native.num_sites + 1
         return max((s for s, w in enumerate(lane.site_weights, 1) if w), default=0)
 
@@ -236,11 +238,11 @@ class Wave:
     def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
         """Loss of every lane, (L,), with graph; zero for a lane without an objective.
 
-        Each weighted term has its own place in a table (L, columns), a column for every end site and
-        task, whose rows are summed: in an order that does not depend on the lane's companions.
+        Each weighted term has its own place in a table (L, columns), a column for every end site
+        and task, whose rows are summed: in an order that does not depend on the lane's companions.
         """
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
-        columns = self.terms.shape[1] + len(_TASKS)
+        columns = self.terms.shape[1] + len(_tasks())
         table = torch.zeros(len(self.lanes) * columns, dtype=kind, device=self.device)
         parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y, kind)]
         if parts:
@@ -275,29 +277,30 @@ class Wave:
         each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
         return torch.where(sample, *each)
 
-    def _task_terms(self, flight, targets: Targets, y: Tensor, kind: torch.dtype):
+    def _task_terms(
+        self, flight, targets: Targets, y: Tensor, kind: torch.dtype
+    ) -> Iterator[Terms]:
         """The task losses of the lanes that reached the head, as `_site_terms`."""
         if flight.logits is None:
             return
         logits = flight.logits.to(kind)
-        for column, name in enumerate(_TASKS, self.terms.shape[1]):
-            wanted = [p for p, n in enumerate(flight.head) if getattr(self.lanes[n], name)]
+        for column, task in enumerate(_tasks(), self.terms.shape[1]):
+            wanted = [p for p, n in enumerate(flight.head) if task.name in self.lanes[n].tasks]
             if wanted:
                 chosen = [flight.head[p] for p in wanted]
                 own = take_lanes(logits, len(flight.head), wanted)
-                places = [(n, column, getattr(self.lanes[n], name)) for n in chosen]
-                yield self._task(name, own, chosen, targets, y), places
+                places = [(n, column, self.lanes[n].tasks[task.name]) for n in chosen]
+                yield self._task(task, own, chosen, targets, y), places
 
-    def _task(self, name, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
-        """(n, B, classes) to (n,): mean over the batch."""
-        if name == "slm":
+    def _task(self, task: Method, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
+        """(n, B, classes) to (n,): the method's loss of every lane."""
+        g = None
+        if task.end_logits:
             served, g = targets[self.network.native.num_sites + 1]
             if served:
                 g = self.network.pick(g, served, chosen).unflatten(0, (len(chosen), -1))
-            return soft_label_losses(logits, g.to(logits.dtype))
-        expanded = y.expand(len(chosen), -1).flatten()
-        each = F.cross_entropy(logits.flatten(0, 1), expanded, reduction="none")
-        return each.view(len(chosen), -1).mean(1)
+            g = g.to(logits.dtype)
+        return task.load()(logits, g, y if task.labels else None)
 
     # Update
 

@@ -13,11 +13,14 @@ import torch
 from .. import engine
 from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
+from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
+from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
 from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
+from ..stitching.starts import initial_stitches
 from ..study.cell import Cell
 from ..study.donor_spec import DataSpec, DonorSpec
 from ..study.protocol import Protocol
@@ -147,6 +150,23 @@ class Lab:
         )
         return [outcome for part in engine.run_wave(task) for outcome in part]
 
+    def closed_form(
+        self,
+        front: Staged,
+        end: Staged,
+        sites: tuple[int, int],
+        source: Source,
+        rule: Protocol,
+        seed: int,
+    ) -> StitchedModel:
+        """The stitched model of a DM with the donors' own running statistics, in eval mode.
+
+        `seed` draws its images, from the training images of `source`.
+        """
+        images = _taken(source.train, seed, self.device, rule.dm_samples)
+        stitch = initial_stitches(front, end, [sites], rule, images, seed)[sites]
+        return StitchedModel(front, end, *sites, stitch.to(self.device))
+
 
 def _taken(images: ImageSet, seed: int, device: torch.device, samples: int | str) -> torch.Tensor:
     count = len(images) if samples == "all" else min(samples, len(images))
@@ -165,7 +185,7 @@ def cells_of(
     return [
         Cell(
             names.get("front", "front"), names.get("end", "end"), *sites, method,
-            {} if method == "dm" else {method: 1.0}, rule, seed=seed, id=str(position),
+            objective(method), rule, seed=seed, id=str(position),
         )
         for position, (method, seed) in enumerate(points)
     ]  # fmt: skip

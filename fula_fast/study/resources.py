@@ -1,56 +1,17 @@
-"""This machine, read without torch where that can be: processor features, memory, GPU present."""
+"""What an `[engine]` table means on this machine: device, precision, memory of a wave."""
 
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
+from ..device import memory
+from ..device.machine import cpu_flags, gpu_present, has_amx
+from ..device.precision import FAST, PLAIN, PRECISIONS, PrecisionName
 from ..errors import FulaError
-from . import wave_memory
 from .spec import EngineSpec
-
-_FLAGS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX512_BF16"}
-
-
-def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
-    """Feature flags of the processor, as the Linux kernel names them; empty elsewhere."""
-    file = root / "proc/cpuinfo"
-    text = file.read_text() if file.exists() else ""
-    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
-    return frozenset(lines[0].partition(":")[2].split()) if lines else frozenset()
-
-
-def cpu_features(flags: frozenset[str]) -> dict[str, bool]:
-    """Which of the instruction sets that matter here the processor has."""
-    known = {name: flag in flags for flag, name in _FLAGS.items()}
-    return known | {"AMX": has_amx(flags)}
-
-
-def has_amx(flags: frozenset[str]) -> bool:
-    """bf16 matrix instructions: tiles and the bf16 product."""
-    return {"amx_tile", "amx_bf16"} <= flags
-
-
-def cpu_name(root: Path = Path("/")) -> str:
-    """The processor's model name."""
-    file = root / "proc/cpuinfo"
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def gpu_present() -> bool:
-    """Whether a CUDA device can be used; loads torch only where a driver is installed."""
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -59,7 +20,7 @@ class Resources:
     kernels serve there, as memory is predicted with them or without."""
 
     device: str
-    precision: Literal["fp64", "fp32", "tf32", "bf16"]
+    precision: PrecisionName
     budget: int
     fused: bool = True
 
@@ -77,10 +38,12 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
             f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
             "use mode 'auto' or executor 'wave'"
         )
-    if engine.precision == "tf32" and device == "cpu":
-        raise FulaError("precision 'tf32' needs a CUDA device; use 'fp32' on the CPU")
+    if device == "cpu" and engine.precision in PRECISIONS and PRECISIONS[engine.precision].tf32:
+        raise FulaError(
+            f"precision '{engine.precision}' needs a CUDA device; use '{PLAIN}' on the CPU"
+        )
     amx = has_amx(cpu_flags() if flags is None else flags)
-    usual = "bf16" if device != "cpu" or amx else "fp32"
+    usual = FAST if device != "cpu" or amx else PLAIN
     precision = usual if engine.precision == "auto" else engine.precision
     budget = _budget(engine.memory, device)
     return Resources(device, precision, budget, _fused(device, precision))
@@ -125,24 +88,9 @@ def _fused(device: str, precision: str) -> bool:
 
 def _budget(asked: str | int | None, device: str) -> int:
     if device == "cpu":
-        free, share = wave_memory.available_memory(), wave_memory.CPU_SHARE
+        free, share = memory.available_memory(), memory.CPU_SHARE
     else:
         import torch
 
-        free, share = torch.cuda.mem_get_info(device)[0], wave_memory.GPU_SHARE
-    return int(free * share) if asked is None else wave_memory.budget(asked, free)
-
-
-def gpu_lines() -> Sequence[str]:
-    """One line per GPU: name, capability, free and total memory. Loads torch."""
-    import torch
-
-    lines = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        major, minor = torch.cuda.get_device_capability(index)
-        lines.append(
-            f"{torch.cuda.get_device_name(index)}, capability {major}.{minor}, "
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        )
-    return lines
+        free, share = torch.cuda.mem_get_info(device)[0], memory.GPU_SHARE
+    return int(free * share) if asked is None else memory.budget(asked, free)

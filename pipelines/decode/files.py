@@ -13,9 +13,10 @@ import numpy as np
 
 from ...errors import FulaError, nearest
 from .cache import build_once, load_array, save_arrays
-from .decoder import Decoder, decode_file, open_decoder
+from .decoder import Decoder, decode_file
 from .folders import FolderIndex
 from .images import ImageSet, check_size, check_subset
+from .open_decoder import open_decoder
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1024
@@ -99,7 +100,7 @@ def decoded(
         load_array(entry, "images"),
         filled(index.only(kept)).labels,
         index.classes,
-        report_skipped(index, kept),
+        (*index.left_out, *report_skipped(index, kept)),
     )
 
 
@@ -121,12 +122,12 @@ def file_set(
     check_size(size, channels)
     reader = open_decoder(decoder)
     if on_error == "raise":
-        return FileSet(index, size, channels, reader)
+        return FileSet(index, size, channels, reader, index.left_out)
     key = index.key()
     entry = build_once(f"readable/{reader.name}", key, lambda f: _scan(f, index, reader, channels))
     kept = load_array(entry, "kept")
     skipped = report_skipped(index, kept)
-    return FileSet(filled(index.only(kept)), size, channels, reader, skipped)
+    return FileSet(filled(index.only(kept)), size, channels, reader, (*index.left_out, *skipped))
 
 
 class NoFiles(FulaError):

@@ -30,7 +30,7 @@ from ..decode.files import FileSet
 from ..decode.images import with_channels
 from ..draws.randomness import EpochDraw
 from ..draws.shortcuts import Markers
-from .streams import Batch, StreamBase, on_device
+from .base import Batch, StreamBase, on_device
 
 PREFETCH = 3
 

@@ -13,8 +13,8 @@ from ..decode.images import ImageSet
 from ..draws.augment import Normalisation
 from ..draws.randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, evaluation_markers
+from .base import Batch, StreamBase, on_device
 from .noise import NoiseSet, noise_batch, refuse_pixels
-from .streams import Batch, StreamBase, on_device
 
 
 def evaluation_batches(

@@ -24,7 +24,7 @@ from ..draws.augment import Normalisation
 from ..draws.philox import normals, sample_words, uniforms
 from ..draws.randomness import Purpose
 from ..draws.shortcuts import Shortcut
-from .streams import Batch, StreamBase, on_device
+from .base import Batch, StreamBase, on_device
 
 
 @dataclass(frozen=True, eq=False)

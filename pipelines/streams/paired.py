@@ -15,8 +15,9 @@ from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
 from ..draws.randomness import EVALUATION, Augmentation, Purpose, words
+from .base import Batch, StreamBase
 from .evaluate import evaluation_batches
-from .streams import Batch, StreamBase, backend_class
+from .open_stream import backend_class
 
 Images = ImageSet | FileSet
 

@@ -10,6 +10,7 @@ import pytest
 
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
+from fula_fast.runs.sweep import Finished
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -148,7 +149,10 @@ def test_a_damaged_file_is_one_plain_line(capsys, tmp_path):
         warnings.simplefilter("default")
         code, out, err = run(capsys, *asked)
     assert code == 0 and "0 done" in out and err.count("\n") == 1
-    assert err.startswith(f"warning: '{shard}' is damaged: ") and ".py" not in err
+    assert (
+        err.startswith(f"warning: shard of finished cells '{shard}' is damaged: ")
+        and ".py" not in err
+    )
 
 
 def test_dry_run_refuses_dm_between_unlike_sites(capsys, tmp_path):
@@ -209,7 +213,7 @@ class Summary:
     """What a finished run hands back, as far as the command line reads it."""
 
     def __init__(self, failed):
-        self.failed = failed
+        self.run = Finished(Path(), 9, failed, 1.0)
 
     def __str__(self):
         return "the end"
@@ -222,9 +226,9 @@ def sweep_as(monkeypatch):
     def install(function):
         import types
 
-        module = types.ModuleType("fula_fast.runs.sweep")
-        module.run_sweep = function
-        monkeypatch.setitem(sys.modules, "fula_fast.runs.sweep", module)
+        module = types.ModuleType("fula_fast.report.after_sweep")
+        module.sweep_with_report = function
+        monkeypatch.setitem(sys.modules, "fula_fast.report.after_sweep", module)
 
     return install
 
@@ -233,11 +237,11 @@ def sweep_as(monkeypatch):
 def test_exit_codes_of_a_sweep(capsys, sweep_as, failed, code):
     seen = {}
 
-    def run_sweep(spec, out, **options):
+    def swept(spec, out, **options):
         seen.update(options, name=spec.name, out=out)
         return Summary(failed)
 
-    sweep_as(run_sweep)
+    sweep_as(swept)
     found = run(capsys, "sweep", "quickstart", "--resume", "--fail-fast")
     assert found[:2] == (code, "the end\n")
     assert seen["out"] == Path("runs/quickstart")
@@ -245,20 +249,20 @@ def test_exit_codes_of_a_sweep(capsys, sweep_as, failed, code):
 
 
 def test_ctrl_c_exits_130_and_says_how_to_resume(capsys, sweep_as):
-    def run_sweep(*args, **options):
+    def swept(*args, **options):
         raise KeyboardInterrupt
 
-    sweep_as(run_sweep)
+    sweep_as(swept)
     code, _, err = run(capsys, "sweep", "quickstart")
     assert code == 130
     assert err.startswith("interrupted; ") and "the same command with --resume" in err
 
 
 def test_errors_of_the_sweep_are_one_line(capsys, sweep_as):
-    def run_sweep(*args, **options):
+    def swept(*args, **options):
         raise FulaError("the disk is full;\nmake room")
 
-    sweep_as(run_sweep)
+    sweep_as(swept)
     code, _, err = run(capsys, "sweep", "quickstart")
     assert (code, err) == (2, "error: the disk is full; make room\n")
 

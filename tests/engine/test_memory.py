@@ -78,7 +78,7 @@ rule, x = protocol("fula-v2", batch_size=batch), torch.rand(300, 3, 32, 32)
 facts = donor_facts(
     DonorSpec(name="a", model="resnet18", width=width), DataFacts((3, 32, 32), 10, 50_000), "post_relu"
 )
-lane = wave_memory.Lane(*pair, False)
+lane = wave_memory.LaneSites(*pair, False)
 predicted = min(wave_memory.wave_bytes([lane], facts, facts, batch, p) for p in ("bf16", "fp32"))
 initial_stitches(*donors(4), [(1, 1)], rule, x[:4], 0)
 memory_taken = PeakMemory("cpu")

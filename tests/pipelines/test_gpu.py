@@ -18,7 +18,7 @@ from fula_fast.pipelines import (
     take,
 )
 from fula_fast.pipelines.decode.dali import dali_installed
-from fula_fast.pipelines.streams.streams import Batch
+from fula_fast.pipelines.streams.base import Batch
 
 pytestmark = pytest.mark.gpu
 DALI = pytest.param(

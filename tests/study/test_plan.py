@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fula_fast.errors import FulaError
 from fula_fast.study.cell import Cell
+from fula_fast.study.costs import step_flops
 from fula_fast.study.facts import DataFacts, DonorFacts
-from fula_fast.study.plan import Plan, first_fit, plan, step_flops, wave_key
+from fula_fast.study.plan import Plan, first_fit, plan, wave_key
 from fula_fast.study.protocol import protocol
 from fula_fast.study.show_plan import bytes_text, flops_text, plan_view
 from fula_fast.study.spec import load_spec
@@ -232,8 +233,8 @@ def test_a_checkpoint_may_say_which_model_it_is_for(tmp_path):
 
 def test_planning_needs_no_torch_and_no_numpy():
     code = (
-        "import sys; from fula_fast.study.spec import load_spec; from fula_fast.study.plan import plan; "
-        "from fula_fast.study.show_plan import plan_view; "
+        "import sys; from fula_fast.study.spec import load_spec; from fula_fast.study.plan import "
+        "plan; from fula_fast.study.show_plan import plan_view; "
         "plan_view(plan(load_spec('quickstart'), budget=2**30)); "
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fula_fast.device import machine
 from fula_fast.errors import FulaError
 from fula_fast.study import resources
 from fula_fast.study.spec import EngineSpec
@@ -15,12 +16,12 @@ def no_gpu(monkeypatch):
 
 
 def test_processor_facts_come_from_the_kernel(tmp_path):
-    assert resources.cpu_flags(tmp_path) == frozenset()
+    assert machine.cpu_flags(tmp_path) == frozenset()
     (tmp_path / "proc").mkdir()
     text = "model name\t: Some CPU\nflags\t\t: fpu avx2 amx_tile amx_bf16\nflags\t\t: fpu\n"
     (tmp_path / "proc/cpuinfo").write_text(text)
-    assert resources.cpu_name(tmp_path) == "Some CPU"
-    features = resources.cpu_features(resources.cpu_flags(tmp_path))
+    assert machine.cpu_name(tmp_path) == "Some CPU"
+    features = machine.cpu_features(machine.cpu_flags(tmp_path))
     assert features == {"AVX2": True, "AVX-512": False, "AVX512_BF16": False, "AMX": True}
 
 
@@ -67,7 +68,7 @@ def test_auto_on_a_gpu_is_bf16_with_most_of_its_memory():
     total = torch.cuda.mem_get_info()[1]  # what is free, others may change meanwhile
     assert (found.device, found.precision) == ("cuda", "bf16")
     assert 0 < found.budget <= 0.85 * total
-    assert len(resources.gpu_lines()) == torch.cuda.device_count()
+    assert len(machine.gpu_lines()) == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize("asked", ["", "auto", "reference", "cpp"])

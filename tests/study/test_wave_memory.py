@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fula_fast.device.memory import available_memory, budget
 from fula_fast.errors import FulaError
 from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.facts import DataFacts, donor_facts
-from fula_fast.study.wave_memory import Lane, available_memory, budget, lane_bytes, wave_bytes
+from fula_fast.study.wave_memory import LaneSites, lane_bytes, wave_bytes
 
 MIB = 2**20
 
@@ -60,7 +61,7 @@ def test_a_full_width_lane_has_the_published_size():
     saved = 2 * 128 * (end.elements(1) + sum(end.saved[1:]))
     assert round(saved / MIB) == 270
     assert 2 * 128 * end.elements(9) == 2 * MIB
-    assert 270 * MIB < lane_bytes(Lane(1, 1, False), end, end, 128, 2) < 340 * MIB
+    assert 270 * MIB < lane_bytes(LaneSites(1, 1, False), end, end, 128, 2) < 340 * MIB
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_saved_elements_are_what_autograd_keeps(model, side, options, hook):
         x = y
 
 
-lanes = st.builds(Lane, st.integers(1, 9), st.integers(1, 9), st.booleans())
+lanes = st.builds(LaneSites, st.integers(1, 9), st.integers(1, 9), st.booleans())
 
 
 @given(st.lists(lanes, min_size=1, max_size=6), lanes)
@@ -135,7 +136,7 @@ def test_precision_batch_and_attack_cost_memory(lane):
 def test_this_processs_memory_is_that_of_its_pages(tmp_path):
     import mmap
 
-    from fula_fast.study.wave_memory import used_memory
+    from fula_fast.device.memory import used_memory
 
     before, size = used_memory(), 2**27
     with mmap.mmap(-1, size) as held:  # from the system, whatever the heap has kept

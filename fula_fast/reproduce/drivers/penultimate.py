@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ...api import stitch
-from ...attacks import pgd
+from ...attacks.pgd import pgd
 from ...measures.cka import LinearCKA
 from ...measures.sites import pooled
+from ...methods import DM
 from ...pipelines import evaluation_batches
 from ...study.expand import site_pairs
 from ..evidence import Row
@@ -42,21 +42,18 @@ def run(task: Task, lab: Lab) -> list[Row]:
     i, j = task.arguments["sites"]
     source = lab.source(spec.data)
     rule, seed = spec.base_protocol, task.arguments["seed"]
-    stitched = stitch(
-        front, end, i, j, source, "dm", rule.preset,
-        seed=seed, dm_stats="stale", dm_samples=rule.dm_samples, device=lab.resources.device,
-    )  # fmt: skip
+    stitched = lab.closed_form(front, end, (i, j), source, rule, seed)
     attack = rule.attack.model_copy(update={"steps": lab.experiment.options["steps"]})
     measures = {"cka": LinearCKA(), "cka_unbiased": LinearCKA(unbiased=True)}
     test = source.test.evenly(lab.experiment.options["images"])
     for batch in evaluation_batches(test, _BATCH, lab.device):
-        adversarial = pgd(stitched.model, batch.images, batch.labels, attack)
+        adversarial = pgd(stitched, batch.images, batch.labels, attack)
         with torch.no_grad():
-            h = stitched.model.tail.run(stitched.model.at_stitch(adversarial), j)
+            h = stitched.tail.run(stitched.at_stitch(adversarial), j)
             pair = pooled(h), pooled(end.run(adversarial))
         for measure in measures.values():
             measure.add(*pair)
     found = {name: measure.result() for name, measure in measures.items()}
     sites = {"front_site": i, "end_site": j}
     sites |= {"front_sites": front.num_sites, "end_sites": end.num_sites}
-    return [{**names, **sites, **found, "seed": seed, "method": "dm", "status": "ok"}]
+    return [{**names, **sites, **found, "seed": seed, "method": DM.name, "status": "ok"}]

@@ -108,7 +108,7 @@ void settings() {
   REFUSED(fula_set_num_threads(0), FULA_ERROR_VALUE, "count");
   REFUSED(fula_set_cpu("sse9"), FULA_ERROR_VALUE, "sse9");
   REFUSED(fula_set_cpu(nullptr), FULA_ERROR_NULL, "name");
-  CHECK(std::strcmp(fula_version(), "0.1.0") == 0);
+  CHECK(std::strcmp(fula_version(), FULA_EXPECTED_VERSION) == 0);
 }
 
 // Sizes of zero are work of size zero.

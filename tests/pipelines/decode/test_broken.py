@@ -23,7 +23,7 @@ _DECODE = """
 import json, sys
 import numpy as np
 from fula_fast.errors import FulaError
-from fula_fast.pipelines.decode.decoder import open_decoder
+from fula_fast.pipelines.decode.open_decoder import open_decoder
 from fula_fast.pipelines.decode.folders import index_splits
 from fula_fast.pipelines.decode.trees import open_tree
 from pathlib import Path

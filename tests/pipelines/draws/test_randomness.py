@@ -56,7 +56,7 @@ def test_streams_of_other_seeds_epochs_and_purposes_are_unrelated():
 
 def test_uniform_floats_are_uniform_and_below_one():
     values = uniform(words(3, 0, Purpose.MARKER_NOISE, N))
-    assert values.dtype == np.float32 and 0 <= values.min() and values.max() < 1
+    assert values.dtype == np.float32 and values.min() >= 0 and values.max() < 1
     assert stats.kstest(values, "uniform").pvalue > 1e-4
 
 

@@ -12,8 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ...errors import FulaError, nearest
-from ...kernels import augment
+from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
 from ..draws.augment import (
@@ -27,8 +26,6 @@ from ..draws.augment import (
 )
 from ..draws.randomness import Augmentation, EpochDraw, draw_epoch
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, paste, paste_tensor
-
-BACKENDS = ("reference", "resident", "dali")
 
 
 class Batch(NamedTuple):
@@ -55,10 +52,7 @@ class Stream(Protocol):
 
 
 class StreamBase:
-    """What every backend shares: sizes, the draw of an epoch, and sharding.
-
-    `shard` = (k, n) keeps every n-th sample of the epoch's order, from the k-th on.
-    """
+    """What every backend shares: sizes, and the draw of an epoch."""
 
     def __init__(
         self,
@@ -71,18 +65,16 @@ class StreamBase:
         normalisation: Normalisation | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.image_set = image_set
         self.batch_size = batch_size
-        self.steps = len(image_set) // shard[1] // batch_size
+        self.steps = len(image_set) // batch_size
         self.seed = seed
         self.augmentation = augmentation
         self.shortcut = shortcut
         self.normalisation = normalisation
         self.device = torch.device(device)
         self.dtype = dtype
-        self.shard = shard
         self.moments = moments_on(normalisation, self.device)
 
     def draw(self, epoch: int) -> EpochDraw:
@@ -99,9 +91,8 @@ class StreamBase:
         )
 
     def order(self, epoch: int) -> np.ndarray:
-        """The samples of this stream's shard, in the epoch's order."""
-        shard, shards = self.shard
-        return self.draw(epoch).order[shard::shards]
+        """The samples in the epoch's order."""
+        return self.draw(epoch).order
 
     def places(self, order: np.ndarray, start_step: int) -> range:
         """The numbers of the whole batches of `order`, from `start_step` on."""
@@ -166,76 +157,6 @@ def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class ResidentStream(StreamBase):
-    """The set as uint8 on the device, augmented there by the kernel `augment`.
-
-    `epoch` iterates. A captured step instead calls `load_epoch` outside the graph, which refills the
-    same device buffers, and `batch_at` inside it: device operations without host contact. One
-    epoch is loaded at a time: starting another ends an iteration in progress.
-    """
-
-    def __init__(self, image_set: ImageSet, *args, **kwargs) -> None:
-        super().__init__(image_set, *args, **kwargs)
-        if not isinstance(image_set, ImageSet):
-            raise FulaError(
-                "a resident stream needs decoded images, these stay files; use stream = 'dali', or "
-                "load them with cached = true"
-            )
-        pixels = torch.from_numpy(np.ascontiguousarray(image_set.images))
-        self._images = pixels.to(self.device)  # not pinned: a copy made once would stay locked
-        self._labels = on_device(image_set.labels, self.device)
-        self._numbers: dict[str, torch.Tensor] = {}
-        self._loaded = 0
-        exact = self.moments is not None or self.dtype == torch.float64
-        self._made = torch.float32 if exact else self.dtype
-
-    def load_epoch(self, epoch: int, order: np.ndarray | None = None) -> None:
-        """Put the epoch's random numbers into the device buffers (in place after the first)."""
-        draw, markers = self.draw(epoch), self.markers(epoch)
-        order = self.order(epoch) if order is None else order
-        self._store(order=order, dy=draw.dy, dx=draw.dx, flip=draw.flip)
-        if markers is not None:
-            # all rows of a table of noise: they are far fewer than the resident pixels
-            self._store(**{f"marker_{name}": np.asarray(a) for name, a in vars(markers).items()})
-        self._loaded += 1
-
-    def _store(self, **arrays: np.ndarray) -> None:
-        for name, array in arrays.items():
-            host = on_device(array, self.device)
-            if name in self._numbers and self._numbers[name].shape == host.shape:
-                self._numbers[name].copy_(host)
-            else:
-                self._numbers[name] = host.clone()
-
-    def batch_at(self, step: torch.Tensor | int) -> Batch:
-        """Batch number `step` of the loaded epoch; `step` may be a device scalar (int64)."""
-        places = torch.arange(self.batch_size, device=self.device) + step * self.batch_size
-        numbers = self._numbers
-        index = numbers["order"][places]
-        images = augment(
-            self._images,
-            index,
-            numbers["dy"],
-            numbers["dx"],
-            numbers["flip"],
-            self.augmentation.pad,
-            *(numbers.get(f"marker_{name}") for name in ("table", "index", "y", "x")),
-            dtype=self._made,
-        )
-        if self.moments is not None:
-            images = normalised_tensor(images.permute(0, 2, 3, 1), self.moments).permute(0, 3, 1, 2)
-        return Batch(images.to(self.dtype), self._labels[index], index)
-
-    def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
-        steps = self.places(order, start_step)
-        self.load_epoch(epoch, order)
-        loaded = self._loaded
-        for step in steps:
-            if self._loaded != loaded:
-                raise RuntimeError("another epoch of this resident stream was begun; open a second")
-            yield self.batch_at(step)
-
-
 def into_buffers(batches: Iterable[Batch], buffers: Batch) -> Iterator[Batch]:
     """Each batch copied into the same `buffers`, the static inputs of a captured step.
 
@@ -247,54 +168,3 @@ def into_buffers(batches: Iterable[Batch], buffers: Batch) -> Iterator[Batch]:
                 source = source.pin_memory()
             target.copy_(source, non_blocking=True)
         yield buffers
-
-
-def open_stream(
-    image_set: ImageSet | FileSet,
-    *,
-    batch_size: int,
-    seed: int,
-    augmentation: Augmentation,
-    backend: str = "resident",
-    shortcut: Shortcut | None = None,
-    normalisation: Normalisation | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    shard: tuple[int, int] = (0, 1),
-) -> Stream:
-    """A training stream over `image_set` by the named backend; all give the same batches.
-
-    Raises `FulaError` for an unknown backend, a batch larger than the (shard's) data, and for
-    `dali` where it is not installed.
-    """
-    if not 0 <= shard[0] < shard[1]:
-        raise FulaError(f"shard {shard[0]} of {shard[1]}: shards are numbered from 0")
-    mine = len(image_set) // shard[1]
-    if not 1 <= batch_size <= mine:
-        raise FulaError(f"batch size {batch_size} must lie in 1 … {mine}, the number of images")
-    return backend_class(backend, image_set)(
-        image_set,
-        batch_size,
-        seed,
-        augmentation,
-        shortcut=shortcut,
-        normalisation=normalisation,
-        device=device,
-        dtype=dtype,
-        shard=shard,
-    )
-
-
-def backend_class(name: str, image_set: ImageSet | FileSet) -> type[StreamBase]:
-    """The stream class of the named backend; made-up samples have the same one for all."""
-    if name not in BACKENDS:
-        raise FulaError(f"unknown stream '{name}'{nearest(name, BACKENDS)}")
-    if not isinstance(image_set, ImageSet | FileSet):
-        from .noise import NoiseStream
-
-        return NoiseStream
-    if name == "dali":
-        from .dali_stream import DaliStream
-
-        return DaliStream
-    return ReferenceStream if name == "reference" else ResidentStream

@@ -1,0 +1,46 @@
+"""Whether a model and data speak of the same images and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import FulaError
+
+if TYPE_CHECKING:
+    from ..pipelines import Source
+    from .staged import Staged
+
+
+def check_fit(staged: Staged, source: Source) -> None:
+    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
+    if staged.num_classes != source.num_classes:
+        raise FulaError(
+            f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
+            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
+        )
+    if staged.input_shape != tuple(source.image_shape):
+        raise FulaError(
+            f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
+            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
+        )
+
+
+def check_label_order(
+    known: Sequence[str] | None, classes: Sequence[str], role: str, data: str
+) -> None:
+    """Raise `FulaError` where a class of `data` had another label when the model was trained.
+
+    `known` None, and names that only one side has, say nothing: other data may name classes anew.
+    """
+    label = {name: number for number, name in enumerate(known or ())}
+    for number, name in enumerate(classes):
+        if label.get(name, number) != number:
+            raise FulaError(
+                f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
+                f"the data that order (imagefolder: options.classes = {list(known)})"
+            )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,37 @@
+"""A sweep with its report: what the command line, Python and the papers' experiments run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runs.sweep import Finished, run_sweep
+from ..store import Store
+from ..study.spec import Spec
+from .page import write_report
+from .summary import summary
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished sweep, and its findings in a few lines of text."""
+
+    run: Finished
+    text: str
+
+    @property
+    def report(self) -> Path:
+        return self.run.folder / "report.html"
+
+    def __str__(self) -> str:
+        failed = f", {self.run.failed} failed" if self.run.failed else ""
+        head = f"{self.run.cells} cells in {self.run.seconds:.0f} s{failed}; report: {self.report}"
+        return f"{self.text}\n{head}" if self.text else head
+
+
+def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:
+    """`runs.sweep.run_sweep` with the same options, then its report."""
+    finished = run_sweep(spec, out, **options)
+    write_report(finished.folder)
+    return Summary(finished, summary(Store.open(finished.folder).rows()))

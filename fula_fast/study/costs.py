@@ -1,0 +1,51 @@
+"""FLOPs of a training step, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..methods import method
+from .cell import Cell
+from .facts import DonorFacts
+
+
+def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int:
+    """FLOPs of one training step of a wave, for its whole batch.
+
+    Shared: the front up to the deepest site, the end natively. Per lane: the stitch (forward and
+    both gradients) and, where an objective reaches behind the stitch, its tail twice (forward, and
+    the gradient of the activations; frozen weights need none). Attacked lanes run front, stitch and
+    tail twice for every attack step, and the front once for themselves.
+    """
+    batch = cells[0].protocol.batch_size
+    attacked = [cell for cell in cells if cell.alpha > 0]
+    shared = 0
+    if len(attacked) < len(cells):
+        deepest = max(cell.front_site for cell in cells)
+        shared = front.flops_between(0, deepest) + sum(end.flops) + end.head_flops
+    return batch * (shared + sum(_lane_flops(cell, front, end) for cell in cells))
+
+
+def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
+    tail = end.flops_between(cell.end_site, end.num_sites) + end.head_flops
+    stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
+    work = stitch + tail  # dm: one forward pass moves the running statistics
+    if cell.objective:
+        reaches = any(method(name).needs_tail for name in cell.objective)
+        work = 3 * stitch + (2 * tail if reaches else 0)
+    if cell.alpha > 0:
+        lead = front.flops_between(0, cell.front_site)
+        per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps
+        work += lead + sum(end.flops) + end.head_flops + int(cell.alpha * per_image)
+    return work
+
+
+def _product(source: tuple[int, ...], target: tuple[int, ...]) -> int:
+    """Multiply-adds per image of the stitch, at the smaller resolution."""
+    features = [shape[1] if len(shape) == 2 else shape[0] for shape in (source, target)]
+    places = [_places(shape) for shape in (source, target)]
+    return features[0] * features[1] * min(places)
+
+
+def _places(shape: tuple[int, ...]) -> int:
+    return {1: 1, 2: shape[0]}.get(len(shape), shape[-1] * shape[-2] if len(shape) > 1 else 1)
