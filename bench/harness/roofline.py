@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -119,6 +120,10 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if name == "convolution":
+            out = _channels_last(out)
+        elif name == "convolution_backward":
+            out = (_channels_last(out[0]), *out[1:])
         if self._inside:
             return out
         if func.namespace != "prim" and name not in FREE:
@@ -129,6 +134,11 @@ class Counter(TorchDispatchMode):
             read = _read(func, args, kwargs or {})
             self.operators.append(Operator(full, tuple(read), tuple(written), flops, args))
         return out
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """A convolution's output as a GPU lays it out for channels-last inputs; `meta` does not."""
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def _read(func, args: Sequence, kwargs: Mapping) -> list[Tensor]:

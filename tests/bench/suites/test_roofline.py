@@ -1,0 +1,114 @@
+"""The GPU step's budget: what it may dispatch and move, counted without a GPU; and the model's own
+arithmetic, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fula_fast.bench.harness.roofline import H100, Counter, by_part, cost, size, total
+from fula_fast.bench.harness.workload import Setting
+from fula_fast.bench.suites.roofline import last_line, measure, saved
+
+ZERO = {"device": "meta", "dtype": torch.bfloat16}
+
+
+def setting(lanes: int) -> Setting:
+    """ResNet-18 at full width, as on a GPU."""
+    return Setting("cuda", "bf16", width=64, batch=128, lanes=lanes, timed=1, warmup=1)
+
+
+def slices(costs) -> float:
+    """Bytes of large slices' gradients: each writes a tensor whole for a part of it."""
+    found = by_part(costs)
+    return found["slice backward"].bytes if "slice backward" in found else 0.0
+
+
+@pytest.mark.parametrize(
+    ("attack", "full", "dispatches", "gigabytes"),
+    [
+        ("none", False, 715, 25.8),
+        ("none", True, 935, 28.9),
+        ("pgd", False, 440, 111.0),
+        ("apgd", False, 220, 10.5),
+    ],
+)
+def test_a_small_grid_keeps_to_its_budget(attack, full, dispatches, gigabytes):
+    costs = measure(setting(36), attack, full)
+    found = total(costs)
+    assert 100 < found.dispatches <= dispatches
+    assert 5e9 < found.bytes <= gigabytes * 1e9
+    if attack == "none":
+        assert slices(costs) == 0
+
+
+@pytest.mark.parametrize(
+    ("full", "gigabytes", "milliseconds"), [(False, 216, 151), (True, 243, 171)]
+)
+def test_the_whole_grid_keeps_to_its_budget(full, gigabytes, milliseconds):
+    costs = measure(setting(324), full=full)
+    found = total(costs)
+    assert found.dispatches <= 1500
+    assert found.bytes <= gigabytes * 1e9
+    assert found.seconds <= milliseconds * 1e-3
+    assert slices(costs) == 0
+
+
+def counted(step):
+    with Counter() as counter:
+        step()
+    return [cost(op) for op in counter.operators]
+
+
+def test_a_sum_is_bound_by_memory():
+    a, b = (torch.empty(1 << 26, **ZERO) for _ in range(2))
+    (found,) = counted(lambda: a + b)
+    assert found.bytes == 3 * 2 * 2**26
+    assert found.seconds == pytest.approx(3 * 2 * 2**26 / H100.memory + H100.launch)
+
+
+def test_a_convolution_is_bound_by_its_rate():
+    x = torch.empty(4096, 256, 8, 8, **ZERO).contiguous(memory_format=torch.channels_last)
+    w = torch.empty(256, 256, 3, 3, **ZERO)
+    (found,) = counted(lambda: torch.conv2d(x, w, padding=1))
+    assert found.flops == 2 * 4096 * 64 * 256 * 256 * 9
+    assert found.seconds == pytest.approx(found.flops / 520e12 + H100.launch)
+
+
+def test_views_cost_nothing_and_expanded_axes_count_once():
+    x = torch.empty(8, 4, **ZERO)
+    assert not counted(lambda: x.view(4, 8)[1:].t())
+    assert size(x[:, None].expand(8, 100, 4)) == 64
+
+
+def test_what_is_only_overwritten_is_not_read():
+    a, b = (torch.empty(1 << 20, **ZERO) for _ in range(2))
+    (found,) = counted(lambda: a.copy_(b))
+    assert found.bytes == 2 * 2 * 2**20
+
+
+def test_a_fused_chain_is_one_operator():
+    a = torch.empty(1 << 20, **ZERO)
+    counter = Counter()
+    step = counter.fuse(lambda t: t.mul_(2).add_(1))
+    with counter:
+        step(a)
+    (op,) = counter.operators
+    assert cost(op).bytes == 2 * 2 * 2**20
+
+
+def test_the_last_line_says_all():
+    a = torch.empty(1 << 26, **ZERO)
+    line = last_line(total(counted(lambda: (a + a, a @ a))))
+    assert line.startswith("modelled 0.") and line.endswith("2 dispatches, 0.7 GB")
+
+
+def test_before_and_after_stand_side_by_side(tmp_path):
+    row = {"attack": "none", "phase": "short", "setting": {"lanes": 36}}
+    path = tmp_path / "roofline.json"
+    for side in ("before", "after"):
+        saved(path, row | {"line": side}, side)
+    (found,) = json.loads(path.read_text())["rows"].values()
+    assert [found[side]["line"] for side in ("before", "after")] == ["before", "after"]
