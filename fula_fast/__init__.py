@@ -11,9 +11,15 @@ from typing import Any
 from .errors import FulaError
 
 __version__ = "0.1.0"
-__all__ = ["FulaError", "__version__", "stages", "stitch", "sweep"]
+__all__ = ["FulaError", "Normalisation", "__version__", "load", "stages", "stitch", "sweep"]
 
-_LAZY = {"stitch": "fula_fast.api", "sweep": "fula_fast.api", "stages": "fula_fast.models"}
+_LAZY = {
+    "Normalisation": "fula_fast.pipelines",
+    "load": "fula_fast.results",
+    "stages": "fula_fast.models",
+    "stitch": "fula_fast.api",
+    "sweep": "fula_fast.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,46 +8,47 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from . import pipelines
+from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
-from .errors import FulaError, nearest
-from .methods.objectives import mixture
+from .errors import FulaError
+from .files.paths import user_path
+from .measures.agreement import COLUMNS as AGREEMENT
+from .methods import FULA, objective
+from .methods import method as method_named
+from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.copies import private_copy
 from .models.labels import check_label_order
-from .pipelines import ImageSet, Normalisation, Source
+from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results
+from .results import Results, behind, load
 from .runs.cell_images import CellImages
+from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
-from .store import Store
-from .store.tables import table
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, Table
-from .study.protocol import METHODS, Protocol, term_weights
+from .study.donor_spec import OneShortcut, SpecTable
+from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.spec import EngineSpec, load_spec, parse_table
 from .study.toml import explain, read_toml
 
 Donor = Staged | str | Path
-Data = Source | str | Sequence[Any]
 
 
-class _Options(Table):
+class _Options(SpecTable):
     """The plain arguments of `stitch` that are no protocol options, checked."""
 
     front_site: int
@@ -66,11 +67,15 @@ class Stitched:
     """A stitch after training, in its model, with its measures on the test images.
 
     - `stitch`: the trained affine map; `stitch.weight` (features out, in), `stitch.bias` (out,).
-    - `model`: images (B, C, H, W) to logits (B, classes), in eval mode, with the running statistics
-      that this stitch's training left behind; the donors themselves are not touched.
-    - `accuracy`: top-1, in [0, 1]. `agreement_hard`: share of images that the stitched model and
-      the end both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
-      `kappa`: error consistency, agreement beyond chance.
+    - `model`: images (B, C, H, W) in [0, 1] to logits (B, classes), in eval mode, its normalisation
+      inside, with the running statistics that this stitch's training left behind; the donors
+      themselves are not touched.
+    - `front_accuracy`, `end_accuracy`: of the donors by themselves on the same test images, None
+      where a donor has other classes than the data.
+    - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
+      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
+      `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
+      beyond chance.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
     """
@@ -82,12 +87,15 @@ class Stitched:
     stitch: Stitch
     model: nn.Module
     accuracy: float
-    agreement_hard: float
+    agreement_top1: float
+    agreement_right_wrong: float
     agreement_soft: float
     kappa: float
     term_stitch: float
     loss: float | None
     seconds: float
+    front_accuracy: float | None
+    end_accuracy: float | None
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -99,7 +107,7 @@ class Stitched:
         return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
 
 
-_METRICS = tuple(f.name for f in fields(Stitched) if f.type.startswith("float"))
+_METRICS = (*AGREEMENT, "term_stitch", "loss", "seconds", "front_accuracy", "end_accuracy")
 
 
 def stitch(
@@ -108,7 +116,7 @@ def stitch(
     front_site: int,
     end_site: int,
     data: Data,
-    method: str | Mapping[str, float] = "fula",
+    method: str | Mapping[str, float] = FULA.name,
     protocol: str = "fula-v2",
     *,
     seed: int = 0,
@@ -116,7 +124,7 @@ def stitch(
     alpha: float = 0.0,
     shortcut: Any = None,
     subset: int | None = None,
-    normalisation: Normalisation | None = None,
+    normalisation: Normalisation | Literal["source"] | None = "source",
     device: str = "auto",
     precision: str = "fp32",
     progress: Progress | None = None,
@@ -126,14 +134,17 @@ def stitch(
 
     `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
     of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
-    input), or a pair (train, test) of `ImageSet`s or of (images uint8 (N, H, W, C), labels (N,)).
-    `method`: dm, hint, slm, tlm, fula, or weights of the last four, as {"fula": 0.5, "tlm": 0.5}.
+    input), or a pair (train, test) of `ImageSet`s or of (images, labels) arrays, uint8 (N, H, W, C)
+    or as `pipelines.sources.arrays` says.
+    `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
     `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.
     `alpha`: attacked share of each batch. `shortcut`: marker pasted on all images, as of a spec
     ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
-    `normalisation`: of the images; default: the source's own. `precision`: fp32 or fp64.
+    `normalisation`: of the images, as the donors were trained with; by default the source's own.
+    Arrays have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
+    `precision`: fp32 or fp64.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
     out of range, donors and data that do not fit each other or the method, an unknown method,
@@ -147,10 +158,10 @@ def stitch(
     given = parse_table(_Options, asked, "stitch")
     rule = _protocol(protocol, options)
     front, end = _donor(front, "front", rule), _donor(end, "end", rule)
-    source = _source(data, end)
+    source = given_source(data, end)
     cell = _cell(method, rule, given)
     _check(cell, front, end, source)
-    moments = normalisation or source.normalisation
+    moments = given_moments(normalisation, source)
     if given.alpha > 0 and moments is not None:
         raise FulaError(
             f"alpha = {given.alpha} attacks pixels in [0, 1], but the images are normalised; set "
@@ -158,7 +169,8 @@ def stitch(
         )
     device = _device(given.device)
     images = CellImages(cell, source.train, source.test, moments, moments, device)
-    return _run(cell, front, end, images, given.precision, progress or Progress())
+    accuracies = _accuracies(front, end, images)
+    return _run(cell, front, end, images, given.precision, progress or Progress(), accuracies)
 
 
 def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
@@ -169,11 +181,9 @@ def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
 
 
 def _cell(method: str | Mapping[str, float], rule: Protocol, given: _Options) -> Cell:
-    if isinstance(method, str) and method not in METHODS:
-        raise FulaError(f"unknown method '{method}'{nearest(method, METHODS)}")
     name = method if isinstance(method, str) else "mixture"
     return Cell(
-        "front", "end", given.front_site, given.end_site, name, mixture(method), rule,
+        "front", "end", given.front_site, given.end_site, name, objective(method), rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
@@ -189,7 +199,7 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
             f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
             f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
         )
-    return copy.deepcopy(given).eval()
+    return private_copy(given).eval()
 
 
 def _uncut(role: str, given: Any) -> str:
@@ -199,40 +209,10 @@ def _uncut(role: str, given: Any) -> str:
     )
 
 
-def _source(data: Data, end: Staged) -> Source:
-    if isinstance(data, Source):
-        return data
-    if isinstance(data, str):
-        channels, size = end.input_shape[:2]
-        return pipelines.load_source(data, size=size, channels=channels)
-    if isinstance(data, Sequence) and len(data) == 2:
-        train, test = (_image_set(part, end.num_classes) for part in data)
-        return Source("arrays", train, test)
-    raise FulaError(
-        f"data is a {type(data).__name__}; give a Source, the name of one, or (train, test), "
-        "each an ImageSet or (images, labels)"
-    )
-
-
-def _image_set(part: Any, classes: int) -> ImageSet:
-    if isinstance(part, ImageSet):
-        return part
-    if not (isinstance(part, Sequence) and len(part) == 2):
-        raise FulaError(
-            f"data has a {type(part).__name__} where a set of images belongs; "
-            "give an ImageSet or (images, labels)"
-        )
-    images, labels = (np.asarray(array) for array in part)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise FulaError(f"labels are {labels.dtype}; give whole numbers from 0")
-    names = tuple(map(str, range(max(classes, int(labels.max(initial=0)) + 1))))
-    return ImageSet(images, labels.astype(np.int64), names)
-
-
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     check_sites(front, cell.front_site, "front")
     check_sites(end, cell.end_site, "end")
-    if "fula" in cell.objective:
+    if cell.weighted:
         term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
     for role, donor in (("front", front), ("end", end)):
         if donor.input_shape != source.image_shape:
@@ -241,24 +221,25 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
     check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
-    if "tlm" in cell.objective:
-        _check_classes(front, end, source)
+    for name in cell.objective:
+        if method_named(name).labels:
+            _check_classes(name, front, end, source)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
-    if cell.method == "dm" and not sites.like:
+    if not cell.objective and not sites.like:
         raise FulaError(
-            f"dm needs sites of one form, not {sites.source} and {sites.target}; "
+            f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
             "choose other sites, or a trained method"
         )
 
 
-def _check_classes(front: Staged, end: Staged, source: Source) -> None:
+def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
     counts = {
         "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
     }  # fmt: skip
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise FulaError(
-            f"tlm trains on labels, which must mean the same to both donors and the data, but "
+            f"{method} trains on labels, which must mean the same to both donors and the data, but "
             f"their class counts differ ({shown}); use another method, or donors of one task"
         )
 
@@ -267,8 +248,27 @@ def _device(asked: str) -> torch.device:
     return torch.device(resources(parse_table(EngineSpec, {"device": asked}, "stitch")).device)
 
 
+def _accuracies(front: Staged, end: Staged, images: CellImages) -> dict[str, float | None]:
+    """Of both donors on the cell's test images; refuses one that gives no finite logits."""
+    options = {"normalisation": images.test_moments, "shortcut": images.shortcut}
+    found: dict[str, float | None] = {}
+    for role, donor in (("front", front), ("end", end)):
+        found[f"{role}_accuracy"] = None
+        if donor.num_classes == images.test.num_classes:
+            donor = donor.float().to(images.device)
+            measured = evaluate(donor, images.test, device=images.device, **options)
+            found[f"{role}_accuracy"] = measured.accuracy
+    return found
+
+
 def _run(
-    cell: Cell, front: Staged, end: Staged, images: CellImages, precision: str, progress: Progress
+    cell: Cell,
+    front: Staged,
+    end: Staged,
+    images: CellImages,
+    precision: str,
+    progress: Progress,
+    accuracies: Mapping[str, float | None],
 ) -> Stitched:
     task = WaveTask(
         (cell,),
@@ -287,11 +287,11 @@ def _run(
     outcome, model = run_cell(task, cell, initial, *donors)
     if outcome.error:
         raise FulaError(outcome.error)
-    measures = dict(outcome.metrics)
-    measures["seconds"] = measures.pop("train_seconds")
+    measures = outcome.metrics | accuracies | {"seconds": outcome.metrics["train_seconds"]}
     return Stitched(
         cell.method, cell.front_site, cell.end_site, cell.protocol, model.stitch,
-        batchnorm.frozen(model), **{name: measures[name] for name in _METRICS},
+        behind(images.test_moments, batchnorm.frozen(model)),
+        **{name: measures[name] for name in _METRICS},
     )  # fmt: skip
 
 
@@ -319,7 +319,7 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     loaded = load_spec(_with_models(spec, models or {}), overrides)
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    folder = user_path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
         found = sweep_with_report(
             loaded,
@@ -327,11 +327,10 @@ def sweep(
             resume=resume,
             fail_fast=fail_fast,
             progress=progress,
-            donors=None if donors is None else Path(donors),
+            donors=None if donors is None else user_path(donors),
             modules=models,
         )
-    rows = table(Store.open(folder).results()).to_pylist()
-    return Results(folder, tuple(rows), found.run.cells)
+    return load(found.run.folder, models)
 
 
 def _with_models(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,28 @@ from .store.tables import table
 if TYPE_CHECKING:
     import pandas
     import pyarrow
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from .models import Staged
+    from .pipelines import Normalisation
+
+
+def load(folder: str | Path, models: Mapping[str, Staged] | None = None) -> Results:
+    """The results of a run from its folder alone: rows, spec, stitches and models.
+
+    `models`: donors of your own by name, which the folder cannot keep. Raises `FulaError` where
+    there is no run.
+    """
+    store = Store.open(folder)
+    rows = table(store.results()).to_pylist()
+    return Results(Path(folder), tuple(rows), len(store.plan["cells"]), dict(models or {}))
+
+
+def behind(moments: Normalisation | None, model: nn.Module) -> nn.Module:
+    """The model with its normalisation in front: it takes images in [0, 1] either way."""
+    from .models import Normalised
+
+    return model if moments is None else Normalised(model, moments.mean, moments.std).eval()
 
 
 @dataclass(frozen=True)
@@ -22,12 +44,18 @@ class Results:
 
     `rows`: one dictionary per cell, in the order of the plan, all with the same columns; failed
     cells have `status` "failed", and say why in `error`. `folder`: the run's folder. `cells`: how
-    many were planned.
+    many were planned. `models`: donors of the caller's own, by name.
     """
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
     cells: int
+    models: Mapping[str, Staged] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The run's spec with every default, as it is stored."""
+        return Store.open(self.folder).spec
 
     @property
     def failed(self) -> tuple[dict[str, Any], ...]:
@@ -64,6 +92,17 @@ class Results:
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell (a row's `cell`), as CPU tensors by name."""
         return Store.open(self.folder).stitch(cell)
+
+    def model(self, cell: str) -> nn.Module:
+        """The whole stitched model of a cell: front, stitch and end, with the running statistics
+        that training left behind and the run's normalisation, on the CPU, in eval mode.
+
+        Images (B, C, H, W) in [0, 1] to logits (B, classes). The stitch alone is not the cell's
+        model where `bn = "train"`. Raises `FulaError` for a cell that is not finished.
+        """
+        from .runs.kept import cell_model
+
+        return cell_model(Store.open(self.folder), cell, self.models)
 
     def __len__(self) -> int:
         return len(self.rows)

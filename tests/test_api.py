@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from torch import nn
 import fula_fast
 from fula_fast import FulaError, api
 from fula_fast.models import build, content_hash, save_checkpoint
-from fula_fast.pipelines import ImageSet, Normalisation, load_source
+from fula_fast.pipelines import Normalisation, load_source
 from fula_fast.runs.sweep import Finished
+from fula_fast.store import Store
+from fula_fast.study.plan import plan as planned
 
 SHAPE = (3, 8, 8)
 QUICK = {"epochs": 1, "dm_samples": 60, "crop_padding": 1, "flip": False, "batch_size": 256}
@@ -60,7 +63,9 @@ def test_a_trained_stitch_with_its_model(found, donors, digits):
     labels = torch.from_numpy(digits.test.labels)
     right = [z.argmax(1) == labels for z in (logits, native)]
     assert found.accuracy == pytest.approx(float(right[0].double().mean()))
-    assert found.agreement_hard == pytest.approx(float((right[0] == right[1]).double().mean()))
+    assert found.agreement_right_wrong == pytest.approx(
+        float((right[0] == right[1]).double().mean())
+    )
     assert found.loss > 0 and found.seconds > 0 and 0 < found.agreement_soft <= 1
     assert found.metrics["term_stitch"] == found.term_stitch
     assert repr(found).startswith("Stitched(fula, sites 3 -> 5, accuracy=")
@@ -85,12 +90,13 @@ def test_donors_in_training_mode_are_seen_in_eval_mode_and_stay_as_they_were(don
 
 def test_every_form_of_data_gives_the_same_numbers(donors, digits, found):
     train, test = digits.train, digits.test
-    for data in (
-        "digits",
-        (train, test),
-        [(train.images, train.labels), (test.images, test.labels.astype(np.int32))],
+    plain = {"normalisation": None}
+    for data, how in (
+        ("digits", {}),
+        ((train, test), plain),
+        ([(train.images, train.labels), (test.images, test.labels.astype(np.int32))], plain),
     ):
-        again = fula_fast.stitch(*donors, 3, 5, data, **QUICK)
+        again = fula_fast.stitch(*donors, 3, 5, data, **how, **QUICK)
         assert torch.equal(again.stitch.weight, found.stitch.weight)
         assert again.accuracy == found.accuracy
 
@@ -118,7 +124,14 @@ def test_the_numbers_are_those_of_a_sweeps_cell(donors, digits, found, tmp_path)
         quiet=True,
     )
     (row,) = results.rows
-    for name in ("accuracy", "agreement_hard", "agreement_soft", "kappa", "term_stitch", "loss"):
+    for name in (
+        "accuracy",
+        "agreement_right_wrong",
+        "agreement_soft",
+        "kappa",
+        "term_stitch",
+        "loss",
+    ):
         assert row[name] == pytest.approx(found.metrics[name], rel=1e-12)
     assert torch.equal(results.stitch(row["cell"])["weight"], found.stitch.weight)
 
@@ -133,7 +146,7 @@ def test_a_module_of_the_users_own(digits):
     model = fula_fast.stages(net, sites=["1", "4"], input_shape=SHAPE)
     rule = {**QUICK, "weight_decay": 0.0, "init": "identity"}
     own = fula_fast.stitch(model, model, 2, 2, digits, method="hint", **rule)
-    assert own.agreement_hard == 1.0 and own.loss == 0.0
+    assert own.agreement_right_wrong == 1.0 and own.loss == 0.0
     assert torch.equal(own.stitch.weight, torch.eye(12))
     unlike = fula_fast.stitch(model, model, 1, 2, digits, method="tlm", **QUICK)
     assert unlike.stitch.position_weight.shape == (1, 16)
@@ -154,6 +167,34 @@ def test_mixtures_subsets_shortcuts_and_attacks(donors, digits):
     weights = [s.stitch.weight for s in (half, few, marked, hit, scaled)]
     for k, weight in enumerate(weights):
         assert all(not torch.equal(weight, other) for other in weights[:k])
+
+
+NORMAL = Normalisation((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("form", ["pairs", "sets", "lists"])
+def test_arrays_come_with_their_normalisation(donors, digits, form):
+    """The model, the donors' accuracies and the measures are all of the same normalised images."""
+    train, test = digits.train, digits.test
+    pairs = (train.images, train.labels), (test.images, test.labels)
+    data = {"pairs": pairs, "sets": (train, test), "lists": [list(p) for p in pairs]}[form]
+    with pytest.raises(FulaError, match="arrays do not say how the donors' images were normalised"):
+        fula_fast.stitch(*donors, 3, 5, data, **QUICK)
+    found = fula_fast.stitch(*donors, 3, 5, data, normalisation=NORMAL, **QUICK)
+    pixels = torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(m)[:, None, None] for m in (NORMAL.mean, NORMAL.std))
+    labels = torch.from_numpy(test.labels)
+    with torch.no_grad():
+        seen = {
+            "accuracy": found.model(pixels),
+            "front_accuracy": donors[0]((pixels - mean) / std),
+            "end_accuracy": donors[1]((pixels - mean) / std),
+        }
+    for name, logits in seen.items():
+        expected = float((logits.argmax(1) == labels).double().mean())
+        assert found.metrics[name] == pytest.approx(expected, abs=2 / len(labels)), name
+    plain = fula_fast.stitch(*donors, 3, 5, data, normalisation=None, **QUICK)
+    assert plain.front_accuracy != found.front_accuracy
 
 
 def test_all_training_images_for_the_closed_form(donors, digits):
@@ -190,11 +231,16 @@ MISTAKES = [
     ({"data": "digitz"}, "unknown source 'digitz'; did you mean 'digits'?"),
     ({"data": 3}, "data is a int; give a Source"),
     ({"data": ("digits", "digits")}, "data has a str where a set of images belongs"),
-    ({"data": ((np.zeros((4, 8, 8, 3)), [0] * 4),) * 2}, "images are float64"),
+    ({"data": ((np.zeros((4, 8, 8, 3)) + 7, [0] * 4),) * 2}, "images is float64 from 7 to 7; give"),
+    ({"data": ((np.zeros((4, 8, 8, 2), np.uint8), [0] * 4),) * 2}, "of shape (4, 8, 8, 2); images"),
+    ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 2]),) * 2}, "but there are 4 images"),
+    ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4),) * 2}, "has the label -1; number"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
     ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),
+    ({"normalisation": Normalisation((0.5,), (0.5,))}, "has 1 means, but the images have 3"),
+    ({"normalisation": (0.5, 0.5)}, "normalisation is a tuple; give fula_fast.Normalisation"),
     ({"alpha": 0.5, "normalisation": Normalisation((0.5,) * 3, (0.5,) * 3)}, "attacks pixels in"),
     ({"lr": 1e30}, "lr = 1e+30: should be less than or equal to 1000000"),
 ]
@@ -336,13 +382,11 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     seen = {}
 
     class Summary:
-        run = Finished(tmp_path, 0, 0, 0.0)
+        run = Finished(Path("runs/quickstart"), 0, 0, 0.0)
 
     def run_sweep(spec, folder, **options):
         seen.update(options, folder=folder)
-        (tmp_path / "runs/quickstart").mkdir(parents=True)
-        (tmp_path / "runs/quickstart/spec.json").write_text("{}")
-        (tmp_path / "runs/quickstart/plan.json").write_text('{"cells": []}')
+        Store.create(tmp_path / "runs/quickstart", spec.dump(), planned(spec).to_json())
         return Summary
 
     monkeypatch.chdir(tmp_path)
@@ -350,10 +394,3 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     results = api.sweep("quickstart", donors=tmp_path, resume=True, fail_fast=True)
     assert str(results.folder) == "runs/quickstart" and results.rows == ()
     assert seen["donors"] == tmp_path and seen["resume"] and seen["fail_fast"]
-
-
-def test_labels_of_an_image_set_are_checked():
-    with pytest.raises(FulaError, match="labels run from"):
-        api._image_set((np.zeros((1, 8, 8, 3), np.uint8), [-1]), 10)
-    given = ImageSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), ("a",))
-    assert api._image_set(given, 10) is given

@@ -23,7 +23,7 @@ from fula_fast.bench.harness.peer import METHODS
 from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.device.precision import arithmetic, precision_of
-from fula_fast.engine.modes import open_stepper, runner_of
+from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
 from fula_fast.engine.network import Runner
 from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
@@ -106,7 +106,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def command_of(bench: str, setting: Setting) -> str:
     """The command that runs `bench` at this setting."""
     values = " ".join(f"--{field.name} {getattr(setting, field.name)}" for field in fields(setting))
-    return f"python -m fula_fast.bench.{bench} {values}"
+    return f"python -m fula_fast.bench.suites.{bench} {values}"
 
 
 @contextmanager
@@ -188,7 +188,8 @@ class OurWave:
             ).initialise("random", c.seed)
             for c in cells
         }
-        options = {"dtype": setting.dtype, "device": setting.device, "runner": runner}
+        options = {"dtype": setting.dtype, "device": setting.device}
+        options |= {"runner": runner, "fuse": fuse_of(self.mode)}
         steps = setting.training_steps
         self.wave = Wave(cells, task.front, task.end, stitches, steps, **options)
         self.stepper = open_stepper(task, self.wave, self.mode)

@@ -16,12 +16,6 @@ from torch import Tensor
 from ..errors import FulaError
 from ..kernels.shared.sums import wide
 
-CE, DLR, TARGETED = 0, 1, 2
-"""Kinds of loss, as written in a batch's `kind` tensor."""
-
-MIN_CLASSES = {CE: 1, DLR: 3, TARGETED: 4}
-"""The fewest classes for which each loss is defined."""
-
 _NO_LABEL = -(2**62)  # PyTorch's -100 would leave an image where it is, as if it were robust
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -73,8 +67,10 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """Predicted class (N,) int64; -1, which is no class and never right, where a logit is NaN."""
-    return torch.where(logits.isnan().any(1), -1, logits.max(1)[1])
+    """Predicted class (N,) int64; -1, which is no class and never right, where the largest logit
+    is no finite number (a NaN counts as the largest)."""
+    largest, label = logits.max(1)
+    return torch.where(largest.isfinite(), label, -1)
 
 
 def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Evaluation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from ..errors import FulaError
 from ..models import Staged
+from ..models.copies import private_copy
 from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
@@ -18,7 +18,8 @@ from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, re
 
 
 def open_source(data: DataSpec) -> Source:
-    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or unreadable."""
+    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or
+    unreadable."""
     source = load_source(
         data.source,
         data_dir=data.data_dir,
@@ -49,6 +50,29 @@ def normalisation_of(data: DataSpec, source: Source) -> Normalisation | None:
     if data.normalises is None:
         return source.normalisation
     return Normalisation(data.mean, data.std) if data.normalises else None
+
+
+def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: Source) -> None:
+    """Raise `FulaError` where a donor's images are normalised otherwise than the cells'.
+
+    `own`: the donor's data, `source`: that of the run's `[data]` table. A stitched model has one
+    input, so one of its donors would see numbers that it was not trained on. Where neither table
+    sets `mean` and `std`, each data set has the ones that it was published with.
+    """
+    if donor.data.normalises is None and data.normalises is None:
+        return
+    sees, given = normalisation_of(donor.data, own), normalisation_of(data, source)
+    if sees != given:
+        raise FulaError(
+            f"[donors.{donor.name}.data] normalises images by {_moments(sees)}, but those of the "
+            f"cells, [data], by {_moments(given)}, and a stitched model has one input; give "
+            "[data] and its donors the same mean and std"
+        )
+
+
+def _moments(given: Normalisation | None) -> str:
+    mean, std = ((0,), (1,)) if given is None else (given.mean, given.std)
+    return f"mean = {list(mean)}, std = {list(std)}"
 
 
 def obtain_donor(
@@ -107,7 +131,7 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data, source)
+    copied, moments = private_copy(module).eval(), normalisation_of(spec.data, source)
     return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
 
 

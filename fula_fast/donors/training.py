@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
+from ..measures.agreement import answered, right
 from ..models import Staged
 from ..models.labels import check_fit
 from ..models.staged import eval_mode
@@ -33,8 +34,8 @@ from ..pipelines import (
 )
 
 Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
-"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to adversarial
-images; `index` are sample numbers, for keyed randomness."""
+"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to
+adversarial images; `index` are sample numbers, for keyed randomness."""
 
 MOMENTUM = 0.9
 _WARM_UP = 0.2
@@ -42,7 +43,7 @@ _PERMUTE = 0x9E12
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
 
     lr: float
@@ -64,17 +65,21 @@ class Recipe:
 
 
 RECIPES = {
-    "paper": Recipe(lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128),
-    "fast": Recipe(lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128),
+    "paper": TrainingRecipe(
+        lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
+    ),
+    "fast": TrainingRecipe(
+        lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128
+    ),
 }
 
 
-def resolved_recipe(name: str, **overrides: Any) -> Recipe:
+def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
     """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
     if name not in RECIPES:
         raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    return Recipe(**{**vars(RECIPES[name]), **given})
+    return TrainingRecipe(**{**vars(RECIPES[name]), **given})
 
 
 class EpochReport(NamedTuple):
@@ -87,7 +92,7 @@ class EpochReport(NamedTuple):
     seconds: float
 
 
-class Evaluation(NamedTuple):
+class Score(NamedTuple):
     """Top-1 accuracy in [0, 1] and mean cross-entropy over a set."""
 
     accuracy: float
@@ -133,11 +138,10 @@ def train_donor(
 
     The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training image
-    the label of another one, a control. `precision` is
-    fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a
-    model that does not fit the data, an unknown recipe, and a loss that is not finite (with its
-    epoch and step).
+    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training
+    image the label of another one, a control. `precision` is fp32, tf32 or bf16 (autocast). `epochs
+    = 0` only evaluates. Raises `FulaError` for a model that does not fit the data, an unknown
+    recipe, and a loss that is not finite (with its epoch and step).
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
     check_fit(staged, source)
@@ -177,7 +181,7 @@ class _Run:
     def __init__(
         self,
         staged: Staged,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         stream: Any,
         precision: str,
         attacked: int,
@@ -256,19 +260,32 @@ def evaluate(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     **options: Any,
-) -> Evaluation:
+) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
-    `options` go to `evaluation_batches` (normalisation, shortcut).
+    `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
+    image gets no answer (see `measures.agreement.answered`).
     """
-    right = loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):
             with autocast(batch.images.device, precision):
                 logits = staged(batch.images).float()
-            right = right + (logits.argmax(1) == batch.labels).sum()
+            correct = correct + right(logits, batch.labels).sum()
+            silent = silent + (~answered(logits)).sum()
             loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
-    return Evaluation(float(right) / len(images), float(loss) / len(images))
+    _check_answers(staged, int(silent), len(images))
+    return Score(float(correct) / len(images), float(loss) / len(images))
+
+
+def _check_answers(staged: Staged, silent: int, images: int) -> None:
+    if silent:
+        wrong = [n for n, value in staged.state().items() if not torch.isfinite(value).all()]
+        where = f"weight '{wrong[0]}' is not finite" if wrong else "its weights are finite"
+        raise FulaError(
+            f"model '{staged.name}' gives no finite logits on {silent} of {images} test images "
+            f"({where}); give sound weights, or the normalisation that they were trained with"
+        )
 
 
 def permuted(images: ImageSet, seed: int) -> ImageSet:

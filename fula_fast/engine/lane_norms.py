@@ -100,7 +100,8 @@ class LaneNormAct(LaneNorm):
 
 
 def _as_maps(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """(N, C), (N, C, T) and (N, C, D, H, W) as (N, C, positions, 1), with the shape to give back."""
+    """(N, C), (N, C, T) and (N, C, D, H, W) as (N, C, positions, 1), with the shape to
+    give back."""
     if x.dim() == 4:
         return x, None
     return x.reshape(*x.shape[:2], -1, 1), tuple(x.shape)
@@ -146,7 +147,7 @@ def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """In `dtype` where it is a float; a convolution's weight laid out as the activations are: cuDNN
     copies others at every call."""
     weight = weight.to(dtype) if weight.is_floating_point() else weight
-    if weight.is_cuda and weight.dim() == 4:
+    if weight.device.type != "cpu" and weight.dim() == 4:
         return weight.contiguous(memory_format=torch.channels_last)
     return weight
 

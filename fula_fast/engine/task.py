@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..progress import Progress
 from ..stitching.starts import Pair, check_sites, initial_stitches
 from ..stitching.stitch import Geometry, Stitch
 from ..study.cell import Cell
-from ..study.protocol import Protocol
+from ..study.protocol import CLOSED_FORM, Protocol
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _check_dm(task: WaveTask, cell: Cell) -> None:
     shapes = task.front.site_shapes[cell.front_site - 1], task.end.site_shapes[cell.end_site - 1]
     if not cell.objective and not Geometry(*shapes).like:
         raise FulaError(
-            f"method 'dm' needs sites of one form, not {shapes[0]} and {shapes[1]} (front site "
-            f"{cell.front_site}, end site {cell.end_site}); leave dm out of this grid"
+            f"method '{cell.method}' needs sites of one form, not {shapes[0]} and {shapes[1]} "
+            f"(front site {cell.front_site}, end site {cell.end_site}); leave it out of this grid"
         )
 
 
@@ -123,8 +123,10 @@ def _pair(cell: Cell) -> Pair:
 
 
 def _start_protocol(cell: Cell) -> Protocol:
-    """`dm` is the closed form whatever the initialisation of trained cells."""
-    return cell.protocol if cell.objective else cell.protocol.model_copy(update={"init": "dm"})
+    """What is not trained is the closed form whatever the initialisation of trained cells."""
+    if cell.objective:
+        return cell.protocol
+    return cell.protocol.model_copy(update={"init": CLOSED_FORM})
 
 
 def _start_key(cell: Cell) -> tuple:
@@ -134,7 +136,7 @@ def _start_key(cell: Cell) -> tuple:
 
 def _group_stitches(task: WaveTask, cells: Sequence[Cell]) -> dict[Pair, Stitch]:
     protocol = _start_protocol(cells[0])
-    closed = protocol.init == "dm"
+    closed = protocol.starts_closed
     images = task.dm_images(protocol.dm_samples) if closed else torch.zeros(0)
     pairs = [_pair(cell) for cell in cells]
     return initial_stitches(task.front, task.end, pairs, protocol, images, cells[0].seed)
@@ -161,8 +163,20 @@ _SHARE_TAG = 0x5AAE
 
 
 def check_result(outcome: Outcome) -> Outcome:
-    """The outcome, turned into a failed one where its stitch, its model's statistics or its
-    distance at the stitch are not finite: training then overflowed where no loss showed it."""
+    """The outcome, turned into a failed one where its stitch, its model's statistics, its distance
+    at the stitch or logits are not finite: training then overflowed where no loss showed it."""
+    metrics = {n: v for n, v in outcome.metrics.items() if not n.endswith(_SILENT)}
+    error = outcome.error or _overflow(outcome) or _silence(outcome.metrics)
+    if error == outcome.error:
+        return replace(outcome, metrics=metrics)
+    kept = {n: metrics[n] for n in ("train_seconds", "engine_mode") if n in metrics}
+    return Outcome(outcome.cell, kept, error=error)
+
+
+_SILENT = "unanswered"
+
+
+def _overflow(outcome: Outcome) -> str | None:
     wrong = [
         name
         for name, tensor in {**outcome.tensors, **outcome.statistics}.items()
@@ -171,11 +185,21 @@ def check_result(outcome: Outcome) -> Outcome:
     wrong += [
         n for n in ("loss", "term_stitch") if not math.isfinite(outcome.metrics.get(n) or 0.0)
     ]
-    if not wrong or outcome.error:
-        return outcome
-    kept = {n: outcome.metrics[n] for n in ("train_seconds", "engine_mode") if n in outcome.metrics}
-    error = f"after training {wrong[0]} is not finite; lower lr, or check the donors"
-    return Outcome(outcome.cell, kept, error=error)
+    return (
+        f"after training {wrong[0]} is not finite; lower lr, or check the donors" if wrong else None
+    )
+
+
+def _silence(metrics: Mapping[str, Any]) -> str | None:
+    """What to say where a test image got no answer from a model: no share of images counts then."""
+    for name, count in metrics.items():
+        if name.endswith(_SILENT) and count:
+            model = "end donor" if name.endswith(f"end_{_SILENT}") else "stitched model"
+            return (
+                f"the {model} gives no finite logits on {int(count)} test images; "
+                "check the donors' weights, or lower lr"
+            )
+    return None
 
 
 def non_finite(loss: float, step: int, terms: Sequence[float]) -> FulaError:

@@ -21,6 +21,7 @@ _BLOCKS = (
     r"features\.denseblock\d+",
     r"trunk_output\.block\d+",
     r"stages\.\d+",
+    r"layers\.\d+",
     r"features\.\d+",
 )
 """Names of a model's blocks in torchvision and timm; the first pattern with two matches wins."""
@@ -134,7 +135,6 @@ def _adapted(
     input_shape: tuple[int, ...],
     hook: str,
 ) -> Staged:
-    _check_channels_first(name, module)
     sites = list(_blocks(name, module) if sites is None else sites)
     staged = stages(
         module,
@@ -144,6 +144,7 @@ def _adapted(
         name=name,
         hook=hook,
         options={"sites": sites, **arguments},
+        channels="last" if str(getattr(module, "output_fmt", "")) == "NHWC" else "auto",
     )
     if hook == "pre_relu" and any(len(shape) != 2 for shape in staged.site_shapes):
         raise FulaError(
@@ -151,14 +152,6 @@ def _adapted(
             "resnet18, resnet34, resnet50, vgg16, vgg19"
         )
     return staged
-
-
-def _check_channels_first(name: str, module: nn.Module) -> None:
-    layout = getattr(module, "output_fmt", None) or "NCHW"
-    if str(layout) == "NHWC" or type(module).__name__ == "SwinTransformer":
-        raise FulaError(
-            f"model '{name}' keeps channels last, which sites do not support; choose another model"
-        )
 
 
 def _blocks(name: str, module: nn.Module) -> list[str]:

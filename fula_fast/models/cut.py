@@ -6,14 +6,16 @@ module it was, under its own name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..errors import FulaError, nearest
+from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
+from .copies import private_copy
 from .families import check_request
 from .staged import Norm2d, Staged
 
@@ -27,17 +29,20 @@ def stages(
     name: str | None = None,
     hook: str = "post_relu",
     options: Mapping[str, Any] | None = None,
+    channels: Channels = "auto",
 ) -> Staged:
     """A donor from `module` (copied), with a site at the output of each submodule in `sites`.
 
     `sites` are names of `module.named_modules()`, in the order in which they run. `input_shape` is
-    (C, H, W); `num_classes` is measured when not given. Batch norms over images become `Norm2d`.
+    (C, H, W); `num_classes` is measured when not given. `channels`: whether sites keep channels
+    first or last, found out by default; sites give (B, C, H, W), (B, N, C) or (B, C) either way.
+    Batch norms over images become `Norm2d`.
     Raises `FulaError` where the module cannot be traced, a name is unknown or repeated, a site is
     no single tensor of two to four axes, or something else than the site's output is used behind
     it (a skip connection across the cut).
     """
     _check_sites(module, sites)
-    module = _prepared(copy.deepcopy(module))
+    module = _prepared(private_copy(module))
     training = module.training
     graph = _trace(module.eval(), sites)
     ends = [_site_node(graph, module, site) for site in sites]
@@ -45,6 +50,9 @@ def stages(
     parts = [fx.GraphModule(module, part) for part in _split(graph, ends)]
     label = name or f"module:{type(module).__name__}"
     classes = _classes(label, parts, sites, input_shape, num_classes)
+    moved = moved_sites(label, parts, sites, input_shape, channels)
+    if moved:
+        parts = [fx.GraphModule(module, part) for part in _split(graph, ends, moved)]
     shape = check_request(label, classes, input_shape, hook)
     staged = Staged(
         parts[:-1],
@@ -55,6 +63,7 @@ def stages(
         hook=hook,
         options=options,
         site_names=sites,
+        moved_sites=[place + 1 for place in sorted(moved)],
     )
     return staged.train(training)
 
@@ -156,14 +165,22 @@ def _crossing(order: dict[fx.Node, int], end: fx.Node) -> fx.Node | None:
     return None
 
 
-def _split(graph: fx.Graph, ends: Sequence[fx.Node]) -> Iterator[fx.Graph]:
-    """One graph per stage, then the head; weights are fetched where they are used."""
+def _split(
+    graph: fx.Graph, ends: Sequence[fx.Node], moved: Mapping[int, int] = MappingProxyType({})
+) -> Iterator[fx.Graph]:
+    """One graph per stage, then the head; weights are fetched where they are used.
+
+    `moved`: sites (from 0) that leave in the form of a stitch and are brought back behind the cut.
+    """
     constants = {node for node in graph.nodes if node.op == "get_attr"}
     nodes = [node for node in graph.nodes if node not in constants]
     entry = nodes.pop(0)
-    for end in [*ends, None]:
+    for place, end in enumerate([*ends, None]):
         part = fx.Graph()
-        copies = {entry: part.placeholder("x")}
+        given = part.placeholder("x")
+        if axes := moved.get(place - 1):
+            given = _permuted(part, given, FROM_FORM[axes])
+        copies = {entry: given}
         while nodes:
             node = nodes.pop(0)
             for constant in node.all_input_nodes:
@@ -171,10 +188,15 @@ def _split(graph: fx.Graph, ends: Sequence[fx.Node]) -> Iterator[fx.Graph]:
                     copies[constant] = part.node_copy(constant)
             copies[node] = part.node_copy(node, copies.__getitem__)
             if node is end:
-                part.output(copies[node])
+                axes = moved.get(place)
+                part.output(_permuted(part, copies[node], TO_FORM[axes]) if axes else copies[node])
                 break
         entry = end
         yield part
+
+
+def _permuted(part: fx.Graph, node: fx.Node, order: Sequence[int]) -> fx.Node:
+    return part.call_method("contiguous", (part.call_method("permute", (node, *order)),))
 
 
 def _classes(

@@ -22,7 +22,8 @@ class SiteInfo:
     """One site, and the stage that leads to it.
 
     `shape` is that of one image's activation: (C, H, W) for kind `conv`, (N, C) for `token`, (C,)
-    for `vector`. `parameters` and `flops` (forward, per image, 2 per multiply-add) are the stage's.
+    for `vector`, also where the network keeps it otherwise (`moved`). `parameters` and `flops`
+    (forward, per image, 2 per multiply-add) are the stage's.
     """
 
     index: int
@@ -30,10 +31,17 @@ class SiteInfo:
     shape: Shape
     parameters: int
     flops: int
+    moved: bool = False
 
     @property
     def kind(self) -> str:
         return _KINDS[len(self.shape)]
+
+    @property
+    def layout(self) -> str:
+        """The kind, and where the network itself keeps channels if not where a stitch does."""
+        own = {"conv": "channels last", "token": "channels first"}
+        return f"{self.kind}, {own[self.kind]}" if self.moved else self.kind
 
     @property
     def channels(self) -> int:
@@ -73,7 +81,7 @@ def describe(
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
     if name not in DEFAULTS:
-        from .catalogue import build
+        from .named import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
         return describe_staged(build(name, **request, **options))
@@ -95,7 +103,7 @@ def describe_staged(staged: Staged) -> Description:
 
     names = [*staged.site_names, "head"]
     parts = [
-        SiteInfo(index, name, *cost)
+        SiteInfo(index, name, *cost, moved=index in staged.moved_sites)
         for index, (name, cost) in enumerate(zip(names, costs(staged), strict=True), 1)
     ]
     return Description(
@@ -123,7 +131,7 @@ def sites_table(description: Description) -> Table:
     for site in (*description.sites, description.head):
         done += site.flops
         last = site is description.head
-        label, kind = ("", "logits") if last else (str(site.index), site.kind)
+        label, kind = ("", "logits") if last else (str(site.index), site.layout)
         work = _mega(site.flops), _mega(done)
         table.add_row(label, site.name, kind, _dims(site.shape), f"{site.parameters:,}", *work)
     table.add_section()

@@ -81,8 +81,9 @@ class Staged(nn.Module):
     """A donor: `stages` (each maps one tensor to one tensor), then `head` (last site → logits).
 
     `name`, `options`, `num_classes`, `input_shape` (C, H, W) and `hook` say how it was built;
-    `options` is JSON-able. `site_names` has one name per site. `classes`: the class names in the
-    order of the labels that it was trained on, where they are known.
+    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the
+    network itself keeps in another layout (maps with channels last), moved at the cut. `classes`:
+    the class names in the order of the labels that it was trained on, where they are known.
     """
 
     classes: tuple[str, ...] | None = None
@@ -98,6 +99,7 @@ class Staged(nn.Module):
         hook: str = "post_relu",
         options: Mapping[str, Any] | None = None,
         site_names: Sequence[str],
+        moved_sites: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -108,6 +110,7 @@ class Staged(nn.Module):
         self.hook = hook
         self.options = dict(options or {})
         self.site_names = tuple(site_names)
+        self.moved_sites = tuple(moved_sites)
         self._shapes: tuple[tuple[int, ...], ...] | None = None
         keep_in_bounds(self)
 
@@ -155,6 +158,23 @@ class Staged(nn.Module):
             for name, value in own.items():
                 if name in state:
                     value.copy_(state[name])
+
+
+class Normalised(nn.Module):
+    """A model behind the per-channel normalisation that it was trained with: takes images
+    (B, C, H, W) in [0, 1]. `model`: one with an `input_shape`. `mean`, `std`: one number a channel.
+    """
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.input_shape = model.input_shape
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, classes)."""
+        return self.model((x - self.mean) / self.std)
 
 
 def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:

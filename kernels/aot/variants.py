@@ -71,7 +71,7 @@ _STRIDES = ["x", "residual", "target", "y", "grad", "d", "dx", "e"]
 _INDICES = ["x_index", "target_index", "order", "starts", "index", "marker_index"]
 
 
-class Case(NamedTuple):
+class VariantCase(NamedTuple):
     """dtype and layout of a variant's activations."""
 
     dtype: str
@@ -93,7 +93,7 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class VariantOptions:
     """What few variants differ in. axes: strides a tensor; types: of arguments unlike `_types`."""
 
     axes: int = 3
@@ -102,10 +102,10 @@ class Options:
     stages: int = 3
 
 
-_USUAL = Options()
+_USUAL = VariantOptions()
 
 
-def _types(case: Case, axes: int) -> dict[str, object]:
+def _types(case: VariantCase, axes: int) -> dict[str, object]:
     """Types by argument name; `axes` strides a tensor: (sample, position, channel[, front])."""
     strides = ("i64", "i64", 1 if case.fast else "i64", "i64")[:axes]
     return {
@@ -121,10 +121,10 @@ def _types(case: Case, axes: int) -> dict[str, object]:
 def _variant(
     name: str,
     kernel: JITFunction,
-    case: Case,
+    case: VariantCase,
     grid: str,
     constants: Mapping[str, object],
-    options: Options = _USUAL,
+    options: VariantOptions = _USUAL,
 ) -> Variant:
     kinds = {**_types(case, options.axes), **options.types}
     aligned: frozenset[str] = frozenset()
@@ -143,18 +143,18 @@ def variants() -> Iterator[Variant]:
     yield from _shared()
     for dtype in DTYPES:
         for layout in LAYOUTS:
-            case = Case(dtype, layout)
+            case = VariantCase(dtype, layout)
             yield from _norm(case)
             yield from _stitch(case)
             yield from _elementwise(case)
-        yield from _augment(Case(dtype, "any"))
+        yield from _augment(VariantCase(dtype, "any"))
 
 
 def _absent(*names: str) -> dict[str, None]:
     return dict.fromkeys(names)
 
 
-_SUM = Case("f32", "any")
+_SUM = VariantCase("f32", "any")
 
 
 def _shared() -> Iterator[Variant]:
@@ -164,7 +164,7 @@ def _shared() -> Iterator[Variant]:
         types = {other: "i64", "out": "*fp32"}
         yield _variant(
             f"sum_partials_{name}", common.sum_partials_kernel, _SUM,
-            "ceil(size, SIZE)", {constant: 1, **sizes}, Options(types=types),
+            "ceil(size, SIZE)", {constant: 1, **sizes}, VariantOptions(types=types),
         )  # fmt: skip
     yield _variant(
         "lane_norm_merge_stats", lane_norm.merge_stats_kernel, _SUM,
@@ -172,7 +172,7 @@ def _shared() -> Iterator[Variant]:
     )  # fmt: skip
 
 
-def _norm(case: Case) -> Iterator[Variant]:
+def _norm(case: VariantCase) -> Iterator[Variant]:
     def tile(kernel: str) -> dict[str, object]:
         chosen = case.tile(kernel)
         return {"FLAT": case.fast, "ROWS": chosen.rows, "COLS": chosen.cols}
@@ -213,7 +213,7 @@ _STITCH_MODES: dict[str, tuple[str, ...]] = {
 def _product(
     name: str,
     kernel: JITFunction,
-    case: Case,
+    case: VariantCase,
     grid: str,
     constants: Mapping[str, object],
     types: Mapping[str, object],
@@ -223,12 +223,12 @@ def _product(
     fixed = {"PRECISION": _PRECISION[case.dtype], "LANES_INNER": True, "FLAT": case.fast}
     sizes = {"ROWS": tile.rows, "COLS": tile.cols, "INNER": tile.inner, "DEPTH": tile.inner}
     types = {"weight": case.pointer, **types}
-    options = Options(4, types, tile.warps, tile.stages)
+    options = VariantOptions(4, types, tile.warps, tile.stages)
     return _variant(name, kernel, case, grid, {**fixed, **sizes, **constants}, options)
 
 
-def _stitch(case: Case) -> Iterator[Variant]:
-    cast = Options(types={"x": "*fp32", "out": case.pointer})
+def _stitch(case: VariantCase) -> Iterator[Variant]:
+    cast = VariantOptions(types={"x": "*fp32", "out": case.pointer})
     yield _variant("cast", common.cast_kernel, case, "ceil(size, BLOCK)", {"BLOCK": 1024}, cast)
     half = case.dtype == "f16"
     for mode in list(_STITCH_MODES)[: 5 if case.fast else 3]:
@@ -255,13 +255,13 @@ def _stitch(case: Case) -> Iterator[Variant]:
         )  # fmt: skip
 
 
-def _elementwise(case: Case) -> Iterator[Variant]:
+def _elementwise(case: VariantCase) -> Iterator[Variant]:
     one = {
         **dict.fromkeys(("activations", "targets", "grads"), (case.pointer,)),
         **dict.fromkeys(("outs", "shares"), ("*fp32",)),
         **dict.fromkeys(("firsts", "samples", "sizes", "pieces"), ("i32",)),
     }
-    block, terms = {"COUNT": 1, "BLOCK": 4096}, Options(types=one, warps=8)
+    block, terms = {"COUNT": 1, "BLOCK": 4096}, VariantOptions(types=one, warps=8)
     yield _variant("hint_terms_distances", hint_terms.distances_kernel, case,
                    "all samples of all lanes", block, terms)  # fmt: skip
     yield _variant("hint_terms_gradients", hint_terms.gradients_kernel, case,
@@ -269,10 +269,10 @@ def _elementwise(case: Case) -> Iterator[Variant]:
     yield _variant("pgd_step_linf", pgd_step.linf_kernel, case,
                    "ceil(size, BLOCK)", {"BLOCK": 2048})  # fmt: skip
     yield _variant("pgd_step_l2", pgd_step.l2_kernel, case,
-                   "samples", {"BLOCK": 4096}, Options(types={"size": "i32"}, warps=8))  # fmt: skip
+                   "samples", {"BLOCK": 4096}, VariantOptions(types={"size": "i32"}, warps=8))  # fmt: skip
 
 
-def _augment(case: Case) -> Iterator[Variant]:
+def _augment(case: VariantCase) -> Iterator[Variant]:
     for places in ("i64", "i32"):
         types = dict.fromkeys(("dy", "dx", "marker_y", "marker_x"), f"*{places}")
         types |= {"images": "*u8", "flip": "*u8"}
@@ -281,5 +281,5 @@ def _augment(case: Case) -> Iterator[Variant]:
         ):  # fmt: skip
             yield _variant(
                 f"augment{options}_{places}", augment.augment_kernel, case,
-                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone), Options(types=types),
+                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone), VariantOptions(types=types),
             )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ...files.paths import user_path
 from .device import power_of_two
 
 
@@ -148,7 +149,7 @@ def _device(x: torch.Tensor) -> str:
 
 def _path(device: str) -> Path:
     root = os.environ.get("FULA_CACHE") or Path.home() / ".cache" / "fula_fast"
-    return Path(root) / f"tiles-{device.replace(' ', '-').replace('/', '-')}.json"
+    return user_path(root) / f"tiles-{device.replace(' ', '-').replace('/', '-')}.json"
 
 
 @cache

@@ -34,7 +34,7 @@ WORKSPACE = 256 << 20
 _PROGRAMS = 1024  # fills any current GPU a few times over
 
 
-class Stitch(NamedTuple):
+class StitchLaunch(NamedTuple):
     """The forward inputs as kernels take them: x and target located, weight in x's dtype."""
 
     x: View
@@ -93,10 +93,10 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32"
 
 
-def _stitch(a: StitchHintArguments) -> Stitch:
+def _stitch(a: StitchHintArguments) -> StitchLaunch:
     cast = a.weight.to(a.x.dtype).contiguous()
     fronts, aims = (_index(tuple(i), a.x.device) for i in (a.x_index, a.target_index))
-    return Stitch(located(a.x), cast, a.bias.contiguous(), fronts, located(a.target), aims)
+    return StitchLaunch(located(a.x), cast, a.bias.contiguous(), fronts, located(a.target), aims)
 
 
 @cache
@@ -134,7 +134,7 @@ def forward(a: StitchHintArguments) -> tuple[Tensor | None, Tensor | None]:
 _NONE = Grads(View(None, (0, 0, 0, 0)), None)
 
 
-def _product(stitch: Stitch, y: Tensor | None, dist2: Tensor | None, grads: Grads) -> None:
+def _product(stitch: StitchLaunch, y: Tensor | None, dist2: Tensor | None, grads: Grads) -> None:
     """y and dist2; or e into y where there is a gradient."""
     lanes, samples, positions, c1, c2 = stitch.sizes()
     if not lanes * samples * positions:
@@ -192,8 +192,8 @@ def _gradients(
 
 
 def _groups(
-    stitch: Stitch, grads: Grads, grad_y: Tensor | None
-) -> Iterator[tuple[Stitch, Grads, Tensor | None, slice]]:
+    stitch: StitchLaunch, grads: Grads, grad_y: Tensor | None
+) -> Iterator[tuple[StitchLaunch, Grads, Tensor | None, slice]]:
     """All lanes at once if e need not be written; else groups of at most WORKSPACE bytes of e."""
     lanes, samples, positions, _, c2 = stitch.sizes()
     size = lanes
@@ -212,7 +212,7 @@ def _groups(
         yield lanes_of, Grads(lanes_located(given), dist2), given, part
 
 
-def _residual(x: Tensor, stitch: Stitch, grads: Grads, grad_y: Tensor | None) -> Tensor:
+def _residual(x: Tensor, stitch: StitchLaunch, grads: Grads, grad_y: Tensor | None) -> Tensor:
     """e = grad_y + 2 * grad_dist2 * (y - target), in float32 where float16 has not the range."""
     if grads.dist2 is None:
         return grad_y
@@ -223,7 +223,7 @@ def _residual(x: Tensor, stitch: Stitch, grads: Grads, grad_y: Tensor | None) ->
     return e
 
 
-def _splits(stitch: Stitch, parts: int, rows: int) -> tuple[int, int]:
+def _splits(stitch: StitchLaunch, parts: int, rows: int) -> tuple[int, int]:
     """(splits of the rows, row tiles a split): enough programs, bounded partial sums."""
     lanes, samples, positions, c1, c2 = stitch.sizes()
     tiles = triton.cdiv(samples * positions, rows)
@@ -242,7 +242,7 @@ def _finish(partial: Tensor, out: Tensor) -> None:
         sum_partials(partial, 0, out)
 
 
-def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> None:
+def _fused_gradient(stitch: StitchLaunch, grads: Grads, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
     x, target = stitch.x, stitch.target
     even = flat(positions, x, target, grads.y)
@@ -263,7 +263,7 @@ def _fused_gradient(stitch: Stitch, grads: Grads, dw: Tensor, db: Tensor) -> Non
     _finish(partial_b, db)
 
 
-def _weight_gradient(stitch: Stitch, e: View, dw: Tensor, db: Tensor) -> None:
+def _weight_gradient(stitch: StitchLaunch, e: View, dw: Tensor, db: Tensor) -> None:
     lanes, samples, positions, c1, c2 = stitch.sizes()
     x = stitch.x
     even = flat(positions, x, e)
@@ -283,7 +283,7 @@ def _weight_gradient(stitch: Stitch, e: View, dw: Tensor, db: Tensor) -> None:
     _finish(partial_b, db)
 
 
-def _input_gradient(stitch: Stitch, e: View, dx: View, order: Tensor, starts: Tensor) -> None:
+def _input_gradient(stitch: StitchLaunch, e: View, dx: View, order: Tensor, starts: Tensor) -> None:
     """dx of every front, summed over its lanes in their order."""
     _, samples, positions, c1, c2 = stitch.sizes()
     count = len(stitch.x.tensor)

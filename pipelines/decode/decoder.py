@@ -17,6 +17,7 @@ import numpy as np
 from ...errors import FulaError
 from .cache import cores
 from .folders import FolderIndex
+from .headers import RULE
 from .images import fit, with_channels
 
 Pixels = list["np.ndarray | None"]
@@ -47,7 +48,7 @@ class PillowDecoder:
     def __init__(self) -> None:
         import PIL
 
-        self.name = f"pillow{PIL.__version__}"
+        self.name = f"pillow{PIL.__version__}-rule{RULE}"
 
     def __call__(
         self,
@@ -72,8 +73,10 @@ class PillowDecoder:
 def decode_file(index: FolderIndex, i: int, size: int | None, channels: int) -> np.ndarray:
     """One file as uint8 (H, W, channels) by Pillow.
 
-    Grayscale, palette, CMYK, 16-bit and transparent images are converted (transparency is
-    dropped), EXIF orientation is applied. Raises `FulaError` naming a file that cannot be read.
+    Grayscale, palette, CMYK and transparent images are converted (transparency is dropped), EXIF
+    orientation is applied. More than 8 bits: 16-bit integers are scaled by 255/65535, floats in
+    [0, 1] by 255; other numbers have no known white and are refused. Raises `FulaError` naming a
+    file that cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -88,6 +91,23 @@ def decode_file(index: FolderIndex, i: int, size: int | None, channels: int) -> 
         raise unreadable(index.where(i), str(error)) from error
 
 
+_SIXTEEN_BITS = ("PNG", "PPM")
+"""File formats of which Pillow gives 16-bit numbers in its 32-bit mode."""
+
+
+def _eight_bits(wide: np.ndarray, mode: str, kind: str | None) -> np.ndarray:
+    """Gray numbers (H, W) of more than 8 bits as uint8; Pillow's `convert` would clip,
+    not scale."""
+    low, high = wide.min(), wide.max()
+    if mode == "F":
+        if not (low >= 0 and high <= 1):  # a NaN fails too
+            raise ValueError(f"its floats run from {low:g} to {high:g}, not within 0 to 1")
+        return np.rint(wide * np.float32(255)).astype(np.uint8)
+    if mode == "I" and (kind not in _SIXTEEN_BITS or low < 0 or high > 65535):
+        raise ValueError(f"its 32-bit integers, {low} to {high}, have no known white")
+    return ((wide.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
 def unreadable(place: str, reason: str) -> FulaError:
     """The error for an image file that cannot be decoded."""
     return FulaError(
@@ -96,13 +116,13 @@ def unreadable(place: str, reason: str) -> FulaError:
 
 
 def _rgb(image):
-    """The Pillow image, upright, in mode RGB."""
+    """The Pillow image, upright, in mode RGB. Raises `ValueError` for one without a known white."""
     from PIL import Image, ImageOps
 
+    kind = image.format
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit; convert() would clip, not scale
-        wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode, kind))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -100,7 +100,7 @@ def decoded(
         load_array(entry, "images"),
         filled(index.only(kept)).labels,
         index.classes,
-        report_skipped(index, kept),
+        (*index.left_out, *report_skipped(index, kept)),
     )
 
 
@@ -122,12 +122,12 @@ def file_set(
     check_size(size, channels)
     reader = open_decoder(decoder)
     if on_error == "raise":
-        return FileSet(index, size, channels, reader)
+        return FileSet(index, size, channels, reader, index.left_out)
     key = index.key()
     entry = build_once(f"readable/{reader.name}", key, lambda f: _scan(f, index, reader, channels))
     kept = load_array(entry, "kept")
     skipped = report_skipped(index, kept)
-    return FileSet(filled(index.only(kept)), size, channels, reader, skipped)
+    return FileSet(filled(index.only(kept)), size, channels, reader, (*index.left_out, *skipped))
 
 
 class NoFiles(FulaError):

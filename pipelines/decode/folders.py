@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,23 +10,25 @@ import numpy as np
 
 from ...errors import FulaError
 from .images import check_classes
-from .trees import FileTree
+from .trees import IMAGES, FileTree
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_SPLITS = ("test", "val")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class FolderIndex:
     """The files of one split, by class then name: no content, a few bytes a file.
 
-    `samples` int64 (N,) are places in `tree`; `labels` int64 (N,); `classes`.
+    `samples` int64 (N,) are places in `tree`; `labels` int64 (N,); `classes`. `left_out`: places of
+    the split's other files, for messages.
     """
 
     tree: FileTree
     samples: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,11 +88,43 @@ def index_classes(
     classes: Sequence[str] | None = None,
     extensions: tuple[str, ...] = IMAGES,
 ) -> FolderIndex:
-    """Index `split/<class>/<file>`; labels follow `classes`, or the sorted folder names."""
+    """Index `split/<class>/<file>`; labels follow `classes`, or the sorted folder names.
+
+    What else lies in the split is left out, with a logged warning that counts it.
+    """
     order = _class_order(tree, split, classes)
     parts = [files_in(tree, f"{split}/{name}", extensions) for name in order]
     labels = np.repeat(np.arange(len(order)), [len(part) for part in parts])
-    return FolderIndex(tree, np.concatenate(parts), labels, order)
+    samples = np.concatenate(parts)
+    return FolderIndex(tree, samples, labels, order, _left_out(tree, split, samples, extensions))
+
+
+def _left_out(
+    tree: FileTree, split: str, samples: np.ndarray, extensions: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The split's files that are not among `samples`, counted by their reason in a warning."""
+    start, stop = _span(tree, split)
+    rest = np.setdiff1d(np.arange(start, stop), samples)
+    kinds: dict[str, list[str]] = {"in deeper folders": [], "of other endings": []}
+    for i in rest:
+        known = tree.names[i].lower().endswith(_encoded(extensions))
+        kinds["in deeper folders" if known else "of other endings"].append(tree.where(i))
+    links = [f"{tree.root}/{n}" for n in tree.left_out if n.startswith(f"{split}/")]
+    kinds["that are links to nothing, or devices"] = links
+    for kind, places in kinds.items():
+        if places:
+            _log.warning(
+                "%d files %s are left out of '%s/%s' (%s/<class>/<file> with %s are read), first "
+                "'%s'", len(places), kind, tree.root, split, split, " ".join(extensions), places[0],
+            )  # fmt: skip
+    return tuple(place for places in kinds.values() for place in places)
+
+
+def _span(tree: FileTree, folder: str) -> tuple[int, int]:
+    """Where the names in `folder` start and stop; names are sorted, so they are neighbours."""
+    prefix = f"{folder}/".encode(errors="surrogateescape")
+    start, stop = np.searchsorted(tree.names, [prefix, prefix[:-1] + b"0"])  # "0" follows "/"
+    return int(start), int(stop)
 
 
 def _class_order(tree: FileTree, split: str, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -105,9 +140,9 @@ def _class_order(tree: FileTree, split: str, classes: Sequence[str] | None) -> t
 
 
 def files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.ndarray:
-    """Places of the files directly in `folder`; names are sorted, so they are neighbours."""
+    """Places of the files directly in `folder`."""
     prefix = f"{folder}/".encode(errors="surrogateescape")
-    start, stop = np.searchsorted(tree.names, [prefix, prefix[:-1] + b"0"])  # "0" follows "/"
+    start, stop = _span(tree, folder)
     names = tree.names[start:stop].tolist()
     wanted = [
         start + i

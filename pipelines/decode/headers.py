@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import zlib
 
-RULE = 2
-"""The version of what is whole: a higher number whenever the answer for some file changes, as that
-file's pixels then come from another decoder. DALI's decoder has it in its name, and so the cache in
-its key. 1 (not in the name) left every file to DALI."""
+RULE = 3
+"""The version of how files are read: a higher number whenever the pixels of some file change, as
+another decoder reads it, or Pillow's are converted otherwise. Decoders have it in their names, and
+so the cache in its key. 1 (not in the name) left every file to DALI; 2 clipped floats."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
@@ -23,7 +23,8 @@ _MOST_PIXELS = 128 << 20  # what is larger may be a bomb; Pillow has the say on 
 
 
 def _segment(marker: int) -> str | None:
-    """What a JPEG's marker begins; None: nothing that belongs before a scan, or that DALI decodes."""
+    """What a JPEG's marker begins; None: nothing that belongs before a scan, or that
+    DALI decodes."""
     if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; Huffman coded
         return "frame"
     tables = marker in (0xC4, 0xC8, 0xCC)

@@ -17,7 +17,8 @@ from ..draws.augment import Normalisation
 class ImageSet:
     """Labelled images in memory: `images` uint8 (N, H, W, C), `labels` int64 (N,), class names.
 
-    `images` may be a memory map. `skipped` names files left out as unreadable. Raises `FulaError`
+    `images` may be a memory map. `skipped` names files left out: unreadable, or no image of a class
+    folder. Raises `FulaError`
     for other shapes or dtypes.
     """
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfileobj
 
 import numpy as np
 
@@ -22,14 +23,20 @@ from ...errors import FulaError
 from .cache import build_once, content_digest, load_array, save_arrays
 
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+DATA_FILES = (*IMAGES, ".wav")
+MOST_BYTES = 1 << 30
+"""Of one file in an archive."""
 _MAPPED_BYTES = 64 << 20
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class FileTree:
     """The files under `root`: `names` (N,) fixed-width bytes, sorted; `folders` that exist.
 
-    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`.
+    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`. `left_out`: names of members
+    that are no files (links that lead nowhere, devices).
     """
 
     root: Path
@@ -37,6 +44,7 @@ class FileTree:
     folders: frozenset[str]
     packed: np.ndarray | None = None
     places: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
 
     def name(self, i: int) -> str:
         """The file's name, relative to the root."""
@@ -113,7 +121,7 @@ def _mapped(names: np.ndarray) -> np.ndarray:
 
 def _archive(path: Path) -> FileTree:
     key = content_digest([path], path.parent)
-    entry = build_once("packed", key, lambda folder: _pack(path, folder))
+    entry = build_once("packed-2", key, lambda folder: _pack(path, folder))
     packed = entry / "content.bin"
     empty = packed.stat().st_size == 0
     return FileTree(
@@ -122,24 +130,41 @@ def _archive(path: Path) -> FileTree:
         frozenset(json.loads((entry / "folders.json").read_text())),
         np.zeros(0, np.uint8) if empty else np.memmap(packed, mode="c"),
         load_array(entry, "places"),
+        tuple(json.loads((entry / "left-out.json").read_text())),
     )
 
 
 def _pack(archive: Path, folder: Path) -> None:
-    """Write the archive's contents, one after the other, with their names and places."""
+    """Write the archive's contents, one after the other, with their names and places.
+
+    A link is the file, or the folder, that it leads to within the archive.
+    """
     places: dict[bytes, tuple[int, int]] = {}
     folders: set[str] = set()
+    links: dict[str, str] = {}
+    left_out: list[str] = []
     try:
         with tarfile.open(archive, "r|*") as tar, (folder / "content.bin").open("wb") as out:
             for member in tar:
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
-                if not member.isfile() or os.path.basename(name).startswith("."):
+                if name.rsplit("/", 1)[-1].startswith(".") or member.isdir():
+                    continue
+                if member.issym() or member.islnk():
+                    links[name] = _target(name, member)
+                    continue
+                if not member.isfile() or (member.size > MOST_BYTES and not _is_data(name)):
+                    left_out.append(name)
                     continue
                 if os.fsencode(name) in places:
                     raise FulaError(f"archive '{archive}' holds '{name}' twice; pack it again")
+                if member.size > MOST_BYTES:
+                    raise FulaError(
+                        f"archive '{archive}' holds '{name}' of {member.size} bytes; an image or a "
+                        f"clip has up to {MOST_BYTES}: pack the data alone"
+                    )
                 start = out.tell()
-                out.write(tar.extractfile(member).read())
+                copyfileobj(tar.extractfile(member), out, _BLOCK)
                 places[os.fsencode(name)] = (start, out.tell())
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if getattr(error, "errno", None) is not None:
@@ -147,10 +172,56 @@ def _pack(archive: Path, folder: Path) -> None:
         raise FulaError(
             f"archive '{archive}' cannot be unpacked ({error}); fetch it again"
         ) from error
+    left_out += _follow(links, places, folders)
     names = _sorted_names(list(places))
     spans = np.array([places[n] for n in names.tolist()], dtype=np.int64).reshape(-1, 2)
     save_arrays(folder, names=names, places=spans)
     (folder / "folders.json").write_text(json.dumps(sorted(folders - {"."})))
+    (folder / "left-out.json").write_text(json.dumps(sorted(left_out)))
+
+
+def _target(name: str, member: tarfile.TarInfo) -> str:
+    """The name that a link leads to: hard links give it whole, symbolic ones from their folder."""
+    start = os.path.dirname(name) if member.issym() else ""
+    return os.path.normpath(os.path.join(start, member.linkname))  # noqa: PTH118
+
+
+def _follow(
+    links: dict[str, str], places: dict[bytes, tuple[int, int]], folders: set[str]
+) -> list[str]:
+    """Give each link the contents of its target; the names of those that lead to nothing.
+
+    Links to links are followed by going on while anything is found, so that a circle ends; a folder
+    is copied when the links to files, some of them within it, are done.
+    """
+    left = dict(links)
+
+    def ready() -> list[str]:
+        files = [name for name, target in left.items() if os.fsencode(target) in places]
+        return files or [name for name, target in left.items() if target in folders]
+
+    while found := ready():
+        for name in found:
+            target = left.pop(name)
+            if os.fsencode(target) in places:
+                places.setdefault(os.fsencode(name), places[os.fsencode(target)])
+            elif not f"{name}/".startswith(f"{target}/"):  # a folder within itself has no end
+                _copy_folder(name, target, places, folders)
+    return list(left)
+
+
+def _copy_folder(
+    name: str, target: str, places: dict[bytes, tuple[int, int]], folders: set[str]
+) -> None:
+    old, new = os.fsencode(f"{target}/"), os.fsencode(f"{name}/")
+    places.update({new + n[len(old) :]: at for n, at in places.items() if n.startswith(old)})
+    inside = [name + f[len(target) :] for f in folders if f.startswith(f"{target}/")]
+    folders.update([name, *inside])
+
+
+def _is_data(name: str) -> bool:
+    """Whether a name is that of an image or a clip."""
+    return name.lower().endswith(DATA_FILES)
 
 
 def _parents(name: str) -> Iterable[str]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ...errors import FulaError, nearest
+from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
+from .arrays import load_npz
 
 _DIGITS = tuple("0123456789")
 
@@ -30,6 +31,11 @@ def _fitted(
 
     def fitted(images: np.ndarray, labels: np.ndarray) -> ImageSet:
         images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise FulaError(
+                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, "
+                "W) or (N, H, W, C), and some"
+            )
         images = with_channels(images, channels)
         images = images if size is None else resized(images, size)
         return ImageSet(images, np.asarray(labels, dtype=np.int64), tuple(classes))
@@ -38,7 +44,8 @@ def _fitted(
 
 
 def digits(folder: Path, size: int | None, channels: int, download: bool) -> Source:
-    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a test image."""
+    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a
+    test image."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -59,36 +66,11 @@ def digits(folder: Path, size: int | None, channels: int, download: bool) -> Sou
     )
 
 
-def npz(
-    folder: Path, size: int | None, channels: int, download: bool, *, path: str | None = None
-) -> Source:
-    """A NumPy archive with train_x, train_y, test_x, test_y (uint8 images), and maybe classes."""
-    file = Path(path) if path else folder
-    if not file.is_file():
-        raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
-    return _load_npz("npz", file, size, channels)
-
-
-def _load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in data.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise FulaError(f"npz file '{file}' cannot be read ({error}); fetch it again") from error
-    for key in ("train_x", "train_y", "test_x", "test_y"):
-        if key not in arrays:
-            raise FulaError(f"npz file '{file}' has no '{key}'{nearest(key, arrays)}")
-    count = int(max(arrays["train_y"].max(), arrays["test_y"].max())) + 1
-    classes = [str(c) for c in arrays.get("classes", range(count))]
-    train, test = ((arrays[f"{s}_x"], arrays[f"{s}_y"]) for s in ("train", "test"))
-    return _fitted(name, train, test, classes, size, channels)
-
-
 def mnist(folder: Path, size: int | None, channels: int, download: bool) -> Source:
     """MNIST, 28x28: `mnist.npz` or torchvision's `MNIST/raw`."""
     for file in (folder, folder / "mnist.npz"):
         if file.is_file():
-            return _load_npz("mnist", file, size, channels)
+            return load_npz("mnist", file, size, channels)
     return _torchvision("mnist", "MNIST", folder, size, channels, download)
 
 
@@ -114,8 +96,8 @@ def cifar10(
     """
     if (folder / "cifar-10-batches-py").is_dir() or download:
         refuse_reading(
-            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
-            "(those of a download too); leave them out",
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's "
+            "files (those of a download too); leave them out",
             on_error, decoder, cached,
         )  # fmt: skip
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
@@ -152,7 +134,7 @@ def imagefolder(
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
-    tree = class_folders("imagefolder", Path(path) if path else folder)
+    tree = class_folders("imagefolder", user_path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 

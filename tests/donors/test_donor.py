@@ -12,6 +12,7 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 
 from fula_fast.donors.donor import (
+    donor_at_hand,
     donor_from_checkpoint,
     donor_path,
     donor_recipe,
@@ -24,7 +25,7 @@ from fula_fast.donors.donor import (
 )
 from fula_fast.donors.training import RECIPES, permuted
 from fula_fast.errors import FulaError
-from fula_fast.models import build, content_hash, load_checkpoint
+from fula_fast.models import build, content_hash, load_checkpoint, save_checkpoint
 from fula_fast.pipelines import Augmentation, ImageSet, Normalisation, Shortcut, Source, open_stream
 from fula_fast.study.protocol import Attack
 
@@ -323,7 +324,7 @@ def test_a_damaged_donor_is_named_or_trained_again(source, tmp_path, caplog):
     recipe = _recipe(source, epochs=1)
     first = ensure_donor(recipe, source, cache_dir=tmp_path)
     first.path.write_bytes(first.path.read_bytes()[:-100])
-    with pytest.raises(FulaError, match=f"{first.path.name}' is truncated"):
+    with pytest.raises(FulaError, match=f"{first.path.name}' is damaged: it is truncated"):
         ensure_donor(recipe, source, cache_dir=tmp_path)
     with caplog.at_level(logging.WARNING):
         again = ensure_donor(recipe, source, cache_dir=tmp_path, replace_damaged=True)
@@ -440,3 +441,21 @@ def test_a_compiled_model_trains_alike(source):
         for compile in (False, True)
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("way", ["checkpoint", "module", "evaluate"])
+def test_a_donor_without_finite_logits_is_refused(source, tmp_path, value, way):
+    """`argmax` of NaN is class 0: such a donor would pass as one that knows a class."""
+    model = _tiny()
+    with torch.no_grad():
+        model.state()["fc.bias"][:] = value
+    path = tmp_path / "broken.safetensors"
+    save_checkpoint(model, path)
+    ways = {
+        "checkpoint": lambda: donor_from_checkpoint(path, source),
+        "module": lambda: donor_at_hand(model, source, path),
+        "evaluate": lambda: evaluate(model, source.test),
+    }
+    with pytest.raises(FulaError, match=r"no finite logits on 50 of 50 .*'fc.bias' is not finite"):
+        ways[way]()

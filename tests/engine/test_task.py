@@ -68,7 +68,8 @@ def test_results_that_are_not_finite(part, value):
         "statistics": {"tail.stages.2.bn1.running_var": torch.ones(4)},
     }
     outcome = Outcome(cell("tlm", 1, 1e-3), **good)
-    assert check_result(outcome) is outcome
+    assert check_result(outcome).error is None
+    assert check_result(outcome).metrics == outcome.metrics
     name = {"tensors": "weight", "statistics": "tail.stages.2.bn1.running_var"}.get(part)
     if name is None:
         name, good[part] = "term_stitch", good[part] | {"term_stitch": value}
@@ -77,3 +78,24 @@ def test_results_that_are_not_finite(part, value):
     found = check_result(Outcome(cell("tlm", 1, 1e-3), **good))
     assert found.error == f"after training {name} is not finite; lower lr, or check the donors"
     assert found.metrics == {"train_seconds": 1.0} and not found.tensors and not found.statistics
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_end_without_finite_logits_gives_no_cell_a_result(executor, value):
+    """A NaN in the head reaches no loss of dm, hint and fula: both models "agree" everywhere."""
+    rule = protocol("fula-v2", epochs=1, init="random")
+    kinds = {"dm": {}, "hint": {"hint": 1.0}, "fula": {"fula": 1.0}}
+    cells = [
+        Cell("a", "b", 9, 9, m, objective, rule, id=m, seed=0) for m, objective in kinds.items()
+    ]
+    front, end = network(0), network(1)
+    with torch.no_grad():
+        end.state()["fc.bias"][:] = value
+    noise = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    task = WaveTask(cells, front, end, Random(), lambda samples: noise, {"own": Random().epoch}, 1)
+    outcomes = [o for group in EXECUTORS[executor](task) for o in group]
+    assert [o.error is None for o in outcomes] == [False] * 3
+    for outcome in outcomes:
+        assert f"no finite logits on {6 * BATCH} test images" in outcome.error
+        assert "accuracy" not in outcome.metrics and not outcome.tensors

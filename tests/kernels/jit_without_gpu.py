@@ -1,8 +1,8 @@
 """Launches every Triton kernel as a GPU's process would, with a stand-in for the driver alone.
 
 Triton binds and specialises the real arguments and compiles for sm_90 down to machine code; only
-loading and running it are pretended. Prints the kernels launched. Run by `test_jit.py`, in a process
-of its own.
+loading and running it are pretended. Prints the kernels launched. Run by `test_jit.py`, in a
+process of its own.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ import torch
 from sklearn.metrics import cohen_kappa_score, r2_score
 
 from fula_fast.measures.agreement import (
+    COLUMNS,
     Agreement,
     SiteFit,
+    answered,
     error_consistency,
     hard_agreement,
     r_squared,
@@ -59,7 +61,10 @@ def test_a_stream_equals_all_samples_together(logits) -> None:
     result = stream.result()
     mine, theirs = right(lanes, labels), right(end, labels)
     assert torch.allclose(result["accuracy"], mine.double().mean(-1))
-    assert torch.allclose(result["agreement_hard"], hard_agreement(mine, theirs))
+    assert torch.allclose(result["agreement_right_wrong"], hard_agreement(mine, theirs))
+    answers = lanes.numpy().argmax(-1) == end.numpy().argmax(-1)
+    np.testing.assert_allclose(result["agreement_top1"], answers.mean(-1), rtol=1e-12)
+    assert tuple(result) == COLUMNS
     assert torch.allclose(result["agreement_soft"], soft_agreement(lanes, end), atol=1e-12)
     assert torch.allclose(result["kappa"], error_consistency(mine, theirs), atol=1e-12)
 
@@ -70,7 +75,9 @@ def test_the_same_model_agrees_fully(logits) -> None:
     single.add(end, end, labels)
     result = single.result()
     assert result["agreement_soft"].item() == pytest.approx(1, abs=1e-12)
-    assert result["agreement_hard"].item() == 1 and result["kappa"].item() == pytest.approx(1)
+    assert result["agreement_right_wrong"].item() == 1 and result["kappa"].item() == pytest.approx(
+        1
+    )
 
 
 def test_soft_agreement_by_hand() -> None:
@@ -102,3 +109,29 @@ def test_r_squared_against_scikit_learn() -> None:
 def test_predicting_the_global_mean_has_zero_r_squared() -> None:
     target = torch.arange(12.0).view(4, 3)
     assert r_squared(torch.full_like(target, 5.5), target).item() == pytest.approx(0, abs=1e-12)
+
+
+INFINITE, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("row", "sound"),
+    [
+        ([NAN, 0.0, 1.0], False),
+        ([0.0, 1.0, NAN], False),
+        ([NAN] * 3, False),
+        ([INFINITE, 0.0, 1.0], False),
+        ([-INFINITE] * 3, False),
+        ([-INFINITE, 0.0, 1.0], True),  # a class that the model masks
+        ([3e38, 0.0, 1.0], True),
+    ],
+)
+def test_no_class_without_a_finite_logit(row, sound) -> None:
+    logits = torch.tensor([row, [1.0, 0.0, 0.0]])
+    label = torch.tensor([int(np.nanargmax(row)) if not np.isnan(row).all() else 0, 0])
+    assert answered(logits).tolist() == [sound, True]
+    assert right(logits, label).tolist() == [sound, True]
+    both = Agreement((1,))
+    both.add(logits[None], logits, label)
+    found = both.result()
+    assert float(found["unanswered"][0]) == float(found["end_unanswered"][0]) == 1 - sound

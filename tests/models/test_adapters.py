@@ -108,7 +108,6 @@ def test_given_sites_and_constructor_options():
         ("torchvision:resnet18", {"input_shape": (1, 32, 32)}, "takes 3 channels"),
         ("torchvision:resnet18", {"colour": 1}, "unexpected keyword argument 'colour'"),
         ("torchvision:resnet18", {"hook": "pre_relu"}, "no known pre-ReLU sites"),
-        ("torchvision:swin_t", {}, "channels last"),
         ("timm:resnt18", {}, "timm has no model 'resnt18'"),
         ("vit_tiny", {"input_shape": (3, 30, 30)}, "multiple of 4 pixels"),
         ("vit_tiny", {"every": 0}, "every = 0"),

@@ -136,7 +136,7 @@ def test_a_huge_image_is_shrunk(tmp_path, decoder):
 def test_files_that_dali_does_not_take_are_pillows(tmp_path, picture):
     """Beside JPEG and PNG, in their places; among them what DALI cannot decode."""
     palette = picture.quantize(16)
-    floats = Image.fromarray(np.full((35, 45), 77, dtype=np.float32))
+    floats = Image.fromarray(np.full((35, 45), 77 / 255, dtype=np.float32))
     exif = Image.Exif()
     exif[0x0112] = 6
     paths = [
@@ -306,3 +306,55 @@ def test_without_dali_the_install_command_is_named(monkeypatch):
     assert open_decoder("auto").name.startswith("pillow")
     with pytest.raises(FulaError, match=r"pip install 'fula-fast\[dali\]'"):
         open_decoder("dali")
+
+
+RAMP = np.linspace(0, 1, 80, dtype=np.float32).reshape(8, 10)
+
+
+def _wide(folder, kind: str):
+    """A ramp from black to white as a file of more than 8 bits."""
+    if kind == "float-tiff":
+        return _saved(folder, Image.fromarray(RAMP), "f.tiff")
+    numbers = np.rint(RAMP * 65535).astype(np.uint16)
+    if kind == "big-endian-tiff":
+        image = Image.frombytes("I;16B", (10, 8), numbers.astype(">u2").tobytes())
+        return _saved(folder, image, "b.tiff")
+    if kind == "ppm":
+        path = folder / "w.pgm"
+        path.write_bytes(b"P5 10 8 65535\n" + numbers.astype(">u2").tobytes())
+        return path
+    return _saved(folder, Image.fromarray(numbers), f"w.{kind}")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["float-tiff", "big-endian-tiff", "tiff", "png", "ppm"])
+def test_more_than_eight_bits_are_scaled_to_white(tmp_path, kind, decoder):
+    (pixels,) = _decode(decoder, [_wide(tmp_path, kind)], None, 1)
+    assert np.abs(pixels[..., 0].astype(int) - np.rint(RAMP * 255)).max() <= 1
+    assert pixels.min() == 0 and pixels.max() == 255
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    "numbers, words",
+    [
+        (RAMP * 255, "floats run from 0 to 255, not within 0 to 1"),
+        (RAMP - 0.5, "floats run from -0.5 to 0.5"),
+        (RAMP * np.nan, "floats run from nan to nan"),
+        ((RAMP * 255).astype(np.int32), "32-bit integers, 0 to 255, have no known white"),
+        ((RAMP * 2**30).astype(np.int32), "32-bit integers, 0 to 1073741824, have no known white"),
+    ],
+)
+def test_numbers_without_a_known_white_are_refused(tmp_path, numbers, words, decoder):
+    path = _saved(tmp_path, Image.fromarray(numbers), "n.tiff")
+    with pytest.raises(FulaError, match=rf"n.tiff' cannot be read \(its {words}"):
+        _decode(decoder, [path], None, 3)
+    assert _decode(decoder, [path], None, 3, "skip") == [None]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LA"])
+def test_every_mode_of_eight_bits_is_converted(tmp_path, picture, mode):
+    path = _saved(tmp_path, picture.convert(mode), "m.tiff")
+    (pixels,) = _decode("pillow", [path], None, 3)
+    expected = np.asarray(picture.convert(mode).convert("RGB"), dtype=int)
+    assert np.abs(pixels - expected).max() <= 1

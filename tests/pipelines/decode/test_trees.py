@@ -100,3 +100,59 @@ def test_many_names_are_memory_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(trees, "_MAPPED_BYTES", 0)
     tree = open_tree(_write_folder(tmp_path / "data"))
     assert isinstance(tree.names, np.memmap) and _content(tree) == FILES
+
+
+def _linked(path, members):
+    """An archive of (name, content), or (name, kind, target) for a link."""
+    with tarfile.open(path, "w") as tar:
+        for name, *rest in members:
+            info = tarfile.TarInfo(name)
+            if len(rest) == 1:
+                info.size = len(rest[0])
+                tar.addfile(info, io.BytesIO(rest[0]))
+            else:
+                info.type, info.linkname = rest
+                tar.addfile(info)
+    return path
+
+
+def test_links_of_an_archive_are_the_files_they_lead_to(tmp_path):
+    """Hard and symbolic, before and behind their target, to a link, to a folder."""
+    tree = open_tree(
+        _linked(
+            tmp_path / "a.tar",
+            [
+                ("train/a/0.png", tarfile.SYMTYPE, "1.png"),
+                ("train/a/1.png", b"one"),
+                ("train/a/2.png", tarfile.LNKTYPE, "train/a/1.png"),
+                ("train/a/3.png", tarfile.SYMTYPE, "../../store/x"),
+                ("train/a/4.png", tarfile.SYMTYPE, "3.png"),
+                ("store/x", b"kept"),
+                ("train/b", tarfile.SYMTYPE, "a"),
+            ],
+        )
+    )
+    of_a = {"0.png": b"one", "1.png": b"one", "2.png": b"one", "3.png": b"kept", "4.png": b"kept"}
+    both = {f"train/{c}/{name}": content for c in "ab" for name, content in of_a.items()}
+    assert _content(tree) == both | {"store/x": b"kept"}
+    assert "train/b" in tree.folders and tree.left_out == ()
+
+
+def test_links_to_nothing_are_named(tmp_path):
+    tree = open_tree(
+        _linked(
+            tmp_path / "a.tar",
+            [
+                ("train/a/1.png", b"one"),
+                ("train/a/gone.png", tarfile.SYMTYPE, "nowhere.png"),
+                ("train/a/out.png", tarfile.SYMTYPE, "/etc/passwd"),
+                ("train/a/p.png", tarfile.SYMTYPE, "q.png"),
+                ("train/a/q.png", tarfile.SYMTYPE, "p.png"),
+                ("train/a/self", tarfile.SYMTYPE, "../a"),
+                ("train/a/pipe", tarfile.FIFOTYPE, ""),
+            ],
+        )
+    )
+    assert _content(tree) == {"train/a/1.png": b"one"}
+    names = ("gone.png", "out.png", "p.png", "pipe", "q.png")
+    assert tree.left_out == tuple(f"train/a/{n}" for n in names)

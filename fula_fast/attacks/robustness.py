@@ -8,24 +8,26 @@
 from __future__ import annotations
 
 import json
-import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..device.precision import arithmetic
-from ..errors import FulaError
-from ..models import Staged, load_checkpoint
+from ..errors import FulaError, FulaWarning
+from ..files.atomic import replacing
+from ..files.paths import user_path
+from ..models import Normalised, Staged, load_checkpoint
 from ..models.labels import check_label_order
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
-from .names import Recipe, prepared
+from .names import DEFAULT, NamedAttack, prepared
 from .options import CPU_BATCH, CUDA_BATCH, AttackOptions
 from .packed import as_packed
 from .record import Record, as_floats
@@ -36,16 +38,20 @@ from .start_noise import reproducible
 class RobustResult:
     """How one model (lane) fared. All arrays are on the host, one row per image.
 
-    correct: the clean image is classified rightly; robust: and no attack changed that. logits and
+    correct: the clean image is classified rightly; robust: and no attack changed that;
+    zero_gradient: robust, but the gradient of its cross-entropy at the clean image, from where the
+    attack starts, is exactly zero, so that it says nothing of robustness. logits and
     predictions (-1: NaN): on the adversarial image where there is one, else on the clean one;
     witness_logits: the witness's on the same images. gradients: image gradients taken
-    (every EOT sample counts); verified: images shown to the exact model. settings: the attack's
-    options, JSON-able. deterministic: None where it was not asked.
+    (every EOT sample counts; those that look for zero ones do not); verified: images shown to the
+    exact model. settings: the attack's options, JSON-able. deterministic: None where it was not
+    asked.
     """
 
     attack: str
     correct: Tensor
     robust: Tensor
+    zero_gradient: Tensor
     predictions: Tensor
     logits: Tensor
     witness_logits: Tensor | None
@@ -78,6 +84,11 @@ class RobustResult:
         """Share of images classified rightly under attack."""
         return self.robust.double().mean().item()
 
+    @property
+    def zero_gradient_images(self) -> int:
+        """Robust images that gradients could not attack."""
+        return int(self.zero_gradient.sum())
+
     def row(self) -> dict[str, Any]:
         """The columns of a results table.
 
@@ -90,6 +101,7 @@ class RobustResult:
             "robust_accuracy": self.robust_accuracy,
             "robust_clean_accuracy": self.clean_accuracy,
             "robust_images": len(self.robust),
+            "robust_zero_gradient_images": self.zero_gradient_images,
             "robust_gradients": self.gradients,
             "robust_verified": self.verified,
             "robust_mode": self.mode,
@@ -101,7 +113,7 @@ def robust_evaluate(
     models: object,
     images: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     device: torch.device | str | None = None,
     witness: LogitsFn | None = None,
@@ -112,16 +124,16 @@ def robust_evaluate(
     models: a module, a function of the images, a sequence of those, or a `PackedModel` (lanes that
     share work). Modules are copied, and attacked in eval mode whatever mode they are in. images:
     (N, C, H, W) uint8, or floats in [0, 1]; a NumPy array may be (N, H, W, C) uint8. labels: (N,).
-    attack: a name (see `recipes`). options: fields of `AttackOptions`, and of `Savings` by their
-    own names (compaction=False), see `attack_options`. device: where to work; the models' own by default. witness:
-    another model (eval-mode logits of images on that device) to be shown the images that the result
-    ends with, so that agreement on adversarial images needs no copy of them.
+    attack: a name (see `names`). options: fields of `AttackOptions`, and of `Savings` by their
+    own names (compaction=False), see `options`. device: where to work; the models' own by default.
+    witness: another model (eval-mode logits of images on that device) to be shown the images that
+    the result ends with, so that agreement on adversarial images needs no copy of them.
 
     A logit that is NaN makes its prediction wrong. With eps = 0 robust is `correct`. Raises
     `FulaError` for an unknown name or option, labels out of range, pixels outside [0, 1], no image,
     and too few classes for the attack's loss.
     """
-    recipe, chosen = prepared(attack, options)
+    named, chosen = prepared(attack, options)
     packed = as_packed(models, compile=chosen.compiles, device=device)
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
@@ -133,8 +145,33 @@ def robust_evaluate(
             packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
             witness=witness,
         )  # fmt: skip
-        went = run(packed, record, recipe, chosen)
-    return [_result(record, lane, recipe, chosen, went) for lane in range(packed.lanes)]
+        went = run(packed, record, named, chosen)
+    results = [_result(record, lane, named, chosen, went) for lane in range(packed.lanes)]
+    _warn_of_zero_gradients(results)
+    return results
+
+
+class ZeroGradientWarning(FulaWarning):
+    """Robustness that may be a vanished gradient."""
+
+
+_TELLING = 1 / 20
+"""The share of robust images from which a warning is worth it: in float32 the softmax of a sure
+network saturates on a few."""
+
+
+def _warn_of_zero_gradients(results: Sequence[RobustResult]) -> None:
+    most = max(results, key=lambda r: r.zero_gradient_images)
+    count, robust = most.zero_gradient_images, int(most.robust.sum())
+    if count and count >= _TELLING * robust:
+        warnings.warn(
+            f"{count} of {robust} images that withstand '{most.attack}' have a gradient of exactly "
+            "zero: no gradient attack can move them, robust or not; look for a rounding, a "
+            "threshold or a detached input in the model, and use 'autoattack-full', whose Square "
+            "attack needs no gradient",
+            ZeroGradientWarning,
+            stacklevel=3,
+        )
 
 
 def _tensors(
@@ -151,13 +188,14 @@ def _tensors(
 
 
 def _result(
-    record: Record, lane: int, recipe: Recipe, options: AttackOptions, went: Run
+    record: Record, lane: int, named: NamedAttack, options: AttackOptions, went: Run
 ) -> RobustResult:
     logits = record.logits[lane]
     return RobustResult(
-        attack=recipe.name,
+        attack=named.name,
         correct=record.correct[lane],
         robust=record.correct[lane] & ~record.fooled[lane],
+        zero_gradient=record.zero_gradient[lane],
         predictions=predict(logits),
         logits=logits,
         witness_logits=None if record.witness_logits is None else record.witness_logits[lane],
@@ -165,22 +203,22 @@ def _result(
         verified=int(record.verified[lane]),
         deterministic=went.deterministic,
         mode=went.mode,
-        settings=_settings(recipe, options, went),
+        settings=_settings(named, options, went),
         images=record.images,
         found=record.found_by(lane),
     )
 
 
-def _settings(recipe: Recipe, options: AttackOptions, went: Run) -> dict[str, Any]:
+def _settings(named: NamedAttack, options: AttackOptions, went: Run) -> dict[str, Any]:
     """Everything that decided the outcome, JSON-able."""
     kept = {k: v for k, v in asdict(options).items() if k not in ("starts", "keep_images")}
-    return {**kept, "steps": recipe.steps, "eot": recipe.eot, "eot_taken": went.eot}
+    return {**kept, "steps": named.steps, "eot": named.eot, "eot_taken": went.eot}
 
 
 def attack_checkpoint(
     path: str | Path,
     source: Source,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     limit: int | None = None,
     output: str | Path | None = None,
@@ -208,7 +246,9 @@ def attack_checkpoint(
     check_label_order(
         staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'"
     )
-    model = staged if normalisation is None else Normalised(staged, normalisation)
+    model = staged
+    if normalisation is not None:
+        model = Normalised(staged, normalisation.mean, normalisation.std)
     images = np.ascontiguousarray(test.images[:limit])
     kept = {"keep_images": True} if output is not None else {}
     (result,) = robust_evaluate(
@@ -219,29 +259,13 @@ def attack_checkpoint(
     return result
 
 
-class Normalised(nn.Module):
-    """A model behind its per-channel normalisation; takes images in [0, 1]."""
-
-    def __init__(self, model: Staged, normalisation: Normalisation) -> None:
-        super().__init__()
-        self.model = model
-        self.input_shape = model.input_shape
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(normalisation, name))
-            self.register_buffer(name, value[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] to logits."""
-        return self.model((x - self.mean) / self.std)
-
-
 def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) -> None:
     """Write a result's images as a compressed npz, atomically.
 
     Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
     fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
     """
-    path = Path(path)
+    path = user_path(path)
     adversarial = result.adversarial
     if adversarial is None:
         raise FulaError("the adversarial images were not kept; attack with keep_images=True")
@@ -251,9 +275,5 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
         **{n: getattr(result, n).numpy() for n in ("predictions", "correct", "robust")},
         "settings": np.array(json.dumps({"attack": result.attack, **result.settings})),
     }
-    try:
-        with NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as scratch:
-            np.savez_compressed(scratch, **arrays)
-        os.replace(scratch.name, path)
-    except OSError as error:
-        raise FulaError(f"adversarial examples '{path}' cannot be written: {error}") from None
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

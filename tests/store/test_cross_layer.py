@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fula_fast.store.matrices import with_self_accuracy
+from fula_fast.store.cross_layer import with_self_accuracy
 
 
 def cross_layer(k: int, seed: int, **columns) -> list[dict]:

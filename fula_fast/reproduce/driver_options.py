@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from ..errors import nearest
-from ..study.donor_spec import Marked, Table
-from ..study.protocol import HIGHEST_RATE, METHODS
-from ..study.spec import EvaluationSpec
+from ..errors import FulaError
+from ..methods import method
+from ..study.donor_spec import Marked, SpecTable
+from ..study.protocol import HIGHEST_RATE, attack_name
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _many(kind: Any) -> Any:
-    return Annotated[tuple[kind, ...], Field(min_length=1)]
+Item = TypeVar("Item")
+Some = Annotated[tuple[Item, ...], Field(min_length=1)]
+"""A list that is not empty: `Some[str]`."""
 
 
 def _method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"unknown method '{name}'{nearest(name, METHODS)}")
-    return name
-
-
-def _attack(name: str) -> str:
-    EvaluationSpec(robust=name)
-    return name
+    try:
+        return method(name).name
+    except FulaError as error:
+        raise ValueError(str(error)) from None
 
 
 def _shortcut(text: str) -> str:
@@ -37,27 +34,27 @@ def _shortcut(text: str) -> str:
     return text
 
 
-class Options(Table):
+class Options(SpecTable):
     """Every option that some driver has; a recipe's `[options]` lists its own.
 
     `sites`: where empty, all. `models`: tables over the donors', with a `label`.
     """
 
-    attack: Annotated[str, AfterValidator(_attack)] | None = None
+    attack: Annotated[str, AfterValidator(attack_name)] | None = None
     batch_size: Whole | None = None
     columns: Whole | None = None
-    data: _many(str) | None = None
+    data: Some[str] | None = None
     donor: str | None = None
     epochs: Whole | None = None
     images: Whole | None = None
-    latents: _many(Whole) | None = None
+    latents: Some[Whole] | None = None
     lr: Annotated[float, Field(gt=0, le=HIGHEST_RATE)] | None = None
-    methods: _many(Annotated[str, AfterValidator(_method)]) | None = None
-    models: _many(dict[str, Any]) | None = None
-    radii: _many(Positive) | None = None
-    receivers: _many(str) | None = None
-    seeds: _many(Seed) | None = None
-    shortcuts: _many(Annotated[str, AfterValidator(_shortcut)]) | None = None
+    methods: Some[Annotated[str, AfterValidator(_method)]] | None = None
+    models: Some[dict[str, Any]] | None = None
+    radii: Some[Positive] | None = None
+    receivers: Some[str] | None = None
+    seeds: Some[Seed] | None = None
+    shortcuts: Some[Annotated[str, AfterValidator(_shortcut)]] | None = None
     sites: tuple[Whole, ...] | None = None
     steps: Whole | None = None
     stitch_steps: Whole | None = None

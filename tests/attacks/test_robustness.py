@@ -105,7 +105,8 @@ def test_mistakes_are_refused(donor, checkpoint, tmp_path):
     (result,) = robust_evaluate(donor, source.test.images, source.test.labels, "pgd-1")
     with pytest.raises(FulaError, match="keep_images=True"):
         save_examples(tmp_path / "x.npz", result, source.test.labels)
-    with pytest.raises(FulaError, match="cannot be written"):
+    (tmp_path / "no").write_text("a file, no folder")
+    with pytest.raises(FulaError, match="no"):
         attack_checkpoint(checkpoint, source, "pgd-1", output=tmp_path / "no" / "x.npz")
 
 
@@ -118,3 +119,37 @@ def test_labels_in_another_order_are_refused(tmp_path):
     turned = make_source(None, classes=("b", "a", "c", "d"))
     with pytest.raises(FulaError, match="class 'b' has label 1 in checkpoint .* and 0 in source"):
         attack_checkpoint(tmp_path / "d.safetensors", turned, "pgd-1", limit=2)
+
+
+def _flat(x):
+    return x.flatten(1)[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (lambda x: (_flat(x), x), r"returns a tuple.*return the logits"),
+        (lambda x: {"logits": _flat(x)}, r"returns a dict.*return the logits"),
+        (lambda x: [_flat(x)], r"returns a list.*return the logits"),
+        (lambda x: _flat(x).sum(), r"outputs of shape \(\) for 2 images"),
+        (lambda x: _flat(x)[:1], r"outputs of shape \(1, 4\) for 2 images"),
+        (lambda x: _flat(x)[:, :, None], r"outputs of shape \(2, 4, 1\)"),
+    ],
+)
+def test_a_model_that_gives_no_logits_is_told_what_to_return(model, problem):
+    with pytest.raises(FulaError, match=problem):
+        robust_evaluate(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), "pgd-1")
+
+
+@pytest.mark.parametrize("attack", ["pgd-2", "apgd20", "autoattack-standard"])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 1, 8, 8), (2, 3, 2, 2)], ids=str)
+def test_images_that_the_model_does_not_take_are_named(attack, shape):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 4))
+    with pytest.raises(FulaError, match=r"does not run on images of shape .*give images \(N, C, H"):
+        robust_evaluate(net, torch.rand(shape), torch.tensor([0, 1]), attack)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 8, 8), (2, 1, 3, 8, 8)], ids=str)
+def test_images_of_other_axes_are_refused(shape):
+    with pytest.raises(FulaError, match=r"give them as \(N, C, H, W\)"):
+        robust_evaluate(_flat, torch.rand(shape), torch.zeros(shape[0], dtype=torch.int64), "pgd-1")
