@@ -76,15 +76,21 @@ def _suite(name: str, *options: str) -> tuple[str, ...]:
 
 
 def first() -> list[Part]:
-    """Right, then how long a step takes: plain and compiled."""
-    step = ("--counts", "36,324", "--timed", "5", "--out", "{out}/step.json")
+    """Right, then how long a step takes: plain, and compiled stage by stage."""
     return [
         Part("nouns", _suite("nouns", "--out", "{out}/nouns.json"), 20),
         Part("kernel-tests", _pytest(*_kernel_files()), 40, _TESTED),
         Part("captured", _pytest(*_other_files(), among=CAPTURED), 45, (*_TESTED, *_ENGINE)),
-        Part("step", _suite("step", "--way", "plain", *step), 40, _ENGINE),
-        Part("step-compiled", _suite("step", "--way", "compiled", *step), 85, _ENGINE),
+        _step("36", 15, "--way", "plain", "--model"),
+        _step("324", 30, "--way", "plain", "--model"),
+        _step("36", 30, "--way", "compiled"),
+        _step("324", 45, "--way", "compiled"),
     ]
+
+
+def _step(lanes: str, reserve: float, *options: str) -> Part:
+    size = ("--counts", lanes, "--timed", "5", "--out", "{out}/step.json")
+    return Part(f"{options[1]}-{lanes}", _suite("step", *options, *size), reserve, _ENGINE)
 
 
 def second() -> list[Part]:
@@ -171,8 +177,7 @@ def _dry(part: Part) -> tuple[str, ...]:
     size = (*tiny.split(), "--image", "8", "--out")
     smaller = {
         "nouns": _suite("nouns", "--device", "cpu", "--out", "{out}/nouns.json"),
-        "step": _suite("step", "--counts", "4", *size, "{out}/step.json"),
-        "step-compiled": _suite("step", "--counts", "4", *size, "{out}/step.json"),
+        "plain-36": _suite("step", "--counts", "4", *size, "{out}/step.json"),
         "grid": _suite("grid", "--lanes", "4", *size, "{out}"),
         "scale": _suite("scale", "--counts", "1,2", *size, "{out}"),
     }

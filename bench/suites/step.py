@@ -1,12 +1,12 @@
 """One training step of the grid, captured: five timed replays, and one replay by kernel.
 
-    python -m fula_fast.bench.suites.step --way plain
+    python -m fula_fast.bench.suites.step --way plain --model
     python -m fula_fast.bench.suites.step --way compiled --counts 36
 
 `--way plain` runs a stage's operators as they are, `compiled` each through `torch.compile`; on CUDA
 both are captured in one graph. Prints the kernels of a replay, the longest first, beside the parts
-that `bench.suites.roofline` models; the JSON is written after every number of lanes, and the times
-before the profile, so that a run cut short leaves them.
+that `bench.suites.roofline` models. The JSON is written as figures come (times, kernels, and for
+all numbers of lanes at the end the model), so that a run cut short leaves them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +40,18 @@ from fula_fast.bench.harness.workload import (
     grid_cells,
     setting_of,
 )
+from fula_fast.bench.suites import roofline
 from fula_fast.engine.modes import CompiledRunner
 from fula_fast.engine.network import Runner, run_plain
 
 WAYS: dict[str, Callable[[], Runner]] = {"plain": lambda: run_plain, "compiled": CompiledRunner}
 SHOWN = 40
 """Kernels in a table."""
-ROOFLINE = "fula_fast.bench.suites.roofline"
 Row = dict[str, Any]
 
 
 def measure(setting: Setting, way: str) -> Iterator[Row]:
-    """The row of this number of lanes: with its times, then with the kernels, then the model."""
+    """The row of this number of lanes: with its times, then with its kernels."""
     memory, started = PeakMemory(setting.device), time.perf_counter()
     ours = OurWave(setting, grid_cells(setting.lanes), WAYS[way]())
     step = ours.stepping(full=False)
@@ -70,8 +68,6 @@ def measure(setting: Setting, way: str) -> Iterator[Row]:
     row["mode"] = ours.stepper.mode
     yield row
     row["kernels"] = kernels_of(partial(step, 0), setting.device)
-    yield row
-    row["model"] = modelled(setting)
     yield row
 
 
@@ -91,11 +87,8 @@ def kernels_of(step: Callable[[], object], device: str) -> list[Row]:
     return sorted(found, key=lambda row: -row["us"])
 
 
-def modelled(setting: Setting) -> Row | None:
-    """The same step as the roofline model has it; None in a checkout without the model."""
-    if find_spec(ROOFLINE) is None:
-        return None
-    roofline = import_module(ROOFLINE)
+def modelled(setting: Setting) -> Row:
+    """The same step as the roofline model has it."""
     return roofline.report(roofline.measure(replace(setting, device="cuda")))
 
 
@@ -136,27 +129,37 @@ def _figure(name: str, value: float) -> Row:
     return {"figure": name, "value": value, "target": None}
 
 
+def run(settings: Sequence[Setting], way: str, model: bool) -> Iterator[list[Row]]:
+    """The rows so far: all that is measured, and then, where asked, the model beside it."""
+    rows: list[Row] = []
+    for setting in settings:
+        rows.append({})
+        with as_in_a_sweep(setting):
+            for rows[-1] in measure(setting, way):
+                yield rows
+    for setting, row in zip(settings, rows, strict=True) if model else ():
+        row["model"] = modelled(setting)
+        yield rows
+
+
 def main(arguments: Sequence[str]) -> None:
     """Measure every number of lanes, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.set_defaults(timed=5, warmup=3)
     parser.add_argument("--way", choices=WAYS, default="plain")
+    parser.add_argument("--model", action="store_true", help="the roofline model beside it")
     parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
     parser.add_argument("--counts", default="36,324", help="numbers of lanes, comma-separated")
     options = parser.parse_args(arguments)
     counts = [int(count) for count in options.counts.split(",")]
     setting = setting_of(options)
-    rows: list[Row] = []
-    command = f"{command_of('suites.step', setting)} --way {options.way}"
+    command = f"{command_of('step', setting)} --way {options.way}"
     report = {"bench": "step", **environment(setting.device, command), "setting": asdict(setting)}
-    with as_in_a_sweep(setting):
-        for count in counts:
-            rows.append({})
-            for row in measure(replace(setting, lanes=count), options.way):
-                rows[-1] = row
-                write(options.out, report | {"summary": summary(rows), "rows": rows})
-            print(table(rows[-1]), flush=True)
+    settings = [replace(setting, lanes=count) for count in counts]
+    for rows in run(settings, options.way, options.model):
+        write(options.out, report | {"summary": summary(rows), "rows": rows})
+    print("\n\n".join(map(table, rows)))
     print(options.out)
 
 
