@@ -24,7 +24,7 @@ from .engine.task import WaveTask, stitches_of
 from .errors import FulaError, nearest
 from .methods.objectives import mixture
 from .models import Staged, batchnorm, content_hash, load_checkpoint
-from .models.labels import check_label_order
+from .models.labels import check_label_order, check_stored_normalisation
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
@@ -156,6 +156,8 @@ def stitch(
     cell = _cell(method, rule, given)
     _check(cell, front, end, source)
     moments = given_moments(normalisation, source)
+    for role, donor in (("front", front), ("end", end)):
+        check_stored_normalisation(donor, moments, role)
     if given.alpha > 0 and moments is not None:
         raise FulaError(
             f"alpha = {given.alpha} attacks pixels in [0, 1], but the images are normalised; set "

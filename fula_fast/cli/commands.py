@@ -7,6 +7,7 @@ at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,6 +137,16 @@ def attack(
         list[str] | None,
         typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What another program's weights are for: --model resnet18"
+        ),
+    ] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of --model: --model-option width=16"),
+    ] = None,
     attack: Annotated[
         str,
         typer.Option(
@@ -175,9 +186,14 @@ def attack(
     engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
     place = resources(engine).device
     if Path(target).is_dir():
+        if model or model_option:
+            raise FulaError(
+                f"'{target}' is the folder of a run, which names its models; drop --model"
+            )
         print(_attack_run(target, attack, name, data, images, out, place, options))
     else:
-        print(_attack_model(target, attack, name, data, images, out, place, options))
+        built = (model, model_option or ())
+        print(_attack_model(target, attack, name, data, images, out, place, options, built))
 
 
 def _attack_run(
@@ -200,7 +216,7 @@ def _attack_run(
 
 def _attack_model(
     checkpoint: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
-    out: Path | None, device: str, options: dict[str, Any],
+    out: Path | None, device: str, options: dict[str, Any], built: tuple[str | None, Iterable[str]],
 ) -> str:  # fmt: skip
     if not data:
         raise FulaError(
@@ -221,7 +237,7 @@ def _attack_model(
     prepared(attack, options)
     source = open_source(table)
     result = attack_checkpoint(
-        checkpoint, source, attack, limit=images, output=out,
+        checkpoint, source, attack, limit=images, output=out, into=_built(*built, source),
         normalisation=normalisation_of(table, source), device=device, **options,
     )  # fmt: skip
     vanished = result.zero_gradient_images
@@ -230,6 +246,18 @@ def _attack_model(
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
         f"{f' ({vanished} robust images have a zero gradient)' if vanished else ''}"
     )
+
+
+def _built(name: str | None, options: Iterable[str], source: Any) -> Any:
+    """The model of --model for a source's images; None where the checkpoint describes its own."""
+    from ..models import build
+    from ..study.toml import parse_override
+
+    given = {parts[0]: value for parts, value in map(parse_override, options)}
+    if name is None and given:
+        raise FulaError("--model-option is of --model; give the model's name too")
+    shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
+    return None if name is None else build(name, **shape, **given)
 
 
 @command("reproduce", resume="finished cells are kept: the same command goes on")

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from ..errors import FulaError
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
-from ..models.labels import check_fit, check_label_order
+from ..models.labels import check_fit, check_label_order, check_stored_normalisation
 from ..pipelines import Normalisation, Shortcut, Source
 from ..store.files import folder, writing
 from ..study.protocol import Attack
@@ -234,7 +234,9 @@ def _stored(
         meta = read_meta(path)
     except FulaError as error:
         if not replace_damaged:
-            raise
+            raise FulaError(
+                f"{error}; it is a trained donor: delete it to train it again"
+            ) from None
         _LOG.warning("%s: training this donor again", error)
         return None
     return Donor(staged, DonorMetrics(**meta["metrics"]), meta["content_hash"], path, dict(recipe))
@@ -298,7 +300,7 @@ def donor_from_checkpoint(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
 ) -> Donor:
-    """A donor from the user's own file: ours, or a PyTorch state dict of `model`.
+    """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
     Its test accuracy is measured on `source`. Raises `FulaError` naming the file where it cannot be
     read, and where its weights, classes or image size differ from the model's or the data's.
@@ -313,6 +315,7 @@ def donor_from_checkpoint(
         check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
+    check_stored_normalisation(staged, normalisation, f"checkpoint '{path}'")
     return donor_at_hand(
         staged, source, Path(path), normalisation=normalisation, device=device, precision=precision
     )

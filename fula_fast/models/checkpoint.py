@@ -1,6 +1,6 @@
 """Donor checkpoints: safetensors with JSON metadata and a content hash.
 
-Files in PyTorch's own format are read too (state dicts only, never pickled code).
+Files that other programs wrote are read too; see `foreign`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -22,11 +20,9 @@ from torch import Tensor
 
 from ..errors import FulaError
 from .catalogue import build
+from .foreign import Foreign, fitted, read_foreign, unreadable
 from .staged import Staged
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_RENAMES = (("shortcut", "downsample"), ("linear", "fc"))
 _SAFETENSORS_START = b"{"
 
 
@@ -73,19 +69,22 @@ def load_checkpoint(
 
     `into` gives the model to fill, needed for a file in PyTorch's format and for a module cut by
     `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
-    Raises `FulaError` naming the file: missing, truncated, altered, or not fitting.
+    A normalisation that stands beside a foreign network is in its `normalisation`. Raises
+    `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
     path = Path(path)
     ours = _is_safetensors(path)
     header = _header(path) if ours else {}
-    state = _safetensors_state(path) if ours else _torch_state(path)
+    content = _safetensors_state(path) if ours else read_foreign(path)
     staged = into if into is not None else _rebuild(path, header, hook)
+    found = Foreign(content) if header else fitted(path, content, staged.state())
+    staged.normalisation = found.normalisation
     try:
-        staged.load_state(state if header else _renamed(state, staged.state()))
+        staged.load_state(found.state)
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     if header and content_hash(staged) != header["content_hash"]:
-        raise FulaError(f"checkpoint '{path}' was altered: its content hash differs; delete it")
+        raise FulaError(f"checkpoint '{path}' was altered: its content hash differs; copy it again")
     names = json.loads(header["donor"]).get("classes") if header else None
     if names:
         staged.classes = tuple(names)
@@ -106,8 +105,9 @@ def _description(staged: Staged) -> dict[str, Any]:
 def _rebuild(path: Path, header: Mapping[str, str], hook: str | None) -> Staged:
     if not header:
         raise FulaError(
-            f"checkpoint '{path}' holds weights without a description; "
-            "say which model they are for (name, num_classes, input_shape)"
+            f"checkpoint '{path}' holds weights without a description; say which model they are "
+            "for: model = 'resnet18' in a donor's table, --model resnet18 on the command line, "
+            "into = build(...) in Python"
         )
     donor = json.loads(header["donor"])
     if donor["name"].startswith("module:"):
@@ -120,8 +120,12 @@ def _rebuild(path: Path, header: Mapping[str, str], hook: str | None) -> Staged:
         num_classes=donor["num_classes"],
         input_shape=donor["input_shape"],
         hook=hook or donor["hook"],
-        **donor["options"],
+        **{key: v for key, v in donor["options"].items() if key not in _DOWNLOADS},
     )
+
+
+_DOWNLOADS = ("pretrained", "weights")
+"""Options that fetch weights, which the file's own would replace."""
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -139,7 +143,7 @@ def _header(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except SafetensorError as error:
-        raise _damaged(path, error) from None
+        raise unreadable(path, error) from None
     return header if "fula_fast" in header else {}
 
 
@@ -147,50 +151,7 @@ def _safetensors_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise _damaged(path, error) from None
-
-
-def _torch_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _damaged(path, "it holds something else than tensors") from None
-    except Exception as error:  # damaged bytes may raise anything
-        raise _damaged(path, error) from error
-    while isinstance(state, Mapping):
-        inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
-        if not inner:
-            break
-        state = inner[0]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FulaError(f"checkpoint '{path}' holds no state dict; save model.state_dict() instead")
-    return dict(state)
-
-
-def _damaged(path: Path, error: Exception | str) -> FulaError:
-    reason = str(error).split("\n")[0][:120] or type(error).__name__
-    return FulaError(
-        f"checkpoint '{path}' is truncated, damaged or no checkpoint ({reason}); "
-        "delete it to train again, or copy it again"
-    )
-
-
-def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring common foreign names to the architecture's own: prefixes, `shortcut`, `linear`."""
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {_own_name(name, own): value for name, value in state.items()}
-
-
-def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
-    if name in own:
-        return name
-    parts = name.split(".")
-    for foreign, native in _RENAMES:
-        parts = [native if part == foreign else part for part in parts]
-    candidate = ".".join(parts)
-    return candidate if candidate in own else name
+        raise unreadable(path, error) from None
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
