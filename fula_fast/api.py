@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +20,14 @@ from torch import nn
 from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
-from .errors import FulaError, nearest
-from .methods.objectives import mixture
+from .errors import FulaError
+from .files.paths import user_path
+from .measures.agreement import COLUMNS as AGREEMENT
+from .methods import FULA, objective
+from .methods import method as method_named
+from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
+from .models.copies import private_copy
 from .models.labels import check_label_order, check_stored_normalisation
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
@@ -34,8 +38,8 @@ from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, Table
-from .study.protocol import METHODS, Protocol, term_weights
+from .study.donor_spec import OneShortcut, SpecTable
+from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.spec import EngineSpec, load_spec, parse_table
@@ -44,7 +48,7 @@ from .study.toml import explain, read_toml
 Donor = Staged | str | Path
 
 
-class _Options(Table):
+class _Options(SpecTable):
     """The plain arguments of `stitch` that are no protocol options, checked."""
 
     front_site: int
@@ -68,9 +72,10 @@ class Stitched:
       themselves are not touched.
     - `front_accuracy`, `end_accuracy`: of the donors by themselves on the same test images, None
       where a donor has other classes than the data.
-    - `accuracy`: top-1, in [0, 1]. `agreement_hard`: share of images that the stitched model and
-      the end both get right, or both wrong. `agreement_soft`: overlap of their softmax outputs.
-      `kappa`: error consistency, agreement beyond chance.
+    - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
+      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
+      `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
+      beyond chance.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
     """
@@ -82,7 +87,8 @@ class Stitched:
     stitch: Stitch
     model: nn.Module
     accuracy: float
-    agreement_hard: float
+    agreement_top1: float
+    agreement_right_wrong: float
     agreement_soft: float
     kappa: float
     term_stitch: float
@@ -101,7 +107,7 @@ class Stitched:
         return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
 
 
-_METRICS = tuple(f.name for f in fields(Stitched) if f.type.startswith("float"))
+_METRICS = (*AGREEMENT, "term_stitch", "loss", "seconds")
 
 
 def stitch(
@@ -110,7 +116,7 @@ def stitch(
     front_site: int,
     end_site: int,
     data: Data,
-    method: str | Mapping[str, float] = "fula",
+    method: str | Mapping[str, float] = FULA.name,
     protocol: str = "fula-v2",
     *,
     seed: int = 0,
@@ -130,7 +136,7 @@ def stitch(
     of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
     input), or a pair (train, test) of `ImageSet`s or of (images, labels) arrays, uint8 (N, H, W, C)
     or as `pipelines.sources.arrays` says.
-    `method`: dm, hint, slm, tlm, fula, or weights of the last four, as {"fula": 0.5, "tlm": 0.5}.
+    `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
     `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.
@@ -177,11 +183,9 @@ def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
 
 
 def _cell(method: str | Mapping[str, float], rule: Protocol, given: _Options) -> Cell:
-    if isinstance(method, str) and method not in METHODS:
-        raise FulaError(f"unknown method '{method}'{nearest(method, METHODS)}")
     name = method if isinstance(method, str) else "mixture"
     return Cell(
-        "front", "end", given.front_site, given.end_site, name, mixture(method), rule,
+        "front", "end", given.front_site, given.end_site, name, objective(method), rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
@@ -197,7 +201,7 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
             f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
             f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
         )
-    return copy.deepcopy(given).eval()
+    return private_copy(given).eval()
 
 
 def _uncut(role: str, given: Any) -> str:
@@ -210,7 +214,7 @@ def _uncut(role: str, given: Any) -> str:
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     check_sites(front, cell.front_site, "front")
     check_sites(end, cell.end_site, "end")
-    if "fula" in cell.objective:
+    if cell.weighted:
         term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
     for role, donor in (("front", front), ("end", end)):
         if donor.input_shape != source.image_shape:
@@ -219,24 +223,25 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
     check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
-    if "tlm" in cell.objective:
-        _check_classes(front, end, source)
+    for name in cell.objective:
+        if method_named(name).labels:
+            _check_classes(name, front, end, source)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
-    if cell.method == "dm" and not sites.like:
+    if not cell.objective and not sites.like:
         raise FulaError(
-            f"dm needs sites of one form, not {sites.source} and {sites.target}; "
+            f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
             "choose other sites, or a trained method"
         )
 
 
-def _check_classes(front: Staged, end: Staged, source: Source) -> None:
+def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
     counts = {
         "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
     }  # fmt: skip
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise FulaError(
-            f"tlm trains on labels, which must mean the same to both donors and the data, but "
+            f"{method} trains on labels, which must mean the same to both donors and the data, but "
             f"their class counts differ ({shown}); use another method, or donors of one task"
         )
 
@@ -316,7 +321,7 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     loaded = load_spec(_with_models(spec, models or {}), overrides)
-    folder = Path(out) if out is not None else Path("runs") / loaded.name
+    folder = user_path(out) if out is not None else Path("runs") / loaded.name
     with Progress() if quiet else open_progress() as progress:
         found = sweep_with_report(
             loaded,
@@ -324,7 +329,7 @@ def sweep(
             resume=resume,
             fail_fast=fail_fast,
             progress=progress,
-            donors=None if donors is None else Path(donors),
+            donors=None if donors is None else user_path(donors),
             modules=models,
         )
     return load(found.run.folder, models)

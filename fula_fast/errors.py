@@ -5,6 +5,7 @@ A message names the offending value, the rule it broke, and the fix, on one line
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,3 +28,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"; did you mean '{close[0]}'?"
     rest = f" … ({len(valid)} in all)" if len(valid) > _LISTED else ""
     return f"; valid: {', '.join(valid[:_LISTED])}{rest}"
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it can be the name of a file or folder; else `FulaError` that says so of `what`."""
+    long = len(name.encode(errors="surrogatepass")) > 100
+    if re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", name) and not long:
+        return name
+    shown = name if len(name) <= 100 else f"{name[:20]}… ({len(name)} characters)"
+    raise FulaError(
+        f"{what} = {shown!r} cannot be the name of a file; use up to 100 bytes without '/' and "
+        "control characters, and no '.' at the start"
+    )

@@ -1,6 +1,7 @@
 """What a running sweep tells its user: a live display on a terminal, else a line per interval.
 
-The sweep calls the methods of `Progress` and knows nothing of displays; `Progress` itself is silent.
+The sweep calls the methods of `Progress` and knows nothing of displays; `Progress` itself is
+silent.
 """
 
 from __future__ import annotations

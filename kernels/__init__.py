@@ -1,14 +1,21 @@
 """The engine's own operators.
 
-`reference` says what each computes; `nouns` are the public functions, served by the backend that
-`backend` chooses.
+A folder a noun: the public function, its record of arguments, the reference that says what it
+computes, the operator, and the compiled versions behind it. `backend` chooses who serves a call.
 """
 
-from .nouns import augment, gram, hint_terms, lane_norm, pgd_step, stitch_hint
-from .reference import squared_norm, term
+from .augment import augment
+from .gram import gram
+from .hint_terms import hint_terms
+from .lane_norm import lane_norm
+from .pgd_step import pgd_step
+from .shared import backend
+from .shared.distance import squared_norm, term
+from .stitch_hint import stitch_hint
 
 __all__ = [
     "augment",
+    "backend",
     "gram",
     "hint_terms",
     "lane_norm",

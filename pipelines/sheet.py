@@ -43,8 +43,8 @@ def contact_sheet(
         raise FulaError(f"unknown evaluation set '{marker_set}'{nearest(marker_set, MARKER_SETS)}")
     if marker_set != "shortcut" and (shortcut is None or split == "train"):
         raise FulaError(
-            f"evaluation set '{marker_set}' is of test images with a shortcut; show the test split, "
-            "and give a shortcut"
+            f"evaluation set '{marker_set}' is of test images with a shortcut; show the test "
+            "split, and give a shortcut"
         )
     images = getattr(source, split)
     if not hasattr(images, "gather"):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from .decode.files import NoFiles
 from .decode.images import Source
 from .sources.by_name import data_folder, load_source, loader, source_names
@@ -147,7 +148,8 @@ def prepare(
     """Make a source ready to use and say what was done.
 
     `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`
-    (its one option here: `on_error`); every other source is downloaded if it can be and is not there, and decoded into the cache.
+    (its one option here: `on_error`); every other source is downloaded if it can be and is not
+    there, and decoded into the cache.
     """
     if name == "ls-imagenet-10":
         return _prepare_imagenet(data_folder(data_dir), imagenet, options)
@@ -192,4 +194,4 @@ def show_grid(source: Source, out: str | Path, **options: Any) -> Path:
     """Draw a labelled contact sheet of `source`; options: `sheet.contact_sheet`."""
     from .sheet import contact_sheet
 
-    return contact_sheet(source, Path(out), **options)
+    return contact_sheet(source, user_path(out), **options)

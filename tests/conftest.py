@@ -20,8 +20,8 @@ from fula_fast.device.allocator import keeping_memory
 
 
 def pytest_collection_modifyitems(config, items):
-    """A plain `pytest` leaves out what this machine cannot run, or what takes half an hour; asked for
-    by name (`-m gpu`), a test without its device fails."""
+    """A plain `pytest` leaves out what this machine cannot run, or what takes half an hour; asked
+    for by name (`-m gpu`), a test without its device fails."""
     left = {"long": "half an hour and more: give -m long", "gpu": "needs a CUDA device"}
     left = {mark: why for mark, why in left.items() if mark not in config.getoption("markexpr")}
     marked = [(item, mark) for item in items for mark in left if item.get_closest_marker(mark)]

@@ -60,7 +60,9 @@ def test_a_trained_stitch_with_its_model(found, donors, digits):
     labels = torch.from_numpy(digits.test.labels)
     right = [z.argmax(1) == labels for z in (logits, native)]
     assert found.accuracy == pytest.approx(float(right[0].double().mean()))
-    assert found.agreement_hard == pytest.approx(float((right[0] == right[1]).double().mean()))
+    assert found.agreement_right_wrong == pytest.approx(
+        float((right[0] == right[1]).double().mean())
+    )
     assert found.loss > 0 and found.seconds > 0 and 0 < found.agreement_soft <= 1
     assert found.metrics["term_stitch"] == found.term_stitch
     assert repr(found).startswith("Stitched(fula, sites 3 -> 5, accuracy=")
@@ -119,7 +121,14 @@ def test_the_numbers_are_those_of_a_sweeps_cell(donors, digits, found, tmp_path)
         quiet=True,
     )
     (row,) = results.rows
-    for name in ("accuracy", "agreement_hard", "agreement_soft", "kappa", "term_stitch", "loss"):
+    for name in (
+        "accuracy",
+        "agreement_right_wrong",
+        "agreement_soft",
+        "kappa",
+        "term_stitch",
+        "loss",
+    ):
         assert row[name] == pytest.approx(found.metrics[name], rel=1e-12)
     assert torch.equal(results.stitch(row["cell"])["weight"], found.stitch.weight)
 
@@ -134,7 +143,7 @@ def test_a_module_of_the_users_own(digits):
     model = fula_fast.stages(net, sites=["1", "4"], input_shape=SHAPE)
     rule = {**QUICK, "weight_decay": 0.0, "init": "identity"}
     own = fula_fast.stitch(model, model, 2, 2, digits, method="hint", **rule)
-    assert own.agreement_hard == 1.0 and own.loss == 0.0
+    assert own.agreement_right_wrong == 1.0 and own.loss == 0.0
     assert torch.equal(own.stitch.weight, torch.eye(12))
     unlike = fula_fast.stitch(model, model, 1, 2, digits, method="tlm", **QUICK)
     assert unlike.stitch.position_weight.shape == (1, 16)

@@ -23,7 +23,7 @@ from fula_fast.bench.harness.peer import METHODS
 from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.device.precision import arithmetic, precision_of
-from fula_fast.engine.modes import open_stepper, runner_of
+from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
 from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
@@ -183,7 +183,8 @@ class OurWave:
             ).initialise("random", c.seed)
             for c in cells
         }
-        options = {"dtype": setting.dtype, "device": setting.device, "runner": runner}
+        options = {"dtype": setting.dtype, "device": setting.device}
+        options |= {"runner": runner, "fuse": fuse_of(self.mode)}
         steps = setting.training_steps
         self.wave = Wave(cells, task.front, task.end, stitches, steps, **options)
         self.stepper = open_stepper(task, self.wave, self.mode)

@@ -41,7 +41,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fula_fast.attacks import PGD, RobustResult, Savings, fold, pgd, robust_evaluate
+from fula_fast.attacks import PGD, RobustResult, Savings, robust_evaluate
+from fula_fast.attacks.fold import fold
+from fula_fast.attacks.pgd import pgd
 from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,

@@ -309,7 +309,7 @@ def tune(lanes: int, batch: int) -> Iterator[str]:
 
     A kernel is timed through the noun that launches it, forward and backward.
     """
-    from fula_fast.kernels.triton import tiles
+    from fula_fast.kernels.shared import tiles
 
     launched = {
         lane_norm: ("stats", "normalise", "sums", "norm_gradient"),

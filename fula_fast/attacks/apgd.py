@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from .losses import (
-    CE,
-    DLR,
-    Evaluation,
-    LogitsFn,
-    cross_entropy,
-    dlr,
-    evaluate,
-    predict,
-    targeted_dlr,
-)
+from .losses import Evaluation, LogitsFn, cross_entropy, dlr, evaluate, predict, targeted_dlr
+from .names import CE, DLR
 from .options import check_norm
 
 MOMENTUM = 0.75
@@ -233,7 +224,7 @@ def _pick(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(_column(where, a), a, b)
 
 
-class Outcome(NamedTuple):
+class APGDResult(NamedTuple):
     """Of one run, per image: the point of highest loss and that loss, whether every point looked at
     was classified rightly, and the last (or first) adversarial image where not."""
 
@@ -254,7 +245,7 @@ def apgd(
     targets: Tensor | None = None,
     keep_first: bool = False,
     on_look: Callable[[Tensor], None] | None = None,
-) -> Outcome:
+) -> APGDResult:
     """One run of APGD over one batch: x (N, C, H, W) in [0, 1], labels (N,), noise like x.
 
     loss: CE, DLR, or TARGETED towards `targets` (N,). `on_look` is shown every point looked at,
@@ -270,7 +261,7 @@ def apgd(
             on_look(state.adv)
         seen = evaluate_mean(logits_fn, state.adv, loss_of, config.eot)
         state = advance(config, table, state, seen, keep_first=keep_first)
-    return Outcome(state.best, state.best_loss, ~state.fooled, state.found)
+    return APGDResult(state.best, state.best_loss, ~state.fooled, state.found)
 
 
 def image_loss(logits: Tensor, labels: Tensor, targets: Tensor | None, kind: int) -> Tensor:

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from ..device.graphs import WARM_UP, Recorder
 from ..device.replay import Replay, recorder_on
-from ..errors import FulaError
-from ..study.protocol import Attack
 from .apgd import APGDConfig, image_loss
-from .handover import hand_over
-from .losses import CE, MIN_CLASSES, evaluate
-from .names import Recipe
+from .losses import evaluate
+from .names import CE, AttackStage, NamedAttack
 from .options import AttackOptions
 from .packed import PackedModel, by_route, logits_along
 from .pgd import pgd
 from .record import Record
-from .slots import Search, SearchOptions, Stage, Starts, fixed_sizes
+from .searched import hand_over
+from .settings import Attack
+from .slots import Search, SearchOptions, Starts, fixed_sizes
 from .start_noise import start_noise
 
 _ASKED = 8  # images that show whether a model is random
@@ -40,37 +39,40 @@ class Run:
     mode: str
 
 
-def run(model: PackedModel, record: Record, recipe: Recipe, options: AttackOptions) -> Run:
+def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackOptions) -> Run:
     """Attack every rightly classified image of every lane; what fools it goes to `record`.
 
-    Raises `FulaError` where a loss of the recipe needs more classes than the model has.
+    Raises `FulaError` where a loss of the attack needs more classes than the model has.
     """
-    _check_classes(recipe, record.num_classes)
+    named.check_classes(record.num_classes, "the model")
     if options.eps == 0 or not record.surviving():
         return Run(None, 0, "none")
-    passes = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}[options.precision]
-    shape = record.images.shape[1:]
-    attack = _apgd_pass if recipe.stages else _pgd_pass
-    for bf16 in passes:
+    result = Run(None, 0, "eager")
+    for bf16 in _PASSES[options.precision] if named.steps else ():
         if record.surviving():
-            search = model.search(shape, bf16=bf16, folded=options.savings.fold)
-            result = attack(search, record, recipe, options)
-    if recipe.handover:
-        hand_over(
-            model, record, recipe.handover, norm=options.norm, eps=options.eps,
-            seed=options.seed, batch_size=options.batch_size,
-        )  # fmt: skip
-    _find_zero_gradients(search, record, options.batch_size)
+            search = model.search(record.images.shape[1:], bf16=bf16, folded=options.savings.fold)
+            attack = _apgd_pass if named.stages else _pgd_pass
+            result = attack(search, record, named, options)
+    if named.search is not None:
+        hand_over(model, record, named, options)
+    _find_zero_gradients(model, record, options)
     return result
 
 
-def _find_zero_gradients(search: PackedModel, record: Record, batch_size: int) -> None:
+_PASSES = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}
+"""Whether each pass of the search is in bfloat16, by the option `precision`."""
+
+
+def _find_zero_gradients(model: PackedModel, record: Record, options: AttackOptions) -> None:
     """Mark what no attack has fooled, but only because there was no gradient to follow: a rounding
     of the input, or a saturated softmax."""
     pairs = record.surviving()
-    for begin in range(0, len(pairs), batch_size):
+    if not pairs:
+        return
+    search = model.search(record.images.shape[1:], bf16=False, folded=options.savings.fold)
+    for begin in range(0, len(pairs), options.batch_size):
         lane, image = torch.tensor(
-            pairs[begin : begin + batch_size], device=record.images.device
+            pairs[begin : begin + options.batch_size], device=record.images.device
         ).unbind(1)
         x, labels = record.pixels(image), record.labels[image]
 
@@ -81,24 +83,17 @@ def _find_zero_gradients(search: PackedModel, record: Record, batch_size: int) -
         record.zero_gradient[lane.cpu(), image.cpu()] = ~seen.grad.flatten(1).any(1).cpu()
 
 
-def _check_classes(recipe: Recipe, classes: int) -> None:
-    needed = max((MIN_CLASSES[stage.loss] for stage in recipe.stages), default=1)
-    if classes < needed:
-        raise FulaError(
-            f"attack '{recipe.name}' needs at least {needed} classes (its loss compares that many "
-            f"logits), but the model has {classes}; use 'apgd-ce' or 'pgd-10'"
-        )
-
-
-def _apgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions) -> Run:
+def _apgd_pass(
+    search: PackedModel, record: Record, named: NamedAttack, options: AttackOptions
+) -> Run:
     pairs = record.surviving()
-    stages = _stages(recipe, record.num_classes, options.restarts)
+    stages = _stages(named, record.num_classes, options.restarts)
     starts = options.starts or _keyed_starts(options, record.images.shape[1:], stages)
     recorder = _recorder(record, options)
     same = is_deterministic(search, record, pairs, routed=_routed(record, recorder))
-    eot = 1 if same and options.savings.single_sample else recipe.eot
+    eot = 1 if same and options.savings.single_sample else named.eot
     config = APGDConfig(
-        options.norm, options.eps, recipe.steps, first_step=recipe.first_step, eot=eot
+        options.norm, options.eps, named.steps, first_step=named.first_step, eot=eot
     )
     how = _search_options(search, record, options, same, recorder)
     runner = Search(search, record, config, stages, starts, how)
@@ -132,17 +127,19 @@ def _routed(record: Record, recorder: Recorder | None) -> bool:
     return recorder is not None or record.images.is_cuda
 
 
-def _stages(recipe: Recipe, classes: int, restarts: int) -> list[Stage]:
+def _stages(named: NamedAttack, classes: int, restarts: int) -> list[AttackStage]:
     """Every stage that the model has classes for, each as often as there are restarts."""
     return [
         replaced
-        for stage in recipe.stages
+        for stage in named.stages
         if stage.rank <= classes
         for replaced in (stage._replace(restart=i) for i in range(restarts))
     ]
 
 
-def _keyed_starts(options: AttackOptions, shape: Sequence[int], stages: Sequence[Stage]) -> Starts:
+def _keyed_starts(
+    options: AttackOptions, shape: Sequence[int], stages: Sequence[AttackStage]
+) -> Starts:
     """Start noise keyed by seed, restart and image: every stage and lane starts alike."""
 
     def starts(stage: int, lane: int, images: Sequence[int]) -> Tensor:
@@ -193,16 +190,18 @@ def _recorder(record: Record, options: AttackOptions) -> Recorder | None:
     return recorder_on(record.images.device) if wanted else None
 
 
-def _pgd_pass(search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions) -> Run:
+def _pgd_pass(
+    search: PackedModel, record: Record, named: NamedAttack, options: AttackOptions
+) -> Run:
     """PGD's last iterate; a flag depends on that one alone, so no image leaves early."""
-    loops = _Loops(search, record, recipe, options)
+    loops = _Loops(search, record, named, options)
     for restart in range(options.restarts):
         for route, group in by_route(search, record.surviving(), loops.routed):
             loop = loops.along(route, len(group))
             for begin in range(0, len(group), options.batch_size):
                 batch = group[begin : begin + options.batch_size]
                 record.confirm(batch, loops.run(loop, batch, restart))
-                np.add.at(record.gradients, [own for own, _ in batch], recipe.steps)
+                np.add.at(record.gradients, [own for own, _ in batch], named.steps)
     return Run(None, 1, _mode(loops.modes, options))
 
 
@@ -211,11 +210,11 @@ class _Loops:
     itself."""
 
     def __init__(
-        self, search: PackedModel, record: Record, recipe: Recipe, options: AttackOptions
+        self, search: PackedModel, record: Record, named: NamedAttack, options: AttackOptions
     ) -> None:
         self._search, self._record, self._options = search, record, options
         self._attack = Attack(
-            norm=options.norm, eps=options.eps, step=options.step, steps=recipe.steps,
+            norm=options.norm, eps=options.eps, step=options.step, steps=named.steps,
             random_start=options.random_start,
         )  # fmt: skip
         self._recorder = _recorder(record, options)

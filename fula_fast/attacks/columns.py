@@ -11,35 +11,9 @@ from torch import Tensor, nn
 from ..device.precision import arithmetic
 from ..measures.agreement import soft_agreement
 from ..pipelines import Batch
-from ..study.protocol import Protocol
 from . import PackedModel, RobustResult, robust_evaluate
 
 _PART = 256
-
-
-def robust_columns(
-    models: PackedModel | nn.Module,
-    end: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    protocol: Protocol,
-    precision: str,
-) -> list[dict[str, Any]]:
-    """Columns of every model under the protocol's attack (`protocol.robust`) in a run of that
-    `precision`."""
-    options = attack_options(protocol, precision)
-    found = attacked_models(models, end, images, labels, protocol.robust, options)
-    return [columns for columns, _ in found]
-
-
-def attack_options(protocol: Protocol, precision: str) -> dict[str, Any]:
-    """What a protocol says of the attack behind robust accuracy, as `robust_evaluate` takes it.
-
-    A run in bfloat16 searches in that too: adversarial images are confirmed in full precision, and
-    what survives is attacked again in it.
-    """
-    search = {"precision": "bf16"} if precision == "bf16" else {}
-    return protocol.attack.model_dump(include={"norm", "eps", "step"}) | search
 
 
 def attacked_models(

@@ -8,13 +8,13 @@ with the original there before it is handed out.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
+from ..models.copies import private_copy
 from ..models.staged import Norm2d
 from .start_noise import reproducible
 
@@ -55,7 +55,7 @@ def fold(model: nn.Module, input_shape: Sequence[int] | None = None) -> nn.Modul
     """
     shape = tuple(input_shape or model.input_shape)
     kept = next(model.parameters())
-    work = copy.deepcopy(model).double().eval().requires_grad_(False)
+    work = private_copy(model).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(2, *shape, dtype=torch.float64, generator=generator).to(kept.device)
     with torch.no_grad():

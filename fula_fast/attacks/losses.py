@@ -14,13 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FulaError
-from ..kernels.reference import wide
-
-CE, DLR, TARGETED = 0, 1, 2
-"""Kinds of loss, as written in a batch's `kind` tensor."""
-
-MIN_CLASSES = {CE: 1, DLR: 3, TARGETED: 4}
-"""The fewest classes for which each loss is defined."""
+from ..kernels.shared.sums import wide
 
 _NO_LABEL = -(2**62)  # PyTorch's -100 would leave an image where it is, as if it were robust
 

@@ -2,7 +2,6 @@
 on the command line is answered at once.
 
     checked({"eps": 4 / 255, "compaction": False}) -> AttackOptions
-    from_texts(["eps=4/255", "compaction=off"])    -> {"eps": 4 / 255, "compaction": False}
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from numbers import Integral, Real
 from typing import Any
 
 from ..errors import FulaError, nearest
-from ..study.toml import fractions, parse_override
 
 NORMS = ("linf", "l2")
 MODES = ("auto", "eager", "compiled", "captured")
@@ -101,10 +99,10 @@ class AttackOptions:
     default 512 on CUDA, 128 elsewhere. precision: "fp32"; "bf16" searches in bfloat16, confirms
     every image in full precision and attacks the survivors again in full precision, so that its
     robust images are robust to the fp32 attack too; "fast" leaves that second attack out. mode:
-    "auto" captures the iteration in a CUDA graph on CUDA (PGD's loop only where it pays); "eager"; "compiled" passes the models
-    through torch.compile; "captured" needs CUDA. compile adds torch.compile to a captured
-    iteration. keep_images: keep the adversarial images. starts: another source of start noise (for
-    comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).
+    "auto" captures the iteration in a CUDA graph on CUDA (PGD's loop only where it pays); "eager";
+    "compiled" passes the models through torch.compile; "captured" needs CUDA. compile adds
+    torch.compile to a captured iteration. keep_images: keep the adversarial images. starts: another
+    source of start noise (for comparisons), (stage, lane, image indices (n,)) -> (n, C, H, W).
 
     Numbers of NumPy are taken too; what is kept are an int or a float. Raises `FulaError`, naming
     option and value, for a value of another type or out of its range.
@@ -158,8 +156,8 @@ NAMES = tuple(f.name for f in fields(AttackOptions))
 _IN_PROGRAMS = ("savings", "starts", "keep_images")  # objects, and what a caller decides
 TEXT_NAMES = (*(name for name in NAMES if name not in _IN_PROGRAMS), *SAVINGS)
 """The options that have a name and a value on the command line."""
-_SWITCHES = ("random_start", "compile", *SAVINGS)
-_WORDS = {"on": True, "true": True, "off": False, "false": False}
+SWITCHES = ("random_start", "compile", *SAVINGS)
+"""The options that are on or off."""
 
 
 def checked(options: Mapping[str, Any], known: Iterable[str] = (*NAMES, *SAVINGS)) -> AttackOptions:
@@ -175,27 +173,6 @@ def checked(options: Mapping[str, Any], known: Iterable[str] = (*NAMES, *SAVINGS
     rest = {name: value for name, value in options.items() if name not in SAVINGS}
     chosen = AttackOptions(**rest)
     return replace(chosen, savings=replace(chosen.savings, **switched))
-
-
-def from_texts(texts: Iterable[str]) -> dict[str, Any]:
-    """Options from `KEY=VALUE`s: numbers, names, fractions for eps and step (8/255), and on, off,
-    true or false for switches. Raises `FulaError` as `checked` does."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, _ = text.partition("=")
-        if not equals or not name.strip():
-            raise FulaError(f"--option '{text}' is not of the form KEY=VALUE, as in eps=8/255")
-        parts, value = parse_override(text)
-        found[".".join(parts)] = value
-    options = {name: _switched(name, value) for name, value in fractions(found).items()}
-    checked(options, TEXT_NAMES)
-    return options
-
-
-def _switched(name: str, value: Any) -> Any:
-    if name in _SWITCHES and isinstance(value, str):
-        return _WORDS.get(value.lower(), value)
-    return value
 
 
 def check_norm(norm: str) -> None:

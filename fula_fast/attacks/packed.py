@@ -16,8 +16,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..device.replay import compiled
+from ..device.compiling import compiled
 from ..errors import FulaError
+from ..models.copies import private_copy
 from .fold import fold
 
 
@@ -85,7 +86,7 @@ class Single:
         """The copy that gradients are taken of; see `PackedModel`."""
         result = copy.copy(self)
         if self._dtype is not None:  # weights, so something to fold and to narrow
-            result._model = fold(self._model, input_shape) if folded else copy.deepcopy(self._model)
+            result._model = fold(self._model, input_shape) if folded else private_copy(self._model)
         elif bf16:
             raise FulaError("a search in bfloat16 needs a module with weights")
         if bf16:
@@ -98,7 +99,7 @@ class Single:
 
 def _frozen(model: nn.Module) -> nn.Module:
     """An eval-mode copy that takes no gradient; half-precision weights are widened to float32."""
-    result = copy.deepcopy(model).eval().requires_grad_(False)
+    result = private_copy(model).eval().requires_grad_(False)
     weight = _weight(result)
     narrow = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
     return result.float() if narrow else result
@@ -109,7 +110,7 @@ def _weight(model: object) -> Tensor | None:
     return next(model.parameters(), None) if isinstance(model, nn.Module) else None
 
 
-class Lanes:
+class PackedLanes:
     """Several modules (or functions) as a `PackedModel`; each sees its own images of a batch.
 
     Nothing is shared between the lanes, so each is a route of its own.
@@ -140,9 +141,9 @@ class Lanes:
         """One lane's logits; see `PackedModel`."""
         return self._singles[route].logits
 
-    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Lanes:
+    def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> PackedLanes:
         """The copies that gradients are taken of; see `PackedModel`."""
-        return Lanes([s.search(input_shape, bf16=bf16, folded=folded) for s in self._singles])
+        return PackedLanes([s.search(input_shape, bf16=bf16, folded=folded) for s in self._singles])
 
 
 def as_packed(
@@ -162,7 +163,7 @@ def as_packed(
     if not several:
         raise FulaError("no model to attack; give at least one")
     singles = [Single(model, compile=compile, device=device) for model in several]
-    return singles[0] if len(singles) == 1 else Lanes(singles)
+    return singles[0] if len(singles) == 1 else PackedLanes(singles)
 
 
 def by_route(

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..device.replay import Replay, compiled, recorder_on
+from ..device.compiling import compiled
+from ..device.replay import Replay, recorder_on
 from ..errors import FulaError
 from ..kernels import pgd_step
-from ..study.protocol import Attack
 from .losses import LogitsFn, check_label_form, check_labels, cross_entropy, evaluate
 from .options import check_mode
+from .settings import Attack
 
 GradientFn = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (N, C, H, W) -> (gradient of the summed loss to ascend, per-image loss (N,))."""
@@ -128,7 +129,7 @@ def pgd(
     sign = -1.0 if targeted else 1.0
 
     def loss_of(logits: Tensor) -> Tensor:
-        if not labels.is_cuda:
+        if labels.device.type == "cpu":
             check_labels(labels, logits.shape[1])
         return sign * cross_entropy(logits, labels)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from ..kernels.reference import wide
+from ..kernels.shared.sums import wide
 from .losses import LogitsFn, check_label_form, check_labels, predict
 from .packed import PackedModel
 
@@ -25,9 +25,10 @@ class Record:
     stays) in batches. With L lanes: `logits` (L, N, classes) on the host, of the clean image until
     an adversarial one is confirmed; `correct` and `fooled` (L, N) bool, as is
     `zero_gradient` (robust, and with a gradient of the cross-entropy that is zero in every pixel of
-    the clean image); `gradients` and `verified` (L,) counts of image gradients and of images confirmed or refused. keep_images: remember the
-    adversarial images too, in `found`. witness: a model, (n, C, H, W) -> (n, classes), whose logits
-    on the same images are kept in `witness_logits` (L, N, classes).
+    the clean image); `gradients` and `verified` (L,) counts of image gradients and of images
+    confirmed or refused. keep_images: remember the adversarial images too, in `found`. witness: a
+    model, (n, C, H, W) -> (n, classes), whose logits on the same images are kept in
+    `witness_logits` (L, N, classes).
 
     Raises `FulaError` for labels out of range, pixels outside [0, 1], and no image at all.
     """
@@ -112,10 +113,36 @@ class Record:
         with torch.no_grad():
             return torch.cat(
                 [
-                    wide(logits_fn(self.pixels(index))).cpu()
+                    wide(_checked(logits_fn, self.pixels(index))).cpu()
                     for index in torch.arange(len(self.images)).split(self._batch_size)
                 ]
             )
+
+
+def _checked(logits_fn: LogitsFn, x: Tensor) -> Tensor:
+    """logits_fn(x); a model that does not take such images, or gives no logits, is refused."""
+    shape = tuple(x.shape[1:])
+    try:
+        logits = logits_fn(x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise FulaError(
+            f"the model does not run on images of shape {shape} ({reason}); give images "
+            "(N, C, H, W) of the channels and size that it takes"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise FulaError(
+            f"the model returns a {type(logits).__name__}, not a tensor; return the logits alone, "
+            "for example lambda x: model(x)[0]"
+        )
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise FulaError(
+            f"the model gives outputs of shape {tuple(logits.shape)} for {len(x)} images; return "
+            "logits (N, classes)"
+        )
+    return logits
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -126,6 +153,8 @@ def as_floats(images: Tensor) -> Tensor:
 def _check_images(images: Tensor, labels: Tensor) -> None:
     if len(images) == 0:
         raise FulaError("there is no image to attack; give at least one")
+    if images.ndim != 4:
+        raise FulaError(f"images have shape {tuple(images.shape)}; give them as (N, C, H, W)")
     check_label_form(labels, len(images))
     if images.dtype == torch.uint8:
         return

@@ -22,21 +22,12 @@ from torch import Tensor
 from ..device.graphs import Recorder
 from ..device.replay import Replay
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
-from .losses import TARGETED
+from .names import TARGETED, AttackStage
 from .packed import PackedModel, by_route, logits_along
 from .record import Record
 
 Starts = Callable[[int, int, np.ndarray], Tensor]
 """(stage, lane, image indices (n,)) -> start noise (n, C, H, W)."""
-
-
-class Stage(NamedTuple):
-    """One run of APGD: its loss (see `losses`), for TARGETED the rank of the target class among
-    the clean logits (2: the second largest), and which restart it is."""
-
-    loss: int
-    rank: int = 0
-    restart: int = 0
 
 
 class Job(NamedTuple):
@@ -137,7 +128,7 @@ class Search:
     """
 
     def __init__(
-        self, model: PackedModel, record: Record, config: APGDConfig, stages: Sequence[Stage],
+        self, model: PackedModel, record: Record, config: APGDConfig, stages: Sequence[AttackStage],
         starts: Starts, options: SearchOptions,
     ) -> None:  # fmt: skip
         self._model, self._record, self._config = model, record, config

@@ -6,10 +6,13 @@ Nothing heavy is imported here: `--help` and argument errors answer at once.
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +22,9 @@ from .. import __version__
 from ..errors import FulaError, FulaWarning
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SCARCE = ("can't allocate memory", "can't start new thread", "Cannot allocate memory")
+"""In the messages of a `RuntimeError` where the machine has no more to give."""
 
 
 class _LightHelp:
@@ -62,15 +68,8 @@ def command(
         @group.command(name, cls=_Command)
         @functools.wraps(function)
         def guarded(**arguments: Any) -> None:
-            try:
-                with _plain_warnings():
-                    code = function(**arguments)
-            except FulaError as error:
-                _complain(f"error: {error}")
-                code = BAD_INPUT
-            except KeyboardInterrupt:
-                _complain(f"interrupted{'; ' if resume else ''}{resume}")
-                code = INTERRUPTED
+            with _plain_warnings(), _stoppable():
+                code = _guarded(lambda: _extended(function, arguments), resume)
             raise typer.Exit(code or 0)
 
         return guarded
@@ -78,11 +77,89 @@ def command(
     return register
 
 
+def _extended(function: Callable[..., int | None], arguments: dict[str, Any]) -> int | None:
+    """The command, with the extensions that are installed."""
+    _load_extensions()
+    return function(**arguments)
+
+
+def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
+    """The exit code of `work`; what went wrong is told in one line."""
+    try:
+        code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except FulaError as error:
+        _complain(f"error: {error}")
+    except _Stopped as stopped:
+        _complain(f"{stopped}{'; ' if resume else ''}{resume}")
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        _complain(f"interrupted{'; ' if resume else ''}{resume}")
+        return INTERRUPTED
+    except (OSError, MemoryError) as error:
+        _complain(f"error: the machine refused ({_told(error)}); free what it lacks, and try again")
+        if isinstance(error, OSError):
+            _let_go_of_output()
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _SCARCE):
+            raise
+        _complain(f"error: the machine refused ({_told(error)}); free memory, or raise the limit")
+    return BAD_INPUT
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": '{error.filename}'" if error.filename else "")
+    return str(error).split("\n")[0][:200] or type(error).__name__
+
+
+def _let_go_of_output() -> None:
+    """Where nothing can be printed any more, Python's own last flush must not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Stopped(KeyboardInterrupt):
+    """The system asks the process to end: as Ctrl-C, but for the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does; one that is ignored (nohup) stays so."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Stopped(number)
+
+    heard = [number for number in _STOPS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def command_group(name: str, help: str) -> typer.Typer:
     """A group of commands within the application: `fula-fast NAME COMMAND`."""
     group = typer.Typer(name=name, cls=_Group, help=help, no_args_is_help=True)
     app.add_typer(group)
     return group
+
+
+def _load_extensions() -> None:
+    """Import what installed packages add (methods, measures, attacks): their entry points in the
+    group `fula_fast`, modules that register at import."""
+    for entry in entry_points(group="fula_fast"):
+        entry.load()
 
 
 @contextmanager
@@ -101,7 +178,8 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _complain(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr)
+    with suppress(OSError, ValueError):  # closed: the exit code says it
+        print(" ".join(text.split()), file=sys.stderr)
 
 
 def _print_version(wanted: bool) -> None:

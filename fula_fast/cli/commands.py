@@ -1,11 +1,13 @@
 """The command line: `fula-fast --help`.
 
 Nothing heavy is imported before a command's work starts, so that help and argument errors answer
-at once. Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+at once. Exit codes: 0 done, 1 some cells failed, 2 bad input or a machine that refused, 130
+interrupted, 143 and 129 stopped by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import attacks
 from ..errors import FulaError
+from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
@@ -60,7 +64,7 @@ def sweep(
     engine = {"device": device, "executor": executor, "mode": engine_mode}
     engine |= {"precision": precision, "memory": memory}
     loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
-    folder = out or Path("runs") / loaded.name
+    folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
         return _show_plan(loaded, folder)
     from ..progress import open_progress
@@ -74,9 +78,9 @@ def sweep(
     return FAILED if summary.run.failed else 0
 
 
-def _flags(values: dict[str, Any], table: str = "engine.") -> list[str]:
-    """Options given on the command line as overrides of a spec's table."""
-    return [f"{table}{key}={value}" for key, value in values.items() if value is not None]
+def _flags(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Options given on the command line as overrides of a spec's [engine] table."""
+    return [(f"engine.{key}", value) for key, value in values.items() if value is not None]
 
 
 def _show_plan(spec: Any, folder: Path) -> int:
@@ -94,7 +98,7 @@ def _show_plan(spec: Any, folder: Path) -> int:
         budget=found.budget,
         fused=found.fused,
     )
-    done = Store.open(folder).done() if (folder / "spec.json").exists() else ()
+    done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
     return 0
 
@@ -151,11 +155,10 @@ def attack(
         str,
         typer.Option(
             "--attack",
-            "--attacks",
-            help="AutoAttack's rand, standard or full (autoattack-rand, …; full hands FAB and "
-            "Square to pyautoattack), apgd20, apgd-ce, apgd-dlr, apgd-t, pgd-N.",
+            help=f"{', '.join(attacks.names.valid_names())} (any number of steps). rand, standard "
+            "and full are short for AutoAttack's; full hands FAB and Square to pyautoattack.",
         ),
-    ] = "autoattack-rand",
+    ] = attacks.names.DEFAULT,
     images: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many test images.")
     ] = None,
@@ -177,15 +180,14 @@ def attack(
     device: DeviceOption = None,
 ) -> None:
     """Measure the robust accuracy of a donor, or of every finished cell of a run."""
-    from ..attacks.options import from_texts
     from ..study.resources import resources
     from ..study.spec import EngineSpec, parse_table
-    from ..study.toml import apply_overrides
+    from .key_values import attack_options
 
-    options = from_texts(option or ())
-    engine = parse_table(EngineSpec, apply_overrides({}, _flags({"device": device}, "")), "engine")
-    place = resources(engine).device
-    if Path(target).is_dir():
+    options = attack_options(option or ())
+    engine = {} if device is None else {"device": device}
+    place = resources(parse_table(EngineSpec, engine, "engine")).device
+    if user_path(target).is_dir():
         if model or model_option:
             raise FulaError(
                 f"'{target}' is the folder of a run, which names its models; drop --model"
@@ -360,4 +362,7 @@ def bench(
 
 def main() -> None:
     """The entry point of `fula-fast`."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a terminal that lacks a letter shows "?"
+            stream.reconfigure(errors="replace")
     app(prog_name="fula-fast")

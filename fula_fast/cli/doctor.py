@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
@@ -78,6 +77,7 @@ def _machine() -> Facts:
     yield "processor", f"{machine.cpu_name()}, {torch.get_num_threads()} threads used by torch"
     features = machine.cpu_features(machine.cpu_flags())
     yield "CPU features", ", ".join(f"{n} {'yes' if on else 'no'}" for n, on in features.items())
+    yield "narrow strided convolutions", _convolutions()
     yield "CPU memory", f"{bytes_text(available_memory())} available"
     gpus = machine.gpu_lines()
     for index, line in enumerate(gpus):
@@ -87,11 +87,21 @@ def _machine() -> Facts:
         yield "GPU", f"none ({f'torch has CUDA {cuda}' if cuda else 'torch is a CPU build'})"
 
 
+def _convolutions() -> str:
+    import torch
+
+    from ..models.subsampled import VECTOR
+
+    if not torch.backends.mkldnn.is_available():
+        return "as they are (torch without oneDNN)"
+    return (
+        f"1x1 with fewer than {VECTOR} channels: pixels first, then no stride (in torch "
+        f"{torch.__version__}'s own, oneDNN issue 6035 may overwrite memory)"
+    )
+
+
 def _operators() -> Facts:
     """Which backend each operator of `fula_fast.kernels` uses, and why."""
-    if find_spec("fula_fast.kernels.backend") is None:
-        yield "all", "reference: plain PyTorch, the only backend of this build"
-        return
     from ..kernels import backend
 
     yield from backend.explain().items()

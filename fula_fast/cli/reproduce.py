@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from ..reproduce.datasets import data_folder
 from ..reproduce.experiment import Experiment, Unsuitable
 from ..reproduce.recipe import load_recipe, recipe_names
@@ -41,7 +42,9 @@ def reproduce(
         experiments = [resolve(name, scale, folder, overrides, *models)]
     if dry_run:
         return _price(experiments, engine or {})
-    return _run(experiments, out or Path("runs") / f"reproduce-{scale}", engine or {})
+    return _run(
+        experiments, user_path(out) if out else Path("runs") / f"reproduce-{scale}", engine or {}
+    )
 
 
 def _check(engine: Mapping[str, Any]) -> None:

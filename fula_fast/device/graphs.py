@@ -48,15 +48,19 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs on one device. They share one pool of memory, as only one replays at
-    a time: what a step leaves for later must lie in tensors made before.
+    """Recordings as CUDA graphs on one device. They share one pool of memory, as only one replays
+    at a time: what a step leaves for later must lie in tensors made before.
 
     The graphs' memory is free again when the recordings are gone.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        with torch.cuda.device(device):
+        self._renew()
+
+    def _renew(self) -> None:
+        """A stream to capture on, and a pool for what graphs hold."""
+        with torch.cuda.device(self._device):
             self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -94,8 +98,9 @@ class CudaRecorder:
             ):
                 output = step()
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # a capture that cannot be ended leaves its own behind
-            self._pool = torch.cuda.graph_pool_handle()
+            # A capture that cannot be ended leaves its stream capturing, and its pool in use.
+            torch.cuda.set_stream(before)
+            self._renew()
             raise _refusal(error) from None
         return Recording(graph.replay, output)
 

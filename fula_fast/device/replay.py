@@ -16,20 +16,6 @@ from torch import Tensor
 
 from .graphs import CaptureRefused, CudaRecorder, Recorder, Recording, snapshot_of
 
-_MOST_SHAPES = 64
-
-
-def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` through torch.compile, for fixed shapes, without CUDA graphs of its own.
-
-    Dynamo gives up on a function after eight shapes and goes on in eager mode with only a log line:
-    the limit is raised, and reaching it is an error.
-    """
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _MOST_SHAPES)
-    config.fail_on_recompile_limit_hit = True
-    return torch.compile(fn, dynamic=False)
-
 
 def recorder_on(device: torch.device) -> Recorder | None:
     """What records on this device; None where nothing can."""

@@ -23,11 +23,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..errors import FulaError
+from ..files import sealed
+from ..files.atomic import folder, remove, writing
+from ..files.paths import user_path
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
 from ..models.labels import check_fit, check_label_order, check_stored_normalisation
 from ..pipelines import Normalisation, Shortcut, Source
-from ..store.files import folder, writing
 from ..study.protocol import Attack
 from .training import Adversary, DonorMetrics, EpochReport, evaluate, resolved_recipe, train_donor
 
@@ -147,7 +149,7 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 def donor_path(cache_dir: str | Path, recipe: Mapping[str, Any]) -> Path:
     """Where the donor of a recipe is stored: its model's name and 16 digits of its hash."""
     model = recipe["model"].replace(":", "-")
-    return Path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
+    return user_path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
 
 
 def fresh_model(
@@ -182,7 +184,8 @@ def ensure_donor(
     replace_damaged: bool = False,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> Donor:
-    """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and saved.
+    """The donor of a `donor_recipe`: loaded from `cache_dir` if it is there, else trained and
+    saved.
 
     Either way the model is read from its file, so a resumed run sees the very same one. Where
     another process trains the same donor, its model is waited for. `attack`:
@@ -232,14 +235,16 @@ def _stored(
     try:
         staged = load_checkpoint(path, hook=hook)
         meta = read_meta(path)
-    except FulaError as error:
+        if meta.get("recipe") != json.loads(json.dumps(recipe)):
+            raise sealed.Damaged(path, sealed.DONOR, "it holds a donor of another recipe")
+        metrics = sealed.validated(path, sealed.DONOR, meta.get("metrics"), DonorMetrics)
+    except sealed.Damaged as error:
         if not replace_damaged:
-            raise FulaError(
-                f"{error}; it is a trained donor: delete it to train it again"
-            ) from None
+            raise FulaError(f"{error}: delete it for that") from None
         _LOG.warning("%s: training this donor again", error)
+        remove(path)
         return None
-    return Donor(staged, DonorMetrics(**meta["metrics"]), meta["content_hash"], path, dict(recipe))
+    return Donor(staged, metrics, meta["content_hash"], path, dict(recipe))
 
 
 def _train(
@@ -275,7 +280,8 @@ def _train(
 
 def pgd_adversary(attack: Attack, seed: int) -> Adversary:
     """Adversarial training's PGD on the true labels (protocol: eval mode, pixels in [0, 1])."""
-    from ..attacks import pgd, start_noise
+    from ..attacks.pgd import pgd
+    from ..attacks.start_noise import start_noise
 
     def adversary(
         model: Staged, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor, epoch: int
@@ -317,7 +323,12 @@ def donor_from_checkpoint(
         raise FulaError(f"checkpoint '{path}': {error}") from None
     check_stored_normalisation(staged, normalisation, f"checkpoint '{path}'")
     return donor_at_hand(
-        staged, source, Path(path), normalisation=normalisation, device=device, precision=precision
+        staged,
+        source,
+        user_path(path),
+        normalisation=normalisation,
+        device=device,
+        precision=precision,
     )
 
 

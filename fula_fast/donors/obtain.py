@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from ..errors import FulaError
 from ..models import Staged
+from ..models.copies import private_copy
 from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
@@ -130,7 +130,7 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied, moments = copy.deepcopy(module).eval(), normalisation_of(spec.data, source)
+    copied, moments = private_copy(module).eval(), normalisation_of(spec.data, source)
     return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
 
 

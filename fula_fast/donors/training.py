@@ -34,8 +34,8 @@ from ..pipelines import (
 )
 
 Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
-"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to adversarial
-images; `index` are sample numbers, for keyed randomness."""
+"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to
+adversarial images; `index` are sample numbers, for keyed randomness."""
 
 MOMENTUM = 0.9
 _WARM_UP = 0.2
@@ -43,7 +43,7 @@ _PERMUTE = 0x9E12
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
 
     lr: float
@@ -65,17 +65,21 @@ class Recipe:
 
 
 RECIPES = {
-    "paper": Recipe(lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128),
-    "fast": Recipe(lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128),
+    "paper": TrainingRecipe(
+        lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
+    ),
+    "fast": TrainingRecipe(
+        lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128
+    ),
 }
 
 
-def resolved_recipe(name: str, **overrides: Any) -> Recipe:
+def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
     """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
     if name not in RECIPES:
         raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    return Recipe(**{**vars(RECIPES[name]), **given})
+    return TrainingRecipe(**{**vars(RECIPES[name]), **given})
 
 
 class EpochReport(NamedTuple):
@@ -88,7 +92,7 @@ class EpochReport(NamedTuple):
     seconds: float
 
 
-class Evaluation(NamedTuple):
+class Score(NamedTuple):
     """Top-1 accuracy in [0, 1] and mean cross-entropy over a set."""
 
     accuracy: float
@@ -134,11 +138,10 @@ def train_donor(
 
     The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training image
-    the label of another one, a control. `precision` is
-    fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a
-    model that does not fit the data, an unknown recipe, and a loss that is not finite (with its
-    epoch and step).
+    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training
+    image the label of another one, a control. `precision` is fp32, tf32 or bf16 (autocast). `epochs
+    = 0` only evaluates. Raises `FulaError` for a model that does not fit the data, an unknown
+    recipe, and a loss that is not finite (with its epoch and step).
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
     check_fit(staged, source)
@@ -178,7 +181,7 @@ class _Run:
     def __init__(
         self,
         staged: Staged,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         stream: Any,
         precision: str,
         attacked: int,
@@ -257,7 +260,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     **options: Any,
-) -> Evaluation:
+) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
     `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
@@ -272,7 +275,7 @@ def evaluate(
             silent = silent + (~answered(logits)).sum()
             loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
     _check_answers(staged, int(silent), len(images))
-    return Evaluation(float(correct) / len(images), float(loss) / len(images))
+    return Score(float(correct) / len(images), float(loss) / len(images))
 
 
 def _check_answers(staged: Staged, silent: int, images: int) -> None:

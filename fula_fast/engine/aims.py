@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import kernels
-from .lanes import Lane, take_lanes
+from .lanes import Lane, take_lanes, take_rows
 
 Targets = Mapping[int, tuple[tuple[int, ...], Tensor]]
-"""{site: (lanes, native activation (n*B, ...))}; without lanes the activation (B, ...) serves all."""
+"""{site: (lanes, native activation (n*B, ...))}; without lanes the activation (B, ...) serves all.
+"""
+
+
+class Distances(NamedTuple):
+    """Of a step, all terms together: the (site, lane) of each row, squared distances `dist2` (n,
+    B), and squared norms of the targets `norm2` (n, B)."""
+
+    places: tuple[tuple[int, int], ...]
+    dist2: Tensor
+    norm2: Tensor
 
 
 class Aims:
@@ -35,10 +47,9 @@ class Aims:
         return self.targets[site][1]
 
     def add(self, site: int, lanes: Sequence[int], dist2: Tensor) -> None:
-        """Distances (n, B) of `lanes` to the shared target; those that nobody wants are dropped."""
-        wanted = self._wanted(site, lanes)
-        chosen = tuple(lanes[p] for p in wanted)
-        self._found.append((site, chosen, take_lanes(dist2, len(lanes), wanted)))
+        """Distances (n, B) of `lanes` to the shared target; those that nobody wants are dropped in
+        the end."""
+        self._found.append((site, tuple(lanes), dist2))
 
     def compare(self, site: int, lanes: Sequence[int], activation: Tensor) -> None:
         """Measure the activation (n*B, ...) of `lanes`."""
@@ -55,12 +66,27 @@ class Aims:
         served, g = self.targets[site]
         return take_lanes(g, len(served), [served.index(n) for n in lanes]) if served else g
 
-    def found(self) -> Iterator[tuple[int, tuple[int, ...], Tensor, Tensor]]:
-        """(site, lanes, squared distances (n, B), squared norms of the targets (n, B) or (B,))."""
-        norms: dict[tuple, Tensor] = {}
-        for site, lanes, dist2 in self._found:
-            key = (site, lanes if self.targets[site][0] else ())
-            if key not in norms:
-                norm2 = kernels.squared_norm(self._target(site, lanes))
-                norms[key] = norm2.view(len(lanes), -1) if key[1] else norm2
-            yield site, lanes, dist2, norms[key]
+    def distances(self) -> Distances | None:
+        """Everything that was measured."""
+        if not self._found:
+            return None
+        rows, places, seen = [], [], 0
+        for site, lanes, _ in self._found:
+            wanted = self._wanted(site, lanes)
+            rows += [seen + p for p in wanted]
+            places += [(site, lanes[p]) for p in wanted]
+            seen += len(lanes)
+        dist2 = take_rows(torch.cat([d for *_, d in self._found]), tuple(rows))
+        return Distances(tuple(places), dist2, self._norms(places))
+
+    def _norms(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """Squared norms (n, B) of the targets of those lanes at those sites, each taken once."""
+        tables, rows, seen = [], {}, 0
+        for site in dict.fromkeys(site for site, _ in places):
+            served, g = self.targets[site]
+            table = kernels.squared_norm(g).view(max(len(served), 1), -1)
+            rows |= {(site, n): seen + at for at, n in enumerate(served)} or {site: seen}
+            tables.append(table)
+            seen += len(table)
+        chosen = tuple(rows[place if place in rows else place[0]] for place in places)
+        return take_rows(torch.cat(tables), chosen)

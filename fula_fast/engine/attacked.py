@@ -55,8 +55,8 @@ def attacked_lanes(
 
 
 def _fitting(attacked: Callable[[Mapping[str, Any]], T], options: Mapping[str, Any]) -> T:
-    """`attacked(options)`, in smaller batches where a GPU's memory does not suffice: lanes that have
-    been trained are not to be trained again for it. To rounding, flags do not depend on the
+    """`attacked(options)`, in smaller batches where a GPU's memory does not suffice: lanes that
+    have been trained are not to be trained again for it. To rounding, flags do not depend on the
     size of a batch."""
     while True:
         size = options.get("batch_size") or CUDA_BATCH

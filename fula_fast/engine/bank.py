@@ -1,4 +1,4 @@
-"""All stitches of a wave: groups of lanes with the same pair of sites, over one flat buffer.
+"""All stitches of a wave: groups of lanes that join a site from like fronts, over one flat buffer.
 
 A group's maps are one batched product of shape (lanes, out, in); a front activation that several
 lanes share is never copied.
@@ -6,8 +6,9 @@ lanes share is never copied.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import torch
@@ -15,21 +16,21 @@ from torch import Tensor
 
 from .. import kernels
 from ..stitching.stitch import Stitch, from_rows, resize, to_rows
-from .lanes import Lane
+from .lanes import Lane, take_rows
 
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
 
 
 @dataclass
 class Group:
-    """Lanes (wave numbers) that join the same two sites.
+    """Lanes (wave numbers) that join an end site together, from fronts of one shape.
 
-    `params`: trained tensors by their name in `Stitch`, each (n, *shape), views of the flat buffer
-    (plain copies where nothing is trained). `running`: running statistics of the stitch's own
-    batch norms, (n, C).
+    `front_sites`: of each lane. `params`: trained tensors by their name in `Stitch`, each
+    (n, *shape), views of the flat buffer (plain copies where nothing is trained). `running`:
+    running statistics of the stitch's own batch norms, (n, C).
     """
 
-    front_site: int
+    front_sites: tuple[int, ...]
     end_site: int
     lanes: tuple[int, ...]
     trained: bool
@@ -41,65 +42,50 @@ class Group:
     def count(self) -> int:
         return len(self.lanes)
 
-    def cut(self, first: Collection[int]) -> Iterator[Group]:
-        """The group as those lanes that are in `first` and those that are not, without empty ones.
+    @cached_property
+    def sites(self) -> tuple[int, ...]:
+        """The front's sites in use, ascending."""
+        return tuple(sorted(set(self.front_sites)))
 
-        A group's lanes stand in the wave's order, in which lanes that go on come before others.
-        """
-        count = sum(n in first for n in self.lanes)
-        assert not any(n in first for n in self.lanes[count:]), "lanes out of the wave's order"
-        for part in (slice(0, count), slice(count, self.count)):
-            if self.lanes[part] == self.lanes:
-                yield self
-            elif self.lanes[part]:
-                yield replace(
-                    self,
-                    lanes=self.lanes[part],
-                    params={name: t[part] for name, t in self.params.items()},
-                    running={name: t[part] for name, t in self.running.items()},
-                )
+    def sources(self, x: Tensor) -> list[int]:
+        """Each lane's place in its inputs x (S, B, ...)."""
+        if x.shape[0] == len(self.sites):
+            return [self.sites.index(site) for site in self.front_sites]
+        return list(range(self.count))
 
     @property
     def measures(self) -> bool:
         """Whether the product's own output is the stitch's, so that it can measure distances."""
         shape, geometry = self.template, self.template.geometry
         plain = shape.norm_out is None and "position_weight" not in self.params
-        return plain and (not geometry.resizes or self._resizes_first)
+        return plain and (not geometry.resizes or self.entry_size is not None)
 
     @property
-    def _resizes_first(self) -> bool:
-        shrinks = self.template.geometry.shrinks
-        return self.template.geometry.resizes and (shrinks or self.template.norm_in is not None)
+    def entry_size(self) -> tuple[int, int] | None:
+        """What inputs are resized to first: where the target is smaller, or a batch norm comes
+        before the map."""
+        geometry = self.template.geometry
+        first = geometry.resizes and (geometry.shrinks or self.template.norm_in is not None)
+        return geometry.target[1:] if first else None
 
-    def forward(self, a: Tensor, *, own: bool, training: bool) -> Tensor:
-        """Front activations (B, *source), or (n*B, *source) when each lane has its `own`, to
-        (n*B, *target): the batched form of `Stitch.forward`."""
-        x = self._inputs(a, own)
+    def forward(self, x: Tensor, *, training: bool) -> Tensor:
+        """Front activations (S, B, ...) of `entry_size`, for `sources`, to (n*B, *target): the
+        batched form of `Stitch.forward`."""
         y = self._product(x, *self._maps(x, training))
         if self.template.norm_out is not None:
             y = self._normed_out(y, training)
-        if self.template.geometry.resizes and not self._resizes_first:
+        if self.template.geometry.resizes and self.entry_size is None:
             y = resize(y, self.template.geometry.target[1:])
         return y
 
     def measured(
-        self, a: Tensor, target: Tensor, *, own: bool, training: bool, write: bool
+        self, x: Tensor, target: Tensor, *, training: bool, write: bool
     ) -> tuple[Tensor | None, Tensor]:
         """`forward` (None unless `write`) and squared distances (n, B) to a target (B, ...) that is
         one for all lanes, in one pass. Only where `measures`."""
-        x = self._inputs(a, own)
         maps = self._maps(x, training)
         aims = [0] * self.count
-        return kernels.stitch_hint(x, *maps, self._sources(x), target[None], aims, write)
-
-    def _inputs(self, a: Tensor, own: bool) -> Tensor:
-        """(S, B, ...): resized where the target is smaller, or a batch norm comes before the map."""
-        if self._resizes_first:
-            a = resize(a, self.template.geometry.target[1:])
-        return a.unflatten(0, (self.count, -1)) if own else a[None]
-
-    def _sources(self, x: Tensor) -> list[int]:
-        return [0] * self.count if x.shape[0] == 1 else list(range(self.count))
+        return kernels.stitch_hint(x, *maps, self.sources(x), target[None], aims, write)
 
     def _maps(self, x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Weight (n, out, in) and bias (n, out), with the batch norm before the map folded in."""
@@ -114,7 +100,7 @@ class Group:
         return weight * scale[:, None, :], bias + torch.einsum("noi,ni->no", weight, shift)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        index = self._sources(x)
+        index = self.sources(x)
         if "position_weight" not in self.params:
             return kernels.stitch_hint(x, weight, bias, index)[0]
         rows = torch.stack([to_rows(part) for part in x])  # (S, B, P1, C1)
@@ -140,9 +126,11 @@ class Group:
         wide = x.to(stored[0].dtype)
         var, mean = torch.var_mean(wide, axes, correction=0)
         samples = wide[0].numel() // mean.shape[1]
+        chosen = tuple(self.sources(x))
+        mean, var = take_rows(mean, chosen), take_rows(var, chosen)
         with torch.no_grad():
             for buffer, value in ((stored[0], mean), (stored[1], var * samples / (samples - 1))):
-                buffer.lerp_(value.expand_as(buffer), NORM_MOMENTUM)
+                buffer.lerp_(value, NORM_MOMENTUM)
         return mean, var
 
 
@@ -172,8 +160,8 @@ class Bank:
         for number, lane in enumerate(lanes):
             members.setdefault((lane.end_site, *lane.group), []).append(number)
         self.groups = [
-            _new_group(key, numbers, [stitches[lanes[n].cell.id] for n in numbers], device, dtype)
-            for key, numbers in sorted(members.items())
+            _new_group([lanes[n] for n in numbers], numbers, stitches, device, dtype)
+            for _, numbers in sorted(members.items())
         ]
         self._flatten(device, dtype)
 
@@ -194,10 +182,11 @@ class Bank:
             self.slots.append((leaf, start))
             start = part.stop
 
-    def bind_gradients(self, grad: Tensor) -> None:
-        """Let autograd accumulate into slices of `grad` (P,)."""
-        for leaf, start in self.slots:
-            leaf.grad = grad[start : start + leaf.numel()].view(leaf.shape)
+    def backward(self, loss: Tensor, grad: Tensor) -> None:
+        """Write the gradient of `loss` () into `grad` (P,)."""
+        leaves = [leaf for leaf, _ in self.slots]
+        found = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        torch.cat([g.flatten() for g in found], out=grad)
 
     def lane_state(self, number: int) -> dict[str, Tensor]:
         """The stitch of one lane under `Stitch`'s names (copies)."""
@@ -216,14 +205,14 @@ class Bank:
 
 
 def _new_group(
-    key: tuple,
+    lanes: Sequence[Lane],
     numbers: Sequence[int],
-    stitches: Sequence[Stitch],
+    stitches: Mapping[str, Stitch],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Group:
-    end_site, front_site, trained, _ = key
-    states = [stitch.state_dict() for stitch in stitches]
+    first = stitches[lanes[0].cell.id]
+    states = [stitches[lane.cell.id].state_dict() for lane in lanes]
     stacked = {
         name: torch.stack([s[name] for s in states]).to(device, dtype)
         for name in states[0]
@@ -231,4 +220,7 @@ def _new_group(
     }
     running = {n: t for n, t in stacked.items() if "running_" in n}
     params = {n: t for n, t in stacked.items() if n not in running}
-    return Group(front_site, end_site, tuple(numbers), trained, stitches[0], params, running)
+    sites = tuple(lane.front_site for lane in lanes)
+    return Group(
+        sites, lanes[0].end_site, tuple(numbers), lanes[0].trained, first, params, running
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
 from ..errors import FulaError
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
-from .shares import Table
+from .shares import ShareTable
 from .task import WaveTask
 from .wave import Wave
 
@@ -32,7 +32,7 @@ class Captured:
         self._resident = isinstance(task.stream, ResidentStream)
         self._position = torch.zeros((), dtype=torch.int64, device=task.device)
         self._buffers: Batch | None = None
-        self._table: Table | None = None
+        self._table: ShareTable | None = None
         self._recorded: bool | None = None  # the phase that `_recording` is of
         self._recording: Recording | None = None
 
@@ -50,8 +50,8 @@ class Captured:
             yield first + step
 
     def _enter(self, full: bool) -> None:
-        """Record a phase. The one before never comes back, and its graph holds as much memory as its
-        step needs: the next one's warm-up could not have it."""
+        """Record a phase. The one before never comes back, and its graph holds as much memory as
+        its step needs: the next one's warm-up could not have it."""
         if self._recording is not None:
             self._recording = None
             self._recorder.release()
@@ -80,7 +80,7 @@ class Captured:
 
     def _draw(self, epoch: int, step: int, new: bool) -> None:
         if self._table is None:
-            self._table = Table(self.wave.shares, self.task.stream, self._batch().images)
+            self._table = ShareTable(self.wave.shares, self.task.stream, self._batch().images)
         if new:
             self._table.load(epoch)
         self._table.aim(step)

@@ -1,4 +1,5 @@
-"""Dropout with keyed masks, for `dropout = "train"`: what the published code does by calling train().
+"""Dropout with keyed masks, for `dropout = "train"`: what the published code does by calling
+train().
 
 A mask is a pure function of (data seed, epoch, image, layer, pass), from the counter-based Philox
 generator: the same for a lane and for its cell alone, however cells are grouped or resumed. All

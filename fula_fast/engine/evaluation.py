@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.columns import attack_options, attacked_images
+from ..attacks.columns import attacked_images
 from ..measures.agreement import Agreement
 from ..measures.sites import SiteTable, stitch_columns
 from .attacked import attacked_lanes
@@ -60,8 +60,7 @@ def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Ten
     own = x if network.shared else torch.cat([x] * count)
     lanes = list(range(count))
     fronts = network.fronts(own, lanes, "running")
-    order = {s: [n for n in lanes if wave.lanes[n].front_site == s] for s in fronts}
-    flight = network.fly(route, fronts, order, "running", training=False)
+    flight = network.fly(route, fronts, "running", training=False)
     *targets, end_logits = network.native_evaluation(x)
     for site, g in enumerate(targets, 1):
         table.target(site, g)
@@ -79,13 +78,13 @@ def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
     together: dict[tuple, list[int]] = {}
     for number, lane in enumerate(wave.lanes):
         rule = lane.cell.protocol
-        if rule.robust != "none" and int(wave.dead_at[number]) < 0:
+        if rule.measures_robustness and int(wave.dead_at[number]) < 0:
             together.setdefault((rule.robust, rule.attack), []).append(number)
     for members in together.values():
         batches = next(iter(task.evaluations.values()))()
         images, labels = attacked_images(batches, task.robust_images)
         rule = wave.lanes[members[0]].cell.protocol
-        given = (images, labels, rule.robust, attack_options(rule, task.precision))
+        given = (images, labels, rule.robust, rule.robust_options(task.precision))
         for part in attacked_lanes(wave, (task.front, task.end), members, *given):
             for number, columns, _ in part:
                 found[number] = columns

@@ -146,7 +146,7 @@ def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """In `dtype` where it is a float; a convolution's weight laid out as the activations are: cuDNN
     copies others at every call."""
     weight = weight.to(dtype) if weight.is_floating_point() else weight
-    if weight.is_cuda and weight.dim() == 4:
+    if weight.device.type != "cpu" and weight.dim() == 4:
         return weight.contiguous(memory_format=torch.channels_last)
     return weight
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
+from ..kernels.shared.layout import layout_of
+from ..methods import method
 from ..study.cell import Cell
-from ..study.protocol import term_weights
 
 
 @dataclass(frozen=True)
 class Lane:
     """A cell as the engine sees it.
 
-    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `slm`, `tlm`:
-    weights of the task losses. `trained`: its stitch has an objective (all but `dm`).
+    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `tasks`: weights
+    of the losses on logits, by method. `trained`: its stitch has an objective. `source`: what lanes
+    must share for one product to serve their stitches: the shape of the front's site, or, where
+    each lane has a batch of its own, the site.
     """
 
     cell: Cell
     site_weights: tuple[float, ...]
-    slm: float
-    tlm: float
+    tasks: Mapping[str, float]
+    source: tuple[int, ...]
 
     @property
     def front_site(self) -> int:
@@ -39,41 +42,56 @@ class Lane:
         return bool(self.cell.objective)
 
     @property
-    def group(self) -> tuple[int, bool, float]:
-        """Lanes that join one end site with equal values here always run together."""
-        return self.front_site, self.trained, self.cell.alpha
+    def group(self) -> tuple[tuple[int, ...], bool, float, bool, bool]:
+        """Lanes that join one end site with equal values here always run together: all have a term
+        there or none, and all go on or none."""
+        ends, measured = self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
+        return self.source, self.trained, self.cell.alpha, ends, measured
+
+    @property
+    def needs_end_logits(self) -> bool:
+        """Whether its loss compares with the end's own logits."""
+        return any(method(name).end_logits for name in self.tasks)
 
     @cached_property
     def reach(self) -> int:
         """Deepest site that its loss needs; k + 1 is the head; 0 for a lane without a loss."""
-        if self.slm or self.tlm:
+        if self.tasks:
             return len(self.site_weights) + 1
         return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
 
 
-def lane_of(cell: Cell, sites: int) -> Lane:
+def lane_of(cell: Cell, sites: int, source: tuple[int, ...]) -> Lane:
     """The lane of a cell whose end has `sites` sites."""
-    weights = [0.0] * sites
-    fula = cell.objective.get("fula", 0.0)
-    if fula:
-        shares = term_weights(cell.protocol.weighting, sites + 1 - cell.end_site)
-        for site, share in enumerate(shares, cell.end_site):
-            weights[site - 1] += fula * share
-    weights[cell.end_site - 1] += cell.objective.get("hint", 0.0)
-    slm, tlm = (cell.objective.get(name, 0.0) for name in ("slm", "tlm"))
-    return Lane(cell, tuple(weights), slm, tlm)
+    weights, tasks = [0.0] * sites, {}
+    for name, weight in cell.objective.items():
+        if (terms := method(name).terms) is not None:
+            shares = terms(cell.protocol.weighting, sites + 1 - cell.end_site)
+            for site, share in enumerate(shares, cell.end_site):
+                weights[site - 1] += weight * share
+        if method(name).loss is not None:
+            tasks[name] = weight
+    return Lane(cell, tuple(weights), tasks, source)
 
 
-def in_order(cells: Sequence[Cell], sites: int) -> list[Lane]:
+def in_order(
+    cells: Sequence[Cell], sites: int, shapes: Sequence[tuple[int, ...]], *, shared: bool
+) -> list[Lane]:
     """Lanes in the order in which they join the tail; those that never enter it come last.
 
     Lanes that run a stage together then mostly are neighbours, so that slices serve for copies.
+    shapes: of the front's sites. shared: one batch serves all lanes.
     """
-    lanes = [lane_of(cell, sites) for cell in cells]
+    lanes = [
+        lane_of(c, sites, tuple(shapes[c.front_site - 1]) if shared else (c.front_site,))
+        for c in cells
+    ]
     return sorted(
         lanes,
-        key=lambda lane: (lane.reach <= lane.end_site, lane.end_site, lane.front_site, lane.reach),
-    )
+        key=lambda lane: (
+            lane.reach <= lane.end_site, lane.end_site, lane.group, lane.front_site, lane.reach,
+        ),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,6 +179,43 @@ def take_lanes(x: Tensor, count: int, places: Sequence[int]) -> Tensor:
     """Lanes at `places` of (count*B, ...) as (m*B, ...): a view where they are neighbours."""
     if list(places) == list(range(count)):
         return x
-    size = x.shape[0] // count
-    parts = [x[r.start * size : r.stop * size] for r in runs(places)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    size, found = x.shape[0] // count, runs(places)
+    if len(found) == 1:
+        return x[found[0].start * size : found[0].stop * size]
+    return _Taken.apply(x, count, tuple(places))
+
+
+class _Taken(torch.autograd.Function):
+    """Copies of lanes at distinct places. Autograd's own backward of many slices would write, and
+    add up, a whole tensor for each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, count: int, places: tuple[int, ...]) -> Tensor:
+        ctx.count, ctx.places = count, places
+        size = x.shape[0] // count
+        return torch.cat([x[r.start * size : r.stop * size] for r in runs(places)])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        size = grad.shape[0] // len(ctx.places)
+        whole = torch.empty(
+            (ctx.count * size, *grad.shape[1:]), dtype=grad.dtype, device=grad.device,
+            memory_format=layout_of(grad),
+        ).zero_()  # fmt: skip
+        whole.unflatten(0, (ctx.count, size)).index_copy_(
+            0, index_at(ctx.places, grad.device), grad.unflatten(0, (-1, size))
+        )
+        return whole, None, None
+
+
+def take_rows(x: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Rows of x (n, ...) at `places`, which need not be distinct."""
+    if places == tuple(range(len(x))):
+        return x
+    return x.index_select(0, index_at(places, x.device))
+
+
+@cache
+def index_at(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """The places as int64 on the device. Never dropped: captured graphs go on reading it."""
+    return torch.tensor(places, device=device)

@@ -6,14 +6,15 @@ an error; where `auto` settles for less, a note says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor, nn
 
+from ..device.compiling import compiled
 from ..study.resources import check_mode, why_not_captured
 from .captured import Captured
 from .network import Runner, run_plain
+from .optimiser import Fuse, unfused
 from .task import WaveTask
 from .wave import Wave
 
@@ -52,9 +53,16 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     """The mode to run and how a stage is run in it.
 
     `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
+    In a captured step only what compilation fuses is compiled (`fuse_of`): a stage is library calls
+    and the project's own operators, launched by the graph.
     """
     mode = _resolved(task)
-    return mode, run_plain if mode == "eager" else CompiledRunner()
+    return mode, CompiledRunner() if mode == "compiled" else run_plain
+
+
+def fuse_of(mode: str) -> Fuse:
+    """How chains of elementwise operators are made one kernel in a mode."""
+    return unfused if mode == "eager" else compiled
 
 
 def _resolved(task: WaveTask) -> str:
@@ -71,24 +79,12 @@ def _resolved(task: WaveTask) -> str:
 
 
 class CompiledRunner:
-    """Each stage through `torch.compile`, one specialisation per lane count and rule.
-
-    Dynamo gives up on a function after a few specialisations and goes on in eager mode with only a
-    log line: the limit is raised, and reaching it is an error.
-    """
-
-    LIMIT = 256
+    """Each stage through `compiled`, one specialisation per lane count and rule; they go with it."""
 
     def __init__(self) -> None:
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, self.LIMIT)
-        config.accumulated_recompile_limit = max(
-            config.accumulated_recompile_limit, 16 * self.LIMIT
-        )
-        config.fail_on_recompile_limit_hit = True
-        self._stages: dict[int, nn.Module] = {}
+        self._stages: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def __call__(self, stage: nn.Module, x: Tensor) -> Tensor:
         if id(stage) not in self._stages:
-            self._stages[id(stage)] = torch.compile(stage, dynamic=False)
+            self._stages[id(stage)] = compiled(stage)
         return self._stages[id(stage)](x)

@@ -16,6 +16,7 @@ from ..models import Staged
 from ..models.batchnorm import Rule
 from .aims import Aims, Targets
 from .bank import Bank, Group
+from .fronts import Fronts
 from .lane_norms import LaneNorm, assign, cast, index_of, lane_copy, lane_norms, last_norm
 from .lanes import Lane, Route, Stop, take_lanes
 
@@ -93,9 +94,9 @@ class Network:
 
     # Front and native end: no gradient, except to the pixels of an attack.
 
-    def fronts(self, x: Tensor, lanes: Sequence[int], rule: Rule) -> dict[int, Tensor]:
-        """Front activations at the sites in use: {site: (B, ...)}, shared; or for the lanes that
-        leave there, in the order of `lanes`, (n*B, ...)."""
+    def fronts(self, x: Tensor, lanes: Sequence[int], rule: Rule) -> Fronts:
+        """Front activations at the sites in use: (B, ...), shared; or for the lanes that leave
+        there, in the order of `lanes`, (n*B, ...)."""
         depth = {n: self.lanes[n].front_site for n in lanes}
         flying = (0,) if self.shared else tuple(depth)
         found: dict[int, Tensor] = {}
@@ -106,7 +107,8 @@ class Network:
             here = [n for n in depth if depth[n] == site]
             if here:
                 found[site] = x if self.shared else self.pick(x, flying, here)
-        return found
+        order = {s: [n for n in depth if depth[n] == s] for s in found}
+        return Fronts(found, None if self.shared else order)
 
     def targets(self, x: Tensor, depth: Mapping[int, int], rule: Rule) -> Targets:
         """The end's own activations up to each lane's `depth` (k + 1: the logits).
@@ -147,19 +149,12 @@ class Network:
     # The tail: stitches join, gradients flow.
 
     def fly(
-        self,
-        route: Route,
-        fronts: Mapping[int, Tensor],
-        front_order: Mapping[int, Sequence[int]],
-        rule: Rule,
-        *,
-        training: bool,
-        aims: Aims | None = None,
+        self, route: Route, fronts: Fronts, rule: Rule, *, training: bool, aims: Aims | None = None
     ) -> Flight:
         """Send the lanes along a route; distances to the `aims` are measured on the way.
 
-        `front_order[site]`: lanes behind `fronts[site]`, where each has its own batch. `training`:
-        mode of the stitches' own batch norms. Lanes that only move statistics run without graph.
+        `training`: mode of the stitches' own batch norms. Lanes that only move statistics run
+        without graph.
         """
         grad: Tensor | None = None
         stat: Tensor | None = None
@@ -167,7 +162,7 @@ class Network:
         activations: list[tuple[int, tuple[int, ...], Tensor]] = []
         for stop in route.stops:
             grad, stat = self._through(stop, grad, stat, before, rule, aims)
-            joining = self._join(stop, fronts, front_order, training, aims)
+            joining = self._join(stop, fronts, training, aims)
             if aims is None:
                 passing = {stop.running: grad} if stop.running else {}
                 activations += [(stop.site, *part) for part in (passing | joining).items()]
@@ -177,10 +172,18 @@ class Network:
             before = stop.running + stop.enter_grad
         logits = None
         if route.head:
-            last = take_lanes(grad, len(before), route.head_keep)
-            logits = self._run(self.tail.head, last, route.head, rule)
-            logits = logits.unflatten(0, (len(route.head), -1))
+            logits = self._to_logits(grad, before, route, rule)
         return Flight(logits, route.head, activations)
+
+    def _to_logits(self, x: Tensor, flying: tuple[int, ...], route: Route, rule: Rule) -> Tensor:
+        """Logits (m, B, classes) of the lanes `route.head`: picked among the logits of all, which
+        are small, unless batch norms in the head must see those lanes alone."""
+        head, keep = self.tail.head, route.head_keep
+        if self._norms[id(head)]:
+            logits = self._run(head, take_lanes(x, len(flying), keep), route.head, rule)
+        else:
+            logits = take_lanes(self._run(head, x, flying, rule), len(flying), keep)
+        return logits.unflatten(0, (len(keep), -1))
 
     def _through(self, stop: Stop, grad, stat, before, rule: Rule, aims: Aims | None):
         """Stage `stop.site` for all in flight; lanes whose loss has ended change sides."""
@@ -210,38 +213,30 @@ class Network:
         tap.target = tap.dist2 = None
         return x
 
-    def _join(self, stop: Stop, fronts, order, training, aims) -> dict[tuple[int, ...], Tensor]:
+    def _join(self, stop: Stop, fronts: Fronts, training, aims) -> dict[tuple[int, ...], Tensor]:
         """Stitch outputs of the groups that join here, by their lanes."""
         wanted = {*stop.enter_grad, *stop.enter_stat, *stop.ending}
         found = {}
         for group in self.bank.groups:
             if group.end_site != stop.site or not wanted.intersection(group.lanes):
                 continue
-            a = self._front_of(group, fronts, order)
-            for part in group.cut(stop.enter_grad):
-                own = a if self.shared else self.pick(a, group.lanes, part.lanes)
-                y = self._stitched(part, own, stop, training, aims)
-                if y is not None:
-                    found[part.lanes] = y
+            y = self._stitched(group, fronts.of(group), stop, training, aims)
+            if y is not None:
+                found[group.lanes] = y
         return found
 
-    def _stitched(self, part: Group, a: Tensor, stop: Stop, training, aims) -> Tensor | None:
-        """Outputs of a part of a group; None where only their distances are wanted."""
-        own = not self.shared
-        target = aims.shared(stop.site, part.lanes) if aims else None
-        if target is not None and part.measures:
-            goes_on = not {*stop.enter_grad, *stop.enter_stat}.isdisjoint(part.lanes)
-            y, dist2 = part.measured(a, target, own=own, training=training, write=goes_on)
-            aims.add(stop.site, part.lanes, dist2)
+    def _stitched(self, group: Group, x: Tensor, stop: Stop, training, aims) -> Tensor | None:
+        """Outputs of a group; None where only their distances are wanted."""
+        target = aims.shared(stop.site, group.lanes) if aims else None
+        if target is not None and group.measures:
+            goes_on = not {*stop.enter_grad, *stop.enter_stat}.isdisjoint(group.lanes)
+            y, dist2 = group.measured(x, target, training=training, write=goes_on)
+            aims.add(stop.site, group.lanes, dist2)
             return y
-        y = part.forward(a, own=own, training=training)
+        y = group.forward(x, training=training)
         if aims:
-            aims.compare(stop.site, part.lanes, y)
+            aims.compare(stop.site, group.lanes, y)
         return y
-
-    def _front_of(self, group: Group, fronts, order) -> Tensor:
-        a = fronts[group.front_site]
-        return a if self.shared else self.pick(a, order[group.front_site], group.lanes)
 
     def _parts(self, joining: Mapping[tuple[int, ...], Tensor], lanes: Sequence[int]):
         """Batches of `lanes` in order, in as few slices of the groups' outputs as possible."""

@@ -6,12 +6,32 @@ frozen: `torch.where` keeps its parameters and moments (a product with zero woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..study.protocol import Protocol
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam
+
+Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Makes a function of elementwise operators one kernel, or leaves it."""
+
+
+def unfused(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Leaves it."""
+    return fn
+
+
+class Lanes(NamedTuple):
+    """By lane, (L,): whether it trains on, weight decay, learning rate, momentum."""
+
+    alive: Tensor
+    decay: Tensor
+    rate: Tensor
+    momentum: Tensor
 
 
 class FlatOptimiser:
@@ -21,11 +41,10 @@ class FlatOptimiser:
     training, for the schedule. Same formulas as `torch.optim.Adam` and `torch.optim.SGD`.
     """
 
-    BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-
     def __init__(
-        self, flat: Tensor, lane_of: Tensor, protocols: Sequence[Protocol], steps: int
-    ) -> None:
+        self, flat: Tensor, lane_of: Tensor, protocols: Sequence[Protocol], steps: int,
+        *, fuse: Fuse = unfused,
+    ) -> None:  # fmt: skip
         self.flat, self.lane_of, self.steps = flat, lane_of, max(steps, 1)
         self.grad = torch.zeros_like(flat)
         self.kind = protocols[0].optimiser if protocols else "adam"
@@ -39,6 +58,7 @@ class FlatOptimiser:
         self.thirds = torch.tensor(thirds, device=flat.device)
         self.done = torch.zeros((), dtype=torch.int64, device=flat.device)
         self.moments = [torch.zeros_like(flat) for _ in range(2 if self.kind == "adam" else 1)]
+        self._update = fuse(_adam if self.kind == "adam" else _sgd)
 
     def rates(self) -> Tensor:
         """Learning rate of each lane at the present step, (L,) float64."""
@@ -47,33 +67,42 @@ class FlatOptimiser:
 
     @torch.no_grad()
     def step(self, alive: Tensor) -> None:
-        """Update the lanes in `alive` (L,) from `grad`; then `grad` is zero again."""
-        kept = alive[self.lane_of]
-        decay = self.decay.to(self.flat.dtype)[self.lane_of]
-        g = torch.where(kept, self.grad + decay * self.flat, 0.0)
-        rate = self.rates().to(self.flat.dtype)[self.lane_of]
-        update = self._adam(g) if self.kind == "adam" else self._sgd(g)
-        # A frozen lane's moments decay towards zero, but nothing of it moves any more.
-        self.flat.sub_(torch.where(kept, rate * update, 0.0))
-        self.grad.zero_()
+        """Update the lanes in `alive` (L,) from `grad`."""
+        kind = self.flat.dtype
+        lanes = Lanes(alive, self.decay.to(kind), self.rates().to(kind), self.momentum.to(kind))
+        self._update(self.flat, self.grad, self.lane_of, self.moments, lanes, self.done + 1)
         self.done += 1
-
-    def _adam(self, g: Tensor) -> Tensor:
-        first, second = self.moments
-        first.lerp_(g, 1 - self.BETA1)
-        second.mul_(self.BETA2).addcmul_(g, g, value=1 - self.BETA2)
-        t = (self.done + 1).double()
-        correction1 = (1 - self.BETA1**t).to(g.dtype)
-        correction2 = (1 - self.BETA2**t).sqrt().to(g.dtype)
-        return first / correction1 / (second.sqrt() / correction2 + self.EPS)
-
-    def _sgd(self, g: Tensor) -> Tensor:
-        (buffer,) = self.moments
-        momentum = self.momentum.to(g.dtype)[self.lane_of]
-        buffer.mul_(momentum).add_(g)
-        return buffer
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint needs (not copied)."""
         moments = {f"moment{i}": m for i, m in enumerate(self.moments)}
         return {"flat": self.flat, "done": self.done, **moments}
+
+
+def _adam(
+    flat: Tensor, grad: Tensor, lane_of: Tensor, moments: Sequence[Tensor], lanes: Lanes, t: Tensor
+) -> None:
+    first, second = moments
+    g = _gradient(flat, grad, lane_of, lanes)
+    first.lerp_(g, 1 - BETA1)
+    second.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
+    correction1 = (1 - BETA1 ** t.double()).to(g.dtype)
+    correction2 = (1 - BETA2 ** t.double()).sqrt().to(g.dtype)
+    _move(flat, first / correction1 / (second.sqrt() / correction2 + EPS), lane_of, lanes)
+
+
+def _sgd(
+    flat: Tensor, grad: Tensor, lane_of: Tensor, moments: Sequence[Tensor], lanes: Lanes, t: Tensor
+) -> None:
+    (buffer,) = moments
+    buffer.mul_(lanes.momentum[lane_of]).add_(_gradient(flat, grad, lane_of, lanes))
+    _move(flat, buffer, lane_of, lanes)
+
+
+def _gradient(flat: Tensor, grad: Tensor, lane_of: Tensor, lanes: Lanes) -> Tensor:
+    return torch.where(lanes.alive[lane_of], grad + lanes.decay[lane_of] * flat, 0.0)
+
+
+def _move(flat: Tensor, update: Tensor, lane_of: Tensor, lanes: Lanes) -> None:
+    """A frozen lane's moments decay towards zero, but nothing of it moves any more."""
+    flat.sub_(torch.where(lanes.alive[lane_of], lanes.rate[lane_of] * update, 0.0))

@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ import torch
 from ..device.memory import used_memory
 from ..device.precision import arithmetic
 from ..errors import FulaError
-from ..models import Staged
+from ..models import Staged, content_hash
 from ..progress import LaneLoss
 from .captured import Captured
 from .evaluation import measure
-from .modes import Stepper, open_stepper, runner_of
+from .modes import Stepper, fuse_of, open_stepper, runner_of
 from .network import run_plain
 from .profiling import profiled
 from .restore import lane_statistics
@@ -92,7 +92,7 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
     mode, runner = runner_of(task)
     wave = Wave(
         task.cells, task.front, task.end, stitches_of(task), task.steps,
-        dtype=task.dtype, device=task.device, runner=runner,
+        dtype=task.dtype, device=task.device, runner=runner, fuse=fuse_of(mode),
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps)
     stepper = open_stepper(task, wave, mode)
@@ -125,7 +125,8 @@ def _train(
     if task.stream is None:
         return
     per_epoch = task.stream.steps
-    first = max(_resumed(wave, store, wave_id), wave.first_step // per_epoch)
+    owner = _owner(task, wave) if store is not None else {}
+    first = max(_resumed(wave, store, wave_id, owner), wave.first_step // per_epoch)
     for epoch in range(first, task.epochs):
         wave.start_epoch()
         start = max(wave.first_step - epoch * per_epoch, 0)
@@ -141,18 +142,25 @@ def _train(
             images = rate * task.stream.batch_size * len(wave.lanes)
             task.progress.step(number + 1, images, _memory(task.device))
         if store is not None:
-            meta = {"epoch": epoch + 1, "cells": [lane.cell.id for lane in wave.lanes]}
-            store.save_checkpoint(wave_id, wave.state(), meta)
+            store.save_checkpoint(wave_id, wave.state(), {"epoch": epoch + 1, **owner})
         _show_losses(task, wave)
 
 
-def _resumed(wave: Wave, store: Store | None, wave_id: str) -> int:
-    """Load the wave's checkpoint, if it holds these same cells; the epochs that it has behind it."""
+def _owner(task: WaveTask, wave: Wave) -> dict[str, Any]:
+    """What a checkpoint must have been made with: the cells, both donors and the precision."""
+    donors = [content_hash(donor) for donor in (task.front, task.end)]
+    cells = [lane.cell.id for lane in wave.lanes]
+    return {"cells": cells, "donors": donors, "precision": task.precision}
+
+
+def _resumed(wave: Wave, store: Store | None, wave_id: str, owner: Mapping[str, Any]) -> int:
+    """Load the wave's checkpoint, if it was made with the same; the epochs that it has behind it."""
     found = store.load_checkpoint(wave_id) if store is not None else None
     if found is None:
         return 0
     tensors, meta = found
-    if meta["cells"] != [lane.cell.id for lane in wave.lanes]:
+    forms, known = ({n: t.shape for n, t in s.items()} for s in (tensors, wave.state()))
+    if meta != {"epoch": meta.get("epoch"), **owner} or forms != known:
         return 0
     wave.load_state(tensors)
     return int(meta["epoch"])

@@ -1,5 +1,5 @@
-"""Which images of a batch are attacked, and where the attack starts: the host's random numbers of an
-attacked wave, as tensors of fixed places that a captured step reads.
+"""Which images of a batch are attacked, and where the attack starts: the host's random numbers of
+an attacked wave, as tensors of fixed places that a captured step reads.
 
 Every alpha has a fixed count of images per batch, so only their places vary from step to step.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks import start_noise
+from ..attacks.start_noise import start_noise
 from ..pipelines.streams.base import on_device
 from ..study.cell import Cell
 from .lanes import Lane
@@ -82,7 +82,7 @@ def noise_of(
     return noise
 
 
-class Table:
+class ShareTable:
     """The draws of a whole epoch, in tensors that keep their places from epoch to epoch.
 
     `load` an epoch, then `aim` at a step: host work, outside a captured step; inside it, `draw_at`

@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..attacks.columns import attacked_images, robust_columns
+from ..attacks.columns import attacked_images, attacked_models
 from ..attacks.pgd import pgd
 from ..attacks.start_noise import start_noise
 from ..device.precision import arithmetic
 from ..errors import FulaError
 from ..measures.agreement import Agreement
 from ..measures.sites import SiteTable, stitch_columns
-from ..methods import objectives
+from ..methods import Method, methods, objectives
 from ..models import Staged, batchnorm
 from ..pipelines import Batch
 from ..stitching.starts import activations, check_sites
 from ..stitching.stitch import Stitch
 from ..study.cell import Cell
-from ..study.protocol import Protocol, term_weights
+from ..study.protocol import Protocol
 from .dropout import Key, set_key, use_keyed_dropout
 from .statistics import moves, statistics_of
 from .task import Outcome, WaveTask, attacked_mask, check_result, non_finite, stitches_of
@@ -67,8 +67,8 @@ class StitchedModel(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One training step: the trained loss (0 for `dm`), all four objectives, and the terms from
-    the stitch's site to the last one."""
+    """One training step: the trained loss (0 for a closed form), the objectives by method, and the
+    terms from the stitch's site to the last one."""
 
     loss: float
     values: dict[str, float]
@@ -79,8 +79,8 @@ class SoloCell:
     """One cell: a stitch in training between two frozen donors.
 
     Args: `front`, `end`: donors (left untouched). `front_site`, `end_site`: from 1. `objective`:
-    weights by name among hint, slm, tlm, fula (empty for `dm`: nothing is trained). `stitch`: the
-    initial stitch, trained in place. `steps`: of the whole training, for the schedule.
+    weights by method (empty for a closed form: nothing is trained). `stitch`: the initial
+    stitch, trained in place. `steps`: of the whole training, for the schedule.
     `attacker(logits_of, x, y)`: adversarial version of a batch, for alpha > 0.
     """
 
@@ -100,7 +100,6 @@ class SoloCell:
         self.model = StitchedModel(front, end, front_site, end_site, stitch)
         self.native = batchnorm.frozen(copy.deepcopy(end))
         self.objective, self.protocol = dict(objective), protocol
-        self.weights = term_weights(protocol.weighting, end.num_sites + 1 - end_site)
         self.steps, self.done = steps, 0
         self.attacker = attacker
         self.optimiser = _optimiser(stitch, protocol) if objective else None
@@ -170,8 +169,13 @@ class SoloCell:
         for site, target in enumerate(targets[1:], self.model.end_site):
             h = tail.run(h, site, site + 1)
             terms.append(objectives.term(h, target, norm))
-        values = objectives.values(terms, self.weights, tail.head(h), target_logits, y)
+        given = (terms, self.protocol.weighting, tail.head(h), target_logits, y)
+        values = {m.name: objectives.value(m, *given) for m in methods() if self._asks(m)}
         return values, terms
+
+    def _asks(self, method: Method) -> bool:
+        """All that are trained, for comparison; a list of weights may be of other sites' length."""
+        return method.name in self.objective or (method.trained and not method.weighted)
 
     def _update(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
         if not torch.isfinite(loss):
@@ -245,7 +249,7 @@ def _run_cell(
         prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
         metrics |= {prefix + key: value for key, value in found.items()}
     metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
-    if cell.protocol.robust != "none":
+    if cell.protocol.measures_robustness:
         metrics |= _robust(task, cell, solo)
     statistics = model_statistics(solo.model) if moves(cell) else {}
     stitched = dict(solo.model.stitch.state_dict())
@@ -264,14 +268,15 @@ def _robust(task: WaveTask, cell: Cell, solo: SoloCell) -> dict[str, object]:
     images, labels = attacked_images(batches, task.robust_images)
     model, end = _exact(task, cell, solo)
     with batchnorm.rule(end, "running"), torch.no_grad():
-        return robust_columns(
+        ((columns, _),) = attacked_models(
             model,
             lambda x: end(x.to(task.parameter_dtype)),
             images,
             labels,
-            cell.protocol,
-            task.precision,
-        )[0]
+            cell.protocol.robust,
+            cell.protocol.robust_options(task.precision),
+        )
+    return columns
 
 
 @torch.no_grad()

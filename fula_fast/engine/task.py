@@ -20,7 +20,7 @@ from ..progress import Progress
 from ..stitching.starts import Pair, check_sites, initial_stitches
 from ..stitching.stitch import Geometry, Stitch
 from ..study.cell import Cell
-from ..study.protocol import Protocol
+from ..study.protocol import CLOSED_FORM, Protocol
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _check_dm(task: WaveTask, cell: Cell) -> None:
     shapes = task.front.site_shapes[cell.front_site - 1], task.end.site_shapes[cell.end_site - 1]
     if not cell.objective and not Geometry(*shapes).like:
         raise FulaError(
-            f"method 'dm' needs sites of one form, not {shapes[0]} and {shapes[1]} (front site "
-            f"{cell.front_site}, end site {cell.end_site}); leave dm out of this grid"
+            f"method '{cell.method}' needs sites of one form, not {shapes[0]} and {shapes[1]} "
+            f"(front site {cell.front_site}, end site {cell.end_site}); leave it out of this grid"
         )
 
 
@@ -123,8 +123,10 @@ def _pair(cell: Cell) -> Pair:
 
 
 def _start_protocol(cell: Cell) -> Protocol:
-    """`dm` is the closed form whatever the initialisation of trained cells."""
-    return cell.protocol if cell.objective else cell.protocol.model_copy(update={"init": "dm"})
+    """What is not trained is the closed form whatever the initialisation of trained cells."""
+    if cell.objective:
+        return cell.protocol
+    return cell.protocol.model_copy(update={"init": CLOSED_FORM})
 
 
 def _start_key(cell: Cell) -> tuple:
@@ -134,7 +136,7 @@ def _start_key(cell: Cell) -> tuple:
 
 def _group_stitches(task: WaveTask, cells: Sequence[Cell]) -> dict[Pair, Stitch]:
     protocol = _start_protocol(cells[0])
-    closed = protocol.init == "dm"
+    closed = protocol.starts_closed
     images = task.dm_images(protocol.dm_samples) if closed else torch.zeros(0)
     pairs = [_pair(cell) for cell in cells]
     return initial_stitches(task.front, task.end, pairs, protocol, images, cells[0].seed)

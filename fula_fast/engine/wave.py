@@ -7,16 +7,15 @@ step over one flat buffer. Lanes never mix, so a lane computes what its cell wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import kernels
-from ..attacks import pgd
-from ..kernels.layout import laid_out, layout_of
-from ..methods.objectives import soft_label_losses
+from ..attacks.pgd import pgd
+from ..kernels.shared.layout import laid_out, layout_of
+from ..methods import Method, methods
 from ..models import Staged
 from ..pipelines import Batch
 from ..stitching.stitch import Stitch
@@ -25,10 +24,18 @@ from .aims import Aims, Targets
 from .bank import Bank
 from .dropout import PASSES, Key, set_key, use_keyed_dropout
 from .lane_norms import lane_norms, settling_steps
-from .lanes import Lane, Route, in_order, route_of, take_lanes
+from .lanes import Lane, Route, in_order, index_at, route_of, take_lanes
 from .network import Network, Runner, run_plain, statistics
-from .optimiser import FlatOptimiser
+from .optimiser import FlatOptimiser, Fuse, unfused
 from .shares import Draw, Share, draw, shares_of
+
+Terms = tuple[Tensor, list[tuple[int, int, float]]]
+"""Values (n,) of terms, and each one's lane, column of the table of terms, and weight."""
+
+
+def _tasks() -> tuple[Method, ...]:
+    """The methods with a loss on logits: a column each in the table of terms."""
+    return tuple(method for method in methods() if method.loss is not None)
 
 
 class Wave:
@@ -37,7 +44,8 @@ class Wave:
     Args: `cells` that share what a wave shares; `front`, `end`: donors, never modified;
     `stitches`: initial stitch by cell id; `steps`: of the whole training; `dtype`: of activations
     (stitches stay float32, or float64 with it); `settle`: let lanes whose loss needs no tail run it
-    for the last steps only (`False` runs it always, as a lone cell would).
+    for the last steps only (`False` runs it always, as a lone cell would). `runner`, `fuse`: how a
+    stage, and a chain of elementwise operators, are run.
     """
 
     def __init__(
@@ -52,9 +60,11 @@ class Wave:
         device: torch.device | str = "cpu",
         settle: bool = True,
         runner: Runner = run_plain,
+        fuse: Fuse = unfused,
     ) -> None:
         self.device = torch.device(device)
-        self.lanes = in_order(cells, end.num_sites)
+        attacked = any(cell.alpha > 0 for cell in cells)
+        self.lanes = in_order(cells, end.num_sites, front.site_shapes, shared=not attacked)
         self.protocol = cells[0].protocol  # for what the wave shares
         self.steps, self.dtype = steps, dtype
         numbers = torch.float64 if dtype == torch.float64 else torch.float32
@@ -66,8 +76,9 @@ class Wave:
             shared=not self.attacked, dtype=dtype, device=self.device, runner=runner,
         )  # fmt: skip
         protocols = [lane.cell.protocol for lane in self.lanes]
-        self.optimiser = FlatOptimiser(self.bank.flat, self.bank.lane_of, protocols, steps)
-        self.bank.bind_gradients(self.optimiser.grad)
+        self.optimiser = FlatOptimiser(
+            self.bank.flat, self.bank.lane_of, protocols, steps, fuse=fuse
+        )  # fmt: skip
         self._masks: Key | None = None
         if self.protocol.dropout == "train":
             for which in PASSES:
@@ -144,9 +155,8 @@ class Wave:
         with torch.no_grad():
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
-        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
         aims = Aims(self.lanes, targets)
-        flight = self.network.fly(route, fronts, order, rule, training=True, aims=aims)
+        flight = self.network.fly(route, fronts, rule, training=True, aims=aims)
         self._set_masks(None)
         losses = self._losses(flight, aims, y)
         self._update(losses)
@@ -158,8 +168,7 @@ class Wave:
         (n*B, classes). Differentiable in x; an attacked wave's lanes alone have own batches."""
         route = self._attack_route(tuple(lanes))
         fronts = self.network.fronts(x.to(self.dtype), lanes, "running")
-        order = {s: [n for n in lanes if self.lanes[n].front_site == s] for s in fronts}
-        flight = self.network.fly(route, fronts, order, "running", training=False)
+        flight = self.network.fly(route, fronts, "running", training=False)
         places = [flight.head.index(n) for n in lanes]
         return take_lanes(flight.logits.flatten(0, 1), len(lanes), places)
 
@@ -220,28 +229,44 @@ class Wave:
 
     def _target_depth(self, lane: Lane) -> int:
         """Deepest native activation that the lane's loss compares with; k + 1: the logits."""
-        if lane.slm:
+        if lane.needs_end_logits:
             return self.network.native.num_sites + 1
         return max((s for s, w in enumerate(lane.site_weights, 1) if w), default=0)
 
     # Losses
 
     def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
-        """Loss of every lane, (L,), with graph; zero for a lane without an objective."""
-        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
-        losses = torch.zeros(len(self.lanes), dtype=kind, device=self.device)
-        for site, lanes, dist2, norm2 in aims.found():
-            losses = self._add_terms(losses, site, lanes, self._terms(dist2, norm2, lanes))
-        if flight.logits is not None:
-            losses = self._add_tasks(losses, flight, aims.targets, y)
-        return losses
+        """Loss of every lane, (L,), with graph; zero for a lane without an objective.
 
-    def _add_terms(self, losses, site: int, lanes: tuple[int, ...], values: Tensor) -> Tensor:
-        weights = [self.lanes[n].site_weights[site - 1] for n in lanes]
-        index = self.network.index(lanes)
+        Each weighted term has its own place in a table (L, columns), a column for every end site
+        and task, whose rows are summed: in an order that does not depend on the lane's companions.
+        """
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        columns = self.terms.shape[1] + len(_tasks())
+        table = torch.zeros(len(self.lanes) * columns, dtype=kind, device=self.device)
+        parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y, kind)]
+        if parts:
+            places = [place for _, own in parts for place in own]
+            weights = self._constant([weight for *_, weight in places], kind)
+            values = torch.cat([values.to(kind) for values, _ in parts]) * weights
+            at = tuple(lane * columns + column for lane, column, _ in places)
+            table = table.index_copy(0, index_at(at, self.device), values)
+        return table.view(-1, columns).sum(1)
+
+    def _site_terms(self, aims: Aims) -> Iterator[Terms]:
+        """The terms at the end's sites; they are recorded as well."""
+        found = aims.distances()
+        if found is None:
+            return
+        lanes = [n for _, n in found.places]
+        values = self._terms(found.dist2, found.norm2, lanes)
+        sites = self.terms.shape[1]
+        at = tuple(n * sites + site - 1 for site, n in found.places)
         with torch.no_grad():
-            self.terms[index, site - 1] = values.detach().double()
-        return _add(losses, index, values * self._constant(weights, values.dtype), self.device)
+            self.terms.view(-1).index_copy_(0, index_at(at, self.device), values.double())
+        weights = [self.lanes[n].site_weights[site - 1] for site, n in found.places]
+        columns = [site - 1 for site, _ in found.places]
+        yield values, list(zip(lanes, columns, weights, strict=True))
 
     def _terms(self, dist2: Tensor, norm2: Tensor, lanes: Sequence[int]) -> Tensor:
         """Normalised terms; lanes may differ in their norm's scope."""
@@ -252,29 +277,30 @@ class Wave:
         each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
         return torch.where(sample, *each)
 
-    def _add_tasks(self, losses, flight, targets: Targets, y: Tensor) -> Tensor:
-        logits = flight.logits.to(losses.dtype)
-        for name in ("slm", "tlm"):
-            wanted = [p for p, n in enumerate(flight.head) if getattr(self.lanes[n], name)]
-            if not wanted:
-                continue
-            chosen = [flight.head[p] for p in wanted]
-            own = take_lanes(logits, len(flight.head), wanted)
-            values = self._task(name, own, chosen, targets, y)
-            weights = self._constant([getattr(self.lanes[n], name) for n in chosen], values.dtype)
-            losses = _add(losses, self.network.index(tuple(chosen)), values * weights, self.device)
-        return losses
+    def _task_terms(
+        self, flight, targets: Targets, y: Tensor, kind: torch.dtype
+    ) -> Iterator[Terms]:
+        """The task losses of the lanes that reached the head, as `_site_terms`."""
+        if flight.logits is None:
+            return
+        logits = flight.logits.to(kind)
+        for column, task in enumerate(_tasks(), self.terms.shape[1]):
+            wanted = [p for p, n in enumerate(flight.head) if task.name in self.lanes[n].tasks]
+            if wanted:
+                chosen = [flight.head[p] for p in wanted]
+                own = take_lanes(logits, len(flight.head), wanted)
+                places = [(n, column, self.lanes[n].tasks[task.name]) for n in chosen]
+                yield self._task(task, own, chosen, targets, y), places
 
-    def _task(self, name, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
-        """(n, B, classes) to (n,): mean over the batch."""
-        if name == "slm":
+    def _task(self, task: Method, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
+        """(n, B, classes) to (n,): the method's loss of every lane."""
+        g = None
+        if task.end_logits:
             served, g = targets[self.network.native.num_sites + 1]
             if served:
                 g = self.network.pick(g, served, chosen).unflatten(0, (len(chosen), -1))
-            return soft_label_losses(logits, g.to(logits.dtype))
-        expanded = y.expand(len(chosen), -1).flatten()
-        each = F.cross_entropy(logits.flatten(0, 1), expanded, reduction="none")
-        return each.view(len(chosen), -1).mean(1)
+            g = g.to(logits.dtype)
+        return task.load()(logits, g, y if task.labels else None)
 
     # Update
 
@@ -289,7 +315,7 @@ class Wave:
         self.epoch_steps.add_(1)
         if losses.requires_grad:
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
-            losses.sum().backward()
+            self.bank.backward(losses.sum(), self.optimiser.grad)
         self.optimiser.step(self.alive)
 
     # State
@@ -323,9 +349,3 @@ class Wave:
         """Copy the state now; the returned function puts it back bit for bit."""
         kept = {name: tensor.clone() for name, tensor in self.state().items()}
         return lambda: self.load_state(kept)
-
-
-def _add(losses: Tensor, index: Tensor | slice, values: Tensor, device: torch.device) -> Tensor:
-    if isinstance(index, slice):
-        index = torch.arange(index.start, index.stop, device=device)
-    return losses.index_add(0, index, values.to(losses.dtype))

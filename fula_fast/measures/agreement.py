@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+COLUMNS = ("accuracy", "agreement_top1", "agreement_right_wrong", "agreement_soft", "kappa")
+"""Columns of every tested model; all but `accuracy` are measures of the registry."""
+
 
 def answered(logits: Tensor) -> Tensor:
     """Whether each image got an answer, that is, its largest logit is a finite number:
@@ -67,6 +70,7 @@ class Agreement:
 
         self._count = 0
         self._right, self._same, self._overlap = zeros(lanes), zeros(lanes), zeros(lanes)
+        self._answers = zeros(lanes)
         self._end_right, self._silent, self._end_silent = zeros(()), zeros(lanes), zeros(())
 
     def add(self, logits: Tensor, end_logits: Tensor, labels: Tensor) -> None:
@@ -75,13 +79,14 @@ class Agreement:
         self._count += len(labels)
         self._right += mine.double().sum(-1)
         self._same += (mine == theirs).double().sum(-1)
+        self._answers += (logits.argmax(-1) == end_logits.argmax(-1)).double().sum(-1)
         self._overlap += soft_overlap(logits, end_logits).sum(-1)
         self._end_right += theirs.double().sum(-1)
         self._silent += (~answered(logits)).double().sum(-1)
         self._end_silent += (~answered(end_logits)).double().sum(-1)
 
     def result(self) -> dict[str, Tensor]:
-        """accuracy, agreement_hard, agreement_soft, kappa of each lane, float64.
+        """The columns `COLUMNS` of each lane, float64.
 
         Beside them `unanswered` and `end_unanswered`: images without an answer (`answered`) by the
         lane and by the end donor. Where either is not 0, the others say nothing.
@@ -89,7 +94,8 @@ class Agreement:
         accuracy, hard = self._right / self._count, self._same / self._count
         return {
             "accuracy": accuracy,
-            "agreement_hard": hard,
+            "agreement_top1": self._answers / self._count,
+            "agreement_right_wrong": hard,
             "agreement_soft": self._overlap / self._count,
             "kappa": kappa(hard, accuracy, self._end_right / self._count),
             "unanswered": self._silent,

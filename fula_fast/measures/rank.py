@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,6 +71,12 @@ def condition_number(matrix: Tensor) -> Tensor:
     """Largest over smallest singular value: (..., m, n) -> (...); infinite if singular."""
     values = torch.linalg.svdvals(matrix.double())
     return values[..., 0] / values[..., -1]
+
+
+def rank_and_condition(state: Mapping[str, Tensor]) -> tuple[int, float]:
+    """Of a trained stitch, by its tensors."""
+    rank, condition = stitch_spectrum(state["weight"])
+    return int(rank), float(condition)
 
 
 def stitch_spectrum(weight: Tensor) -> tuple[Tensor, Tensor]:

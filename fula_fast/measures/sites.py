@@ -1,84 +1,140 @@
-"""Measures taken site by site on a test set, for all lanes of a wave or for one cell."""
+"""Measures of stitched models on a test set, for all lanes of a wave or for one cell.
+
+Which there are, and their columns, stand in the registry: those of a stitched model's sites and of
+its stitch, and every measure of second moments, taken at two sites.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import kernels
-from .cka import LinearCKA
-from .rank import stitch_spectrum
+from .moments import Moments
+from .registry import LAST, SITE, Measure, Needs, measure
+
+
+@dataclass(frozen=True)
+class SiteDistances:
+    """Of one stitched model, from its own end site to the last one, k values each, over a test set.
+
+    `residual`: sum of (h - g)^2. `squares`: of g^2. `around_mean`, `around_channels`: of g's
+    squared distances to its one mean, and to the mean of each channel (feature).
+    """
+
+    residual: Tensor
+    squares: Tensor
+    around_mean: Tensor
+    around_channels: Tensor
+
+
+def terms(found: SiteDistances) -> tuple[list[float]]:
+    """||h - g|| / ||g|| at every site."""
+    return ((found.residual / found.squares).sqrt().tolist(),)
+
+
+def penultimate(found: SiteDistances) -> tuple[float]:
+    """The term at the last site."""
+    return (terms(found)[0][-1],)
+
+
+def r_squared(found: SiteDistances) -> tuple[list[float], list[float]]:
+    """1 - residual / sum of squares around the one mean, and around each channel's mean."""
+    around = found.around_mean, found.around_channels
+    return tuple((1 - found.residual / sums).tolist() for sums in around)
 
 
 class SiteTable:
     """Distances of lanes to their end donor at every site, gathered over batches in eval mode.
 
-    `end_sites`: site at which each lane joins. `sites`: of the end. `names`: optional columns among
-    terms, r2, penultimate, cka, cka_unbiased; `term_stitch` is always there.
+    `end_sites`: site at which each lane joins. `sites`: of the end. `names`: measures of the
+    registry; `term_stitch` is always there.
     """
 
     def __init__(
         self, end_sites: Sequence[int], sites: int, device: torch.device, names: Sequence[str] = ()
     ) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        self.end_sites, self.sites, self.names = tuple(end_sites), sites, tuple(names)
-        self._distance = zeros(len(end_sites), sites)
-        self._sums = zeros(sites, 2)  # of g and of g^2
+        self.end_sites, self.sites, self._device = tuple(end_sites), sites, device
+        chosen = [measure(name) for name in names]
+        self._at_sites = [m for m in chosen if m.needs is Needs.SITES]
+        self._of_moments = [m for m in chosen if m.needs is Needs.MOMENTS]
+        self._distance = torch.zeros(len(end_sites), sites, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(sites, dtype=torch.float64, device=device)
+        self._channels: dict[int, Tensor] = {}
         self._count = [0] * sites
-        self._cka = {
-            name: [LinearCKA(unbiased=name == "cka_unbiased") for _ in end_sites]
-            for name in ("cka", "cka_unbiased")
-            if name in names
-        }
+        self._moments: dict[tuple[int, int], Moments] = {}
 
     def target(self, site: int, g: Tensor) -> None:
         """The end's own activation (B, ...) of one batch at a site; once per batch and site."""
         wide = g.double()
-        self._sums[site - 1] += torch.stack((wide.sum(), wide.square().sum()))
+        self._squares[site - 1] += wide.square().sum()
+        sums = wide.sum([d for d in range(g.dim()) if d != _feature_axis(g)])
+        self._channels[site] = self._channels[site] + sums if site in self._channels else sums
         self._count[site - 1] += g.numel()
 
     def add(self, site: int, lanes: Sequence[int], h: Tensor, g: Tensor) -> None:
         """Activations h (n*B, ...) of `lanes` at a site, and the end's own g (B, ...)."""
         (found,) = kernels.hint_terms([h], [g])
         self._distance[list(lanes), site - 1] += found.double().sum(1)
-        if self._cka and site == self.sites:
-            self._add_cka(lanes, h.unflatten(0, (len(lanes), -1)), g)
+        if self._of_moments:
+            self._gather(site, lanes, h.unflatten(0, (len(lanes), -1)), pooled(g))
 
-    def _add_cka(self, lanes: Sequence[int], h: Tensor, g: Tensor) -> None:
-        for measures in self._cka.values():
-            for lane, own in zip(lanes, h, strict=True):
-                measures[lane].add(pooled(own), pooled(g))
+    def _gather(self, site: int, lanes: Sequence[int], h: Tensor, g: Tensor) -> None:
+        for lane, own in zip(lanes, h, strict=True):
+            if site not in (self.end_sites[lane], self.sites):
+                continue
+            x = pooled(own)
+            if (lane, site) not in self._moments:
+                widths = {"h": [x.shape[1]], "g": [g.shape[1]]}
+                self._moments[lane, site] = Moments(widths, [("h", "g")], None, self._device)
+            self._moments[lane, site].add({"h": [x], "g": [g]})
 
     def columns(self) -> list[dict[str, Any]]:
-        """One dict per lane: `term_stitch`, and the optional columns asked for.
-
-        `terms`, `r2`: lists from the lane's own site to the last. `penultimate`: term at the last
-        site. `cka`: between stitched model and end donor there, features averaged over positions.
-        """
-        terms = (self._distance / self._sums[:, 1]).sqrt().tolist()
-        r2 = self._r_squared().tolist()
+        """One dict per lane: `term_stitch`, and the columns of the measures asked for."""
+        around_mean, around_channels = self._around()
         found = []
         for lane, site in enumerate(self.end_sites):
-            every = {
-                "terms": terms[lane][site - 1 :],
-                "r2": r2[lane][site - 1 :],
-                "penultimate": terms[lane][-1],
-                **{name: measures[lane].result() for name, measures in self._cka.items()},
-            }
-            asked = {name: every[name] for name in self.names if name in every}
-            found.append({"term_stitch": terms[lane][site - 1], **asked})
+            part = slice(site - 1, None)
+            distances = SiteDistances(
+                self._distance[lane, part], self._squares[part], around_mean[part],
+                around_channels[part],
+            )  # fmt: skip
+            values = {"term_stitch": terms(distances)[0][0]}
+            for each in self._at_sites:
+                values |= zip(each.columns, each.load()(distances), strict=True)
+            for each in self._of_moments:
+                values |= self._compared(each, lane)
+            found.append(values)
         return found
 
-    def _r_squared(self) -> Tensor:
-        """1 - residual mean square over the target's mean square around its one global mean."""
-        count = self._sums.new_tensor(self._count)
-        around = self._sums[:, 1] - self._sums[:, 0].square() / count
-        return 1 - self._distance / around
+    def _compared(self, chosen: Measure, lane: int) -> dict[str, float]:
+        """A measure of second moments at the lane's own site and at the last one."""
+        places = {SITE: self.end_sites[lane], LAST: self.sites}
+        pairs = {
+            name: self._moments[lane, s].pair(("h", 0), ("g", 0)) for name, s in places.items()
+        }
+        function, options = chosen.load(), chosen.bound({})
+        return {
+            column: float(function(pair, **options)) if pair.x.samples >= chosen.least else None
+            for column, pair in zip(chosen.columns, pairs.values(), strict=True)
+        }
+
+    def _around(self) -> tuple[Tensor, Tensor]:
+        """Sums of squares around the target's one mean, and around each channel's; (sites,)."""
+        count = self._squares.new_tensor(self._count)
+        sums = [self._channels[s] for s in range(1, self.sites + 1)]
+        total = torch.stack([s.sum() for s in sums])
+        means = [s.square().sum() * len(s) / n for s, n in zip(sums, self._count, strict=True)]
+        return self._squares - total.square() / count, self._squares - torch.stack(means)
+
+
+def _feature_axis(x: Tensor) -> int:
+    """Of maps (B, C, H, W), tokens (B, T, D) and vectors (B, D)."""
+    return 2 if x.dim() == 3 else 1
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -92,8 +148,9 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def stitch_columns(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """`stitch_rank` and `stitch_condition` of a trained map, where `rank` is asked for."""
-    if "rank" not in names:
-        return {}
-    rank, condition = stitch_spectrum(state["weight"])
-    return {"stitch_rank": int(rank), "stitch_condition": float(condition)}
+    """Columns of the measures among `names` that are of a trained map."""
+    found: dict[str, Any] = {}
+    for name in names:
+        if (chosen := measure(name)).needs is Needs.STITCH:
+            found |= zip(chosen.columns, chosen.load()(state), strict=True)
+    return found

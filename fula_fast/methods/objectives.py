@@ -6,15 +6,15 @@ term(l) = ||h_l - g_l||_F / ||g_l||_F, not squared (FuLA preprint, Eq. 5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import FulaError, nearest
-from ..study.protocol import TRAINED
+from .registry import Method
+from .weightings import Weighting
 
 Norm = Literal["batch", "sample"]
 
@@ -33,7 +33,7 @@ def term(h: Tensor, g: Tensor, norm: Norm = "batch") -> Tensor:
     return torch.where(scale == 0, 0 * distance, distance / scale.where(scale != 0, one)).mean()
 
 
-def soft_label_losses(logits: Tensor, target_logits: Tensor) -> Tensor:
+def soft_label_losses(logits: Tensor, target_logits: Tensor, labels: None = None) -> Tensor:
     """SLM of every lane: (L, B, C) logits against the end's, (B, C) or (L, B, C), to (L,).
 
     Cross-entropy to softmax of the end's logits, less the targets' entropy: the subtracted constant
@@ -44,36 +44,32 @@ def soft_label_losses(logits: Tensor, target_logits: Tensor) -> Tensor:
     return each.mean(-1)
 
 
-def values(
-    terms: list[Tensor], weights: tuple[float, ...], logits: Tensor, targets: Tensor, labels: Tensor
-) -> dict[str, Tensor]:
-    """All four objectives of one batch.
+def label_losses(logits: Tensor, end_logits: None, labels: Tensor) -> Tensor:
+    """TLM of every lane: cross-entropy of (L, B, C) logits to labels (B,), mean over B, to (L,)."""
+    count = len(logits)
+    expanded = labels.expand(count, -1).flatten()
+    each = F.cross_entropy(logits.flatten(0, 1), expanded, reduction="none")
+    return each.view(count, -1).mean(1)
 
-    `terms` and `weights` run from the stitch's site to the last one; `logits` (B, C) are the
-    stitched model's, `targets` (B, C) the end's own, `labels` (B,).
+
+def value(
+    method: Method,
+    terms: Sequence[Tensor],
+    weighting: Weighting,
+    logits: Tensor,
+    targets: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """A method's objective of one batch of a single model.
+
+    `terms` run from the stitch's site to the last one; `logits` (B, C) are the stitched model's,
+    `targets` (B, C) the end's own, `labels` (B,).
     """
-    return {
-        "hint": terms[0],
-        "fula": sum(w * t for w, t in zip(weights, terms, strict=True) if w),
-        "slm": soft_label_losses(logits[None], targets)[0],
-        "tlm": F.cross_entropy(logits, labels),
-    }
-
-
-def mixture(method: str | Mapping[str, float]) -> dict[str, float]:
-    """Weights of the four trained objectives: a name, or non-negative weights by name.
-
-    `dm` has no objective and gives an empty mixture. Raises `FulaError` for unknown names and
-    for weights that are negative or all zero.
-    """
-    if method == "dm":
-        return {}
-    weights = {method: 1.0} if isinstance(method, str) else dict(method)
-    for name, weight in weights.items():
-        if name not in TRAINED:
-            raise FulaError(f"unknown objective '{name}'{nearest(name, TRAINED)}")
-        if not weight >= 0:
-            raise FulaError(f"objective weight {name} = {weight} must be non-negative")
-    if not sum(weights.values()) > 0:
-        raise FulaError(f"objective weights {weights} must have a positive sum")
-    return {name: weight for name, weight in weights.items() if weight > 0}
+    found = []
+    if method.terms is not None:
+        weights = method.terms(weighting, len(terms))
+        found += [w * t for w, t in zip(weights, terms, strict=True) if w]
+    if (loss := method.load()) is not None:
+        given = (targets if method.end_logits else None, labels if method.labels else None)
+        found.append(loss(logits[None], *given)[0])
+    return sum(found)

@@ -1,7 +1,7 @@
 """Where a site's channels lie: what a stitch mixes, and what it must not.
 
-A stitch reads maps as (B, C, H, W) and tokens as (B, N, C). Networks that keep maps as (B, H, W, C),
-as Swin does, or sequences as (B, C, N), are moved into that form at the cut and back behind it.
+A stitch reads maps as (B, C, H, W) and tokens as (B, N, C). Networks that keep maps as (B, H, W,
+C), as Swin does, or sequences as (B, C, N), are moved into that form at the cut and back behind it.
 """
 
 from __future__ import annotations

@@ -6,24 +6,22 @@ Files that other programs wrote are read too; see `foreign`.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..errors import FulaError
-from .catalogue import build
+from ..files import sealed
+from ..files.paths import user_path
+from ..files.sealed import DONOR
 from .foreign import Foreign, fitted, read_foreign, unreadable
+from .named import build
 from .staged import Staged
-
-_SAFETENSORS_START = b"{"
+from .stored import Described, Stored, is_ours, is_safetensors
 
 
 def content_hash(staged: Staged) -> str:
@@ -45,21 +43,9 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
     Raises `FulaError` where the file cannot be written; nothing is left half-written.
     """
     digest = content_hash(staged)
-    header = {
-        "fula_fast": "1",
-        "content_hash": digest,
-        "donor": json.dumps(_description(staged)),
-        "meta": json.dumps(dict(meta or {})),
-    }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in staged.state().items()}
-    _write_atomically(Path(path), to_bytes(tensors, header))
+    named = {"content_hash": digest, "donor": _description(staged), "meta": dict(meta or {})}
+    sealed.write_tensors(user_path(path), DONOR, staged.state(), named)
     return digest
-
-
-def read_meta(path: str | Path) -> dict[str, Any]:
-    """The `meta` that `save_checkpoint` stored, and the `content_hash`."""
-    header = _header(Path(path))
-    return {**json.loads(header["meta"]), "content_hash": header["content_hash"]}
 
 
 def load_checkpoint(
@@ -72,22 +58,25 @@ def load_checkpoint(
     A normalisation that stands beside a foreign network is in its `normalisation`. Raises
     `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
-    path = Path(path)
-    ours = _is_safetensors(path)
-    header = _header(path) if ours else {}
-    content = _safetensors_state(path) if ours else read_foreign(path)
-    staged = into if into is not None else _rebuild(path, header, hook)
-    found = Foreign(content) if header else fitted(path, content, staged.state())
+    path = user_path(path)
+    meta = None
+    if not is_safetensors(path):
+        content = read_foreign(path)
+    elif is_ours(path):
+        content, meta = sealed.read_tensors(path, DONOR, Stored)
+    else:
+        content = _safetensors_state(path)
+    staged = into if into is not None else _rebuild(path, meta and meta.donor, hook)
+    found = Foreign(content) if meta else fitted(path, content, staged.state())
     staged.normalisation = found.normalisation
     try:
         staged.load_state(found.state)
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
-    if header and content_hash(staged) != header["content_hash"]:
-        raise FulaError(f"checkpoint '{path}' was altered: its content hash differs; copy it again")
-    names = json.loads(header["donor"]).get("classes") if header else None
-    if names:
-        staged.classes = tuple(names)
+    if meta and content_hash(staged) != meta.content_hash:
+        raise sealed.Damaged(path, DONOR, "its content hash differs, so it was altered")
+    if meta and meta.donor.classes:
+        staged.classes = meta.donor.classes
     return staged.eval()
 
 
@@ -102,72 +91,37 @@ def _description(staged: Staged) -> dict[str, Any]:
     }
 
 
-def _rebuild(path: Path, header: Mapping[str, str], hook: str | None) -> Staged:
-    if not header:
+def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
+    if donor is None:
         raise FulaError(
             f"checkpoint '{path}' holds weights without a description; say which model they are "
             "for: model = 'resnet18' in a donor's table, --model resnet18 on the command line, "
             "into = build(...) in Python"
         )
-    donor = json.loads(header["donor"])
-    if donor["name"].startswith("module:"):
+    if donor.name.startswith("module:"):
         raise FulaError(
-            f"checkpoint '{path}' is of your own module {donor['name'][7:]}; "
+            f"checkpoint '{path}' is of your own module {donor.name[7:]}; "
             "cut it with stages(...) and pass it as `into`"
         )
-    return build(
-        donor["name"],
-        num_classes=donor["num_classes"],
-        input_shape=donor["input_shape"],
-        hook=hook or donor["hook"],
-        **{key: v for key, v in donor["options"].items() if key not in _DOWNLOADS},
-    )
+    options = {key: v for key, v in donor.options.items() if key not in _DOWNLOADS}
+    try:
+        return build(
+            donor.name,
+            num_classes=donor.num_classes,
+            input_shape=donor.input_shape,
+            hook=hook or donor.hook,
+            **options,
+        )
+    except TypeError as error:  # an option that is none
+        raise sealed.Damaged(path, DONOR, f"no model fits its description ({error})") from None
 
 
 _DOWNLOADS = ("pretrained", "weights")
 """Options that fetch weights, which the file's own would replace."""
 
 
-def _is_safetensors(path: Path) -> bool:
-    try:
-        with open(path, "rb") as file:
-            starts_right = file.read(9)[8:] == _SAFETENSORS_START
-    except OSError as error:
-        raise FulaError(f"cannot read checkpoint '{path}': {error.strerror}") from None
-    return starts_right or path.suffix == ".safetensors"
-
-
-def _header(path: Path) -> dict[str, str]:
-    """The metadata, or nothing where another program wrote the file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise unreadable(path, error) from None
-    return header if "fula_fast" in header else {}
-
-
 def _safetensors_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise unreadable(path, error) from None
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file in the same folder, fsync, rename."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise FulaError(f"cannot write checkpoint '{path}': {error.strerror}") from None

@@ -6,7 +6,6 @@ module it was, under its own name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +15,7 @@ from torch import fx, nn
 
 from ..errors import FulaError, nearest
 from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
+from .copies import private_copy
 from .families import check_request
 from .staged import Norm2d, Staged
 
@@ -42,7 +42,7 @@ def stages(
     it (a skip connection across the cut).
     """
     _check_sites(module, sites)
-    module = _prepared(copy.deepcopy(module))
+    module = _prepared(private_copy(module))
     training = module.training
     graph = _trace(module.eval(), sites)
     ends = [_site_node(graph, module, site) for site in sites]

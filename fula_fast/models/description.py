@@ -22,7 +22,8 @@ class SiteInfo:
     """One site, and the stage that leads to it.
 
     `shape` is that of one image's activation: (C, H, W) for kind `conv`, (N, C) for `token`, (C,)
-    for `vector`, also where the network keeps it otherwise (`moved`). `parameters` and `flops` (forward, per image, 2 per multiply-add) are the stage's.
+    for `vector`, also where the network keeps it otherwise (`moved`). `parameters` and `flops`
+    (forward, per image, 2 per multiply-add) are the stage's.
     """
 
     index: int
@@ -80,7 +81,7 @@ def describe(
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
     if name not in DEFAULTS:
-        from .catalogue import build
+        from .named import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
         return describe_staged(build(name, **request, **options))

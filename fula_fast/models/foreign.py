@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
+from ..files.sealed import FOREIGN, Damaged
 
 _log = logging.getLogger(__name__)
 _RENAMES = (("shortcut", "downsample"), ("linear", "fc"))
@@ -71,10 +72,7 @@ def read_foreign(path: Path) -> Any:
 def unreadable(path: Path, error: Exception | str) -> FulaError:
     """The error for a file that cannot be read as weights."""
     reason = str(error).split("\n")[0][:120] or type(error).__name__
-    return FulaError(
-        f"checkpoint '{path}' is truncated, damaged or no checkpoint ({reason}); copy it again, or "
-        "give another file"
-    )
+    return Damaged(path, FOREIGN, f"it is truncated or no checkpoint ({reason})")
 
 
 def _safe() -> list[Any]:

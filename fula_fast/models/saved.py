@@ -1,7 +1,8 @@
 """Elements that layers save for their backward pass, counted without torch.
 
 Frozen weights need no saved input, so a convolution saves nothing. Each batch norm saves its input
-and each ReLU its output: a ResNet basic block saves four maps, five with a down-sampling shortcut."""
+and each ReLU its output: a ResNet basic block saves four maps, five with a down-sampling shortcut.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
+from .subsampled import keep_in_bounds
 
 _PLACE = re.compile(r"^(stages\.\d+|head)\.")
 
@@ -80,10 +81,11 @@ class Staged(nn.Module):
     """A donor: `stages` (each maps one tensor to one tensor), then `head` (last site → logits).
 
     `name`, `options`, `num_classes`, `input_shape` (C, H, W) and `hook` say how it was built;
-    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the network
-    itself keeps in another layout (maps with channels last), moved at the cut. `classes`: the class names in the
-    order of the labels that it was trained on, where they are known. `normalisation`: (mean, std) by
-    channel, where its checkpoint stored one beside the network: images need it first.
+    `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the
+    network itself keeps in another layout (maps with channels last), moved at the cut. `classes`:
+    the class names in the order of the labels that it was trained on, where they are known.
+    `normalisation`: (mean, std) by channel, where its checkpoint stored one beside the network:
+    images need it first.
     """
 
     classes: tuple[str, ...] | None = None
@@ -113,6 +115,7 @@ class Staged(nn.Module):
         self.site_names = tuple(site_names)
         self.moved_sites = tuple(moved_sites)
         self._shapes: tuple[tuple[int, ...], ...] | None = None
+        keep_in_bounds(self)
 
     @property
     def num_sites(self) -> int:

@@ -13,15 +13,18 @@ from typing import Any
 import jinja2
 import numpy as np
 import tomli_w
+from matplotlib.figure import Figure
 
 from .. import __version__
+from ..files.atomic import folder as made
+from ..files.atomic import replacing
 from ..store import COLUMNS, Store
-from ..store.files import folder as made
-from ..store.files import replacing
+from ..study.cell import digest
+from .glossary import glossary
 from .heat_map import heat_map
 from .stitching_plot import stitching_plot
 from .studies import METRICS, Row, Study, studies, title, varying
-from .style import label, look, save
+from .style import label, look, rendered, write_files
 from .summary import HEADINGS, cells_of, findings, percent
 
 MOST_ROWS = 4
@@ -61,7 +64,8 @@ def write_report(run_folder: str | Path) -> Path:
         stitching=stitching,
         cross_layer=cross_layer,
         failed=[row for row in rows if row["status"] == "failed"],
-        table=_table(rows),
+        table=(table := _table(rows)),
+        glossary=glossary(table["all"]),
         donors=_donors(rows),
         times=_times(rows),
         machine=_machine(store, rows),
@@ -107,8 +111,8 @@ def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
         for start in range(0, len(of_pair), MOST_ROWS):
             part = of_pair[start : start + MOST_ROWS]
             drawn = stitching_plot(part, shown)
-            path = save(drawn, plots / _name("stitching", pair, start // MOST_ROWS, len(of_pair)))
-            pictures.append(picture(path, _stitching_caption(part)))
+            name = _name("stitching", pair, start // MOST_ROWS, len(of_pair))
+            pictures.append(_kept(drawn, plots / name, _stitching_caption(part)))
     return pictures
 
 
@@ -128,8 +132,8 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
     for number, study in enumerate(s for s in found if s.cross_layer):
         for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
             name = _name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
-            path = save(heat_map(study, metric, shown), plots / name)
-            pictures.append(picture(path, _heat_caption(study, metric)))
+            drawn = heat_map(study, metric, shown)
+            pictures.append(_kept(drawn, plots / name, _heat_caption(study, metric)))
     return pictures
 
 
@@ -144,14 +148,26 @@ def _heat_caption(study: Study, metric: str) -> str:
 
 
 def _name(kind: str, pair: tuple[str, str], number: int, count: int) -> str:
-    text = "-".join((kind, *pair, *([str(number + 1)] if count > 1 else [])))
+    names = [name if len(name) < 60 else f"{name[:50]}-{digest(name)[:8]}" for name in pair]
+    text = "-".join((kind, *names, *([str(number + 1)] if count > 1 else [])))
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + ".svg"
 
 
 def picture(path: Path, caption: str) -> Picture:
     """A saved SVG or PNG as a picture of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    return _picture(path, path.read_bytes(), caption)
+
+
+def _kept(drawn: Figure, path: Path, caption: str) -> Picture:
+    """A figure, saved, as a picture of the page. The file is not read back: another report of the
+    same run may have removed it already."""
+    content = rendered(drawn)
+    return _picture(write_files(content, path), content[".svg"], caption)
+
+
+def _picture(path: Path, content: bytes, caption: str) -> Picture:
     kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
+    data = base64.b64encode(content).decode()
     return Picture(f"data:image/{kind};base64,{data}", path.with_suffix(".png").name, caption)
 
 
@@ -184,6 +200,7 @@ def _table(rows: list[Row]) -> dict[str, Any]:
     same = {n: rows[0].get(n) for n in names if _constant(rows, n)}
     names = [n for n in names if n not in same and n != "error"]  # errors have a table of their own
     return {
+        "all": [*same, *names],
         "names": names,
         "numeric": [all(isinstance(row.get(n), _NUMBER) for row in rows) for n in names],
         "rows": [[_shown(row.get(name)) for name in names] for row in rows],

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..methods import methods
 from ..store.tables import SETTING
 from ..study.expand import same_sites
 
@@ -29,8 +30,6 @@ METRICS = {
     "agreement_soft": "Soft agreement",
 }
 """What a stitching plot can show, in this order: column -> title."""
-
-METHODS = ("dm", "hint", "slm", "tlm", "fula")
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ class Study:
 
     @property
     def methods(self) -> list[str]:
-        """Methods present, the paper's five first."""
+        """Methods present, those of the registry first."""
         present = dict.fromkeys(row["method"] for row in self.rows)
-        return [m for m in METHODS if m in present] + [m for m in present if m not in METHODS]
+        known = [each.name for each in methods()]
+        return [m for m in known if m in present] + [m for m in present if m not in known]
 
     def metrics(self) -> list[str]:
         """The metrics that some row has."""

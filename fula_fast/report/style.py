@@ -6,15 +6,17 @@ readers and in grey print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..store.files import replacing
+from ..files.atomic import replacing
+from ..methods import Mark, methods
 
 RC = {
     "font.size": 9,
@@ -39,40 +41,24 @@ RC = {
 }
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A method's colour, marker and dash pattern."""
-
-    colour: str
-    marker: str
-    dashes: tuple[float, ...] | str
-
-
-_MARKS = {
-    "dm": Mark("#000000", "s", (0, (1, 1.2))),
-    "hint": Mark("#0072B2", "o", (0, (5, 1.5))),
-    "slm": Mark("#E69F00", "^", (0, (4, 1.2, 1, 1.2))),
-    "tlm": Mark("#D55E00", "v", (0, (3, 1, 1, 1, 1, 1))),
-    "fula": Mark("#009E73", "D", "-"),
-}
 _SPARE = (
     Mark("#CC79A7", "P", (0, (6, 2))),
     Mark("#56B4E9", "X", (0, (2, 1))),
     Mark("#7F7F7F", "*", (0, (8, 1, 1, 1))),
 )
-LABELS = {"dm": "DM", "hint": "Hint", "slm": "SLM", "tlm": "TLM", "fula": "FuLA"}
 
 
-def marks(methods: list[str]) -> dict[str, Mark]:
-    """A mark per method; mixtures take the spare ones in turn."""
-    others = [method for method in methods if method not in _MARKS]
-    spare = {method: _SPARE[i % len(_SPARE)] for i, method in enumerate(others)}
-    return {method: _MARKS.get(method) or spare[method] for method in methods}
+def marks(names: list[str]) -> dict[str, Mark]:
+    """A mark per method: its own, or, as mixtures have none, the spare ones in turn."""
+    own = {each.name: each.mark for each in methods() if each.mark is not None}
+    others = [name for name in names if name not in own]
+    spare = {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(others)}
+    return {name: own.get(name) or spare[name] for name in names}
 
 
 def label(method: str) -> str:
-    """A method's name as printed."""
-    return LABELS.get(method, method)
+    """A method's name as printed; a mixture's is its own."""
+    return {each.name: each.label for each in methods()}.get(method, method)
 
 
 def look() -> AbstractContextManager[None]:
@@ -89,7 +75,22 @@ def figure(width: float, height: float) -> Figure:
 
 def save(drawn: Figure, path: Path) -> Path:
     """Write `path` as SVG and, beside it, as PNG; the same rows give the same bytes."""
+    return write_files(rendered(drawn), path)
+
+
+def rendered(drawn: Figure) -> dict[str, bytes]:
+    """The figure's files by suffix."""
+    found = {}
     for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
+        content = BytesIO()
+        drawn.savefig(content, format=suffix[1:], **options)
+        found[suffix] = content.getvalue()
+    return found
+
+
+def write_files(content: Mapping[str, bytes], path: Path) -> Path:
+    """Write what `rendered` gave beside `path`; returns the SVG's path."""
+    for suffix, data in content.items():
         with replacing(path.with_suffix(suffix)) as temporary:
-            drawn.savefig(temporary, format=suffix[1:], **options)
+            temporary.write_bytes(data)
     return path.with_suffix(".svg")

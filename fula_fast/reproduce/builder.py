@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FulaError, nearest
+from ..methods import DM
 from ..models.families import DEFAULTS
 from ..study.donor_spec import DonorSpec
 from ..study.expand import alike
@@ -16,9 +17,9 @@ from ..study.facts import DataFacts, DonorFacts, donor_facts
 from ..study.spec import load_spec, parse_table
 from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose
+from .driver_options import Options
 from .experiment import FRONT_COPY, Sweep, Unsuitable
-from .options import Options
-from .recipe import Part, Recipe, catalogue, merged
+from .recipe import ExperimentRecipe, RecipePart, catalogue, merged
 
 _SIDES = (32, 64, 224)
 """Sides in pixels that are tried where an architecture cannot take the scale's own."""
@@ -35,7 +36,7 @@ class Builder:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: ExperimentRecipe,
         scale: str,
         folder: Path,
         models: Mapping[str, str | None],
@@ -80,7 +81,7 @@ class Builder:
             self.chosen[name] = choose(name, self.scale, self.folder, self.size)
         return self.chosen[name]
 
-    def sweep(self, part: Part, overrides: Sequence[str]) -> Sweep:
+    def sweep(self, part: RecipePart, overrides: Sequence[str]) -> Sweep:
         """One part's spec. Unknown keys and values are refused as in any spec.
 
         A part that starts from the identity is of one architecture, that of `--end`.
@@ -148,9 +149,9 @@ class Builder:
     def _matchable(self, grid: dict[str, Any]) -> dict[str, Any]:
         """The grid without `dm` between conv and token sites, which no closed form joins."""
         methods, pairs = grid.get("methods", ()), _pairs_of(grid)
-        if "dm" not in methods or not pairs or self.alike(*pairs[0]):
+        if DM.name not in methods or not pairs or self.alike(*pairs[0]):
             return grid
-        left = [m for m in methods if m != "dm"]
+        left = [m for m in methods if m != DM.name]
         if not left:
             raise Unsuitable(
                 f"'{self.recipe.name}' is about direct matching, which needs sites of one form; "

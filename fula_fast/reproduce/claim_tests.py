@@ -1,5 +1,5 @@
-"""The tests of claims: each takes an experiment's table and a claim's arguments, which are selectors
-of rows mostly, and gives a number for every seed.
+"""The tests of claims: each takes an experiment's table and a claim's arguments, which are
+selectors of rows mostly, and gives a number for every seed.
 
 All raise `Untestable`, with the reason, where no seed has a number.
 """
@@ -13,25 +13,25 @@ from typing import Any
 import numpy as np
 
 from ..measures.self_accuracy import self_accuracy
-from .evidence import CELL, Table, Untestable, conditions_of, number
+from .evidence import CELL, Evidence, Untestable, conditions_of, number
 
 _LEAST_POINTS = 3
 
 
-def level(table: Table, of: Mapping[str, Any]) -> np.ndarray:
+def level(table: Evidence, of: Mapping[str, Any]) -> np.ndarray:
     """A column over the chosen rows."""
     return table.demanded(lambda t: t.reduced(of))
 
 
 def gap(
-    table: Table,
+    table: Evidence,
     of: Mapping[str, Any],
     less: Mapping[str, Any],
     than: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """A column over the chosen rows, less another; less the same of `than`'s own two."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         other = t.reduced(than["of"]) - t.reduced(than["less"]) if than else 0.0
         return t.reduced(of) - t.reduced(less) - other
 
@@ -39,36 +39,39 @@ def gap(
 
 
 def lead(
-    table: Table, of: Mapping[str, Any], over: Sequence[str], than: Mapping[str, Any] | None = None
+    table: Evidence,
+    of: Mapping[str, Any],
+    over: Sequence[str],
+    than: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """A method's mean less the best other method's; less the same of another selector."""
 
-    def ahead(t: Table, of: Mapping[str, Any]) -> float:
+    def ahead(t: Evidence, of: Mapping[str, Any]) -> float:
         return t.reduced(of) - max(t.reduced({**of, "method": method}) for method in over)
 
     return table.demanded(lambda t: ahead(t, of) - (ahead(t, than) if than else 0.0))
 
 
-def spread(table: Table, of: Mapping[str, Any], by: str) -> np.ndarray:
+def spread(table: Evidence, of: Mapping[str, Any], by: str) -> np.ndarray:
     """The largest less the smallest mean by a column that the selector may list."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         found = list(_means(t, of, by).values())
         return max(found) - min(found)
 
     return table.demanded(statistic)
 
 
-def trend(table: Table, of: Mapping[str, Any], along: str) -> np.ndarray:
+def trend(table: Evidence, of: Mapping[str, Any], along: str) -> np.ndarray:
     """Spearman correlation of the column's means with `along`."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         return _trend([(number(k), v) for k, v in _means(t, of, along).items()])
 
     return table.demanded(statistic)
 
 
-def _means(table: Table, of: Mapping[str, Any], by: str) -> dict[Any, float]:
+def _means(table: Evidence, of: Mapping[str, Any], by: str) -> dict[Any, float]:
     """The column's mean by the values of another; every listed one, and two, must be there."""
     groups = table.where(conditions_of(of)).groups(by)
     found = {key: m for (key,), g in groups.items() if not math.isnan(m := _mean(g, of["column"]))}
@@ -81,34 +84,34 @@ def _means(table: Table, of: Mapping[str, Any], by: str) -> dict[Any, float]:
     return found
 
 
-def directionality_trend(table: Table) -> np.ndarray:
+def directionality_trend(table: Evidence) -> np.ndarray:
     """Spearman correlation of (below - above the diagonal) with the number of functional terms."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         groups = t.groups("functional_terms").items()
         return _trend([(n, _directionality(g)) for (n,), g in groups if n is not None])
 
     return table.demanded(statistic)
 
 
-def _directionality(table: Table) -> float:
+def _directionality(table: Evidence) -> float:
     sides = ("deep to shallow", "shallow to deep")
     below, above = (table.reduced({"column": "accuracy", "side": s}) for s in sides)
     return below - above
 
 
-def self_accuracy_of(table: Table, of: Mapping[str, Any], averaged: bool) -> np.ndarray:
+def self_accuracy_of(table: Evidence, of: Mapping[str, Any], averaged: bool) -> np.ndarray:
     """Self-Accuracy of a cross-layer matrix, directed or averaged."""
     return table.demanded(lambda t: _self_accuracy(t, of, averaged))
 
 
 def averaging_gain(
-    table: Table, of: Mapping[str, Any], less: Mapping[str, Any] | None = None
+    table: Evidence, of: Mapping[str, Any], less: Mapping[str, Any] | None = None
 ) -> np.ndarray:
     """How much averaging both directions adds to Self-Accuracy, mean over pairs; less the same of
     another selector."""
 
-    def gain(t: Table, of: Mapping[str, Any]) -> float:
+    def gain(t: Evidence, of: Mapping[str, Any]) -> float:
         pairs = [{**of, "pair": pair} for (pair,) in t.groups("pair")]
         gains = [_self_accuracy(t, p, True) - _self_accuracy(t, p, False) for p in pairs]
         return sum(gains) / len(gains)
@@ -116,7 +119,7 @@ def averaging_gain(
     return table.demanded(lambda t: gain(t, of) - (gain(t, less) if less else 0.0))
 
 
-def _self_accuracy(table: Table, of: Mapping[str, Any], averaged: bool) -> float:
+def _self_accuracy(table: Evidence, of: Mapping[str, Any], averaged: bool) -> float:
     table.reduced(of)  # raises where there is no row
     matrix = table.where(conditions_of(of)).matrix(of["column"])
     if matrix.shape[0] != matrix.shape[1]:
@@ -126,10 +129,10 @@ def _self_accuracy(table: Table, of: Mapping[str, Any], averaged: bool) -> float
     return self_accuracy(matrix, averaged=averaged)
 
 
-def drop_of(table: Table, of: Mapping[str, Any], by: str, which: str) -> np.ndarray:
+def drop_of(table: Evidence, of: Mapping[str, Any], by: str, which: str) -> np.ndarray:
     """One group's fall from shallow to deep sites, less the largest fall of the other groups."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         sides = (_means(t, {**of, "depth": d}, by) for d in ("shallow", "deep"))
         shallow, deep = sides
         return _apart(lambda group: shallow[group] - deep[group], which, set(shallow) & set(deep))
@@ -137,10 +140,10 @@ def drop_of(table: Table, of: Mapping[str, Any], by: str, which: str) -> np.ndar
     return table.demanded(statistic)
 
 
-def least(table: Table, of: Mapping[str, Any], by: str, which: str) -> np.ndarray:
+def least(table: Evidence, of: Mapping[str, Any], by: str, which: str) -> np.ndarray:
     """The least of the other groups' means less one group's: positive where that one is least."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         means = _means(t, of, by)
         return _apart(lambda group: -means[group], which, set(means))
 
@@ -154,17 +157,17 @@ def _apart(value: Callable[[Any], float], which: Any, groups: set) -> float:
     return value(which) - max(value(group) for group in groups - {which})
 
 
-def relative_level(table: Table, of: Mapping[str, Any], to: str) -> np.ndarray:
+def relative_level(table: Evidence, of: Mapping[str, Any], to: str) -> np.ndarray:
     """A column over the chosen rows, as a share of another column."""
     return table.demanded(lambda t: t.reduced(of) / t.reduced({**of, "column": to}))
 
 
 def trend_of_gap(
-    table: Table, of: Mapping[str, Any], less: Mapping[str, Any], along: str
+    table: Evidence, of: Mapping[str, Any], less: Mapping[str, Any], along: str
 ) -> np.ndarray:
     """Spearman correlation with `along` of a column over the chosen rows, less another."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         first, second = _means(t, of, along), _means(t, less, along)
         both = [key for key in first if key in second]
         return _trend([(number(key), first[key] - second[key]) for key in both])
@@ -172,11 +175,11 @@ def trend_of_gap(
     return table.demanded(statistic)
 
 
-def onset_lead(table: Table, of: Mapping[str, Any], over: str, lost: float) -> np.ndarray:
+def onset_lead(table: Evidence, of: Mapping[str, Any], over: str, lost: float) -> np.ndarray:
     """How many sites before another method's a method's accuracy falls: has lost `lost` of its
     largest at shallower sites. One that never falls does so after the last site."""
 
-    def onset(t: Table, method: str) -> float:
+    def onset(t: Evidence, method: str) -> float:
         means = sorted(_means(t, {**of, "method": method}, "end_site").items())
         best = -math.inf
         for site, mean in means:
@@ -188,10 +191,12 @@ def onset_lead(table: Table, of: Mapping[str, Any], over: str, lost: float) -> n
     return table.demanded(lambda t: onset(t, over) - onset(t, of["method"]))
 
 
-def largest_difference(table: Table, of: Mapping[str, Any], less: Mapping[str, Any]) -> np.ndarray:
+def largest_difference(
+    table: Evidence, of: Mapping[str, Any], less: Mapping[str, Any]
+) -> np.ndarray:
     """The largest difference between two selections in any cell that both have."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         first, second = (
             {
                 key: _mean(g, s["column"])
@@ -207,10 +212,10 @@ def largest_difference(table: Table, of: Mapping[str, Any], less: Mapping[str, A
     return table.demanded(statistic)
 
 
-def agreement(table: Table, a: str, b: str, keys: Sequence[str]) -> np.ndarray:
+def agreement(table: Evidence, a: str, b: str, keys: Sequence[str]) -> np.ndarray:
     """Spearman correlation of two columns' means over groups of rows."""
 
-    def statistic(t: Table) -> float:
+    def statistic(t: Evidence) -> float:
         groups = t.groups(*keys).values()
         return rank_correlation([(_mean(g, a), _mean(g, b)) for g in groups])
 
@@ -244,7 +249,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return below + (equal - 1) / 2
 
 
-def _mean(table: Table, column: str) -> float:
+def _mean(table: Evidence, column: str) -> float:
     values = table.values(column)
     return float(values.mean()) if values.size else math.nan
 

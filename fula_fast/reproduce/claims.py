@@ -14,8 +14,8 @@ from typing import Any
 
 from ..errors import FulaError, nearest
 from .claim_tests import TESTS
-from .evidence import Table, Untestable, conditions_of
-from .recipe import ClaimSpec, Recipe, tables_in
+from .evidence import Evidence, Untestable, conditions_of
+from .recipe import ClaimSpec, ExperimentRecipe, tables_in
 
 HOLDS, FAILS, UNTESTED = "holds", "does not hold", "not testable"
 _BOUNDS = ("more_than", "less_than", "within")
@@ -25,9 +25,9 @@ _BOUNDS = ("more_than", "less_than", "within")
 class Verdict:
     """A claim's outcome: `number` is the mean over `seeds` seeds, `low` and `high` their range.
 
-    `bound`: what the number must meet, in words. `reason`: why a claim is not testable, or that what
-    it rests on does not hold. `worst`: of a claim about every one, the values whose number this is.
-    `ours`: no paper says it.
+    `bound`: what the number must meet, in words. `reason`: why a claim is not testable, or that
+    what it rests on does not hold. `worst`: of a claim about every one, the values whose number
+    this is. `ours`: no paper says it.
     """
 
     figure: str
@@ -51,7 +51,7 @@ class Verdict:
         return f"{self.number:.3f}{spread}" + (f", {self.worst}" if self.worst else "")
 
 
-def verdicts(recipe: Recipe, table: Table) -> tuple[Verdict, ...]:
+def verdicts(recipe: ExperimentRecipe, table: Evidence) -> tuple[Verdict, ...]:
     """Every claim of the recipe, tested on the table; one whose premise fails says so."""
     found = [judged(claim, table, claim.figure or recipe.figure) for claim in recipe.claims]
     by_key = {c.key: v for c, v in zip(recipe.claims, found, strict=True) if c.key}
@@ -65,7 +65,7 @@ def _granted(verdict: Verdict, premise: Verdict | None) -> Verdict:
     return replace(verdict, reason=f"but it rests on “{premise.says}”: {premise.outcome}")
 
 
-def judged(claim: ClaimSpec, table: Table, figure: str) -> Verdict:
+def judged(claim: ClaimSpec, table: Evidence, figure: str) -> Verdict:
     """One claim, tested; raises `FulaError` for an unknown test."""
     if claim.test not in TESTS:
         raise FulaError(f"claim test '{claim.test}' is unknown{nearest(claim.test, TESTS)}")
@@ -82,7 +82,7 @@ def judged(claim: ClaimSpec, table: Table, figure: str) -> Verdict:
 
 def _case(
     test: str,
-    table: Table,
+    table: Evidence,
     args: Mapping[str, Any],
     margin: Callable[[float], float],
     start: Verdict,
@@ -114,7 +114,7 @@ def _bound(args: Mapping[str, Any]) -> tuple[str, Callable[[float], float]]:
 
 
 def every_one(
-    args: Mapping[str, Any], columns: Sequence[str], table: Table
+    args: Mapping[str, Any], columns: Sequence[str], table: Evidence
 ) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
     """The arguments with one value of each of `columns` in place of several, and that in words.
 
@@ -129,7 +129,7 @@ def every_one(
         yield case, [_named(axis[0], value) for axis, value in zip(axes, chosen, strict=True)]
 
 
-def _axes(args: Mapping[str, Any], column: str, table: Table) -> list[tuple[str, Any, Any]]:
+def _axes(args: Mapping[str, Any], column: str, table: Evidence) -> list[tuple[str, Any, Any]]:
     """(column, what selectors give for it, its values): one for each different list."""
     lists: list[list[Any]] = []
     for given in (t.get(column) for t in tables_in(args)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.paths import user_path
 from ..study.facts import DataFacts
 from .recipe import catalogue, merged
 
@@ -43,7 +44,7 @@ class Chosen:
 
 def data_folder(given: str | Path | None = None) -> Path:
     """Where data is looked for: `given`, else `$FULA_DATA`, else `./data`."""
-    return Path(given or os.environ.get("FULA_DATA") or "data")
+    return user_path(given or os.environ.get("FULA_DATA") or "data")
 
 
 def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chosen:

@@ -26,19 +26,21 @@ class Untestable(Exception):
 
 
 @dataclass(frozen=True)
-class Table:
+class Evidence:
     """Finished rows of an experiment. Empty selections are allowed; their numbers are NaN."""
 
     rows: tuple[Row, ...]
 
-    def where(self, conditions: Mapping[str, Any]) -> Table:
+    def where(self, conditions: Mapping[str, Any]) -> Evidence:
         """Rows that meet all `conditions`: column = value, or a list of values.
 
         `depth` is `shallow`, `deep` or `last` (of the end's site). `side` is a part of a
         cross-layer matrix by relative depth: `deep to shallow` (below the diagonal), of it
         `near below` and `bottom left`; `shallow to deep`, `near above` and `top right`.
         """
-        return Table(tuple(r for r in self.rows if all(_meets(r, *c) for c in conditions.items())))
+        return Evidence(
+            tuple(r for r in self.rows if all(_meets(r, *c) for c in conditions.items()))
+        )
 
     def values(self, column: str) -> np.ndarray:
         """The column's numbers, rows without one left out."""
@@ -57,30 +59,30 @@ class Table:
         how = {"mean": np.mean, "max": np.max, "min": np.min}[selector.get("reduce", "mean")]
         return float(how(values))
 
-    def groups(self, *columns: str) -> dict[tuple[Any, ...], Table]:
+    def groups(self, *columns: str) -> dict[tuple[Any, ...], Evidence]:
         """Tables by the values of some columns, in the order of the rows."""
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in self.rows:
             found.setdefault(tuple(row.get(c) for c in columns), []).append(row)
-        return {key: Table(tuple(rows)) for key, rows in found.items()}
+        return {key: Evidence(tuple(rows)) for key, rows in found.items()}
 
     @cached_property
     def seeds(self) -> tuple[Any, ...]:
         """The seeds that occur, each with its own rows; rows without one belong to all."""
         return tuple(dict.fromkeys(r["seed"] for r in self.rows if r.get("seed") is not None))
 
-    def per_seed(self, statistic: Callable[[Table], float]) -> np.ndarray:
+    def per_seed(self, statistic: Callable[[Evidence], float]) -> np.ndarray:
         """The statistic of each seed's rows; seeds for which it has no number are left out."""
         return np.array([v for v in self._tried(statistic) if isinstance(v, float)])
 
-    def demanded(self, statistic: Callable[[Table], float]) -> np.ndarray:
+    def demanded(self, statistic: Callable[[Evidence], float]) -> np.ndarray:
         """`per_seed`, but raises `Untestable` where no seed has a number."""
         tried = self._tried(statistic)
         if all(isinstance(v, Untestable) for v in tried):
             raise tried[0]
         return np.array([v for v in tried if isinstance(v, float)])
 
-    def _tried(self, statistic: Callable[[Table], float]) -> list[float | Untestable]:
+    def _tried(self, statistic: Callable[[Evidence], float]) -> list[float | Untestable]:
         found: list[float | Untestable] = []
         for part in self._parts:
             try:
@@ -90,17 +92,17 @@ class Table:
         return found
 
     @cached_property
-    def _parts(self) -> tuple[Table, ...]:
+    def _parts(self) -> tuple[Evidence, ...]:
         if not self.seeds:
             return (self,)
         return tuple(
-            Table(tuple(r for r in self.rows if r.get("seed") in (seed, None)))
+            Evidence(tuple(r for r in self.rows if r.get("seed") in (seed, None)))
             for seed in self.seeds
         )
 
     def matrix(self, column: str = "accuracy") -> np.ndarray:
         """(front sites, end sites): means, NaN where there is no row."""
-        placed = Table(tuple(r for r in self.rows if r.get("front_site") and r.get("end_site")))
+        placed = Evidence(tuple(r for r in self.rows if r.get("front_site") and r.get("end_site")))
         sites = (max((r[f"{s}_sites"] for r in placed.rows), default=0) for s in ("front", "end"))
         out = np.full(tuple(sites), np.nan)
         for (front, end), cells in placed.groups("front_site", "end_site").items():
@@ -120,7 +122,7 @@ def number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def gathered(rows_by_part: Mapping[str, Iterable[Row]]) -> Table:
+def gathered(rows_by_part: Mapping[str, Iterable[Row]]) -> Evidence:
     """All `ok` rows with their part's name and the derived columns."""
     rows = [
         _derived({**row, "part": part})
@@ -130,7 +132,7 @@ def gathered(rows_by_part: Mapping[str, Iterable[Row]]) -> Table:
     ]
     _add_clean_loss(rows)
     _add_accuracy_loss(rows)
-    return Table(tuple(rows))
+    return Evidence(tuple(rows))
 
 
 def _derived(row: Row) -> Row:

@@ -12,7 +12,7 @@ from ..errors import FulaError
 from ..study.facts import DataFacts, donor_facts
 from ..study.spec import Spec
 from .datasets import Chosen
-from .recipe import Recipe
+from .recipe import ExperimentRecipe
 
 
 class Unsuitable(FulaError):
@@ -46,7 +46,7 @@ class Experiment:
     `folder_data`: where data lies. `notes`: what was left out of the recipe, and why.
     """
 
-    recipe: Recipe
+    recipe: ExperimentRecipe
     scale: str
     sweeps: tuple[Sweep, ...]
     data: Mapping[str, Chosen]

@@ -10,11 +10,11 @@ from typing import Any
 import tomli_w
 
 from .. import __version__
+from ..files.atomic import replacing
 from ..report.page import Picture, picture, template
 from ..report.style import look, save
-from ..store.files import replacing
 from .claims import Verdict
-from .evidence import Table
+from .evidence import Evidence
 from .experiment import FRONT_COPY, Experiment
 from .lab import Figure
 from .plots import draw
@@ -31,7 +31,7 @@ def write_page(
     experiment: Experiment,
     folder: Path,
     run_folder: Path,
-    table: Table,
+    table: Evidence,
     found: Sequence[Verdict],
     drawn: Sequence[Figure],
     failures: Sequence[str] = (),
@@ -75,7 +75,7 @@ def write_page(
 
 
 def _sweeps(
-    experiment: Experiment, folder: Path, run_folder: Path, table: Table
+    experiment: Experiment, folder: Path, run_folder: Path, table: Evidence
 ) -> list[dict[str, Any]]:
     """Name, finished cells and the link of every sweep's own report."""
     return [
@@ -88,7 +88,7 @@ def _sweeps(
     ]
 
 
-def _plot(experiment: Experiment, folder: Path, table: Table) -> list[Picture]:
+def _plot(experiment: Experiment, folder: Path, table: Evidence) -> list[Picture]:
     """The recipe's own plot, where the table has its columns."""
     plot = experiment.recipe.plot
     if plot is None:
@@ -127,7 +127,7 @@ def _heat_maps(experiment: Experiment, run_folder: Path) -> list[Figure]:
     ]
 
 
-def _stated(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
+def _stated(experiment: Experiment, table: Evidence) -> list[tuple[str, ...]]:
     """(architecture, donor, our accuracy, the paper's, our robust accuracy, the paper's)."""
     rows = {(row.get("label"), row.get("front")): row for row in table.rows}
     columns = ("accuracy", "robust_accuracy")
@@ -141,7 +141,7 @@ def _stated(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
     return found
 
 
-def _donors(experiment: Experiment, table: Table) -> list[tuple[str, ...]]:
+def _donors(experiment: Experiment, table: Evidence) -> list[tuple[str, ...]]:
     """(name, model, data, accuracy, least accuracy, content hash) of every donor in the table."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     known = _roles(experiment)

@@ -15,6 +15,7 @@ from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
 from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
+from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
 from ..pipelines.decode.cache import cache_folder
@@ -184,7 +185,7 @@ def cells_of(
     return [
         Cell(
             names.get("front", "front"), names.get("end", "end"), *sites, method,
-            {} if method == "dm" else {method: 1.0}, rule, seed=seed, id=str(position),
+            objective(method), rule, seed=seed, id=str(position),
         )
         for position, (method, seed) in enumerate(points)
     ]  # fmt: skip

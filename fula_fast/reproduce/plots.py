@@ -12,9 +12,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..report.studies import METHODS, METRICS
+from ..methods import METHODS
+from ..report.studies import METRICS
 from ..report.style import Mark, figure, label, marks
-from .evidence import Table, number
+from .evidence import Evidence, number
 from .recipe import PlotSpec
 
 PANEL, ALONE = (2.7, 2.1), (4.4, 2.9)
@@ -42,24 +43,24 @@ _WHEEL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#00
 _SHAPES = "o^vs*PX<>"
 
 
-def draw(table: Table, plot: PlotSpec) -> Figure | None:
+def draw(table: Evidence, plot: PlotSpec) -> Figure | None:
     """The recipe's plot, or None where no row has its columns. Call it inside `style.look`."""
     chosen = _sided(table) if plot.line == "side" else table
     chosen = chosen.where(plot.where)
-    chosen = Table(
+    chosen = Evidence(
         tuple(r for r in chosen.rows if r.get(plot.x) is not None and r.get(plot.line) is not None)
     )
     return KINDS[plot.kind](chosen, plot) if any(chosen.values(y).size for y in plot.y) else None
 
 
-def _sided(table: Table) -> Table:
+def _sided(table: Evidence) -> Evidence:
     """Rows off the diagonal with the side on which they lie."""
     sides = ("deep to shallow", "shallow to deep")
     rows = (row | {"side": s} for s in sides for row in table.where({"side": s}).rows)
-    return Table(tuple(rows))
+    return Evidence(tuple(rows))
 
 
-def lines(table: Table, plot: PlotSpec) -> Figure:
+def lines(table: Evidence, plot: PlotSpec) -> Figure:
     """A line per `line`: means over seeds (and over what else differs), band from low to high."""
     styles = line_styles([key[0] for key in table.groups(plot.line)])
     drawn, grid = _panels(table, plot)
@@ -85,7 +86,7 @@ def _below(drawn: Figure, handles: Sequence[Artist], title: str | None = None) -
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
-def bars(table: Table, plot: PlotSpec) -> Figure:
+def bars(table: Evidence, plot: PlotSpec) -> Figure:
     """Groups of bars along `x`, one bar per `line`, with the range over seeds."""
     names, places = ([k[0] for k in table.groups(c)] for c in (plot.line, plot.x))
     styles = line_styles(names)
@@ -133,7 +134,7 @@ class _Panel:
     y: str
 
 
-def _panels(table: Table, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Table, str]]]:
+def _panels(table: Evidence, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Evidence, str]]]:
     """One panel per value of the panel columns and per y; titles and labels only where they change."""
     rows = _arranged(table, plot)
     wide = max(map(len, rows))
@@ -157,7 +158,7 @@ def _panels(table: Table, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Tabl
     return drawn, found
 
 
-def _arranged(table: Table, plot: PlotSpec) -> list[list[_Panel]]:
+def _arranged(table: Evidence, plot: PlotSpec) -> list[list[_Panel]]:
     """Panels by rows: the first panel column (and the y's, where they fit) across, the rest down;
     a single long row is broken."""
     ys = [y for y in plot.y if table.values(y).size]
@@ -173,7 +174,7 @@ def _arranged(table: Table, plot: PlotSpec) -> list[list[_Panel]]:
     return rows
 
 
-def _share(found: Sequence[tuple[Axes, Table, str]]) -> None:
+def _share(found: Sequence[tuple[Axes, Evidence, str]]) -> None:
     """Panels of one column share its scale; all accuracies share theirs."""
     kinds: dict[str, Axes] = {}
     for axes, _, y in found:
@@ -189,7 +190,7 @@ def _title(names: Sequence[str], values: Sequence[Any]) -> str:
     return words.replace(" → ", " →\n") if len(words.split("\n")[0]) > _LONG else words
 
 
-def _end_points(part: Table, x: str, y: str) -> list[tuple[int, float]]:
+def _end_points(part: Evidence, x: str, y: str) -> list[tuple[int, float]]:
     """Of a stitching plot of one pair: the end at depth 0, and the front at k + 1 of its k sites."""
     own = {"clean_accuracy": "accuracy"}.get(y, y)
     donors = [part.values(f"{side}_{own}") for side in ("end", "front")]
@@ -208,7 +209,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[int, float]]) -> None:
 
 def _line(
     axes: Axes,
-    rows: Table,
+    rows: Evidence,
     columns: tuple[str, str],
     mark: Mark,
     ends: Sequence[tuple[int, float]] = (),
@@ -225,13 +226,13 @@ def _line(
     axes.fill_between(at, low, high, color=mark.colour, alpha=0.15, lw=0)
 
 
-def _spread(rows: Table, column: str) -> tuple[float, float, float]:
+def _spread(rows: Evidence, column: str) -> tuple[float, float, float]:
     """Mean, lowest and highest of the seeds' means."""
     found = rows.per_seed(lambda t: t.reduced({"column": column}))
     return (found.mean(), found.min(), found.max()) if found.size else (np.nan,) * 3
 
 
-def _labels(axes: Axes, part: Table, x: str, y: str) -> None:
+def _labels(axes: Axes, part: Evidence, x: str, y: str) -> None:
     axes.set_xlabel(_TITLES.get(x, x))
     axes.set_ylabel(_TITLES.get(y, y))
     values = part.values(x)
@@ -254,4 +255,4 @@ def _key(mark: Mark, name: Any):
     )  # fmt: skip
 
 
-KINDS: dict[str, Callable[[Table, PlotSpec], Figure]] = {"lines": lines, "bars": bars}
+KINDS: dict[str, Callable[[Evidence, PlotSpec], Figure]] = {"lines": lines, "bars": bars}

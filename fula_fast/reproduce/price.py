@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..attacks.names import gradients
 from ..donors.donor import resolved_recipe
 from ..progress import duration
 from ..study.donor_spec import DonorSpec
@@ -26,9 +27,9 @@ _USE = 1.8
 """What a wave's step reaches of the probe's rate: measured for width 16 at 16x16 on a CPU, where
 whole networks run larger products than the probe's."""
 _PER_STEP = {"cpu": 0.015}
-"""Seconds of a training step beside its arithmetic: a single lane through a ResNet-18 of width 4, whose
-operators are called one by one, took 64 steps/s (63 to 65, n = 4, AMD EPYC, one thread, torch 2.15). A
-captured step on a GPU is one launch."""
+"""Seconds of a training step beside its arithmetic: a single lane through a ResNet-18 of width 4,
+whose operators are called one by one, took 64 steps/s (63 to 65, n = 4, AMD EPYC, one thread, torch
+2.15). A captured step on a GPU is one launch."""
 
 
 @dataclass(frozen=True)
@@ -137,21 +138,14 @@ def _evaluation(sweep: Sweep, cells: Sequence[Any]) -> float:
     evaluation = sweep.spec.evaluation
     tested = sweep.spec.data.test_images or 10_000
     attacked = min(evaluation.robust_images or tested, tested)
-    steps = attack_steps(sweep.spec.base_protocol.robust)
     sets = 1 + len(evaluation.sets)
     facts, total = sweep.donor_facts(), 0.0
     for cell in cells:
         front, end = facts[cell.front], facts[cell.end]
         whole = sum(front.flops[: cell.front_site]) + sum(end.flops[cell.end_site :])
-        total += whole * (sets * tested + PASSES * steps * attacked)
+        attack = PASSES * gradients(cell.protocol.robust) * attacked
+        total += whole * (sets * tested + attack)
     return total
-
-
-def attack_steps(attack: str) -> int:
-    """Gradients of an image that the attack never fools; AutoAttack's are two runs of 100."""
-    if attack.startswith("pgd-"):
-        return int(attack.removeprefix("pgd-"))
-    return {"none": 0, "apgd20": 40}.get(attack, 200)
 
 
 @cache

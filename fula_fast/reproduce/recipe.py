@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from ..errors import FulaError, nearest
-from ..study.donor_spec import Table
+from ..study.donor_spec import SpecTable
 from ..study.toml import explain
 
 SCALES = ("smoke", "small", "paper")
@@ -28,12 +28,12 @@ _ORDER = (
 )  # fmt: skip
 
 
-class ClaimSpec(Table):
+class ClaimSpec(SpecTable):
     """A statement of the paper and the test of it.
 
     `says`: the statement in our words. `test`: a function of `claim_tests`, with `args`. `each`:
-    columns of which every value must meet the bound by itself. `figure`: where it is made; unset: the
-    recipe's own figure. `premise`: the `key` of a claim without which this one means little.
+    columns of which every value must meet the bound by itself. `figure`: where it is made; unset:
+    the recipe's own figure. `premise`: the `key` of a claim without which this one means little.
     `ours`: no paper says it; it is a check of our own.
     """
 
@@ -47,7 +47,7 @@ class ClaimSpec(Table):
     ours: bool = False
 
 
-class PlotSpec(Table):
+class PlotSpec(SpecTable):
     """A plot of the rows: `y` against `x`, a line per `line` value, a panel per `panel` value.
 
     `where` selects rows, as claims do. `kind`: a function of `plots`.
@@ -62,7 +62,7 @@ class PlotSpec(Table):
     caption: str = ""
 
 
-class Part(Table):
+class RecipePart(SpecTable):
     """One sweep of an experiment: tables of a spec, over the experiment's own."""
 
     name: str
@@ -72,7 +72,7 @@ class Part(Table):
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
 
-class Recipe(Table):
+class ExperimentRecipe(SpecTable):
     """An experiment.
 
     `figure`: what it reproduces. `run`: whose sweeps it shares, itself when unset. `data`: of the
@@ -94,7 +94,7 @@ class Recipe(Table):
     protocol: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[RecipePart, ...] = ()
     driver: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     donors: tuple[str, ...] = ()
@@ -108,9 +108,9 @@ class Recipe(Table):
         return self.run or self.name
 
     @property
-    def sweeps(self) -> tuple[Part, ...]:
+    def sweeps(self) -> tuple[RecipePart, ...]:
         """The parts; one named after the run where the recipe only has a grid."""
-        return self.parts or ((Part(name=self.run_name),) if self.grid else ())
+        return self.parts or ((RecipePart(name=self.run_name),) if self.grid else ())
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -120,14 +120,14 @@ def recipe_names() -> tuple[str, ...]:
 
 
 @cache
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str) -> ExperimentRecipe:
     """The recipe of that name; raises `FulaError` with the nearest one for an unknown name."""
     table = _table(name)
     table.pop("extends", None)
     try:
-        recipe = Recipe.model_validate({**table, "name": name})
+        recipe = ExperimentRecipe.model_validate({**table, "name": name})
     except ValidationError as error:
-        raise explain(error, Recipe, name) from None
+        raise explain(error, ExperimentRecipe, name) from None
     fronts = {front for front, _ in recipe.grid.get("pairs", ())}
     kept = tuple(c for c in recipe.claims if not fronts or _about(c.args, fronts))
     return recipe.model_copy(update={"claims": kept})

@@ -12,7 +12,7 @@ from ..errors import FulaError, nearest
 from ..study.toml import apply_overrides, explain, parse_override
 from .builder import Builder
 from .experiment import Experiment, Unsuitable
-from .recipe import SCALES, Recipe, load_recipe, merged
+from .recipe import SCALES, ExperimentRecipe, load_recipe, merged
 
 
 def resolve(
@@ -72,7 +72,7 @@ _OWN = ("options.", "size=")
 _OF_ONE_SIZE = ("autoencoder",)  # drivers whose networks are made for 28x28 images
 
 
-def takes(recipe: Recipe, setting: str) -> bool:
+def takes(recipe: ExperimentRecipe, setting: str) -> bool:
     """Whether `--front`, `--end`, or the text of a `--set`, changes anything in a recipe.
 
     One without sweeps has no grid and no protocol; its donors are ends where it has receivers.
@@ -88,7 +88,7 @@ def takes(recipe: Recipe, setting: str) -> bool:
     return setting == "--end" and "receivers" in recipe.options
 
 
-def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
+def _check_takes(recipe: ExperimentRecipe, settings: Iterable[str]) -> None:
     for setting in settings:
         if not takes(recipe, setting) and not setting.startswith("options."):
             known = [f"options.{key}" for key in recipe.options]
@@ -99,13 +99,13 @@ def _check_takes(recipe: Recipe, settings: Iterable[str]) -> None:
             )
 
 
-def _scaled(recipe: Recipe, scale: str) -> Recipe:
+def _scaled(recipe: ExperimentRecipe, scale: str) -> ExperimentRecipe:
     """The recipe with its replacements for the scale; those of a part are keyed by its name."""
     changes = dict(recipe.scales.get(scale, {}))
     parts = changes.pop("parts", {})
     table = recipe.model_dump(exclude={"scales"})
     table["parts"] = [merged(p, parts.get(p["name"], {})) for p in table["parts"]]
     try:
-        return Recipe.model_validate(merged(table, changes))
+        return ExperimentRecipe.model_validate(merged(table, changes))
     except ValidationError as error:
-        raise explain(error, Recipe, recipe.name) from None
+        raise explain(error, ExperimentRecipe, recipe.name) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
+from ..files import sealed
+from ..files.atomic import folder as made
+from ..files.atomic import replacing
 from ..progress import Progress
 from ..report.after_sweep import sweep_with_report
 from ..store import Store
-from ..store.files import write_json
 from ..store.shards import clean_rows
 from ..store.tables import write_tables
 from ..study.resources import resources
 from ..study.spec import EngineSpec
 from .claims import HOLDS, UNTESTED, Verdict, verdicts
-from .evidence import Row, Table, gathered
+from .evidence import Evidence, Row, gathered
 from .experiment import Experiment
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ended:
     """How an experiment ended. `failed`: cells and tasks without a result."""
 
     experiment: Experiment
@@ -69,7 +72,7 @@ def run(
     progress: Progress | None = None,
     donors: Path | None = None,
     engine: Mapping[str, Any] | None = None,
-) -> Outcome:
+) -> Ended:
     """Run what is missing of an experiment below the folder `out`, and write its report.
 
     Finished cells and tasks of an earlier run are kept. `engine`: as of a spec's `[engine]`.
@@ -98,7 +101,7 @@ def run(
     _write_tables(mine, table, found)
     report = write_page(experiment, mine, folder, table, found, pictures, failures)
     seconds = time.perf_counter() - started
-    return Outcome(experiment, mine, report, found, len(failures), seconds)
+    return Ended(experiment, mine, report, found, len(failures), seconds)
 
 
 def _failures(by_part: Mapping[str, list[Row]]) -> list[str]:
@@ -215,16 +218,26 @@ class Ledger:
         if found is None:
             found = clean_rows(make())
             if not any(row.get("status") == "failed" for row in found):
-                write_json(self.folder / "settings.json", self.identity)
-                write_json(self.folder / f"{key}.json", found)
+                self._write("settings", self.identity)
+                self._write(key, found)
         return found
+
+    def _write(self, key: str, content: Any) -> None:
+        named = {"key": key, "content": content}
+        sealed.write_json(self.folder / f"{key}.json", sealed.LEDGER, named)
 
     def _read(self, key: str) -> Any:
         path = self.folder / f"{key}.json"
-        return json.loads(path.read_text("utf-8")) if path.exists() else None
+        if not os.path.lexists(path):
+            return None
+        found = sealed.read_json(path, sealed.LEDGER, dict[str, Any])
+        if found.get("key") != key:
+            raise sealed.Damaged(path, sealed.LEDGER, f"it holds '{found.get('key')}'")
+        return found["content"]
 
 
-def _write_tables(folder: Path, table: Table, found: tuple[Verdict, ...]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_tables(folder: Path, table: Evidence, found: tuple[Verdict, ...]) -> None:
+    made(folder)
     write_tables(folder, [{k: v for k, v in row.items() if v is not None} for row in table.rows])
-    write_json(folder / "claims.json", [vars(v) for v in found])
+    with replacing(folder / "claims.json") as temporary:
+        temporary.write_text(json.dumps([vars(v) for v in found], indent=1) + "\n", "utf-8")

@@ -9,6 +9,7 @@ with the attack's columns in them. They are kept as they are finished (in the ru
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,20 +19,21 @@ import numpy as np
 from torch import Tensor
 
 from ..attacks import RobustResult, save_examples
-from ..attacks.columns import attack_options, attacked_images
-from ..attacks.names import prepared
+from ..attacks.columns import attacked_images
+from ..attacks.names import DEFAULT, prepared
 from ..attacks.options import TEXT_NAMES, AttackOptions
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
-from ..errors import FulaError
+from ..errors import FulaError, check_name
+from ..files.atomic import folder as made
+from ..files.paths import user_path
 from ..models import Staged
 from ..progress import Progress
 from ..store import Store
 from ..store.differences import describe_differences
-from ..store.files import folder as made
 from ..store.tables import write_tables
 from ..study.cell import Cell
-from ..study.plan import Plan, Wave
+from ..study.plan import Plan, PlannedWave
 from .kept import settled_spec
 from .workbench import Workbench
 
@@ -53,7 +55,7 @@ class RobustRun:
 
 def attack_run(
     folder: str | Path,
-    attack: str = "autoattack-rand",
+    attack: str = DEFAULT,
     *,
     name: str | None = None,
     limit: int | None = None,
@@ -70,7 +72,7 @@ def attack_run(
     `name`: of the table, by default the attack's. `limit`: only so many test images; by default
     what the run's spec says. `examples`: folder for the adversarial images, one npz a cell (see
     `save_examples`). `donors`, `modules`: as of a sweep. `options`: of `robust_evaluate`, those
-    that have a name and a value (`attack_options.TEXT_NAMES`); norm, eps and step are each cell's
+    that have a name and a value (`attacks.options.TEXT_NAMES`); norm, eps and step are each cell's
     own where not given. Raises `FulaError` for an unknown attack or option, before anything is
     loaded; for a folder without a run, for an earlier table of that name made with other settings,
     and where donors are not the run's.
@@ -83,7 +85,7 @@ def attack_run(
     limit = spec.evaluation.robust_images if limit is None else limit
     settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))
-    kept = None if examples is None else made(Path(examples))
+    kept = None if examples is None else made(user_path(examples))
     ready = store.done()
     if not ready:
         raise FulaError(
@@ -121,7 +123,7 @@ def _groups(
     """Cells that are attacked with the same options."""
     together: dict[str, tuple[list[Cell], dict]] = {}
     for cell in cells:
-        own = attack_options(cell.protocol, precision) | dict(options)
+        own = cell.protocol.robust_options(precision) | dict(options)
         together.setdefault(repr(sorted(own.items())), ([], own))[0].append(cell)
     yield from together.values()
 
@@ -131,7 +133,7 @@ class _Attacks:
     """The attack on cells of one wave of the run."""
 
     bench: Workbench
-    wave: Wave
+    wave: PlannedWave
     store: Store
     attack: str
     options: Mapping[str, Any]
@@ -183,8 +185,9 @@ class _Results:
 
     def __init__(self, run: Store, name: str, settings: dict[str, Any]) -> None:
         self.run, self.name, self.settings = run, name, settings
-        self.folder = run.folder / "attacks" / name
-        self.store = Store.open(self.folder) if (self.folder / "spec.json").exists() else None
+        self.folder = run.folder / "attacks" / check_name(name, "--name")
+        known = os.path.lexists(self.folder / "spec.json")
+        self.store = Store.open(self.folder) if known else None
         if self.store is not None and self.store.spec != settings:
             raise FulaError(
                 f"'{run.folder}' has an attack '{name}' with other settings "
@@ -196,7 +199,7 @@ class _Results:
         done = set() if self.store is None else self.store.done()
         return {cell for cell in done if examples is None or _file(examples, cell).exists()}
 
-    def write(self, wave: Wave, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, wave: PlannedWave, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep finished rows."""
         if self.store is None:
             cells = [{"id": cell["id"]} for cell in self.run.plan["cells"]]
@@ -205,6 +208,7 @@ class _Results:
 
     def finish(self) -> RobustRun:
         """Write the tables."""
+        self.store.tidy()
         rows = self.store.rows()
         stem = f"attack-{self.name}"
         write_tables(self.run.folder, rows, stem)

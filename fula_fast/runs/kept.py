@@ -9,7 +9,6 @@ A donor that no name describes (a module of the user's own), or that is very lar
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from torch import nn
 from ..donors.obtain import normalisation_of
 from ..engine.restore import restored_model
 from ..errors import FulaError
+from ..files import sealed
 from ..models import Normalised, Staged, content_hash, load_checkpoint, save_checkpoint
 from ..pipelines.sources.by_name import data_folder
 from ..store import Store
-from ..store.files import write_json
 from ..study.cell import Cell
 from ..study.donor_spec import DataSpec, DonorSpec
 from ..study.plan import Plan
@@ -50,8 +49,9 @@ def keep_surroundings(store: Store, bench: Workbench) -> None:
             _keep_donor(store.folder, name, wave.key.hook, bench)
     data = bench.spec.data
     moments = normalisation_of(data, bench.source(data))
-    write_json(
+    sealed.write_json(
         place,
+        sealed.SURROUNDINGS,
         {
             "folder": str(Path.cwd()),
             "data_dir": str(data_folder(data.data_dir).absolute()),
@@ -86,7 +86,7 @@ def _surroundings(folder: Path) -> dict[str, Any]:
             f"'{folder}' lacks {_FILE}: its sweep was stopped before its first cell; "
             "go on with it by --resume"
         )
-    return json.loads(path.read_text("utf-8"))
+    return sealed.read_json(path, sealed.SURROUNDINGS)
 
 
 def settled_spec(store: Store) -> Spec:

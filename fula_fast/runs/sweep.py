@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from ..device.allocator import keeping_memory
 from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
+from ..files.atomic import folder as made
+from ..files.paths import user_path
 from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
-from ..store.files import folder as made
+from ..study.cell import Cell
 from ..study.facts import described_facts
-from ..study.plan import Plan, Wave, plan
+from ..study.plan import Plan, PlannedWave, plan
 from ..study.resources import resources
 from ..study.spec import Spec
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .workbench import Workbench
 
 Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
+_WAIT_SECONDS = 2.0
 _PACKAGES = ("torch", "torchvision", "triton", "numpy")
 
 
@@ -61,10 +65,10 @@ def run_sweep(
     run, a donor below its `min_accuracy`.
     """
     started = time.perf_counter()
-    folder, progress = Path(out), progress or Progress()
+    folder, progress = user_path(out), progress or Progress()
     planned = _planned(spec, modules or {})
     store = _existing(spec, folder, planned, resume)
-    planned = planned if store is None else Plan.from_json(store.plan)
+    planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     for note in planned.notes:
@@ -78,8 +82,9 @@ def run_sweep(
             store = store or _begun(spec, folder, bench)
             keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
-            for wave in planned.waves:
-                _run_wave(wave, bench, store, todo, fail_fast, profile)
+            with store.writers.present():
+                for wave in _free_waves(planned, store, todo, progress):
+                    _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
 
@@ -99,7 +104,7 @@ def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
 def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | None:
     """The run that the folder holds, if any: only `resume` goes on with it, and only with the same
     spec."""
-    if not (folder / "spec.json").exists():
+    if not os.path.lexists(folder / "spec.json"):
         return None
     if not resume:
         _refuse_other(spec, folder)
@@ -107,7 +112,58 @@ def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | 
             f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
             "or give another --out"
         )
-    return Store.create(folder, _identity(spec), planned.to_json())
+    store = Store.create(folder, _identity(spec), planned.to_json())
+    store.verify_stitches()
+    return store
+
+
+def _kept(store: Store, planned: Plan, budget: int) -> Plan:
+    """The stored plan, whose partition and precision a run keeps, on this machine's device.
+
+    `planned`: what the spec would be here. Raises `FulaError` where the device cannot do it.
+    """
+    kept = Plan.from_json(store.plan)
+    if kept.device == planned.device:
+        return kept
+    if kept.precision == "tf32" and planned.device == "cpu":
+        raise FulaError(
+            f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
+            "on a GPU, or give another --out"
+        )
+    largest = max(wave.memory for wave in kept.waves)
+    if largest > budget:
+        raise FulaError(
+            f"'{store.folder}' was planned on '{kept.device}' with waves of "
+            f"{largest / 2**30:.1f} GiB, but '{planned.device}' has {budget / 2**30:.1f} GiB for "
+            "one; go on there, or give another --out"
+        )
+    return replace(kept, device=planned.device)
+
+
+def _free_waves(
+    planned: Plan, store: Store, todo: set[str], progress: Progress
+) -> Iterator[PlannedWave]:
+    """The waves with unfinished cells, those that another process works on last: it is waited for,
+    and what it has finished is taken out of `todo`."""
+    waiting, told = list(planned.waves), False
+    while waiting:
+        taken = {note["wave"]: note for note in store.writers.others()}
+        if taken and not told:
+            note, told = next(iter(taken.values())), True
+            progress.note(
+                f"process {note['pid']} on {note['host']} works in '{store.folder}' too; its waves "
+                "are left to it"
+            )
+        if taken:
+            todo -= store.done()
+        waiting = [wave for wave in waiting if todo.intersection(cell.id for cell in wave.cells)]
+        free = next((wave for wave in waiting if wave.id not in taken), None)
+        if free is not None:
+            waiting.remove(free)
+            store.writers.claim(free.id)
+            yield free
+        elif waiting:
+            time.sleep(_WAIT_SECONDS)
 
 
 def _begun(spec: Spec, folder: Path, bench: Workbench) -> Store:
@@ -132,17 +188,26 @@ def _identity(spec: Spec) -> dict[str, Any]:
 
 
 def _run_wave(
-    wave: Wave, bench: Any, store: Store, todo: set[str], fail_fast: bool, profile: bool
+    wave: PlannedWave,
+    bench: Workbench,
+    store: Store,
+    todo: set[str],
+    fail_fast: bool,
+    profile: bool,
 ) -> None:
-    if not todo.intersection(cell.id for cell in wave.cells):
-        return
     task = bench.task(wave)
     hashes = _hashes(bench, wave)
     store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
     common = _common(bench, wave, hashes)
     for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
         axes = bench.spec.grid.axes
-        rows = [common | _row(outcome) | _axis_columns(outcome, axes) for outcome in outcomes]
+        rows = [
+            common
+            | _robust_donors(bench, wave, outcome.cell)
+            | _row(outcome)
+            | _axis_columns(outcome, axes)
+            for outcome in outcomes
+        ]
         good = [o for o in outcomes if not o.error]
         stitches, statistics = (
             {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
@@ -154,7 +219,9 @@ def _run_wave(
             raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
 
 
-def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: bool) -> Executor:
+def _executor(
+    planned: Plan, wave: PlannedWave, store: Store, todo: set[str], profile: bool
+) -> Executor:
     """Runs the wave's unfinished cells, alone or as lanes."""
     if planned.executor == "solo":
         from ..engine import solo
@@ -166,34 +233,36 @@ def _executor(planned: Plan, wave: Wave, store: Store, todo: set[str], profile: 
 
 
 def _only(task: WaveTask, todo: set[str]) -> WaveTask:
-    from dataclasses import replace
-
     return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
 
 
-def _hashes(bench: Any, wave: Wave) -> dict[str, str]:
+def _hashes(bench: Workbench, wave: PlannedWave) -> dict[str, str]:
     names = {"front": wave.key.front, "end": wave.key.end}
     return {f"{r}_hash": bench.donor(n, wave.key.hook).content_hash for r, n in names.items()}
 
 
-def _common(bench: Any, wave: Wave, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _common(bench: Workbench, wave: PlannedWave, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Columns that all cells of a wave share."""
     accuracies = {
         f"{role}_accuracy": bench.donor(name, wave.key.hook).metrics.test_accuracy
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     versions = {f"version_{name}": v for name, v in _versions().items()}
-    accuracies |= {
-        f"{role}_robust_accuracy": found
-        for role, name in (("front", wave.key.front), ("end", wave.key.end))
-        if (found := bench.robust_accuracy(name, wave)) is not None
-    }
     place = {"device": device_name(bench.plan.device), "precision": bench.plan.precision}
     sites = {
         f"{role}_sites": bench.donor(name, wave.key.hook).staged.num_sites
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     return {**accuracies, **sites, **hashes, **place, **versions}
+
+
+def _robust_donors(bench: Workbench, wave: PlannedWave, cell: Cell) -> dict[str, float]:
+    """Columns of the two donors under the cell's own attack; cells of a wave may differ in it."""
+    return {
+        f"{role}_robust_accuracy": found
+        for role, name in (("front", wave.key.front), ("end", wave.key.end))
+        if (found := bench.robust_accuracy(name, wave, cell.protocol)) is not None
+    }
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -211,10 +280,11 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
     """One column for every protocol option that the grid varies."""
-    return {name: getattr(outcome.cell.protocol, name) for name in axes}
+    return outcome.cell.protocol.model_dump(mode="json", include=set(axes))
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
+    store.tidy()
     store.write_tables()
     return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
@@ -240,8 +310,6 @@ def _versions() -> dict[str, str]:
 
 def _launch(planned: Plan) -> dict[str, Any]:
     """What a report says of the machine and the command."""
-    import os
-
     return {
         "versions": _versions(),
         "device": device_name(planned.device),

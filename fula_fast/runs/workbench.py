@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..attacks.columns import attack_options, attacked_images, attacked_models
+from ..attacks.columns import attacked_images, attacked_models
 from ..donors.donor import Donor
 from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
 from ..engine.task import WaveTask
@@ -19,7 +19,8 @@ from ..pipelines import Batch, Source
 from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
-from ..study.plan import Plan, Wave
+from ..study.plan import Plan, PlannedWave
+from ..study.protocol import Protocol
 from ..study.spec import Spec
 from .cell_images import CellImages
 
@@ -80,11 +81,11 @@ class Workbench:
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
 
-    def _pair(self, wave: Wave) -> tuple[Donor, Donor]:
+    def _pair(self, wave: PlannedWave) -> tuple[Donor, Donor]:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
         return front, end
 
-    def task(self, wave: Wave, *, training: bool = True) -> WaveTask:
+    def task(self, wave: PlannedWave, *, training: bool = True) -> WaveTask:
         """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
         front, end = self._pair(wave)
         self._check_pair(wave, front, end)
@@ -106,19 +107,22 @@ class Workbench:
             progress=self.progress,
         )
 
-    def robust_accuracy(self, name: str, wave: Wave) -> float | None:
-        """Robust accuracy of a donor under the wave's attack (None without one): an end point of
-        the stitching plot."""
-        rule = wave.protocol
-        if rule.robust == "none":
+    def robust_accuracy(self, name: str, wave: PlannedWave, rule: Protocol) -> float | None:
+        """Robust accuracy of a donor under the attack of one of the wave's cells (None without
+        one): an end point of the stitching plot."""
+        if not rule.measures_robustness:
             return None
         limit = self.spec.evaluation.robust_images
-        return self.robust_under(
-            name, wave, rule.robust, attack_options(rule, self.plan.precision), limit
-        )
+        options = rule.robust_options(self.plan.precision)
+        return self.robust_under(name, wave, rule.robust, options, limit)
 
     def robust_under(
-        self, name: str, wave: Wave, attack: str, options: Mapping[str, Any], limit: int | None
+        self,
+        name: str,
+        wave: PlannedWave,
+        attack: str,
+        options: Mapping[str, Any],
+        limit: int | None,
     ) -> float:
         """Robust accuracy of a donor under any attack; measured once per donor and attack."""
         key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
@@ -130,31 +134,31 @@ class Workbench:
             self._robust[key] = found["robust_accuracy"]
         return self._robust[key]
 
-    def _check_pair(self, wave: Wave, front: Donor, end: Donor) -> None:
+    def _check_pair(self, wave: PlannedWave, front: Donor, end: Donor) -> None:
         """Images must fit both donors; labels the end, whose head names the classes."""
         data = self.source(self.spec.data)
         self._check_labels(wave.key.end)
-        if wave.protocol.robust != "none":
+        if wave.measures_robustness:
             self._check_labels(wave.key.front)
         for donor in (front, end):
             if tuple(donor.staged.input_shape) != tuple(data.image_shape):
                 raise FulaError(
-                    f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, the "
-                    f"data gives {data.image_shape} (C, H, W); set size and channels in [data]"
+                    f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, "
+                    f"the data gives {data.image_shape} (C, H, W); set size and channels in [data]"
                 )
 
     def _check_labels(self, name: str) -> None:
         own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
         check_label_order(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
-    def _images(self, wave: Wave) -> CellImages:
+    def _images(self, wave: PlannedWave) -> CellImages:
         """The images of a wave's cells."""
         own, training = self.spec.data, self._training_data(wave)
         train, test = self.source(training), self.source(own)
         moments = normalisation_of(training, train), normalisation_of(own, test)
         return CellImages(wave.cells[0], train.train, test.test, *moments, self.device)
 
-    def _training_data(self, wave: Wave) -> DataSpec:
+    def _training_data(self, wave: PlannedWave) -> DataSpec:
         """What trains the stitches: the run's data, the sender's own, or the correlated set."""
         data, kind = self.spec.data, wave.key.stitch_data
         if kind == "sender":

@@ -62,7 +62,7 @@ def initial_stitches(
     stitches = {
         (i, j): new_stitch(front_shapes[i - 1], end_shapes[j - 1], protocol) for i, j in pairs
     }
-    closed = [p for p in pairs if protocol.init == "dm" and stitches[p].geometry.like]
+    closed = [p for p in pairs if protocol.starts_closed and stitches[p].geometry.like]
     forms = closed_forms(front, end, closed, protocol, images)
     for pair, stitch in stitches.items():
         if pair in forms:

@@ -6,19 +6,25 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
 from ..errors import FulaError, FulaWarning
+from ..files import sealed
+from ..files.atomic import folder as made
+from ..files.atomic import remove, remove_stale, writing
+from ..files.paths import user_path
+from ..files.sealed import CHECKPOINT, LAUNCH, RUN_PLAN, RUN_SPEC, STITCHES
+from .cross_layer import with_self_accuracy
 from .differences import describe_differences
-from .files import folder as made
-from .files import remove_stale, write_json, writing
-from .matrices import with_self_accuracy
 from .shards import (
     STATUSES,
     Shard,
-    ShardError,
     clean_rows,
     folder_of,
     next_stem,
@@ -27,7 +33,7 @@ from .shards import (
     write_shard,
 )
 from .tables import write_tables
-from .tensors import read_tensors, write_tensors
+from .writers import Writers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +47,29 @@ class StoreWarning(FulaWarning):
     """A file of the run is damaged; what it held counts as missing and will be done again."""
 
 
+class _Cell(TypedDict):
+    """What every cell of a plan has; its specification stands beside."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    id: str
+
+
+class _Plan(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    cells: list[_Cell]
+
+
+class _Spec(TypedDict):
+    spec: dict[str, Any]
+    plan: str
+
+
+class _Progress(TypedDict):
+    run: str
+    wave: str
+    meta: dict[str, Any]
+
+
 class Store:
     """A run's folder: its spec and plan, finished cells, stitches, wave checkpoints and tables.
 
@@ -52,9 +81,15 @@ class Store:
         self.folder = folder
         self.spec = spec
         self.plan = plan
+        self._id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
         self._planned = dict.fromkeys(cell["id"] for cell in plan["cells"])  # in order
         self._shards: dict[Path, Shard] = {}  # shards never change: each is read once
         self._damaged: set[Path] = set()
+        self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
+        self._by_cell: dict[str, list[Shard]] = {}
+        self._indexed = 0  # shards that the index knows
+        self._donors: dict[str, str] = {}  # checked already
+        self.writers = Writers(folder / "writers")
 
     @classmethod
     def create(cls, path: str | Path, spec: dict[str, Any], plan: dict[str, Any]) -> Store:
@@ -64,11 +99,12 @@ class Store:
         folder that holds the same spec keeps its stored plan (partition, precision, backend).
         Raises `FulaError` if the folder holds another spec, or other cells for this spec.
         """
-        folder = Path(path)
+        folder = user_path(path)
         spec, plan = json.loads(json.dumps(spec)), json.loads(json.dumps(plan))
-        if not os.path.exists(folder / "spec.json"):
-            write_json(folder / "plan.json", plan)
-            write_json(folder / "spec.json", spec)  # last: a folder with a spec is a run
+        if not os.path.lexists(folder / "spec.json"):
+            written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan)
+            named = {"spec": spec, "plan": written}  # last: a folder with a spec is a run
+            sealed.write_json(folder / "spec.json", RUN_SPEC, named)
         store = cls.open(folder)
         if store.spec != spec:
             raise FulaError(
@@ -86,8 +122,12 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The run in `path`; raises `FulaError` if there is none."""
-        folder = Path(path)
-        return cls(folder, _read_json(folder, "spec.json"), _read_json(folder, "plan.json"))
+        folder = user_path(path)
+        found = _read(folder, "spec.json", RUN_SPEC, _Spec)
+        plan = _read(folder, "plan.json", RUN_PLAN, _Plan)
+        if sealed.digest_of(plan) != found["plan"]:
+            raise sealed.Damaged(folder / "plan.json", RUN_PLAN, "it is the plan of another run")
+        return cls(folder, found["spec"], plan)
 
     # Cells
 
@@ -131,16 +171,19 @@ class Store:
         tensors = {
             f"{owner}/{name}": t for owner, part in named.items() for name, t in part.items()
         }
-        file = self._stitches(sub) / f"{stem}.safetensors" if tensors else None
-        if file:
-            write_tensors(file, tensors, {"wave": wave_id})
-        shard = self.folder / "cells" / sub / f"{stem}.json"
+        self._check_there()
+        stitches_file = self._stitches(sub) / f"{stem}.safetensors"
+        shard, entry = self.folder / "cells" / sub / f"{stem}.json", None
         try:
-            write_shard(shard, wave_id, rows, file)
+            if tensors:
+                meta = {"run": self._id, "wave": wave_id}
+                digest = sealed.write_tensors(stitches_file, STITCHES, tensors, meta)
+                entry = stitches_file, digest
+            write_shard(shard, self._id, wave_id, rows, entry)
         except BaseException:
             # A shard in its place (only the flush of its folder failed) needs its stitches.
-            if file and not shard.exists():
-                file.unlink(missing_ok=True)
+            if not shard.exists():
+                stitches_file.unlink(missing_ok=True)
             raise
         self._set_aside(wave_id)
 
@@ -155,24 +198,71 @@ class Store:
         return self._tensors(cell, _STATISTICS + cell)
 
     def _tensors(self, cell: str, owner: str) -> dict[str, Tensor]:
-        for shard in self._all():
-            ok = {row["cell"] for row in shard.rows if row["status"] == "ok"}
-            if shard.stitches and cell in ok:
-                tensors, _ = read_tensors(shard.stitches, f"{owner}/")
-                if tensors:
-                    return tensors
+        for shard in self._shards_of(cell):
+            prefix = f"{owner}/"
+            found = {n: t for n, t in self._read_stitches(shard).items() if n.startswith(prefix)}
+            if found:
+                return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         return {}
+
+    def _shards_of(self, cell: str) -> list[Shard]:
+        """The shards with stitches in which the cell is `ok`."""
+        return [shard for shard in self._index().get(cell, ()) if shard.stitches]
+
+    def _index(self) -> dict[str, list[Shard]]:
+        """Shards by the cells that are `ok` in them."""
+        shards = self._all()
+        if len(shards) != self._indexed:
+            self._by_cell, self._indexed = {}, len(shards)
+            for shard in shards:
+                for row in shard.rows:
+                    if row["status"] == "ok":
+                        self._by_cell.setdefault(row["cell"], []).append(shard)
+        return self._by_cell
+
+    def _read_stitches(self, shard: Shard) -> dict[str, Tensor]:
+        """All tensors of a shard, verified; those of the last one are kept at hand."""
+        if shard.path not in self._verified:
+            tensors, _ = sealed.read_tensors(shard.stitches, STITCHES, digest=shard.digest)
+            self._verified = {shard.path: tensors}
+        return self._verified[shard.path]
+
+    def tidy(self) -> None:
+        """Remove what killed processes left behind, unless another one is at work here: temporary
+        files, stitches without their shard, checkpoints of waves that are done."""
+        remove_stale(self.folder)
+        if self.writers.others():
+            return
+        for path in (self.folder / "stitches").glob("??/*.safetensors"):
+            if not os.path.lexists(self.folder / "cells" / path.parent.name / f"{path.stem}.json"):
+                remove(path)
+        if not self.missing():
+            for path in (self.folder / "checkpoints").glob("*.safetensors"):
+                remove(path)
+
+    def verify_stitches(self) -> None:
+        """Read all stitches; the cells of damaged ones count as missing from then on."""
+        for shard in self._all():
+            if shard.stitches:
+                try:
+                    self._read_stitches(shard)
+                except (sealed.Damaged, FileNotFoundError) as error:
+                    del self._shards[shard.path]
+                    self._damaged.add(shard.path)
+                    _warn(error)
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows."""
-        for row in self.rows():
+        new = {n: h for n, h in hashes.items() if self._donors.get(n) != h}
+        for row in self.rows() if new else ():
             for side in ("front", "end"):
-                stored, given = row.get(f"{side}_hash"), hashes.get(row.get(side, ""))
+                stored, given = row.get(f"{side}_hash"), new.get(row.get(side, ""))
                 if row["status"] == "ok" and stored and given and stored != given:
                     raise FulaError(
                         f"donor '{row[side]}' has content hash {given}, but the finished cells of "
                         f"'{self.folder}' used {stored}; restore that donor or give another --out"
                     )
+        self._donors |= new
 
     # Tables, launches, logs
 
@@ -189,12 +279,19 @@ class Store:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""
         now = datetime.now(UTC)
         name = f"{now:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
-        write_json(self.folder / "launches" / name, {"started": now.isoformat(), **info})
+        self._check_there()
+        content = {"started": now.isoformat(), **info}
+        sealed.write_json(self.folder / "launches" / name, LAUNCH, content)
 
     def launches(self) -> list[dict[str, Any]]:
-        """What `add_launch` kept, oldest first."""
-        paths = sorted((self.folder / "launches").glob("[!.]*.json"))
-        return [json.loads(path.read_text("utf-8")) for path in paths]
+        """What `add_launch` kept, oldest first; damaged notes are named and left out."""
+        found = []
+        for path in sorted((self.folder / "launches").glob("[!.]*.json")):
+            try:
+                found.append(sealed.read_json(path, LAUNCH, dict[str, Any]))
+            except (sealed.Damaged, sealed.Newer) as error:
+                _warn(error)
+        return found
 
     @property
     def logs(self) -> Path:
@@ -207,26 +304,28 @@ class Store:
         self, wave_id: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> None:
         """Replace the wave's checkpoint: named arrays or tensors, and JSON-able `meta`."""
-        write_tensors(self._checkpoint(wave_id), tensors, meta)
+        self._check_there()
+        named = {"run": self._id, "wave": wave_id, "meta": meta}
+        sealed.write_tensors(self._checkpoint(wave_id), CHECKPOINT, tensors, named)
 
     def load_checkpoint(self, wave_id: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The wave's checkpoint on the CPU, or `None`; a damaged one is named and ignored."""
         path = self._checkpoint(wave_id)
-        if not path.exists():
-            return None
-        from safetensors import SafetensorError
-
         try:
-            return read_tensors(path)
-        except SafetensorError as error:
-            self._warn(path, str(error), "the wave starts anew")
+            tensors, found = sealed.read_tensors(path, CHECKPOINT, _Progress)
+            if (found["run"], found["wave"]) != (self._id, wave_id):
+                raise sealed.Damaged(path, CHECKPOINT, "it is of another wave or run")
+        except FileNotFoundError:
             return None
+        except sealed.Damaged as error:
+            _warn(error)
+            remove(path)
+            return None
+        return tensors, found["meta"]
 
     def drop_checkpoint(self, wave_id: str) -> None:
         """Delete the wave's checkpoint, if there is one."""
-        path = self._checkpoint(wave_id)
-        with writing(path):
-            path.unlink(missing_ok=True)
+        remove(self._checkpoint(wave_id))
 
     # Inside
 
@@ -248,11 +347,12 @@ class Store:
         return sorted(self._shards.values(), key=lambda shard: (shard.written, shard.path.name))
 
     def _read(self, path: Path) -> None:
-        try:
-            self._shards[path] = read_shard(path, self._stitches(path.parent.name))
-        except ShardError as error:
-            self._damaged.add(path)
-            self._warn(path, str(error), "its cells count as missing; --resume does them again")
+        with suppress(FileNotFoundError):  # set aside by another process
+            try:
+                self._shards[path] = read_shard(path, self._id, self._stitches(path.parent.name))
+            except sealed.Damaged as error:
+                self._damaged.add(path)
+                _warn(error)
 
     def _latest(self) -> dict[str, dict[str, Any]]:
         """Each cell's row: its first `ok` one, else its last `failed` one."""
@@ -275,18 +375,27 @@ class Store:
 
     def _set_aside(self, wave_id: str) -> None:
         for path in [path for path in self._damaged if wave_of(path) == wave_id]:
-            path.rename(path.with_suffix(".json.damaged"))
+            with writing(path), suppress(FileNotFoundError):
+                path.rename(path.with_suffix(".json.damaged"))
             self._damaged.discard(path)
 
-    def _warn(self, path: Path, reason: str, effect: str) -> None:
-        warnings.warn(f"'{path}' is damaged: {reason}; {effect}", StoreWarning, stacklevel=2)
+    def _check_there(self) -> None:
+        """Refuse to make a folder anew that was moved or deleted while its run went on."""
+        if not (self.folder / "spec.json").is_file():
+            raise FulaError(
+                f"'{self.folder}' is no longer the folder of this run: it was moved, deleted or "
+                "emptied meanwhile; move it back and go on with --resume"
+            )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        raise FulaError(f"'{folder}' holds no run ({name} is missing); give a folder of a sweep")
+def _warn(error: Exception) -> None:
+    warnings.warn(str(error), StoreWarning, stacklevel=3)
+
+
+def _read(folder: Path, name: str, kind: sealed.Kind, schema: Any) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise FulaError(f"'{path}' is damaged ({error}); give another --out") from error
+        return sealed.read_json(folder / name, kind, schema)
+    except FileNotFoundError:
+        raise FulaError(
+            f"'{folder}' holds no run ({name} is missing); give a folder of a sweep"
+        ) from None

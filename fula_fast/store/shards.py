@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .files import replacing
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
-FORMAT = 1
+from ..files import sealed
+from ..files.sealed import SHARD
+
 STATUSES = ("ok", "failed")
 _NAME = re.compile(r"(?P<wave>.+)-(?P<order>\d{4,})-[0-9a-f]{12}\.json")
 
 
+class Row(TypedDict):
+    """What every row has; measures and settings stand beside."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    cell: str
+    status: Literal["ok", "failed"]
+
+
+class _Stitches(TypedDict):
+    file: str
+    bytes: int
+    digest: str
+
+
+class _Content(TypedDict):
+    run: str
+    wave: str
+    written: str
+    stitches: _Stitches | None
+    rows: list[Row]
+
+
 @dataclass(frozen=True)
 class Shard:
-    """One shard as read: its rows, and the file of their stitches (`None`: no stitches)."""
+    """One shard as read: its rows, and the file of their stitches with its digest (`None`, "": no
+    stitches)."""
 
     path: Path
     written: str
     rows: tuple[dict[str, Any], ...]
     stitches: Path | None
-
-
-class ShardError(ValueError):
-    """A shard that is truncated or corrupt; the message says in what way."""
+    digest: str
 
 
 def folder_of(wave_id: str) -> str:
@@ -51,7 +73,7 @@ def next_stem(taken: Iterable[Path], wave_id: str, rows: list[dict[str, Any]]) -
     orders = [
         int(_NAME.fullmatch(path.name)["order"]) for path in taken if wave_of(path) == wave_id
     ]
-    return f"{wave_id}-{max(orders, default=-1) + 1:04d}-{_digest(rows)[:12]}"
+    return f"{wave_id}-{max(orders, default=-1) + 1:04d}-{sealed.digest_of(rows)[:12]}"
 
 
 def clean_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -60,45 +82,43 @@ def clean_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_shard(
-    path: Path, wave_id: str, rows: list[dict[str, Any]], stitches: Path | None
+    path: Path,
+    run: str,
+    wave_id: str,
+    rows: list[dict[str, Any]],
+    stitches: tuple[Path, str] | None,
 ) -> None:
-    """Write a shard atomically; its stitches, if any, must lie in their place already."""
-    head = {
-        "format": FORMAT,
-        "wave": wave_id,
-        "written": datetime.now(UTC).isoformat(),
-        "stitches": stitches and {"file": stitches.name, "bytes": stitches.stat().st_size},
-        "digest": _digest(rows),
-    }
-    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    with replacing(path) as temporary:
-        temporary.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n', "utf-8")
+    """Write a shard of the run `run`; its stitches (file, digest) must lie in their place already."""
+    entry = None
+    if stitches is not None:
+        file, digest = stitches
+        entry = {"file": file.name, "bytes": file.stat().st_size, "digest": digest}
+    head = {"run": run, "wave": wave_id, "written": datetime.now(UTC).isoformat()}
+    sealed.write_json(path, SHARD, head | {"stitches": entry, "rows": rows}, indent=None)
 
 
-def read_shard(path: Path, stitches_folder: Path) -> Shard:
-    """Read and verify a shard and the size of its stitches; raises `ShardError`."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        rows, entry = content["rows"], content["stitches"]
-        if content["digest"] != _digest(rows):
-            raise ShardError("its rows do not match their digest")
-        stitches = _stitches(stitches_folder, entry) if entry else None
-        return Shard(path, content["written"], tuple(rows), stitches)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ShardError("it is no complete JSON shard") from error
+def read_shard(path: Path, run: str, stitches_folder: Path) -> Shard:
+    """Read and verify a shard of the run `run`, and that its stitches have their size.
+
+    Raises `sealed.Damaged`, `sealed.Newer`, and `FileNotFoundError`.
+    """
+    content = sealed.read_json(path, SHARD, _Content)
+    if content["run"] != run:
+        raise sealed.Damaged(path, SHARD, "it is of another run")
+    entry = content["stitches"]
+    file = entry and _stitches(path, stitches_folder / Path(entry["file"]).name, entry["bytes"])
+    return Shard(
+        path, content["written"], tuple(content["rows"]), file, entry["digest"] if entry else ""
+    )
 
 
-def _stitches(folder: Path, entry: dict[str, Any]) -> Path:
-    path = folder / entry["file"]
+def _stitches(shard: Path, path: Path, expected: int) -> Path:
     size = path.stat().st_size if path.is_file() else None
-    if size != entry["bytes"]:
+    if size != expected:
         found = "is missing" if size is None else f"has {size} bytes"
-        raise ShardError(f"its stitches '{path.name}' {found}, not {entry['bytes']} bytes")
+        reason = f"its stitches '{path.name}' {found}, not {expected} bytes"
+        raise sealed.Damaged(shard, SHARD, reason)
     return path
-
-
-def _digest(rows: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _json_value(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
-from .files import replacing
+from ..files.atomic import replacing
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,7 +29,8 @@ COLUMNS: dict[str, str] = {
     "status": "string",
     "error": "string",
     "accuracy": "double",
-    "agreement_hard": "double",
+    "agreement_top1": "double",
+    "agreement_right_wrong": "double",
     "agreement_soft": "double",
     "kappa": "double",
     "loss": "double",
@@ -49,7 +50,8 @@ COLUMNS: dict[str, str] = {
     "end_sites": "int64",
 }
 """Columns of every table, in order, with their Arrow types. Others follow: `version_*` (strings),
-then measures by name (doubles, booleans or strings; lists and objects as JSON strings)."""
+then measures by name (doubles, booleans, lists of doubles, or strings; objects as JSON strings). In
+CSV, which has none, lists are JSON strings."""
 
 SETTING = ("protocol", "alpha", "shortcut", "subset", "weighting", "bn", "epochs")
 """Columns that tell settings apart, beside the run's own axes."""
@@ -76,7 +78,31 @@ def write_tables(folder: Path, rows: Iterable[dict[str, Any]], stem: str = "resu
     with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
     with replacing(folder / f"{stem}.csv") as temporary:
-        csv.write_csv(results, temporary)
+        csv.write_csv(_inert(_without_lists(results)), temporary)
+
+
+def _without_lists(results: pyarrow.Table) -> pyarrow.Table:
+    """The table with its lists as JSON strings."""
+    import pyarrow
+
+    for position, field in enumerate(results.schema):
+        if pyarrow.types.is_list(field.type):
+            values = results.column(position).to_pylist()
+            texts = pyarrow.array([v if v is None else json.dumps(v) for v in values], "string")
+            results = results.set_column(position, field.name, texts)
+    return results
+
+
+def _inert(results: pyarrow.Table) -> pyarrow.Table:
+    """The table with texts that a spreadsheet would run as formulas behind an apostrophe."""
+    import pyarrow
+    from pyarrow import compute
+
+    for place, field in enumerate(results.schema):
+        if pyarrow.types.is_string(field.type):
+            plain = compute.replace_substring_regex(results[place], r"^([=+\-@\t\r])", r"'\1")
+            results = results.set_column(place, field, plain)
+    return results
 
 
 def _extra_types(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -87,6 +113,8 @@ def _extra_types(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def _extra_type(name: str, values: list[Any]) -> str:
     kinds = {type(value) for value in values if value is not None}
+    if kinds == {list} and all(_are_numbers(v) for v in values if v is not None):
+        return "list"
     if name.startswith("version_") or kinds - {bool, int, float}:
         return "string"
     return "bool" if kinds == {bool} else "double"
@@ -99,9 +127,21 @@ def _array(name: str, kind: str, rows: list[dict[str, Any]]) -> pyarrow.Array:
     if kind == "string":
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     try:
-        return pyarrow.array(values, getattr(pyarrow, _FACTORY.get(kind, kind))())
+        return pyarrow.array(values, _arrow_type(kind))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
         raise FulaError(f"column '{name}' holds a value that is no {kind}: {error}") from error
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _arrow_type(kind: str) -> pyarrow.DataType:
+    import pyarrow
+
+    if kind == "list":
+        return pyarrow.list_(pyarrow.float64())
+    return getattr(pyarrow, _FACTORY.get(kind, kind))()
 
 
 _FACTORY = {"double": "float64", "bool": "bool_"}

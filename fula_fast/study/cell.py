@@ -13,16 +13,17 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from .donor_spec import Shortcut
-from .protocol import Protocol
+from ..methods import method
+from .donor_spec import ShortcutSpec
+from .protocol import Protocol, Situation
 
 
 @dataclass(frozen=True)
 class Cell:
     """One stitched model to be trained and measured.
 
-    `front`, `end`: donor names. `front_site`, `end_site`: from 1. `method`: dm, hint, slm, tlm,
-    fula, or a mixture's name. `objective`: weight by trained method, empty for dm. `alpha`:
+    `front`, `end`: donor names. `front_site`, `end_site`: from 1. `method`: a method's or a
+    mixture's name. `objective`: weight by trained method, empty for a closed form. `alpha`:
     attacked share of each batch. `subset`: train on the first n classes (None: on all). `seed`:
     initial stitch. `data_seed`: order, crops, DM images.
     """
@@ -35,7 +36,7 @@ class Cell:
     objective: Mapping[str, float]
     protocol: Protocol
     alpha: float = 0.0
-    shortcut: Shortcut | None = None
+    shortcut: ShortcutSpec | None = None
     subset: int | None = None
     seed: int = 0
     data_seed: int = 0
@@ -51,9 +52,14 @@ class Cell:
         return bool(self.objective) or moves
 
     @property
+    def weighted(self) -> bool:
+        """Whether the protocol's weighting acts on some part of the objective."""
+        return any(method(name).weighted for name in self.objective)
+
+    @property
     def weighting(self) -> str:
-        """The weighting of FuLA's terms as text; empty where the objective has no such part."""
-        if "fula" not in self.objective:
+        """The weighting of its terms as text; empty where it acts on no part of the objective."""
+        if not self.weighted:
             return ""
         value = self.protocol.weighting
         return value if isinstance(value, str) else ",".join(f"{w:g}" for w in value)
@@ -78,7 +84,7 @@ class Cell:
     @classmethod
     def from_json(cls, values: Mapping[str, Any], protocol: Protocol) -> Cell:
         """The inverse of `to_json`."""
-        shortcut = Shortcut(**values["shortcut"]) if values["shortcut"] else None
+        shortcut = ShortcutSpec(**values["shortcut"]) if values["shortcut"] else None
         return cls(**{**values, "shortcut": shortcut, "protocol": protocol})
 
 
@@ -104,16 +110,16 @@ def digest(value: Any, length: int = 16) -> str:
 
 def identity(cell: Cell, context: Context) -> dict[str, Any]:
     """Everything that decides the cell's numbers, as plain values."""
-    closed_form = not cell.objective or (cell.protocol.init == "dm" and context.like)
+    found = situation(cell, context.like)
     return {
         **asdict(context),
         "sites": [cell.front_site, cell.end_site],
         "objective": dict(cell.objective),
-        "protocol": _acting(cell.protocol, _situation(cell, closed_form)),
+        "protocol": _acting(cell.protocol, found),
         "alpha": cell.alpha if cell.trains else 0.0,
         "shortcut": cell.shortcut.model_dump() if cell.shortcut else None,
         "subset": None if cell.subset == context.classes else cell.subset,
-        "seed": cell.seed if _seed_acts(cell, closed_form) else None,
+        "seed": cell.seed if _seed_acts(cell, found) else None,
         "data_seed": cell.data_seed,
     }
 
@@ -123,42 +129,32 @@ def cell_id(cell: Cell, context: Context) -> str:
     return digest(identity(cell, context))
 
 
-def _seed_acts(cell: Cell, closed_form: bool) -> bool:
-    identity_start = cell.protocol.init == "identity" and bool(cell.objective)
-    return not (closed_form or identity_start)
+def _seed_acts(cell: Cell, found: Situation) -> bool:
+    identity_start = cell.protocol.init == "identity" and found.trained
+    return not (found.closed_form or identity_start)
 
 
-def _situation(cell: Cell, closed_form: bool) -> tuple[bool, bool, bool, bool, bool, bool]:
-    """(trained, moves, closed form used, FuLA in the objective, attacked, partly attacked)."""
-    attacked = cell.alpha > 0 and cell.trains
-    return (
-        bool(cell.objective),
-        cell.trains,
-        closed_form,
-        "fula" in cell.objective,
-        attacked,
-        attacked and cell.alpha < 1,
+def situation(cell: Cell, like: bool) -> Situation:
+    """What decides which options act on the cell; `like`: its two sites have the same form."""
+    rule, kinds = cell.protocol, [method(name) for name in cell.objective]
+    attacked, robust = cell.alpha > 0 and cell.trains, rule.robust_attack
+    return Situation(
+        trained=bool(cell.objective),
+        terms=any(kind.terms is not None for kind in kinds),
+        weighted=cell.weighted,
+        compares=any(kind.terms is not None or kind.end_logits for kind in kinds),
+        passes=cell.trains,
+        refreshed=not cell.objective and rule.dm_stats == "refreshed",
+        batch_statistics=rule.bn == "train",
+        closed_form=not cell.objective or (rule.starts_closed and like),
+        attacked=attacked,
+        partly_attacked=attacked and cell.alpha < 1,
+        robust=robust is not None,
+        robust_steps=robust is not None and robust.takes_step,
+        sgd=rule.optimiser == "sgd",
     )
 
 
 @lru_cache(maxsize=4096)
-def _acting(protocol: Protocol, situation: tuple[bool, ...]) -> dict[str, Any]:
-    """The protocol's options that act in this situation (see `_situation`)."""
-    trained, moves, closed_form, functional, attacked, partly = situation
-    values = protocol.model_dump(mode="json") | {"target_bn": protocol.resolved_target_bn}
-    idle = {
-        "preset": True,
-        "momentum": protocol.optimiser == "adam",
-        "init": not trained,
-        "dm_samples": not closed_form,
-        "dm_rcond": not closed_form,
-        "dm_stats": trained,
-        "weighting": not functional,
-        "attack": not attacked,
-        "attack_target": not attacked,
-        "share": not partly,
-    }
-    idle |= dict.fromkeys(("optimiser", "lr", "weight_decay", "schedule"), not trained)
-    idle |= {"momentum": idle["momentum"] or not trained}
-    idle |= dict.fromkeys(("epochs", "batch_size", "crop_padding", "flip"), not moves)
-    return {name: value for name, value in values.items() if not idle.get(name, False)}
+def _acting(protocol: Protocol, situation: Situation) -> dict[str, Any]:
+    return protocol.acting(situation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..methods import method
 from .cell import Cell
 from .facts import DonorFacts
 
@@ -30,7 +31,8 @@ def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
     stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
     work = stitch + tail  # dm: one forward pass moves the running statistics
     if cell.objective:
-        work = 3 * stitch + (0 if set(cell.objective) == {"hint"} else 2 * tail)
+        reaches = any(method(name).needs_tail for name in cell.objective)
+        work = 3 * stitch + (2 * tail if reaches else 0)
     if cell.alpha > 0:
         lead = front.flops_between(0, cell.front_site)
         per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps

@@ -15,19 +15,20 @@ from pydantic import (
     model_validator,
 )
 
+from ..attacks.settings import Attack
 from ..errors import nearest
-from .protocol import HIGHEST_RATE, Attack
+from .protocol import HIGHEST_RATE
 
 _PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
 
 
-class Table(BaseModel):
+class SpecTable(BaseModel):
     """A table of the spec: frozen, and no key but the declared ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataSpec(Table):
+class DataSpec(SpecTable):
     """A data set and how its images reach a model.
 
     `size`: side in pixels to resize to; unset keeps the source's own. `channels`: 1 or 3.
@@ -81,7 +82,7 @@ class DataSpec(Table):
         return {k: v for k, v in values.items() if v not in (None, {})}
 
 
-class Shortcut(Table):
+class ShortcutSpec(SpecTable):
     """A class-revealing marker pasted on images.
 
     Written as a table, as "pattern+location" ("aruco+class"), or as one of the preprint's three
@@ -113,10 +114,10 @@ def _shortcut(value: Any) -> Any:
     return {"pattern": pattern, "location": location}
 
 
-OneShortcut = Annotated[Shortcut | None, BeforeValidator(_shortcut)]
+OneShortcut = Annotated[ShortcutSpec | None, BeforeValidator(_shortcut)]
 
 
-class Marked(Table):
+class Marked(SpecTable):
     """A shortcut by itself."""
 
     shortcut: OneShortcut = None
@@ -128,7 +129,7 @@ class Adversarial(Attack):
     alpha: float = Field(0.5, gt=0, le=1)
 
 
-class DonorSpec(Table):
+class DonorSpec(SpecTable):
     """One donor: an architecture, and how it is trained or where its checkpoint lies.
 
     `model`: a name of `fula_fast.models.build`; may be left out where a checkpoint names it.

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from ..attacks.names import parse
 from ..errors import FulaError
+from ..methods import method, objective
+from ..methods.weightings import term_weights
 from .cell import Cell, Context, cell_id, digest
-from .donor_spec import Shortcut
+from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
-from .protocol import Protocol, term_weights
+from .protocol import Protocol
 from .spec import Mixture, Spec
-
-_NEED_THREE_CLASSES = ("autoattack-rand", "autoattack-standard", "apgd20")
 
 FactsOf = Callable[[str, str], DonorFacts]
 """Facts of a donor by name and hook."""
@@ -61,19 +62,21 @@ def _check_site(site: int, donor: DonorFacts, role: str) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """A method of the grid: its name, and its weights by trained method (none for dm)."""
+    """A method of the grid, and its weights by trained method (none for a closed form)."""
 
     method: str
     weights: dict[str, float]
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a weighting acts on some part of it."""
+        return any(method(name).weighted for name in self.weights)
+
 
 def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
     """The grid's methods, named ones and mixtures alike."""
-    named = {"dm": {}}
     return tuple(
-        Objective(m.name, m.objective)
-        if isinstance(m, Mixture)
-        else Objective(m, named.get(m, {m: 1.0}))
+        Objective(m.name, m.objective) if isinstance(m, Mixture) else Objective(m, objective(m))
         for m in methods
     )
 
@@ -120,24 +123,24 @@ def _cells_at(
 ) -> Iterator[Cell]:
     grid = spec.grid
     variants = [
-        (objective, weighted)
-        for objective in objectives(grid.methods)
-        for weighted in _weighted(protocol, objective, grid.weightings, last + 1 - sites[1])
+        (asked, weighted)
+        for asked in objectives(grid.methods)
+        for weighted in _weighted(protocol, asked, grid.weightings, last + 1 - sites[1])
     ]
     seeds = [(s, d) for s in grid.seeds for d in grid.data_seeds or (s,)]
     for alpha, shortcut, subset in product(grid.alpha, grid.shortcut, grid.subset):
-        for (objective, weighted), (seed, data_seed) in product(variants, seeds):
+        for (asked, weighted), (seed, data_seed) in product(variants, seeds):
             yield Cell(
-                *pair, *sites, objective.method, objective.weights, weighted,
+                *pair, *sites, asked.method, asked.weights, weighted,
                 alpha, shortcut, subset, seed, data_seed,
             )  # fmt: skip
 
 
 def _weighted(
-    protocol: Protocol, objective: Objective, weightings: Sequence[Any], terms: int
+    protocol: Protocol, asked: Objective, weightings: Sequence[Any], terms: int
 ) -> list[Protocol]:
-    """The protocol under each weighting of the grid, where the objective has a FuLA part."""
-    if "fula" not in objective.weights:
+    """The protocol under each weighting of the grid, where the objective has a part for it."""
+    if not asked.weighted:
         return [protocol]
     found = [protocol.model_copy(update={"weighting": w}) for w in weightings] or [protocol]
     for each in found:
@@ -152,13 +155,15 @@ def alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
 
 def _check_dm(spec: Spec, front: DonorFacts, end: DonorFacts, sites: tuple[int, int]) -> None:
     """A `dm` result between sites of unlike form would be a random map under a wrong name."""
-    if all(objective.weights for objective in objectives(spec.grid.methods)):
+    closed = [o.method for o in objectives(spec.grid.methods) if not o.weights]
+    if not closed:
         return
     shapes = front.shapes[sites[0] - 1], end.shapes[sites[1] - 1]
     raise FulaError(
-        f"[grid] method 'dm' needs sites of one form, but site {sites[0]} of front '{front.name}' "
+        f"[grid] method '{closed[0]}' needs sites of one form, but site {sites[0]} of front "
+        f"'{front.name}' "
         f"is {_shown(shapes[0])} and site {sites[1]} of end '{end.name}' {_shown(shapes[1])}; "
-        "leave dm out, or choose other sites"
+        f"leave {closed[0]} out, or choose other sites"
     )
 
 
@@ -166,27 +171,27 @@ def _check_pair(
     spec: Spec, data: DataFacts, front: DonorFacts, end: DonorFacts, protocol: Protocol
 ) -> None:
     pair = f"front '{front.name}' ({front.classes} classes) and end '{end.name}' ({end.classes})"
-    labels = any("tlm" in o.weights for o in objectives(spec.grid.methods))
+    weighed = dict.fromkeys(n for o in objectives(spec.grid.methods) for n in o.weights)
+    labels = next((name for name in weighed if method(name).labels), None)
     if labels and front.classes != end.classes:
         raise FulaError(
-            f"tlm trains on labels, which must mean the same for both donors, but {pair} differ "
-            "in their class counts; leave tlm out, or use donors of one task"
+            f"{labels} trains on labels, which must mean the same for both donors, but {pair} "
+            f"differ in their class counts; leave {labels} out, or use donors of one task"
         )
     if labels and end.classes != data.classes:
         raise FulaError(
-            f"tlm trains on the labels of [data], which has {data.classes} classes, but end "
-            f"'{end.name}' has {end.classes}; leave tlm out, or use the end's own data"
+            f"{labels} trains on the labels of [data], which has {data.classes} classes, but end "
+            f"'{end.name}' has {end.classes}; leave {labels} out, or use the end's own data"
         )
     if front.input_shape != data.shape or end.input_shape != data.shape:
         raise FulaError(
             f"{pair} take images {_shown(front.input_shape)} and {_shown(end.input_shape)}, but "
             f"[data] gives {_shown(data.shape)}; set the same size and channels everywhere"
         )
-    if protocol.robust in _NEED_THREE_CLASSES and end.classes < 3:
-        raise FulaError(
-            f"robust = '{protocol.robust}' uses the DLR loss, which needs at least three classes; "
-            f"end '{end.name}' has {end.classes}; use robust = 'pgd-10'"
-        )
+    if protocol.measures_robustness:
+        attack = parse(protocol.robust)
+        attack.check_installed()
+        attack.check_classes(end.classes, f"end '{end.name}'")
 
 
 def _shown(shape: tuple[int, ...]) -> str:
@@ -209,7 +214,10 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
 
 def _check_plain(spec: Spec) -> None:
     """Attacks on normalised images would keep to a range that is not theirs."""
-    alpha, attacks = max(spec.grid.alpha), {p.robust for p in spec.protocols()} - {"none"}
+    alpha, attacks = (
+        max(spec.grid.alpha),
+        {p.robust for p in spec.protocols() if p.measures_robustness},
+    )
     asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]
     if asked:
         raise FulaError(
@@ -218,7 +226,7 @@ def _check_plain(spec: Spec) -> None:
         )
 
 
-def _check_shortcut(shortcut: Shortcut | None, data: DataFacts) -> None:
+def _check_shortcut(shortcut: ShortcutSpec | None, data: DataFacts) -> None:
     if shortcut is None:
         return
     if shortcut.size > min(data.shape[1:]):

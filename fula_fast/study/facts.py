@@ -5,13 +5,12 @@ Facts of named data sets are constants here; those of folders and archives are r
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
+from ..files.paths import user_path
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
@@ -120,22 +119,17 @@ def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
 
 def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
     """The model that a checkpoint's own header names, and how it is built."""
-    path = Path(donor.checkpoint)
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length if length < 2**27 else 0))
-        stored = json.loads(header["__metadata__"]["donor"])
-    except OSError as error:
-        raise FulaError(f"checkpoint '{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError):
+    from ..models import read_description
+
+    path = user_path(donor.checkpoint)
+    stored = read_description(path)
+    if stored is None:
         raise FulaError(
             f"checkpoint '{path}' does not say which model it is for; "
             "name it, for example model = 'resnet18'"
-        ) from None
-    shape = tuple(stored["input_shape"])
-    return stored["name"], {
-        "num_classes": stored["num_classes"], "input_shape": shape, **stored["options"]
+        )
+    return stored.name, {
+        "num_classes": stored.num_classes, "input_shape": stored.input_shape, **stored.options
     }  # fmt: skip
 
 

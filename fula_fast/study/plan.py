@@ -77,7 +77,7 @@ _FROM_PROTOCOL = (
 
 
 @dataclass(frozen=True)
-class Wave:
+class PlannedWave:
     """Cells that run together. `memory`: predicted peak bytes. `flops`: of all training steps.
 
     `steps`: training steps, nominal for the data set's size. `id`: hash of the cells' ids.
@@ -94,9 +94,9 @@ class Wave:
         return digest([cell.id for cell in self.cells])
 
     @property
-    def protocol(self) -> Protocol:
-        """A protocol of the wave, for the options that the key fixes."""
-        return self.cells[0].protocol
+    def measures_robustness(self) -> bool:
+        """Whether robust accuracy of some cell is measured."""
+        return any(cell.protocol.measures_robustness for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Plan:
 
     name: str
     cells: tuple[Cell, ...]
-    waves: tuple[Wave, ...]
+    waves: tuple[PlannedWave, ...]
     notes: tuple[str, ...] = ()
     device: str = "cpu"
     precision: str = "fp32"
@@ -136,7 +136,18 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; raises `FulaError` for a plan of another form."""
+        try:
+            return cls._read(values)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise FulaError(
+                f"the run's plan is of another form than this version writes ({reason}); go on "
+                "with the fula_fast that planned it, or give another --out"
+            ) from None
+
+    @classmethod
+    def _read(cls, values: Mapping[str, Any]) -> Plan:
         protocols = [Protocol.model_validate(p) for p in values["protocols"]]
         cells = [Cell.from_json(c, protocols[c["protocol"]]) for c in values["cells"]]
         by_id = {cell.id: cell for cell in cells}
@@ -151,16 +162,16 @@ class Plan:
 _SETTINGS = ("name", "device", "precision", "mode", "executor", "budget")
 
 
-def _wave_json(wave: Wave) -> dict[str, Any]:
+def _wave_json(wave: PlannedWave) -> dict[str, Any]:
     costs = {"memory": wave.memory, "flops": wave.flops, "steps": wave.steps}
     cells = [cell.id for cell in wave.cells]
     return {"id": wave.id, "cells": cells, "key": asdict(wave.key), **costs}
 
 
-def _wave_from_json(values: Mapping[str, Any], by_id: Mapping[str, Cell]) -> Wave:
+def _wave_from_json(values: Mapping[str, Any], by_id: Mapping[str, Cell]) -> PlannedWave:
     cells = tuple(by_id[name] for name in values["cells"])
     costs = {name: values[name] for name in ("memory", "flops", "steps")}
-    return Wave(cells, WaveKey(**values["key"]), **costs)
+    return PlannedWave(cells, WaveKey(**values["key"]), **costs)
 
 
 def plan(
@@ -187,6 +198,7 @@ def plan(
     groups: dict[WaveKey, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[wave_key(cell)].append(cell)
+    notes += _refreshing(cells)
     for dropout in {cell.protocol.dropout for cell in cells}:
         check_mode(mode, device, dropout)
     solo = spec.engine.executor == "solo"
@@ -196,6 +208,19 @@ def plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
         {name: facts(name, spec.base_protocol.hook) for name in spec.donors},
     )  # fmt: skip
+
+
+def _refreshing(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """A note on closed forms that make passes all the same."""
+    found = [c for c in cells if not c.objective and c.trains and c.protocol.epochs]
+    if not found:
+        return ()
+    epochs = max(cell.protocol.epochs for cell in found)
+    names = ", ".join(dict.fromkeys(cell.method for cell in found))
+    return (
+        f"{len(found)} closed-form cells ({names}) make up to {epochs} epochs of passes, which "
+        "refresh batch-norm statistics; dm_stats = 'stale' makes none",
+    )
 
 
 class _Facts:
@@ -224,13 +249,15 @@ class _Packer:
     fused: bool
     alone: bool
 
-    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[Wave]:
+    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[PlannedWave]:
         """The group's cells in as few waves as the budget allows."""
         front, end = self.facts(key.front, key.hook), self.facts(key.end, key.hook)
         for lanes in self._packed(key, cells, front, end):
             steps = key.epochs * self._steps_per_epoch(key)
             predicted = self._bytes(lanes, front, end, key)
-            yield Wave(tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps)
+            yield PlannedWave(
+                tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps
+            )
 
     def _steps_per_epoch(self, key: WaveKey) -> int:
         images = self.data.train_images

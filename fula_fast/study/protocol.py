@@ -7,35 +7,88 @@ A `Protocol` is frozen; a run records the full set that it used. Presets follow 
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ..attacks.names import NONE, NamedAttack, parse
+from ..attacks.settings import Attack
+from ..device.precision import FAST
 from ..errors import FulaError, nearest
+from ..methods.weightings import Weighting, check_weighting
 
-METHODS = ("dm", "hint", "slm", "tlm", "fula")
-TRAINED = ("hint", "slm", "tlm", "fula")
+CLOSED_FORM = "dm"
+"""The start of a stitch that is its closed form: the value of `init`."""
 HIGHEST_RATE = 1e6
 """Learning rates above it are mistakes: moments overflow, each optimiser in its own way."""
 
-_CUTOFF = re.compile(r"cutoff=(\d+)")
+
+@dataclass(frozen=True)
+class Situation:
+    """What of a cell decides whether an option of its protocol acts on its numbers.
+
+    `trained`: its stitch has an objective; of that: `terms` (some normalised term), `weighted` (by
+    the weighting), `compares` (with anything of the end's own). `passes`: training passes are made
+    that change something; `refreshed`: a closed form waits for them, where `batch_statistics` move.
+    `closed_form`: the stitch is, or starts from, one. `attacked`: some images of its batches,
+    `partly_attacked`: not all. `robust`: robust accuracy is measured, `robust_steps`: with steps of
+    a given size. `sgd`: the optimiser.
+    """
+
+    trained: bool
+    terms: bool
+    weighted: bool
+    compares: bool
+    passes: bool
+    refreshed: bool
+    batch_statistics: bool
+    closed_form: bool
+    attacked: bool
+    partly_attacked: bool
+    robust: bool
+    robust_steps: bool
+    sgd: bool
 
 
-class Attack(BaseModel):
-    """An l-inf or l2 PGD attack on pixels in [0, 1] (eps and step in the same units)."""
+Rule = Callable[[Situation], bool]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    norm: Literal["linf", "l2"] = "linf"
-    eps: float = Field(8 / 255, ge=0)
-    step: float = Field(2 / 255, ge=0)
-    steps: int = Field(10, ge=0)
-    random_start: bool = False
+@dataclass(frozen=True)
+class Acts:
+    """Beside an option: in which situations its value changes a number. `parts`: of a table's own
+    keys, where they differ from `when`."""
+
+    when: Rule
+    parts: Mapping[str, Rule] = field(default_factory=dict)
+
+    def acting(self, value: Any, situation: Situation) -> Any:
+        """The value, of a table the keys that act; None where nothing does."""
+        if not isinstance(value, Mapping):
+            return value if self.when(situation) else None
+        rules = {key: self.parts.get(key, self.when) for key in value}
+        return {key: value[key] for key, rule in rules.items() if rule(situation)} or None
+
+
+NEVER, ALWAYS = Acts(lambda s: False), Acts(lambda s: True)
+TRAINED, PASSES = Acts(lambda s: s.trained), Acts(lambda s: s.passes)
+
+
+def _ball(situation: Situation) -> bool:
+    return situation.attacked or situation.robust
+
+
+def attack_name(value: str) -> str:
+    """The full name of an attack, or "none"; `ValueError` for another."""
+    try:
+        return value if value == NONE else parse(value).name
+    except FulaError as error:
+        raise ValueError(str(error)) from None
 
 
 class Protocol(BaseModel):
-    """Every option of training and evaluating one stitch.
+    """Every option of training and evaluating one stitch, and beside it when it acts.
 
     Fields whose meaning is not in their name:
 
@@ -58,45 +111,45 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: str = "fula-v2"
-    optimiser: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0, le=HIGHEST_RATE)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    schedule: Literal["constant", "thirds"] = "thirds"
-    epochs: int = Field(30, ge=0)
-    batch_size: int = Field(128, ge=2)
-    init: Literal["dm", "identity", "random"] = "dm"
-    dm_samples: int | Literal["all"] = 500
-    dm_rcond: float | Literal["rows"] = "rows"
-    dm_stats: Literal["refreshed", "stale"] = "refreshed"
-    hook: Literal["post_relu", "pre_relu"] = "post_relu"
-    bn: Literal["train", "eval"] = "train"
-    target_bn: Literal["train", "eval"] | None = None
-    dropout: Literal["eval", "train"] = "eval"
-    stitch_bn: Literal["none", "both"] = "none"
-    stitch_bias: bool = True
-    norm: Literal["batch", "sample"] = "batch"
-    weighting: str | tuple[float, ...] = "uniform"
-    crop_padding: int = Field(4, ge=0)
-    flip: bool = True
-    share: Literal["first", "random"] = "random"
-    attack: Attack = Attack()
-    attack_target: Literal["adversarial", "clean"] = "adversarial"
-    robust: str = "none"
-    stitch_data: Literal["own", "correlated", "sender"] = "own"
-
-    @field_validator("weighting")
-    @classmethod
-    def _weighting(cls, value: str | tuple[float, ...]) -> str | tuple[float, ...]:
-        if isinstance(value, str):
-            if value not in ("uniform", "last") and not _CUTOFF.fullmatch(value):
-                raise ValueError(
-                    f"weighting '{value}' is none of uniform, last, cutoff=N, or a list of weights"
-                )
-        elif not value or min(value) < 0 or sum(value) <= 0:
-            raise ValueError("a weighting list needs non-negative weights with a positive sum")
-        return value
+    preset: Annotated[str, NEVER] = "fula-v2"
+    optimiser: Annotated[Literal["adam", "sgd"], TRAINED] = "adam"
+    lr: Annotated[float, TRAINED] = Field(1e-3, gt=0, le=HIGHEST_RATE)
+    momentum: Annotated[float, Acts(lambda s: s.trained and s.sgd)] = Field(0.9, ge=0, lt=1)
+    weight_decay: Annotated[float, TRAINED] = Field(1e-4, ge=0, allow_inf_nan=False)
+    schedule: Annotated[Literal["constant", "thirds"], TRAINED] = "thirds"
+    epochs: Annotated[int, PASSES] = Field(30, ge=0)
+    batch_size: Annotated[int, PASSES] = Field(128, ge=2)
+    init: Annotated[Literal["dm", "identity", "random"], TRAINED] = "dm"
+    dm_samples: Annotated[int | Literal["all"], Acts(lambda s: s.closed_form)] = 500
+    dm_rcond: Annotated[float | Literal["rows"], Acts(lambda s: s.closed_form)] = "rows"
+    dm_stats: Annotated[
+        Literal["refreshed", "stale"], Acts(lambda s: not s.trained and s.batch_statistics)
+    ] = "refreshed"
+    hook: Annotated[Literal["post_relu", "pre_relu"], ALWAYS] = "post_relu"
+    bn: Annotated[Literal["train", "eval"], Acts(lambda s: s.trained or s.refreshed)] = "train"
+    target_bn: Annotated[Literal["train", "eval"] | None, Acts(lambda s: s.compares)] = None
+    dropout: Annotated[Literal["eval", "train"], PASSES] = "eval"
+    stitch_bn: Annotated[Literal["none", "both"], ALWAYS] = "none"
+    stitch_bias: Annotated[bool, ALWAYS] = True
+    norm: Annotated[Literal["batch", "sample"], Acts(lambda s: s.terms)] = "batch"
+    weighting: Annotated[Weighting, AfterValidator(check_weighting), Acts(lambda s: s.weighted)] = (
+        "uniform"
+    )
+    crop_padding: Annotated[int, PASSES] = Field(4, ge=0)
+    flip: Annotated[bool, PASSES] = True
+    share: Annotated[Literal["first", "random"], Acts(lambda s: s.partly_attacked)] = "random"
+    attack: Annotated[
+        Attack,
+        Acts(
+            lambda s: s.attacked,
+            {"norm": _ball, "eps": _ball, "step": lambda s: s.attacked or s.robust_steps},
+        ),
+    ] = Attack()
+    attack_target: Annotated[Literal["adversarial", "clean"], Acts(lambda s: s.attacked)] = (
+        "adversarial"
+    )
+    robust: Annotated[str, AfterValidator(attack_name), ALWAYS] = NONE
+    stitch_data: Annotated[Literal["own", "correlated", "sender"], ALWAYS] = "own"
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
@@ -113,33 +166,47 @@ class Protocol(BaseModel):
         """Batch-norm rule of the target pass: batch statistics, or the donor's own."""
         return self.target_bn or self.bn
 
+    @property
+    def starts_closed(self) -> bool:
+        """Whether a trained stitch starts from the closed form, where that is defined."""
+        return self.init == CLOSED_FORM
 
-def term_weights(weighting: str | tuple[float, ...], count: int) -> tuple[float, ...]:
-    """Weights C_l of the `count` terms from the stitch's site to the last one; they sum to 1.
+    @property
+    def measures_robustness(self) -> bool:
+        """Whether robust accuracy is measured."""
+        return self.robust != NONE
 
-    FuLA preprint, Eq. 5. Raises `FulaError` for a list of another length.
-    """
-    if weighting == "uniform":
-        raw: tuple[float, ...] = (1.0,) * count
-    elif weighting == "last":
-        raw = (0.0,) * (count - 1) + (1.0,)
-    elif isinstance(weighting, str):
-        kept = min(count, int(_CUTOFF.fullmatch(weighting)[1]) + 1)
-        raw = (1.0,) * kept + (0.0,) * (count - kept)
-    else:
-        raw = tuple(weighting)
-    if len(raw) != count:
-        raise FulaError(
-            f"weighting has {len(raw)} weights, but {count} sites follow the stitch; "
-            f"give {count} weights, or 'uniform', 'last', 'cutoff=N'"
-        )
-    total = sum(raw)
-    return tuple(w / total for w in raw)
+    @property
+    def robust_attack(self) -> NamedAttack | None:
+        """The attack behind robust accuracy, if any."""
+        return parse(self.robust) if self.measures_robustness else None
+
+    def acting(self, situation: Situation) -> dict[str, Any]:
+        """The options that act in a situation, as plain values: what a cell's id depends on."""
+        values = self.model_dump(mode="json") | {"target_bn": self.resolved_target_bn}
+        found = {name: acts(name).acting(value, situation) for name, value in values.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def robust_options(self, precision: str) -> dict[str, Any]:
+        """How the attack behind robust accuracy is run, as `attacks.robust_evaluate` takes it, in a
+        run of that `precision`.
+
+        A run in bfloat16 searches in that too: adversarial images are confirmed in full precision,
+        and what survives is attacked again in it.
+        """
+        search = {"precision": FAST} if precision == FAST else {}
+        return self.attack.model_dump(include={"norm", "eps", "step"}) | search
+
+
+def acts(option: str) -> Acts:
+    """When an option of the protocol acts, as declared beside its field."""
+    (found,) = (m for m in Protocol.model_fields[option].metadata if isinstance(m, Acts))
+    return found
 
 
 _V2 = Protocol()
 PRESETS: dict[str, Protocol] = {
-    "fula-v2": _V2.model_copy(update={"robust": "none"}),
+    "fula-v2": _V2.model_copy(update={"robust": NONE}),
     "fula-v1": _V2.model_copy(
         update={"preset": "fula-v1", "schedule": "constant", "dm_samples": 100, "share": "first"}
     ),

@@ -7,7 +7,7 @@ model is checked before anything is trained; what needs shapes is checked by `fu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,51 +15,48 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Discriminator,
     Field,
+    FiniteFloat,
     Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from ..errors import FulaError, nearest
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, Table
-from .protocol import METHODS, PRESETS, TRAINED, Protocol, protocol
-from .toml import apply_overrides, explain, fractions, read_toml
+from ..errors import FulaError, check_name, nearest
+from ..measures.registry import IN_SWEEPS, measures
+from ..methods import METHODS, method, methods, objective
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, SpecTable
+from .protocol import PRESETS, Protocol, attack_name, protocol
+from .toml import Overrides, apply_overrides, explain, fractions, read_toml
 
-MEASURES = ("terms", "r2", "cka", "cka_unbiased", "rank", "penultimate")
-ROBUST = ("none", "autoattack-rand", "autoattack-standard", "apgd20")
-T = TypeVar("T", bound=Table)
-_PGD = re.compile(r"pgd-\d+")
+T = TypeVar("T", bound=SpecTable)
 
 
-class Mixture(Table):
-    """A named objective: non-negative weights of the four trained methods."""
+class Mixture(SpecTable):
+    """A named objective, `{name = "half", fula = 0.5, tlm = 0.5}`: non-negative weights of trained
+    methods by name."""
 
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat]
     name: str = Field(min_length=1)
-    hint: float = Field(0.0, ge=0)
-    slm: float = Field(0.0, ge=0)
-    tlm: float = Field(0.0, ge=0)
-    fula: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _some_weight(self) -> Mixture:
-        if self.name in METHODS:
+        if self.name in (each.name for each in methods()):
             raise ValueError(f"a mixture cannot be called '{self.name}', a method's own name")
-        if not self.objective:
-            raise ValueError(f"mixture '{self.name}' needs a positive weight of {_listed(TRAINED)}")
+        self.objective  # noqa: B018  which refuses what it cannot be
         return self
 
     @property
     def objective(self) -> dict[str, float]:
         """The positive weights by method."""
-        weights = ((m, getattr(self, m)) for m in TRAINED)
-        return {m: w for m, w in weights if w > 0}
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+        try:
+            return objective(self.__pydantic_extra__)
+        except FulaError as error:
+            raise ValueError(f"mixture '{self.name}': {error}") from None
 
 
 def _several(value: Any) -> Any:
@@ -68,9 +65,10 @@ def _several(value: Any) -> Any:
 
 
 def _method(value: str) -> str:
-    if value not in METHODS:
-        raise ValueError(f"unknown method '{value}'{nearest(value, METHODS)}")
-    return value
+    try:
+        return method(value).name
+    except FulaError as error:
+        raise ValueError(str(error)) from None
 
 
 def _method_kind(value: Any) -> str:
@@ -105,10 +103,9 @@ def _weighting(value: Any) -> Any:
     raise ValueError(f"{value!r} is none of 'uniform', 'last', 'cutoff=N', or a list of weights")
 
 
-def _many(item: Any) -> Any:
-    return Annotated[tuple[item, ...], BeforeValidator(_several)]
-
-
+Item = TypeVar("Item")
+Many = Annotated[tuple[Item, ...], BeforeValidator(_several)]
+"""A list, where a single value stands for a list of one: `Many[str]`."""
 Method = Annotated[
     Annotated[str, AfterValidator(_method), Tag("<name>")] | Annotated[Mixture, Tag("<mixture>")],
     Discriminator(_method_kind),
@@ -117,29 +114,29 @@ Weighting = Annotated[Any, BeforeValidator(_weighting)]
 Subset = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_subset)]
 
 
-class GridSpec(Table):
+class GridSpec(SpecTable):
     """The grid: every combination of these lists is a cell.
 
     `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
     `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
     where a lone number is an end site with the front site of the same depth.
-    `weightings` apply to objectives with a `fula` part; unset: the protocol's.
+    `weightings` apply to objectives with a part that they weigh; unset: the protocol's.
     `protocols`: preset names; unset: the protocol's. `subset`: first n classes, or "all".
     `data_seeds`: order, crops and DM samples; unset: each cell's own seed.
     `axes`: any protocol option with its list of values.
     """
 
-    front: _many(str) = ()
-    end: _many(str) = ()
+    front: Many[str] = ()
+    end: Many[str] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     sites: Annotated[Any, BeforeValidator(_site_list)] = "same"
-    methods: _many(Method) = METHODS
-    weightings: _many(Weighting) = ()
-    protocols: _many(str) = ()
-    alpha: _many(Annotated[float, Field(ge=0, le=1)]) = (0.0,)
-    shortcut: _many(OneShortcut) = (None,)
-    subset: _many(Subset) = (None,)
-    seeds: _many(Annotated[int, Field(ge=0)]) = (0,)
+    methods: Many[Method] = METHODS
+    weightings: Many[Weighting] = ()
+    protocols: Many[str] = ()
+    alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
+    shortcut: Many[OneShortcut] = (None,)
+    subset: Many[Subset] = (None,)
+    seeds: Many[Annotated[int, Field(ge=0)]] = (0,)
     data_seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...] | None,
         BeforeValidator(lambda v: v if v is None else _several(v)),
@@ -187,7 +184,7 @@ def _check_axis(option: str, values: tuple[Any, ...]) -> None:
         raise ValueError(f"axes.{option} is empty; the grid would have no cells")
 
 
-class EvaluationSpec(Table):
+class EvaluationSpec(SpecTable):
     """What is measured on finished cells.
 
     `sets`: test sets beside the cell's own (which carries the cell's shortcut, when it has one).
@@ -196,28 +193,22 @@ class EvaluationSpec(Table):
     """
 
     batch_size: int = Field(500, ge=1)
-    sets: _many(Literal["shortcut", "clean", "rolled"]) = ()
-    robust: str | None = None
+    sets: Many[Literal["shortcut", "clean", "rolled"]] = ()
+    robust: Annotated[str, AfterValidator(attack_name)] | None = None
     robust_images: int | None = Field(None, ge=1)
-    measures: _many(str) = ()
-
-    @field_validator("robust")
-    @classmethod
-    def _robust(cls, value: str | None) -> str | None:
-        if value is not None and value not in ROBUST and not _PGD.fullmatch(value):
-            raise ValueError(f"unknown attack '{value}'{nearest(value, [*ROBUST, 'pgd-10'])}")
-        return value
+    measures: Many[str] = ()
 
     @field_validator("measures")
     @classmethod
     def _measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        valid = [each.name for each in measures(*IN_SWEEPS)]
         for name in value:
-            if name not in MEASURES:
-                raise ValueError(f"unknown measure '{name}'{nearest(name, MEASURES)}")
+            if name not in valid:
+                raise ValueError(f"unknown measure '{name}'{nearest(name, valid)}")
         return value
 
 
-class EngineSpec(Table):
+class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
 
     `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
@@ -247,7 +238,7 @@ class EngineSpec(Table):
         return value
 
 
-class Spec(Table):
+class Spec(SpecTable):
     """A whole run. Build it with `load_spec`, which fills in what donors inherit."""
 
     name: str = "sweep"
@@ -257,6 +248,14 @@ class Spec(Table):
     protocol: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSpec = EvaluationSpec()
     engine: EngineSpec = EngineSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        try:
+            return check_name(name, "name")
+        except FulaError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _known_donors(self) -> Spec:
@@ -332,13 +331,12 @@ def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
         raise explain(error, model, name) from None
 
 
-def load_spec(
-    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()
-) -> Spec:
+def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Spec:
     """The checked spec in a TOML file, a shipped recipe (by name), or a mapping.
 
-    `overrides`: texts "a.b=c" as of `--set`, or a mapping of dotted keys. Raises `FulaError`, one
-    line that names the table, the value, the rule and the nearest valid name.
+    `overrides`: texts "a.b=c" as of `--set`, (dotted key, value) pairs, or a mapping of them.
+    Raises `FulaError`, one line that names the table, the value, the rule and the nearest valid
+    name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
     table = fractions(apply_overrides(table, overrides))

@@ -12,9 +12,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..errors import FulaError, nearest
+from ..files.paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _FRACTION_KEYS = ("eps", "step")
+Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -33,10 +35,19 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FulaError(f"{_position(name, text, str(error))}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FulaError(f"{name}: {_beyond(error)}") from None
+
+
+def _beyond(error: Exception) -> str:
+    """Why a text within TOML's grammar is no spec: Python's own limits."""
+    if isinstance(error, RecursionError):
+        return "lists or tables stand in each other too deeply; a spec needs a few levels"
+    return "a number has too many digits; the largest in a spec are 64-bit integers"
 
 
 def _spec_text(path: str | Path) -> tuple[str, str]:
-    file = Path(path)
+    file = user_path(path)
     try:
         return str(file), file.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -47,6 +58,8 @@ def _spec_text(path: str | Path) -> tuple[str, str]:
         raise FulaError(f"{file} is not UTF-8 text; a spec is a TOML file") from None
     except OSError as error:
         raise FulaError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError:
+        raise FulaError(f"{str(file)!r} is no path: it holds a null byte") from None
     recipe = resources.files("fula_fast") / "specs" / f"{path}.toml"
     if str(path) in recipe_names():
         return f"{path}.toml", recipe.read_text(encoding="utf-8")
@@ -76,19 +89,19 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         return parts, tomllib.loads(f"value = {value}")["value"]
     except (tomllib.TOMLDecodeError, KeyError):
         return parts, value.strip()
+    except (ValueError, RecursionError) as error:
+        raise FulaError(f"--set {key.strip()}: {_beyond(error)}") from None
 
 
-def apply_overrides(
-    table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str]
-) -> dict[str, Any]:
-    """A copy of a spec table with `a.b` keys replaced; `overrides` as texts or as a mapping."""
-    pairs = (
-        [(tuple(key.split(".")), value) for key, value in overrides.items()]
-        if isinstance(overrides, Mapping)
-        else [parse_override(text) for text in overrides]
-    )
+def apply_overrides(table: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of a spec table with `a.b` keys replaced: by texts "a.b=c", whose value is TOML, and
+    by (key, value) pairs or a mapping, whose values are taken as they are."""
+    given = overrides.items() if isinstance(overrides, Mapping) else overrides
     result = dict(table)
-    for parts, value in pairs:
+    for one in given:
+        parts, value = (
+            parse_override(one) if isinstance(one, str) else (tuple(one[0].split(".")), one[1])
+        )
         result = _replaced(result, parts, value, ".".join(parts))
     return result
 

@@ -5,7 +5,8 @@ all lanes share, plus working room:
 
 - A lane that enters at site j saves the stages behind j (`models.saved`), and its stitch's output.
 - Shared: both donors' weights, and their copy in another precision; the targets at the sites in
-  use (not replicated), the front's activations there, and the largest stage of each donor in flight.
+  use (not replicated), the front's activations there, and the largest stage of each donor in
+  flight.
 - Working room: the backward pass holds `_WORKING` gradient maps of the stage it is in, by when the
   deeper stages have been freed.
 - Per lane: weight, gradient, two moments and the float64 normal equations of its closed form.

@@ -1,17 +1,16 @@
 """The cache on disk: content digests, archives, decoded arrays.
 
 It lives in `$FULA_CACHE`, else `$XDG_CACHE_HOME/fula-fast`, else `~/.cache/fula-fast`, and may be
-deleted at any time. Entries are written under a temporary name and renamed, so that concurrent
-processes and interrupted ones leave nothing half-written.
+deleted at any time. Entries are written under a temporary name, sealed and renamed, so that
+concurrent processes and interrupted ones leave nothing half-written; a damaged one is built again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,50 +18,77 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FulaError
+from ...files import sealed
+from ...files.atomic import CannotWrite, remove, replacing_folder
+from ...files.paths import user_path
+from ...files.sealed import CACHE
 
+_LOG = logging.getLogger(__name__)
 _GRAIN_NS = 2_000_000_000
 
 
 def cache_folder() -> Path:
     """Root of the cache; created on first use."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fula-fast"
-    folder = Path(os.environ.get("FULA_CACHE") or default)
+    folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FulaError(
-            f"cache folder '{folder}' cannot be made ({error.strerror}); set FULA_CACHE to a "
+            f"cache folder '{folder}' cannot be made ({_reason(error)}); set FULA_CACHE to a "
             "writable folder"
         ) from error
     return folder
 
 
-def build_once(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
-    """The cache entry `kind/key`: a folder that `fill` writes the first time it is asked for."""
-    entry = cache_folder() / kind / key
-    if entry.is_dir():
-        return entry
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))
+def _default_folder() -> Path:
     try:
-        fill(scratch)
-        _rename(scratch, entry)
-    except OSError as error:
+        home = user_path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
         raise FulaError(
-            f"cache entry '{entry}' cannot be written ({error.strerror or error}); free space "
+            "this user has no home folder to keep a cache in; set FULA_CACHE to a writable folder"
+        ) from None
+    return Path(home) / "fula-fast"
+
+
+def build_once(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
+    """The cache entry `kind/key`: a folder that `fill` writes the first time it is asked for.
+
+    Every byte of an entry is read once by each process; a damaged one is built again.
+    """
+    entry, name = cache_folder() / kind / key, f"{kind}/{key}"
+    if entry in _whole and entry.is_dir():
+        return entry
+    try:
+        if os.path.lexists(entry) and not _is_whole(entry, name):
+            remove(entry)
+        if not os.path.lexists(entry):
+            with replacing_folder(entry) as scratch:
+                fill(scratch)
+                sealed.seal_folder(scratch, CACHE, name)
+    except (OSError, CannotWrite) as error:
+        raise FulaError(
+            f"cache entry '{entry}' cannot be written ({_reason(error)}); free space "
             "there, or set FULA_CACHE to another folder"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    _whole.add(entry)
     return entry
 
 
-def _rename(scratch: Path, entry: Path) -> None:
+_whole: set[Path] = set()
+"""Entries that this process has verified or made."""
+
+
+def _is_whole(entry: Path, name: str) -> bool:
     try:
-        scratch.rename(entry)
-    except OSError:
-        if not entry.is_dir():  # else another process was faster, with the same content
-            raise
+        sealed.check_folder(entry, CACHE, name)
+    except sealed.Damaged as error:
+        _LOG.warning("%s", error)
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or getattr(error, "reason", None) or error)
 
 
 def content_digest(files: Iterable[Path], root: Path) -> str:
@@ -74,9 +100,9 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
     files = list(files)
     stats = [(str(f.relative_to(root)), *_stamp(f)) for f in files]
     known = hashlib.sha256(json.dumps([str(root.resolve()), stats]).encode()).hexdigest()
-    memo = cache_folder() / "digests" / known
-    if memo.is_file():
-        return memo.read_text()
+    memo = cache_folder() / "digests" / f"{known}.json"
+    if (remembered := _remembered(memo, known)) is not None:
+        return remembered
     digest = hashlib.sha256()
     for file, (name, size, _) in zip(files, stats, strict=True):
         digest.update(f"{name}\0{size}\0".encode())
@@ -85,21 +111,25 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
                 digest.update(block)
     newest = max((changed for _, _, changed in stats), default=0)
     if newest < time.time_ns() - _GRAIN_NS:
-        memo.parent.mkdir(exist_ok=True)
-        _write_atomically(memo, digest.hexdigest())
+        sealed.write_json(memo, CACHE, {"name": known, "digest": digest.hexdigest()})
     return digest.hexdigest()
+
+
+def _remembered(memo: Path, known: str) -> str | None:
+    try:
+        found = sealed.read_json(memo, CACHE, dict[str, str])
+        return found["digest"] if found.get("name") == known else None
+    except FileNotFoundError:
+        return None
+    except sealed.Damaged as error:
+        _LOG.warning("%s", error)
+        remove(memo)
+        return None
 
 
 def _stamp(file: Path) -> tuple[int, int]:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, scratch = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        stream.write(text)
-    os.replace(scratch, path)
 
 
 def save_arrays(folder: Path, **arrays: np.ndarray) -> None:

@@ -99,7 +99,7 @@ def _eight_bits(wide: np.ndarray, mode: str, kind: str | None) -> np.ndarray:
     """Gray numbers (H, W) of more than 8 bits as uint8; Pillow's `convert` would clip, not scale."""
     low, high = wide.min(), wide.max()
     if mode == "F":
-        if not (0 <= low and high <= 1):  # a NaN fails too
+        if not (low >= 0 and high <= 1):  # a NaN fails too
             raise ValueError(f"its floats run from {low:g} to {high:g}, not within 0 to 1")
         return np.rint(wide * np.float32(255)).astype(np.uint8)
     if mode == "I" and (kind not in _SIXTEEN_BITS or low < 0 or high > 65535):

@@ -10,9 +10,8 @@ import numpy as np
 
 from ...errors import FulaError
 from .images import check_classes
-from .trees import FileTree
+from .trees import IMAGES, FileTree
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 TEST_SPLITS = ("test", "val")
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ DECODERS = ("auto", "pillow", "dali", "dali-gpu")
 def open_decoder(name: str = "auto") -> Decoder:
     """`pillow`, `dali`, `dali-gpu` (JPEG on the GPU), or `auto`: DALI on the CPU if installed.
 
-    `auto` never decodes on a GPU, though there be one: decoders of GPUs differ from those of CPUs in
-    the last bit, and what a source holds (its content hash, the donors trained on it) must not
+    `auto` never decodes on a GPU, though there be one: decoders of GPUs differ from those of CPUs
+    in the last bit, and what a source holds (its content hash, the donors trained on it) must not
     depend on the machine that read it. Raises `FulaError` for `dali-gpu` without a CUDA device.
     """
     if name not in DECODERS:

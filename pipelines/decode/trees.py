@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import copyfileobj
 
 import numpy as np
 
@@ -22,7 +23,12 @@ from ...errors import FulaError
 from .cache import build_once, content_digest, load_array, save_arrays
 
 ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+DATA_FILES = (*IMAGES, ".wav")
+MOST_BYTES = 1 << 30
+"""Of one file in an archive."""
 _MAPPED_BYTES = 64 << 20
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,18 +148,23 @@ def _pack(archive: Path, folder: Path) -> None:
             for member in tar:
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
-                if os.path.basename(name).startswith(".") or member.isdir():
+                if name.rsplit("/", 1)[-1].startswith(".") or member.isdir():
                     continue
                 if member.issym() or member.islnk():
                     links[name] = _target(name, member)
                     continue
-                if not member.isfile():
+                if not _wanted(member, name):
                     left_out.append(name)
                     continue
                 if os.fsencode(name) in places:
                     raise FulaError(f"archive '{archive}' holds '{name}' twice; pack it again")
+                if member.size > MOST_BYTES:
+                    raise FulaError(
+                        f"archive '{archive}' holds '{name}' of {member.size} bytes; an image or a "
+                        f"clip has up to {MOST_BYTES}: pack the data alone"
+                    )
                 start = out.tell()
-                out.write(tar.extractfile(member).read())
+                copyfileobj(tar.extractfile(member), out, _BLOCK)
                 places[os.fsencode(name)] = (start, out.tell())
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         if getattr(error, "errno", None) is not None:
@@ -206,6 +217,11 @@ def _copy_folder(
     places.update({new + n[len(old) :]: at for n, at in places.items() if n.startswith(old)})
     inside = [name + f[len(target) :] for f in folders if f.startswith(f"{target}/")]
     folders.update([name, *inside])
+
+
+def _wanted(member: tarfile.TarInfo, name: str) -> bool:
+    """Whether a member is an image or a clip: nothing else is unpacked."""
+    return member.isfile() and name.lower().endswith(DATA_FILES)
 
 
 def _parents(name: str) -> Iterable[str]:

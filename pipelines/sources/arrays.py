@@ -1,4 +1,5 @@
-"""Arrays that a user brings: checked for dtype, axes, range and labels before anything is converted.
+"""Arrays that a user brings: checked for dtype, axes, range and labels before anything is
+converted.
 
 Images: (N, H, W), or (N, H, W, C), or (N, C, H, W) with 1 or 3 channels, where an axis of 1 or 3 at
 the end counts as the channels before one in the second place. Whole numbers in 0 … 255 of any
@@ -12,11 +13,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ...errors import FulaError, nearest
+from ...files.paths import user_path
 from ..decode.images import ImageSet, Source, resized, with_channels
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ FORMS = {
 """Keys of training images and labels, test images and labels."""
 
 _CHANNELS = (1, 3)
+_MOST_BYTES = 16 << 30
 
 
 def npz(
@@ -39,7 +41,7 @@ def npz(
     Its keys are train_x, train_y, test_x, test_y, or those of Keras (x_train, …) or MedMNIST
     (train_images, …); arrays as in this module's rules.
     """
-    file = Path(path) if path else folder
+    file = user_path(path) if path else folder
     if not file.is_file():
         raise FulaError(f"npz file '{file}' does not exist; give path = 'FILE.npz'")
     return load_npz("npz", file, size, channels)
@@ -64,12 +66,32 @@ def load_npz(name: str, file: Path, size: int | None, channels: int) -> Source:
 def _read(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            _check_sizes(data)
             return {key: data[key] for key in data.files}
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+    except FulaError as error:
+        raise FulaError(f"npz file '{file}' {error}") from None
+    except MemoryError:
         raise FulaError(
-            f"npz file '{file}' cannot be read ({error}); write it with numpy.savez, without "
+            f"npz file '{file}' holds, or claims to hold, more than fits the memory; fetch it again"
+        ) from None
+    except Exception as error:  # damaged bytes may raise anything in zipfile and NumPy
+        reason = str(error).split("\n")[0][:200]
+        raise FulaError(
+            f"npz file '{file}' cannot be read ({reason}); write it with numpy.savez, without "
             "objects, or fetch it again"
         ) from error
+
+
+def _check_sizes(data: Any) -> None:
+    """`FulaError` for an archive that unpacks to more than `_MOST_BYTES`, or is no archive."""
+    if not hasattr(data, "files"):
+        raise FulaError("is one array, no npz archive; save it with numpy.savez")
+    unpacked = sum(member.file_size for member in data.zip.infolist())
+    if unpacked > _MOST_BYTES:
+        raise FulaError(
+            f"unpacks to {unpacked / 2**30:.1f} GiB; the limit of a set in memory is "
+            f"{_MOST_BYTES / 2**30:.0f} GiB: give the images as a folder"
+        )
 
 
 def _form(file: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -121,7 +143,7 @@ def image_array(array: Any, where: str) -> np.ndarray:
         return np.ascontiguousarray(images)
     low, high = images.min(), images.max()
     floats = np.issubdtype(images.dtype, np.floating)
-    if not (0 <= low and high <= (1 if floats else 255)):  # a NaN fails too
+    if not (low >= 0 and high <= (1 if floats else 255)):  # a NaN fails too
         wanted = "floats in [0, 1]" if floats else "whole numbers in 0 to 255"
         raise FulaError(
             f"{where} is {images.dtype} from {low:g} to {high:g}; give uint8, or {wanted}, before "

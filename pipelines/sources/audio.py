@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
+import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +20,8 @@ from ..decode.trees import FileTree
 
 WAV = (".wav",)
 _RANGE_DB = 80.0
+MOST_RATE = 768_000
+"""Hz of a clip: four times that of the finest recordings."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,36 @@ class SpectrogramDecoder:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # unknown chunks are harmless
-            rate, data = wavfile.read(io.BytesIO(encoded))
-        signal = _floats(data)
+            rate, data = _parsed(wavfile.read, encoded)
+        if not MOST_RATE >= rate >= 1:
+            raise ValueError(f"a rate of {rate} Hz; 1 to {MOST_RATE} are read")
+        signal = _floats(data[: math.ceil(self.duration * rate) + rate])
         if not len(signal):
             raise ValueError("no samples")
+        if not np.isfinite(signal).all():
+            raise ValueError("samples that are no numbers")
         if rate != self.rate:
             common = int(np.gcd(rate, self.rate))
             signal = resample_poly(signal, self.rate // common, rate // common)
         length = round(self.duration * self.rate)
         return np.pad(signal[:length], (0, max(0, length - len(signal))))
+
+
+def _parsed(read: Callable[..., tuple[int, np.ndarray]], encoded: np.ndarray) -> tuple:
+    """What scipy makes of a file; a damaged header may raise anything there."""
+    try:
+        return read(io.BytesIO(encoded))
+    except (
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        struct.error,
+    ) as e:
+        raise ValueError(f"its header is damaged: {e}") from e
+    except UnboundLocalError as error:
+        raise ValueError("it holds no samples") from error
 
 
 def _floats(data: np.ndarray) -> np.ndarray:

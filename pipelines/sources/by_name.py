@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FulaError, nearest
+from ...files.paths import user_path
 from ..decode.images import Source, check_size
 
 _LOADERS = {
@@ -49,7 +50,7 @@ def loader(name: str) -> Callable[..., Source]:
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
     """Where data is looked for: `data_dir`, else `$FULA_DATA`, else `./data`."""
-    return Path(data_dir or os.environ.get("FULA_DATA") or "data")
+    return user_path(data_dir or os.environ.get("FULA_DATA") or "data")
 
 
 def load_source(

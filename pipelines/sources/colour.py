@@ -36,7 +36,7 @@ Key = tuple[int, int]  # the seed, and 0 for training or 1 for test images
 
 
 @dataclass(frozen=True)
-class Variant:
+class ColourVariant:
     """What an image shows and what its label is; see `VARIANTS`."""
 
     pixels: Callable[[np.ndarray, np.ndarray, Key], np.ndarray]
@@ -80,19 +80,19 @@ def _mixed(digits: np.ndarray, colours: np.ndarray, key: Key) -> np.ndarray:
 
 
 VARIANTS = {
-    "correlated": Variant(coloured),
-    "digit": Variant(coloured),
-    "colour": Variant(coloured, colour_is_label=True),
-    "colour-only": Variant(_colour_only),
-    "bw": Variant(_plain, normalisation=_MNIST),
-    "mix": Variant(_mixed),
+    "correlated": ColourVariant(coloured),
+    "digit": ColourVariant(coloured),
+    "colour": ColourVariant(coloured, colour_is_label=True),
+    "colour-only": ColourVariant(_colour_only),
+    "bw": ColourVariant(_plain, normalisation=_MNIST),
+    "mix": ColourVariant(_mixed),
 }
 """`correlated`: the colour is the digit's. `digit`, `colour`: random colours, labelled by digit, or
 by colour. `colour-only`: no digit, labelled by colour. `bw`: plain MNIST. `mix`: a third each of
 bw, correlated and colour-only. In all but `digit` and `colour`, colour and digit agree."""
 
 
-def variant(name: str) -> Variant:
+def variant(name: str) -> ColourVariant:
     """The named variant, or `FulaError` with the nearest name."""
     if name not in VARIANTS:
         raise FulaError(f"unknown colour-mnist variant '{name}'{nearest(name, VARIANTS)}")

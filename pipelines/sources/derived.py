@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.files import decoded, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized
@@ -86,7 +87,7 @@ def audiofolder(
             f"audiofolder: rate {rate}, duration {duration}; give a rate of at least 1000 Hz and a "
             "duration of 0 ... 60 s"
         )
-    tree = open_tree(Path(path) if path else folder)
+    tree = open_tree(user_path(path) if path else folder)
     indices = index_splits(tree, None, WAV) if splits_of(tree) else index_flat(tree, test_below)
     reader = SpectrogramDecoder(rate, duration)
     side = 64 if size is None else size
@@ -127,7 +128,7 @@ def stylized(
             )
         return from_folders(
             "stylized",
-            class_folders("stylized", Path(path)),
+            class_folders("stylized", user_path(path)),
             size,
             channels,
             None,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.decoder import PillowDecoder
 from ..decode.files import check_on_error, filled, report_skipped
 from ..decode.folders import IMAGES, FolderIndex, files_in, splits_of
@@ -41,10 +42,10 @@ def prepare_ls_imagenet_10(
     when complete; one that exists is refused, and so are two files of a class with one name.
     """
     check_on_error(on_error)
-    out = Path(out)
+    out = user_path(out)
     if out.exists():
         raise FulaError(f"'{out}' exists; remove it, or give another folder")
-    tree = open_tree(Path(imagenet))
+    tree = open_tree(user_path(imagenet))
     splits = splits_of(tree)
     if splits is None:
         raise FulaError(

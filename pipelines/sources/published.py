@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FulaError
+from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
@@ -30,6 +31,11 @@ def _fitted(
 
     def fitted(images: np.ndarray, labels: np.ndarray) -> ImageSet:
         images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise FulaError(
+                f"'{name}' holds images {images.dtype} {images.shape}; they must be uint8 (N, H, "
+                "W) or (N, H, W, C), and some"
+            )
         images = with_channels(images, channels)
         images = images if size is None else resized(images, size)
         return ImageSet(images, np.asarray(labels, dtype=np.int64), tuple(classes))
@@ -89,8 +95,8 @@ def cifar10(
     """
     if (folder / "cifar-10-batches-py").is_dir() or download:
         refuse_reading(
-            "cifar10: on_error, decoder and cached are about class folders, not torchvision's files "
-            "(those of a download too); leave them out",
+            "cifar10: on_error, decoder and cached are about class folders, not torchvision's "
+            "files (those of a download too); leave them out",
             on_error, decoder, cached,
         )  # fmt: skip
         return _torchvision("cifar10", "CIFAR10", folder, size, channels, download)
@@ -127,7 +133,7 @@ def imagefolder(
     leaves images as files, decoded whenever they are needed, for folders too large to unpack.
     `decoder`: see `decode.open_decoder`; `dali-gpu` decodes JPEG on the GPU.
     """
-    tree = class_folders("imagefolder", Path(path) if path else folder)
+    tree = class_folders("imagefolder", user_path(path) if path else folder)
     settings = {"on_error": on_error, "decoder": decoder}
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 

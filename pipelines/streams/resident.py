@@ -17,8 +17,8 @@ from .base import Batch, StreamBase, on_device
 class ResidentStream(StreamBase):
     """The set as uint8 on the device, augmented there by the kernel `augment`.
 
-    `epoch` iterates. A captured step instead calls `load_epoch` outside the graph, which refills the
-    same device buffers, and `batch_at` inside it: device operations without host contact. One
+    `epoch` iterates. A captured step instead calls `load_epoch` outside the graph, which refills
+    the same device buffers, and `batch_at` inside it: device operations without host contact. One
     epoch is loaded at a time: starting another ends an iteration in progress.
     """
 

@@ -7,7 +7,7 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
 from fula_fast.attacks.apgd import APGDConfig, apgd, interval_table, windows
-from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.names import CE, DLR, TARGETED
 from fula_fast.errors import FulaError
 
 from .conftest import small_batch, small_net

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from fula_fast.attacks import fold
-from fula_fast.attacks.fold import Folded, ScaleShift, scale_shift
+from fula_fast.attacks.fold import Folded, ScaleShift, fold, scale_shift
 from fula_fast.errors import FulaError
 from fula_fast.models import build
 

@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fula_fast.attacks.options import NAMES, TEXT_NAMES, AttackOptions, Savings, checked, from_texts
+from fula_fast.attacks.options import NAMES, TEXT_NAMES, AttackOptions, Savings, checked
+from fula_fast.cli.key_values import attack_options
 from fula_fast.errors import FulaError
 
 
@@ -25,14 +26,14 @@ from fula_fast.errors import FulaError
     ],
 )
 def test_switches(name, text, value):
-    assert from_texts([f"{name}={text}"]) == {name: value}
+    assert attack_options([f"{name}={text}"]) == {name: value}
     chosen = checked({name: value})
     assert getattr(chosen if name in NAMES else chosen.savings, name) is value
 
 
 def test_numbers_and_names():
     texts = ["eps = 4/255", "step=0.01", "steps=7", "seed=3", "norm=l2", "precision=fast"]
-    assert from_texts(texts) == {
+    assert attack_options(texts) == {
         "eps": 4 / 255, "step": 0.01, "steps": 7, "seed": 3, "norm": "l2", "precision": "fast"
     }  # fmt: skip
     assert checked({}) == AttackOptions()
@@ -79,7 +80,7 @@ def test_every_option_but_objects_has_a_text():
 
 def test_a_text_without_a_key_is_refused():
     with pytest.raises(FulaError, match="not of the form KEY=VALUE"):
-        from_texts(["=3"])
+        attack_options(["=3"])
 
 
 def test_mistakes_are_found_without_torch():

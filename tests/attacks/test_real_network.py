@@ -1,4 +1,5 @@
-"""AutoAttack on a real network and real images: the reference package's adversarial images and flags.
+"""AutoAttack on a real network and real images: the reference package's adversarial images and
+flags.
 
 Three sizes of one comparison: a glance in every run, what three minutes of one core can carry in
 CI, and by hand (`pytest -m long tests/attacks`) the whole of AutoAttack's "rand". `python -m

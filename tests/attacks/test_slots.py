@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from fula_fast.attacks.apgd import APGDConfig, apgd
-from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.names import CE, DLR, TARGETED, AttackStage
 from fula_fast.attacks.packed import Single
 from fula_fast.attacks.record import Record
-from fula_fast.attacks.slots import Search, SearchOptions, Stage, fixed_sizes
+from fula_fast.attacks.slots import Search, SearchOptions, fixed_sizes
 from fula_fast.attacks.start_noise import start_noise
 from fula_fast.device.graphs import Rerun
 
 from .conftest import small_batch, small_net
 
-STAGES = (Stage(CE), Stage(TARGETED, 3), Stage(DLR))
+STAGES = (AttackStage(CE), AttackStage(TARGETED, 3), AttackStage(DLR))
 CONFIG = APGDConfig("linf", 0.02, 15)
 
 

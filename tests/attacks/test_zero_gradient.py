@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fula_fast.attacks import robust_evaluate
-from fula_fast.attacks.evaluate import ZeroGradientWarning
+from fula_fast.attacks.robustness import ZeroGradientWarning
 
 CLASSES, SHAPE = 5, (3, 6, 6)
 

@@ -22,6 +22,12 @@ def test_versions_are_the_installed_ones():
     assert {"triton", "torchvision", "DALI", "C++ compiler"} <= set(found)
 
 
+def test_the_convolutions_that_are_avoided_are_named(monkeypatch):
+    assert "16 channels" in dict(doctor.report()["machine"])["narrow strided convolutions"]
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert "without oneDNN" in doctor._convolutions()
+
+
 def test_what_is_missing_is_said_with_what_to_do(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)

@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 
-from fula_fast.attacks import PGD, Replay, autoattack, fold, pgd, robust_evaluate
+from fula_fast.attacks import PGD, Replay, autoattack, robust_evaluate
 from fula_fast.attacks.apgd import APGDConfig
-from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.fold import fold
+from fula_fast.attacks.names import CE, DLR, TARGETED
 from fula_fast.attacks.options import check_mode
 from fula_fast.attacks.packed import Single
+from fula_fast.attacks.pgd import pgd
 from fula_fast.attacks.slots import Slots
 from fula_fast.device.graphs import CaptureRefused, Rerun
 from fula_fast.device.precision import arithmetic

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fula_fast.attacks import pgd, robust_evaluate
+from fula_fast.attacks import robust_evaluate
 from fula_fast.attacks.apgd import APGDConfig
-from fula_fast.attacks.losses import CE, DLR, TARGETED
+from fula_fast.attacks.names import CE, DLR, TARGETED
+from fula_fast.attacks.pgd import pgd
 from fula_fast.attacks.slots import Slots
 from fula_fast.device.graphs import Rerun
 from fula_fast.engine.attacked import attacked_lanes, exact_network

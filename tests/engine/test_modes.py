@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from fula_fast.engine.modes import WORTH_COMPILING, CompiledRunner, runner_of
 from fula_fast.engine.network import run_plain
@@ -98,10 +101,39 @@ def test_captured_needs_a_gpu():
         runner_of(task("captured"))
 
 
-def test_reaching_the_compilers_limit_is_an_error():
-    CompiledRunner()
-    assert torch._dynamo.config.fail_on_recompile_limit_hit
-    assert torch._dynamo.config.recompile_limit >= CompiledRunner.LIMIT
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """Dynamo's real limit, small; and its cheapest backend, for only its cache is looked at."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("fula_fast.device.compiling.MOST_SHAPES", 3)
+    with torch._dynamo.config.patch(recompile_limit=3, accumulated_recompile_limit=3):
+        yield
+
+
+def test_reaching_the_compilers_limit_is_an_error(few_shapes):
+    runner, stage = CompiledRunner(), nn.ReLU()
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        for count in range(1, 6):
+            runner(stage, torch.zeros(count, 2))
+
+
+def test_many_waves_do_not_fill_the_compilers_cache(few_shapes):
+    """Each is of another size, as the waves of a long run are."""
+    for count in range(1, 9):
+        runner = CompiledRunner()
+        stage = nn.Sequential(nn.Linear(2, count), nn.ReLU())
+        assert runner(stage, torch.zeros(count, 2)).shape == (count, count)
+
+
+def test_a_waves_graphs_go_with_it(few_shapes):
+    runner = CompiledRunner()
+    runner(nn.ReLU(), torch.zeros(2, 2))
+    code = next(iter(runner._stages.values()))._torchdynamo_orig_callable.__code__
+    graphs = torch._dynamo.eval_frame._debug_get_cache_entry_list
+    assert len(graphs(code)) == 1
+    del runner
+    gc.collect()
+    assert not graphs(code)
 
 
 @pytest.mark.parametrize(("mode", "said"), [("compiled", 1), ("captured", 1), ("eager", 0)])

@@ -20,7 +20,7 @@ from fula_fast.progress import LineProgress
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import Attack, protocol
 
-MEASURES = ("terms", "r2", "penultimate", "cka", "cka_unbiased", "rank")
+MEASURES = ("terms", "r2", "penultimate", "linear_cka", "unbiased_linear_cka", "rank")
 
 
 def donor(seed: int):
@@ -80,7 +80,13 @@ def test_every_column_equals_that_of_the_solo_cell():
             if column not in ("train_seconds", "engine_mode") and not isinstance(value, str):
                 assert value == pytest.approx(expected[column], rel=1e-6, nan_ok=True), column
         assert outcome.metrics["engine_mode"] == "eager"
-        assert {"other_accuracy", "terms", "r2", "cka", "stitch_rank"} <= outcome.metrics.keys()
+        assert {
+            "other_accuracy",
+            "terms",
+            "r2",
+            "linear_cka_last",
+            "stitch_rank",
+        } <= outcome.metrics.keys()
 
 
 class Kept:

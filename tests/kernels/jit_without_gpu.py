@@ -1,8 +1,8 @@
 """Launches every Triton kernel as a GPU's process would, with a stand-in for the driver alone.
 
 Triton binds and specialises the real arguments and compiles for sm_90 down to machine code; only
-loading and running it are pretended. Prints the kernels launched. Run by `test_jit.py`, in a process
-of its own.
+loading and running it are pretended. Prints the kernels launched. Run by `test_jit.py`, in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from itertools import product
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+
+from fula_fast.kernels.augment.arguments import AugmentArguments
+from fula_fast.kernels.hint_terms.arguments import HintTermsArguments
+from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
+from fula_fast.kernels.pgd_step.arguments import PgdStepArguments
+from fula_fast.kernels.shared.backend import implementation
+from fula_fast.kernels.shared.operators import Incoming
+from fula_fast.kernels.stitch_hint.arguments import StitchHintArguments
 
 SHARED = 232_448  # bytes a block may take on sm_90
 LANES, SAMPLES = 3, 4
@@ -60,61 +68,68 @@ def maps(count: int, channels: int, size: int, dtype: torch.dtype) -> torch.Tens
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def norms(serve, dtype: torch.dtype, channels: int, size: int) -> None:
+def norms(dtype: torch.dtype, channels: int, size: int) -> None:
     """Forward and backward, training and eval, with and without residual and target."""
     x, residual, dy = (maps(LANES * SAMPLES, channels, size, dtype) for _ in range(3))
     target, ddist2 = maps(SAMPLES, channels, size, dtype), torch.rand(LANES, SAMPLES)
     affine, running = torch.rand(2, channels), torch.rand(2, LANES, channels)
     for training, whole in product((True, False), (True, False)):
         extras = (residual, target) if whole else (None, None)
-        options = LANES, training, 1e-5, True
-        serve.lane_norm(x, *affine, *running, *extras, *options)
-        given = ddist2 if whole else None
-        serve.lane_norm_backward(dy, given, x, *affine, *running, *extras, *options, False)
+        a = LaneNormArguments(x, *affine, *running, *extras, LANES, training, 1e-5, True)
+        implementation("lane_norm", "triton").forward(a)
+        given = Incoming(dy, ddist2 if whole else None)
+        implementation("lane_norm", "triton").backward(a, given, False)
 
 
-def stitches(serve, dtype: torch.dtype, channels: int, size: int) -> None:
+def stitches(dtype: torch.dtype, channels: int, size: int) -> None:
     """Shared fronts and own ones; with y, with a target, with both; with a gradient to the front."""
+    serve = implementation("stitch_hint", "triton")
     shared = maps(SAMPLES, channels, size, dtype)[None]
     own = maps(LANES * SAMPLES, channels, size, dtype).unflatten(0, (LANES, SAMPLES))
     dy, target = maps(LANES * SAMPLES, channels, size, dtype), shared
     ddist2 = torch.rand(LANES, SAMPLES)
     weight, bias = torch.randn(LANES, channels, channels), torch.randn(LANES, channels)
     for x, index in ((shared, [0] * LANES), (own, [0, 1, 2])):
-        aims = target, [0] * LANES
-        serve.stitch_hint(x, weight, bias, index, None, [], True)
-        serve.stitch_hint(x, weight, bias, index, *aims, False)
-        serve.stitch_hint(x, weight, bias, index, *aims, True)
-        serve.stitch_hint_backward(dy, None, x, weight, bias, index, None, [], False)
-        serve.stitch_hint_backward(None, ddist2, x, weight, bias, index, *aims, False)
-        serve.stitch_hint_backward(dy, ddist2, x, weight, bias, index, *aims, False)
-        serve.stitch_hint_backward(dy, None, x, weight, bias, index, None, [], True)
+        plain = StitchHintArguments(x, weight, bias, index, None, [], True)
+        both = plain._replace(target=target, target_index=[0] * LANES)
+        aimed = both._replace(write=False)
+        for a in (plain, both, aimed):
+            serve.forward(a)
+        serve.backward(plain, Incoming(dy, None), False)
+        serve.backward(aimed, Incoming(None, ddist2), False)
+        serve.backward(both, Incoming(dy, ddist2), False)
+        serve.backward(plain, Incoming(dy, None), True)
 
 
-def pixels(serve) -> None:
+def terms(dtype: torch.dtype, channels: int, size: int) -> None:
+    x, target = (maps(n, channels, size, dtype) for n in (LANES * SAMPLES, SAMPLES))
+    a = HintTermsArguments([x], [target])
+    implementation("hint_terms", "triton").forward(a)
+    implementation("hint_terms", "triton").backward(a, [torch.rand(LANES, SAMPLES)])
+
+
+def pixels() -> None:
     x, gradient, clean = torch.rand(3, 128, 3, 32, 32)
     for norm in ("linf", "l2"):
-        serve.pgd_step(x, gradient, clean, 0.01, 0.03, norm)
+        a = PgdStepArguments(x, gradient, clean, 0.01, 0.03, norm)
+        implementation("pgd_step", "triton").forward(a)
     images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)
     draws = torch.randint(0, 9, (64,), dtype=torch.int32)
     common = images, torch.arange(16), draws, draws, draws > 4, 4
-    serve.augment(*common, None, None, None, None, torch.bfloat16)
+    serve = implementation("augment", "triton")
+    serve.forward(AugmentArguments(*common, None, None, None, None, torch.bfloat16))
     markers = torch.rand(10, 4, 4, 3)
-    serve.augment(*common, markers, draws.long(), draws, draws, torch.float32)
+    serve.forward(AugmentArguments(*common, markers, draws.long(), draws, draws, torch.float32))
 
 
 def main() -> None:
     driver.set_active(Driver())
-    from fula_fast.kernels.triton import serve
-
     for dtype in (torch.bfloat16, torch.float32):
         for channels, size in ((64, 32), (512, 4)):
-            norms(serve, dtype, channels, size)
-            stitches(serve, dtype, channels, size)
-            x, target = (maps(n, channels, size, dtype) for n in (LANES * SAMPLES, SAMPLES))
-            serve.hint_terms([x], [target])
-            serve.hint_terms_backward([torch.rand(LANES, SAMPLES)], [x], [target])
-    pixels(serve)
+            norms(dtype, channels, size)
+            stitches(dtype, channels, size)
+            terms(dtype, channels, size)
+    pixels()
     print(*sorted(launched))
 
 

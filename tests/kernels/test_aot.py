@@ -19,8 +19,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter and the compiler do not mix", allow_module_level=True)
 
 import fula_fast.kernels
-from fula_fast.kernels import aot
-from fula_fast.kernels.aot_compile import (
+from fula_fast.kernels.aot import __main__ as aot
+from fula_fast.kernels.aot.compile import (
     ARCHES,
     PTX_ARCH,
     assemble,
@@ -28,7 +28,7 @@ from fula_fast.kernels.aot_compile import (
     merged,
     vector_bits,
 )
-from fula_fast.kernels.aot_variants import variants
+from fula_fast.kernels.aot.variants import variants
 
 BINARIES = Path(fula_fast.kernels.__file__).parent / "cuda"
 ALL = {variant.name: variant for variant in variants()}

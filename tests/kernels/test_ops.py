@@ -9,63 +9,57 @@ import torch
 from torch.library import opcheck
 
 import fula_fast.kernels as K
-from fula_fast.kernels import backend, ops, plain
+from fula_fast.kernels import backend
 
-CPU = ["plain", "cpp"]
-# opcheck looks at .grad of the copies that it makes of inputs
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-
-
-@pytest.fixture(params=CPU)
-def behind(request, monkeypatch):
-    """The implementation that runs behind the operators on a CPU."""
-    if request.param == "cpp":
-        if backend._CORE_NOUNS != frozenset(backend.NOUNS):
-            pytest.skip("this build has no fula_fast.kernels._core with every noun")
-    else:
-        monkeypatch.setattr(ops, "_serving", lambda noun, x: plain)
-        monkeypatch.setattr(backend, "_CORE_NOUNS", frozenset(backend.NOUNS))
-    with backend.using("cpp"):
-        yield request.param
+pytestmark = [
+    # opcheck looks at .grad of the copies that it makes of inputs
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.skipif(
+        frozenset(backend.NOUNS) != backend._CORE_NOUNS,
+        reason="this build has no fula_fast.kernels._core with every noun",
+    ),
+]
 
 
 def _norm_arguments(make, residual, target, training, affine=False):
     return (
         make(6, 4, 3, 2, grad=True), make(4, grad=affine), make(4, grad=affine), make(2, 4),
         make(2, 4).abs(), make(6, 4, 3, 2, grad=True) if residual else None,
-        make(3, 4, 3, 2) if target else None, 2, training, 1e-5, True,
+        make(3, 4, 3, 2) if target else None, 2, training, 1e-5, True, "cpp",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "residual,target,training,layout", [(1, 1, True, "last"), (0, 1, False, "first")]
 )
-def test_lane_norm_passes_opcheck(maker, behind, residual, target, training, layout):
+def test_lane_norm_passes_opcheck(maker, residual, target, training, layout):
     arguments = _norm_arguments(maker(layout=layout), residual, target, training, bool(residual))
     opcheck(torch.ops.fula.lane_norm.default, arguments)
 
 
 @pytest.mark.parametrize("kind", ["maps", "tokens"])
 @pytest.mark.parametrize("write,target", [(True, True), (False, True), (True, False)])
-def test_stitch_hint_passes_opcheck(maker, behind, kind, write, target):
+def test_stitch_hint_passes_opcheck(maker, kind, write, target):
     make = maker()
     fronts, aims = (
         ((2, 3, 4, 2, 2), (2, 3, 5, 2, 2)) if kind == "maps" else ((2, 3, 4, 4), (2, 3, 4, 5))
     )
     x, weight, bias = make(*fronts, grad=write), make(3, 5, 4, grad=True), make(3, 5, grad=True)
     aimed = (make(*aims), [0, 1, 0]) if target else (None, [])
-    opcheck(torch.ops.fula.stitch_hint.default, (x, weight, bias, [0, 1, 1], *aimed, write))
+    opcheck(torch.ops.fula.stitch_hint.default, (x, weight, bias, [0, 1, 1], *aimed, write, "cpp"))
 
 
-def test_the_others_pass_opcheck(maker, behind):
+def test_the_others_pass_opcheck(maker):
     make = maker(torch.float32)
     activations, targets = (
         [make(6, 4, 3, 2, grad=True), make(9, 7, grad=True)],
         [make(3, 4, 3, 2), make(3, 7)],
     )
-    opcheck(torch.ops.fula.hint_terms.default, (activations, targets))
+    opcheck(torch.ops.fula.hint_terms.default, (activations, targets, "cpp"))
     image = make(4, 3, 2, 2).abs().clamp(0, 1)
-    opcheck(torch.ops.fula.pgd_step.default, (image, make(4, 3, 2, 2), image, 0.1, 0.2, "l2"))
+    opcheck(
+        torch.ops.fula.pgd_step.default, (image, make(4, 3, 2, 2), image, 0.1, 0.2, "l2", "cpp")
+    )
     images = torch.randint(0, 256, (9, 4, 4, 3), dtype=torch.uint8)
     draws = torch.arange(9, dtype=torch.int32) % 3
     opcheck(
@@ -82,6 +76,7 @@ def test_the_others_pass_opcheck(maker, behind):
             None,
             None,
             torch.float32,
+            "cpp",
         ),
     )
 
@@ -89,7 +84,7 @@ def test_the_others_pass_opcheck(maker, behind):
 @pytest.mark.parametrize(
     "options", list(product(*[(0, 1)] * 4)), ids=lambda o: "".join(map(str, o))
 )
-def test_lane_norm_agrees_with_the_reference(maker, agree, behind, options):
+def test_lane_norm_agrees_with_the_reference(maker, agree, options):
     residual, target, training, relu = options
 
     def call(x, weight, bias, mean, var, residual, target):
@@ -106,7 +101,7 @@ def test_lane_norm_agrees_with_the_reference(maker, agree, behind, options):
 
 @pytest.mark.parametrize("kind", ["maps", "tokens", "vectors"])
 @pytest.mark.parametrize("write,target", [(True, True), (False, True), (True, False)])
-def test_stitch_hint_agrees_with_the_reference(maker, agree, behind, kind, write, target):
+def test_stitch_hint_agrees_with_the_reference(maker, agree, kind, write, target):
     fronts = {"maps": (2, 3, 7, 3, 2), "tokens": (2, 3, 4, 7), "vectors": (2, 3, 7)}[kind]
     aims = {"maps": (2, 3, 5, 3, 2), "tokens": (2, 3, 4, 5), "vectors": (2, 3, 5)}[kind]
 
@@ -123,7 +118,7 @@ def test_stitch_hint_agrees_with_the_reference(maker, agree, behind, kind, write
         agree(call, inputs, "cpp", atol=1e-12 if name == "float64" else 2e-6)
 
 
-def test_hint_terms_agree_with_the_reference(maker, agree, behind):
+def test_hint_terms_agree_with_the_reference(maker, agree):
     for name in ("float64", "float32", "bfloat16"):
         make = maker(getattr(torch, name))
         inputs = [make(6, 4, 3, 2, grad=True), make(9, 7, grad=True), make(3, 4, 3, 2), make(3, 7)]
@@ -146,19 +141,14 @@ def _step(make):
     return step
 
 
-@pytest.mark.parametrize("choice", ["reference", *CPU])
-def test_a_step_compiles_without_a_graph_break(maker, monkeypatch, choice):
-    if choice == "cpp" and backend._CORE_NOUNS != frozenset(backend.NOUNS):
-        pytest.skip("this build has no fula_fast.kernels._core with every noun")
-    if choice == "plain":
-        monkeypatch.setattr(ops, "_serving", lambda noun, x: plain)
-        monkeypatch.setattr(backend, "_CORE_NOUNS", frozenset(backend.NOUNS))
+@pytest.mark.parametrize("choice", ["reference", "cpp"])
+def test_a_step_compiles_without_a_graph_break(maker, choice):
     step, x = _step(maker()), maker()(1, 3, 4, 3, 2, grad=True)
     with backend.using("reference"):
         want = step(x)
         (want_grad,) = torch.autograd.grad(want.sum(), x)
     torch._dynamo.reset()
-    with backend.using("reference" if choice == "reference" else "cpp"):
+    with backend.using(choice):
         got = torch.compile(step, fullgraph=True, backend="aot_eager")(x)
         (grad,) = torch.autograd.grad(got.sum(), x)
     torch.testing.assert_close(got, want)
@@ -183,7 +173,7 @@ def test_operators_of_pixels_compile_without_a_graph_break(maker):
             torch.testing.assert_close(got, want)
 
 
-def test_incoming_gradients_are_left_alone(maker, behind):
+def test_incoming_gradients_are_left_alone(maker):
     make = maker()
     arguments = _norm_arguments(make, 1, 1, True)
     y, _, _, dist2 = torch.ops.fula.lane_norm(*arguments)

@@ -13,11 +13,12 @@ import torch
 
 import fula_fast.kernels as K
 from fula_fast.errors import FulaError
-from fula_fast.kernels import backend, reference
+from fula_fast.kernels import backend
 
 pytest.importorskip("triton")
-from fula_fast.kernels.triton import stitch_launch, tiles
-from fula_fast.kernels.triton.tiles import Tile
+from fula_fast.kernels.shared import tiles
+from fula_fast.kernels.shared.tiles import Tile
+from fula_fast.kernels.stitch_hint import triton as stitch_launch
 
 # the interpreter of older releases turns one-element arrays into numbers
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
@@ -76,7 +77,9 @@ def _check_norm(maker, agree, device, sizes, name, layout, residual, relu, targe
             residual=residual, relu=bool(relu), target=target,
         )  # fmt: skip
 
-    agree(call, inputs, "triton", device)
+    # dresidual is stored and read back for dx, as it is between PyTorch's own layers
+    dx = (4 if target else 3,) if residual else ()
+    agree(call, inputs, "triton", device, passed_on=dx)
 
 
 @pytest.mark.parametrize("case", NORMS, ids=lambda c: "-".join(map(str, c[1:])))
@@ -220,11 +223,27 @@ def test_augment_gives_the_same_bits(device, name, markers):
     if markers:
         patterns = torch.rand(4, 4, 4, 3, generator=generator)
         arguments += [patterns, numbers(4, torch.int64), numbers(6), numbers(4)]
-    want = reference.augment(*arguments, dtype=_dtype(name))
+    with backend.using("reference"):
+        want = K.augment(*arguments, dtype=_dtype(name))
     moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
     with backend.using("triton"):
         got = K.augment(*moved, dtype=_dtype(name))
     assert torch.equal(got.cpu(), want) and got.stride() == want.stride()
+
+
+def test_augment_takes_draws_with_gaps(device):
+    """As columns of one table have them."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 6, 5, 3), generator=generator, dtype=torch.uint8)
+    table = torch.randint(0, 5, (20, 4), generator=generator)
+    columns = (table[:, 0], table[:, 1], (table > 2)[:, 2], 2)
+    arguments = [images, torch.arange(20)[::3], *columns]
+    with backend.using("reference"):
+        want = K.augment(*arguments)
+    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+    with backend.using("triton"):
+        got = K.augment(*moved)
+    assert torch.equal(got.cpu(), want)
 
 
 def test_two_runs_have_the_same_bits(maker, device):
@@ -297,13 +316,13 @@ def test_offsets_cross_two_to_the_31(device, tmp_path):
             one = torch.ones(1, 3)
             y, *_ = K.lane_norm(x, one[0], one[0], one, one, lanes=1, training=True, eps=1e-5)
             z, _ = K.stitch_hint(x[None].expand(1, -1, -1, -1, -1), one[None], one[:, :1], [0])
-        want, *_ = reference.lane_norm(
-            dense, one[0], one[0], one, one, lanes=1, training=True, eps=1e-5
-        )
+        with backend.using("reference"):
+            want, *_ = K.lane_norm(
+                dense, one[0], one[0], one, one, lanes=1, training=True, eps=1e-5
+            )
+            stitched, _ = K.stitch_hint(dense[None], one[None], one[:, :1], [0])
         torch.testing.assert_close(y, want)
-        torch.testing.assert_close(
-            z, reference.stitch_hint(dense[None], one[None], one[:, :1], [0])[0]
-        )
+        torch.testing.assert_close(z, stitched)
 
 
 @pytest.mark.gpu
@@ -337,5 +356,6 @@ def test_a_capture_replays_and_refuses_an_index_it_has_not_seen():
             K.stitch_hint(x.expand(2, -1, -1, -1, -1), weight, bias, [1, 0, 1])
     x.copy_(torch.randn_like(x))
     graph.replay()
-    want, _ = reference.stitch_hint(x, weight, bias, [0, 0, 0])
+    with backend.using("reference"):
+        want, _ = K.stitch_hint(x, weight, bias, [0, 0, 0])
     torch.testing.assert_close(y, want, atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score, r2_score
 
 from fula_fast.measures.agreement import (
+    COLUMNS,
     Agreement,
     SiteFit,
     answered,
@@ -60,7 +61,10 @@ def test_a_stream_equals_all_samples_together(logits) -> None:
     result = stream.result()
     mine, theirs = right(lanes, labels), right(end, labels)
     assert torch.allclose(result["accuracy"], mine.double().mean(-1))
-    assert torch.allclose(result["agreement_hard"], hard_agreement(mine, theirs))
+    assert torch.allclose(result["agreement_right_wrong"], hard_agreement(mine, theirs))
+    answers = lanes.numpy().argmax(-1) == end.numpy().argmax(-1)
+    np.testing.assert_allclose(result["agreement_top1"], answers.mean(-1), rtol=1e-12)
+    assert tuple(result) == COLUMNS
     assert torch.allclose(result["agreement_soft"], soft_agreement(lanes, end), atol=1e-12)
     assert torch.allclose(result["kappa"], error_consistency(mine, theirs), atol=1e-12)
 
@@ -71,7 +75,9 @@ def test_the_same_model_agrees_fully(logits) -> None:
     single.add(end, end, labels)
     result = single.result()
     assert result["agreement_soft"].item() == pytest.approx(1, abs=1e-12)
-    assert result["agreement_hard"].item() == 1 and result["kappa"].item() == pytest.approx(1)
+    assert result["agreement_right_wrong"].item() == 1 and result["kappa"].item() == pytest.approx(
+        1
+    )
 
 
 def test_soft_agreement_by_hand() -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fula_fast.measures.cka import LinearCKA
+from fula_fast.measures.registry import measure
 from fula_fast.measures.sites import SiteTable, pooled, stitch_columns
 
 SHAPES = [(3, 4, 4), (5, 2, 2)]
-NAMES = ("terms", "r2", "penultimate", "cka", "cka_unbiased")
+NAMES = ("terms", "r2", "penultimate", "linear_cka", "unbiased_linear_cka")
 BATCHES, SIZE = 4, 6
 
 
@@ -42,6 +43,29 @@ def expected(data, lane: int, site: int) -> tuple[float, float]:
     return np.linalg.norm(h - g) / np.linalg.norm(g), 1 - residual / g.var()
 
 
+def r_squared_by_channel(data, lane: int, site: int) -> float:
+    """R^2 around the mean of each channel over images and positions."""
+    g, h = data[0][site - 1], data[1][site - 1][lane]
+    means = g.mean((0, 1, 3, 4), keepdims=True)
+    return 1 - ((h - g) ** 2).sum() / ((g - means) ** 2).sum()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 3, 5)])
+def test_features_of_vectors_and_tokens_are_their_last_axis(shape):
+    """Features whose means differ by much: explained around the one mean, not around their own."""
+    draw = np.random.default_rng(2)
+    g = draw.normal(0, 1, shape) + 100.0 * np.arange(shape[-1])
+    h = np.broadcast_to(100.0 * np.arange(shape[-1]), shape).copy()
+    found = SiteTable([1], 1, torch.device("cpu"), ("r2",))
+    found.target(1, torch.from_numpy(g))
+    found.add(1, [0], torch.from_numpy(h), torch.from_numpy(g))
+    (columns,) = found.columns()
+    axes = tuple(range(len(shape) - 1))
+    wanted = 1 - ((h - g) ** 2).sum() / ((g - g.mean(axes)) ** 2).sum()
+    assert columns["r2_channel"] == pytest.approx([wanted], rel=1e-6)
+    assert columns["r2"][0] > 0.999 and columns["r2_channel"][0] < 0.1
+
+
 def test_terms_and_r_squared_from_the_lanes_own_site_to_the_last(data):
     first, second = table(data)
     wanted = [expected(data, 0, 1), expected(data, 0, 2)]
@@ -49,21 +73,34 @@ def test_terms_and_r_squared_from_the_lanes_own_site_to_the_last(data):
     np.testing.assert_allclose(first["r2"], [w[1] for w in wanted], rtol=1e-10)
     assert first["term_stitch"] == first["terms"][0]
     assert first["penultimate"] == first["terms"][1]
+    np.testing.assert_allclose(
+        first["r2_channel"], [r_squared_by_channel(data, 0, site) for site in (1, 2)], rtol=1e-10
+    )
     np.testing.assert_allclose(second["terms"], [expected(data, 1, 2)[0]], rtol=1e-10)
     assert second["r2"][0] < 0 < first["r2"][0] < 1  # worse than the mean, and better
 
 
-@pytest.mark.parametrize("name", ["cka", "cka_unbiased"])
-def test_cka_is_that_of_the_last_sites_mean_over_positions(data, name):
+@pytest.mark.parametrize("name", ["linear_cka", "unbiased_linear_cka"])
+def test_cka_is_taken_at_the_lanes_own_site_and_at_the_last(data, name):
+    """Of means over positions, against the stream of its own (`LinearCKA`)."""
     for lane, columns in enumerate(table(data)):
-        whole = LinearCKA(unbiased=name == "cka_unbiased")
-        h, g = (x.reshape(-1, *SHAPES[1]).mean((2, 3)) for x in (data[1][1][lane], data[0][1]))
-        whole.add(torch.from_numpy(h), torch.from_numpy(g))
-        assert columns[name] == pytest.approx(whole.result(), abs=1e-10)
+        for suffix, site in (("site", lane + 1), ("last", 2)):
+            whole = LinearCKA(unbiased=name == "unbiased_linear_cka")
+            h, g = (
+                x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
+                for x in (data[1][site - 1][lane], data[0][site - 1])
+            )
+            whole.add(torch.from_numpy(h), torch.from_numpy(g))
+            assert columns[f"{name}_{suffix}"] == pytest.approx(whole.result(), abs=1e-10)
+
+
+def test_columns_are_those_of_the_records(data):
+    wanted = {column for name in NAMES for column in measure(name).columns}
+    assert all(set(c) == wanted | {"term_stitch"} for c in table(data))
 
 
 def test_only_what_is_asked_for_is_a_column(data):
-    assert [set(c) for c in table(data, ("r2",))] == [{"term_stitch", "r2"}] * 2
+    assert [set(c) for c in table(data, ("r2",))] == [{"term_stitch", "r2", "r2_channel"}] * 2
 
 
 @pytest.mark.parametrize("shape, axes", [((2, 3, 4, 4), (2, 3)), ((2, 5, 3), (1,)), ((2, 3), ())])

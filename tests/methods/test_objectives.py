@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from fula_fast.errors import FulaError
-from fula_fast.methods.objectives import mixture, soft_label_losses, term, values
-from fula_fast.study.protocol import term_weights
+from fula_fast.methods import method, objective, trained
+from fula_fast.methods.objectives import soft_label_losses, term, value
+from fula_fast.methods.weightings import term_weights
 
 SHAPES = [(4, 3, 2, 5), (4, 6, 3), (4, 7)]
 
@@ -129,8 +130,8 @@ def test_values_are_the_four_objectives():
     z, t = pair((5, 4), seed=5)
     terms = [torch.tensor(v, dtype=torch.float64) for v in (0.5, 0.25, 1.0)]
     labels = np.array([0, 3, 2, 2, 1])
-    weights = (0.2, 0.0, 0.8)
-    found = values(terms, weights, torch.tensor(z), torch.tensor(t), torch.tensor(labels))
+    given = (terms, (1.0, 0.0, 4.0), *(torch.tensor(a) for a in (z, t, labels)))
+    found = {name: value(method(name), *given) for name in trained()}
     assert set(found) == {"hint", "fula", "slm", "tlm"}
     assert float(found["hint"]) == 0.5
     assert float(found["fula"]) == pytest.approx(0.2 * 0.5 + 0.8 * 1.0)
@@ -141,7 +142,8 @@ def test_values_are_the_four_objectives():
 def test_a_term_without_weight_gives_no_gradient():
     terms = [torch.ones((), dtype=torch.float64, requires_grad=True) for _ in range(3)]
     z = torch.zeros(2, 4, dtype=torch.float64)
-    values(terms, (0.5, 0.0, 0.5), z, z, torch.zeros(2, dtype=torch.int64))["fula"].backward()
+    labels = torch.zeros(2, dtype=torch.int64)
+    value(method("fula"), terms, (0.5, 0.0, 0.5), z, z, labels).backward()
     assert [None if t.grad is None else float(t.grad) for t in terms] == [0.5, None, 0.5]
 
 
@@ -166,21 +168,22 @@ def test_a_list_of_another_length_is_refused():
 
 
 def test_mixtures():
-    assert mixture("dm") == {}
-    assert mixture("fula") == {"fula": 1.0}
-    assert mixture({"fula": 0.5, "tlm": 0.0, "slm": 2}) == {"fula": 0.5, "slm": 2}
+    assert objective("dm") == {}
+    assert objective("fula") == {"fula": 1.0}
+    assert objective({"fula": 0.5, "tlm": 0.0, "slm": 2}) == {"fula": 0.5, "slm": 2}
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("fulla", "unknown objective 'fulla'; did you mean 'fula'"),
+        ("fulla", "unknown method 'fulla'; did you mean 'fula'"),
+        ({"fulla": 1.0}, "unknown objective 'fulla'; did you mean 'fula'"),
         ({"dm": 1.0}, "unknown objective 'dm'"),
         ({"tlm": -0.5}, "tlm = -0.5 must be non-negative"),
         ({"tlm": float("nan")}, "must be non-negative"),
         ({"tlm": 0.0}, "positive sum"),
     ],
 )
-def test_mixtures_that_mean_nothing(asked, message):
+def test_objectives_that_mean_nothing(asked, message):
     with pytest.raises(FulaError, match=message):
-        mixture(asked)
+        objective(asked)

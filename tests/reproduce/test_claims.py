@@ -11,7 +11,7 @@ from fula_fast.reproduce import claim_tests as tests
 from fula_fast.reproduce.claim_tests import rank_correlation
 from fula_fast.reproduce.claims import FAILS, HOLDS, UNTESTED, every_one, judged, verdicts
 from fula_fast.reproduce.evidence import Untestable, gathered
-from fula_fast.reproduce.recipe import ClaimSpec, Recipe, load_recipe
+from fula_fast.reproduce.recipe import ClaimSpec, ExperimentRecipe, load_recipe
 
 
 def _table(rows):
@@ -99,7 +99,7 @@ def test_a_claim_says_where_its_premise_fails():
         {"says": "far", "test": "level", "args": {"of": A, "less_than": 0.1}, "premise": "near"},
         {"says": "near", "test": "level", "args": {"of": A, "more_than": 0.4}, "key": "near"},
     ]
-    recipe = Recipe(name="r", title="t", figure="Fig. 0", claims=claims)
+    recipe = ExperimentRecipe(name="r", title="t", figure="Fig. 0", claims=claims)
     far, near = verdicts(recipe, _table([{"accuracy": 0.3}]))
     assert near.outcome == FAILS
     assert (far.outcome, far.reason) == (FAILS, "but it rests on “near”: does not hold")

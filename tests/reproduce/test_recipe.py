@@ -11,13 +11,13 @@ import pytest
 
 from fula_fast.cli.reproduce import reproduce
 from fula_fast.errors import FulaError
+from fula_fast.methods import METHODS
 from fula_fast.reproduce import SCALES, load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import TESTS
+from fula_fast.reproduce.driver_options import Options
 from fula_fast.reproduce.experiment import Unsuitable
-from fula_fast.reproduce.options import Options
 from fula_fast.reproduce.plots import KINDS
 from fula_fast.reproduce.recipe import _table, merged, tables_in
-from fula_fast.study.protocol import METHODS
 from fula_fast.study.spec import parse_table
 
 PAPER = [f"fig{n}" for n in (*range(3, 31),) if n not in (1, 2)]

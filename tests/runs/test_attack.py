@@ -180,7 +180,7 @@ def test_switches_are_on_or_off(capsys, plain):
     taken = {}
     for text in ("on", "true", "off", "False"):
         code, _, err = command(
-            capsys, str(plain.folder), "--attacks", "apgd20", "--name", text, "--images", "10",
+            capsys, str(plain.folder), "--attack", "apgd20", "--name", text, "--images", "10",
             "--option", f"compaction={text}", "--option", "steps=3", "--option", "eps=0.5",
             "--device", "cpu",
         )  # fmt: skip
@@ -247,7 +247,7 @@ def test_the_command(capsys, plain, tmp_path):
         (("RUN", "--data", "source=digits"), "whose spec names its data; drop --data"),
         (("RUN", "--attack", "pgd"), "unknown attack 'pgd'; did you mean 'pgd-10'?"),
         (("RUN", "--attack", "pgd-2", "--option", "esp=1"), "unknown attack option 'esp'"),
-        (("RUN", "--attacks", "stnadard"), "unknown attack 'stnadard'; did you mean 'standard'?"),
+        (("RUN", "--attack", "stnadard"), "unknown attack 'stnadard'; did you mean 'standard'?"),
         *(
             ((*target, "--attack", "pgd-2", "--option", option), words)
             for target in (("RUN",), ("nothing", "--data", "source=digits"))

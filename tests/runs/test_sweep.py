@@ -25,7 +25,7 @@ from fula_fast.models import build, save_checkpoint
 from fula_fast.store import COLUMNS, Store, StoreWarning
 
 EXECUTORS = ["solo", "wave"]
-MEASURES = ("accuracy", "agreement_hard", "agreement_soft", "kappa", "term_stitch", "loss")
+MEASURES = ("accuracy", "agreement_right_wrong", "agreement_soft", "kappa", "term_stitch", "loss")
 METHODS = ["dm", "hint", "slm", "tlm", "fula"]
 QUICK = {"epochs": 2, "batch_size": 256, "dm_samples": 60, "crop_padding": 1, "flip": False}
 
@@ -177,7 +177,9 @@ def test_a_self_stitch_at_the_identity_has_no_loss_and_full_agreement(spec, tmp_
     )
     for row in results.rows:
         assert row["loss"] == pytest.approx(0, abs=1e-6)
-        assert row["agreement_hard"] == 1 and row["agreement_soft"] == pytest.approx(1, abs=1e-3)
+        assert row["agreement_right_wrong"] == 1 and row["agreement_soft"] == pytest.approx(
+            1, abs=1e-3
+        )
         assert row["accuracy"] == row["end_accuracy"] == row["front_accuracy"]
 
 

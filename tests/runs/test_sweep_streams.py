@@ -46,7 +46,7 @@ def run(jpegs, folder, stream: str, **options):
                 "shortcut": ["none", "aruco+random"],
             },
             "protocol": {"epochs": 2, "batch_size": 64, "dm_samples": 40},
-            "evaluation": {"sets": ["clean", "rolled"], "measures": ["cka"]},
+            "evaluation": {"sets": ["clean", "rolled"], "measures": ["linear_cka"]},
             "engine": {"precision": "fp32", "device": "cpu"},
         },
         folder / "run", quiet=True, donors=folder / "donors",

@@ -237,7 +237,11 @@ class TestTables:
         assert table.column_names == [*known, "version_torch", "quick", "rank", "terms"]
         types = {f.name: str(f.type) for f in table.schema}
         assert {n: types[n] for n in known} == COLUMNS
-        assert (types["rank"], types["terms"], types["quick"]) == ("double", "string", "bool")
+        assert (types["rank"], types["terms"], types["quick"]) == (
+            "double",
+            "list<element: double>",
+            "bool",
+        )
         with (store.folder / "results.csv").open(newline="") as file:
             for text, value in zip(csv.DictReader(file), table.to_pylist(), strict=True):
                 assert text == {name: as_csv(v) for name, v in value.items()}
@@ -385,4 +389,4 @@ class TestUnwritable:
 def test_shards_are_plain_json(store: Store) -> None:
     store.write("w", [row(0), row(1)])
     content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())
-    assert [r["cell"] for r in content["rows"]] == ["c0", "c1"]
+    assert [r["cell"] for r in content["content"]["rows"]] == ["c0", "c1"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fula_fast.study.cell import Cell, Context, cell_id, digest
-from fula_fast.study.donor_spec import Shortcut
+from fula_fast.study.donor_spec import ShortcutSpec
 from fula_fast.study.protocol import protocol
 
 CELL = Cell("a", "b", 2, 3, "fula", {"fula": 1.0}, protocol())
@@ -34,7 +34,7 @@ def test_ids_differ_where_numbers_would():
         {"alpha": 0.5},
         {"subset": 3},
         {"data_seed": 1},
-        {"shortcut": Shortcut(pattern="pixel", location="class")},
+        {"shortcut": ShortcutSpec(pattern="pixel", location="class")},
         {"protocol": protocol(lr=1e-2)},
         {"protocol": protocol(weighting="last")},
         {"protocol": protocol(dm_samples=100)},
@@ -78,7 +78,8 @@ cells = st.builds(
         protocol, st.sampled_from(["fula-v1", "smith25"]), epochs=st.integers(0, 99)
     ),
     alpha=st.floats(0, 1),
-    shortcut=st.none() | st.builds(Shortcut, pattern=st.just("noise"), location=st.just("class")),
+    shortcut=st.none()
+    | st.builds(ShortcutSpec, pattern=st.just("noise"), location=st.just("class")),
     subset=st.none() | st.integers(1, 10),
     seed=st.integers(0, 9),
     data_seed=st.integers(0, 9),

@@ -233,8 +233,8 @@ def test_a_checkpoint_may_say_which_model_it_is_for(tmp_path):
 
 def test_planning_needs_no_torch_and_no_numpy():
     code = (
-        "import sys; from fula_fast.study.spec import load_spec; from fula_fast.study.plan import plan; "
-        "from fula_fast.study.show_plan import plan_view; "
+        "import sys; from fula_fast.study.spec import load_spec; from fula_fast.study.plan import "
+        "plan; from fula_fast.study.show_plan import plan_view; "
         "plan_view(plan(load_spec('quickstart'), budget=2**30)); "
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )

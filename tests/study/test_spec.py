@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fula_fast.errors import FulaError
-from fula_fast.study.donor_spec import Adversarial, DonorSpec, Shortcut
-from fula_fast.study.protocol import METHODS, PRESETS, Protocol
+from fula_fast.methods import METHODS
+from fula_fast.study.donor_spec import Adversarial, DonorSpec, ShortcutSpec
+from fula_fast.study.protocol import PRESETS, Protocol
 from fula_fast.study.spec import GridSpec, Mixture, load_spec
 from fula_fast.study.toml import apply_overrides, parse_override, recipe_names
 
@@ -95,7 +96,7 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("grid.methods=[]", ["methods is empty"]),
         ("grid.methods=[{name='hint',fula=1}]", ["a method's own name"]),
         ("grid.methods=[{name='none'}]", ["positive weight"]),
-        ("grid.methods=[{name='m',fula=-1}]", ["fula = -1", "greater than or equal to 0"]),
+        ("grid.methods=[{name='m',fula=-1}]", ["fula = -1", "non-negative"]),
         ("grid.protocols=['fula-v3']", ["unknown protocol 'fula-v3'", "'fula-v"]),
         ("grid.front=z", ["donor 'z'", "[donors.z]"]),
         ("grid.pairs=[['a','b']]", ["front and end", "pairs"]),
@@ -113,8 +114,12 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("engine.mode=fast", ["mode = 'fast'", "'captured'"]),
         ("engine.device=tpu", ["'tpu'", "cuda:N"]),
         ("engine.memory=lots", ["'lots'", "'8GiB'"]),
-        ("evaluation.measures=['ckaa']", ["'ckaa'", "'cka'"]),
+        ("evaluation.measures=['linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
         ("evaluation.robust=pgd", ["'pgd'", "'pgd-10'"]),
+        ("evaluation.robust=pgd-0", ["'pgd-0'", "at least one step"]),
+        ("protocol.robust=nonsense", ["[protocol]", "unknown attack 'nonsense'", "pgd-10"]),
+        ("protocol.robust=autoatack-rand", ["'autoatack-rand'", "'autoattack-rand'"]),
+        ("grid.axes.robust=['none','pgd-0']", ["'pgd-0'", "at least one step"]),
         ("data.mean=0.5", ["mean and std"]),
         ("data.mean=[0.5,0.5]", ["mean", "[0.5, 0.5]", "one per channel (3)"]),
         ("data.channels=2", ["channels = 2", "1 or 3"]),
@@ -182,7 +187,7 @@ def test_adversarial_true_means_the_papers_attack():
 )
 def test_shortcuts_by_name(text, pattern, location):
     (found,) = load_spec(MINIMAL, [f"grid.shortcut={text}"]).grid.shortcut
-    assert found == Shortcut(pattern=pattern, location=location)
+    assert found == ShortcutSpec(pattern=pattern, location=location)
     assert found.label == f"{pattern}+{location}"
 
 

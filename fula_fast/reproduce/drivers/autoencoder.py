@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...files import sealed
+from ...files.atomic import remove
 from ...measures.agreement import right
 from ...models import Staged
 from ...pipelines import (
@@ -24,11 +28,11 @@ from ...pipelines import (
 )
 from ...pipelines.decode.cache import cache_folder
 from ...report.style import figure, look, save
-from ...store.tensors import read_tensors, write_tensors
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
 
+_LOG = logging.getLogger(__name__)
 _WIDE, _SIDE = 32, 28
 _PLAIN = Augmentation(0, False)
 _BATCH = 128
@@ -108,16 +112,30 @@ def _trained(lab: Lab, source: Source, seed: int, latent: int) -> Autoencoder:
     folder = lab.donors or cache_folder() / "donors"
     path = folder / f"autoencoder-{hashlib.sha256(key).hexdigest()[:16]}.safetensors"
     model = _seeded(lambda: Autoencoder(latent), seed).to(lab.device)
-    if path.exists():
-        model.load_state_dict(read_tensors(path)[0])
+    made = {"key": key.hex(), "steps": steps, "seed": seed}
+    if path.exists() and (state := _stored(path, made)) is not None:
+        model.load_state_dict(state)
         return model.eval().requires_grad_(False)
     stream = open_stream(
         source.train, batch_size=_BATCH, seed=seed, augmentation=_PLAIN, device=lab.device
     )
     pairs = ((b.images, b.images) for epoch in count() for b in stream.epoch(epoch))
     _descend(model, model.parameters(), islice(pairs, steps))
-    write_tensors(path, model.state_dict(), {"steps": steps, "seed": seed})
+    sealed.write_tensors(path, sealed.DONOR, model.state_dict(), made)
     return model.eval().requires_grad_(False)
+
+
+def _stored(path: Path, made: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The weights in a file of the cache, or None, with a warning, where it is not that model."""
+    try:
+        state, meta = sealed.read_tensors(path, sealed.DONOR)
+        if meta != made:
+            raise sealed.Damaged(path, sealed.DONOR, "it holds another model")
+    except sealed.Damaged as error:
+        _LOG.warning("%s: training this model again", error)
+        remove(path)
+        return None
+    return state
 
 
 def _stitch(

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from ...attacks import robust_evaluate
+from ...attacks.names import gradients
 from ...study.donor_spec import DonorSpec
 from ...study.facts import donor_facts
 from ...study.spec import parse_table
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task
-from ..price import PASSES, attack_steps
+from ..price import PASSES
 from ..recipe import catalogue
 
 
@@ -36,7 +37,7 @@ def _flops(experiment: Experiment, name: str, model: dict[str, Any]) -> float:
     """The attack's forward and backward passes; an upper bound, as fooled images drop out."""
     spec = _spec(experiment, name, model)
     facts = donor_facts(spec, experiment.data[_data_of(name)].facts, "post_relu")
-    passes = PASSES * attack_steps(experiment.options["attack"]) * experiment.options["images"]
+    passes = PASSES * gradients(experiment.options["attack"]) * experiment.options["images"]
     return passes * (sum(facts.flops) + facts.head_flops)
 
 

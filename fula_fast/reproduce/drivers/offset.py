@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...methods import TLM
 from ...pipelines import ImageSet
 from ..evidence import Row
 from ..experiment import Experiment
@@ -29,7 +30,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     shifted = replace(source, train=_shifted(source.train), test=_shifted(source.test))
     names = {"front": name, "end": name}
     seeds = lab.experiment.options["seeds"]
-    cells = cells_of(["tlm"], seeds, (site, site), spec.base_protocol, **names)
+    cells = cells_of([TLM.name], seeds, (site, site), spec.base_protocol, **names)
     found = {"front_sites": model.num_sites, "end_sites": model.num_sites}
     own = lab.donor(spec.donor(name)).metrics.test_accuracy
     return [

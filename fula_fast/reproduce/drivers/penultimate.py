@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ...attacks import pgd
+from ...attacks.pgd import pgd
 from ...measures.cka import LinearCKA
 from ...measures.sites import pooled
+from ...methods import DM
 from ...pipelines import evaluation_batches
 from ...study.expand import site_pairs
 from ..evidence import Row
@@ -55,4 +56,4 @@ def run(task: Task, lab: Lab) -> list[Row]:
     found = {name: measure.result() for name, measure in measures.items()}
     sites = {"front_site": i, "end_site": j}
     sites |= {"front_sites": front.num_sites, "end_sites": end.num_sites}
-    return [{**names, **sites, **found, "seed": seed, "method": "dm", "status": "ok"}]
+    return [{**names, **sites, **found, "seed": seed, "method": DM.name, "status": "ok"}]

@@ -13,7 +13,7 @@ from ...pipelines import evaluation_batches
 from ...report.style import look, save
 from ...store import Store
 from ...study.facts import DonorFacts
-from ..evidence import Row, Table
+from ..evidence import Evidence, Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
 from ..plots import draw
@@ -112,7 +112,7 @@ def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
     found = []
     for name, plot in _PLOTS.items():
         with look():
-            drawn = draw(Table(tuple(rows)), plot)
+            drawn = draw(Evidence(tuple(rows)), plot)
             path = save(drawn, lab.plots / f"{name}.svg") if drawn else None
         found += [Figure(path, plot.caption)] if path else []
     return found

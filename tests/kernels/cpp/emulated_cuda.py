@@ -1,4 +1,4 @@
-"""fula_core's GPU side against `fula_fast.kernels.reference`, with and without a GPU.
+"""fula_core's GPU side against the reference of `fula_fast.kernels`, with and without a GPU.
 
     TRITON_INTERPRET=1 FULA_LIBCUDA=libfake_cuda.so python emulated_cuda.py libfula_core.so
     python emulated_cuda.py libfula_core.so                               (on a real device)
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from fula_fast import kernels
-from fula_fast.kernels import reference
-from fula_fast.kernels.aot_variants import variants
+from fula_fast.kernels import backend
+from fula_fast.kernels.aot.variants import variants
 
 DTYPES = {
     torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.uint8: 4,
@@ -237,7 +237,7 @@ def norm_case(lib, dtype, last, channels, training, residual, target, incoming) 
     mean, var = torch.randn(lanes, channels) / 4, torch.rand(lanes, channels) + 0.5
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
     more = [extra.double().requires_grad_()] if residual else []
-    want_y, want_mean, want_var, want_dist = reference.lane_norm(
+    want_y, want_mean, want_var, want_dist = kernels.lane_norm(
         *leaves, mean.double(), var.double(), lanes=lanes, training=training, eps=1e-5,
         residual=more[0] if residual else None, relu=True,
         target=aim.double() if target else None,
@@ -276,7 +276,7 @@ def stitch_case(lib, dtype, last, c1, c2, write, target, incoming, need_dx) -> N
     x, goal = fronts(sources, c1), fronts(2, c2) if target else None
     weight, bias = torch.randn(lanes, c2, c1) / c1**0.5, torch.randn(lanes, c2)
     leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-    want_y, want_dist = reference.stitch_hint(
+    want_y, want_dist = kernels.stitch_hint(
         *leaves, index, goal.double() if target else None, aims if target else None
     )
     y = maps(dtype, last, lanes * batch, c2, size, size) if write else None
@@ -306,14 +306,14 @@ def elementwise_case(lib, dtype, size) -> None:
     dist2, shares, grad = torch.empty(2, 3), torch.rand(2, 3), torch.empty_like(a)
     lib.call("fula_hint_terms_forward", 1, a, t, dist2)
     leaf = a.double().requires_grad_()
-    (wanted,) = reference.hint_terms([leaf], [t.double()])
+    (wanted,) = kernels.hint_terms([leaf], [t.double()])
     close("dist2", dist2, wanted, dtype)
     lib.call("fula_hint_terms_backward", 1, a, t, shares, grad)
     close("grad", grad, torch.autograd.grad(wanted, leaf, shares.double())[0], dtype)
     clean, out = torch.rand(6, size).to(dtype), torch.empty_like(a)
     for kind, norm in enumerate(("linf", "l2")):
         lib.call("fula_pgd_step", clean, a, clean, 0.1, 0.05, kind, out)
-        wanted = reference.pgd_step(clean.double(), a.double(), clean.double(), 0.1, 0.05, norm)
+        wanted = kernels.pgd_step(clean.double(), a.double(), clean.double(), 0.1, 0.05, norm)
         close(norm, out, wanted, dtype)
 
 
@@ -329,7 +329,7 @@ def augment_case(lib, dtype, wide, marked) -> None:
     ) if marked else (None,) * 4  # fmt: skip
     out = torch.empty((3, 3, 6, 7), dtype=dtype, memory_format=torch.channels_last)
     lib.call("fula_augment", images, index, dy, dx, flip, 2, *markers, out)
-    wanted = reference.augment(images, index, dy, dx, flip, 2, *markers, dtype=dtype)
+    wanted = kernels.augment(images, index, dy, dx, flip, 2, *markers, dtype=dtype)
     assert torch.equal(out, wanted), (dtype, wide, marked)
 
 
@@ -465,4 +465,5 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    with backend.using("reference"):
+        main(sys.argv[1])

@@ -1,4 +1,5 @@
-"""A host program of fula_core on the stand-in driver: its `main`, with Triton's interpreter behind it.
+"""A host program of fula_core on the stand-in driver: its `main`, with Triton's interpreter behind
+it.
 
 TRITON_INTERPRET=1 FULA_LIBCUDA=libfake_cuda.so python emulated_host.py libprogram.so
 """

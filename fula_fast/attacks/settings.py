@@ -1,0 +1,19 @@
+"""The settings of a PGD attack, as a spec's tables hold them. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Attack(BaseModel):
+    """An l-inf or l2 PGD attack on pixels in [0, 1] (eps and step in the same units)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = Field(8 / 255, ge=0)
+    step: float = Field(2 / 255, ge=0)
+    steps: int = Field(10, ge=0)
+    random_start: bool = False

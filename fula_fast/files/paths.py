@@ -1,0 +1,22 @@
+"""Text that becomes a path: `~` is the home folder, wherever the text came from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import FulaError
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path, with a leading `~` or `~name` replaced by that user's home folder.
+
+    A shell does this for a lone word only: not in a spec, an option `--out=~/x`, a variable, or
+    Python. Raises `FulaError` where no such user is known.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise FulaError(
+            f"path '{text}' starts at a home folder that is not known; write the whole path"
+        ) from None

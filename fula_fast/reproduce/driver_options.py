@@ -1,0 +1,62 @@
+"""Options of the drivers, `--set options.KEY=…`: their types and ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field
+
+from ..errors import FulaError
+from ..methods import method
+from ..study.donor_spec import Marked, SpecTable
+from ..study.protocol import HIGHEST_RATE, attack_name
+
+Whole = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+Item = TypeVar("Item")
+Some = Annotated[tuple[Item, ...], Field(min_length=1)]
+"""A list that is not empty: `Some[str]`."""
+
+
+def _method(name: str) -> str:
+    try:
+        return method(name).name
+    except FulaError as error:
+        raise ValueError(str(error)) from None
+
+
+def _shortcut(text: str) -> str:
+    if Marked(shortcut=text).shortcut is None:
+        raise ValueError("a sheet without a shortcut shows nothing; give one, like pixel+random")
+    return text
+
+
+class Options(SpecTable):
+    """Every option that some driver has; a recipe's `[options]` lists its own.
+
+    `sites`: where empty, all. `models`: tables over the donors', with a `label`.
+    """
+
+    attack: Annotated[str, AfterValidator(attack_name)] | None = None
+    batch_size: Whole | None = None
+    columns: Whole | None = None
+    data: Some[str] | None = None
+    donor: str | None = None
+    epochs: Whole | None = None
+    images: Whole | None = None
+    latents: Some[Whole] | None = None
+    lr: Annotated[float, Field(gt=0, le=HIGHEST_RATE)] | None = None
+    methods: Some[Annotated[str, AfterValidator(_method)]] | None = None
+    models: Some[dict[str, Any]] | None = None
+    radii: Some[Positive] | None = None
+    receivers: Some[str] | None = None
+    seeds: Some[Seed] | None = None
+    shortcuts: Some[Annotated[str, AfterValidator(_shortcut)]] | None = None
+    sites: tuple[Whole, ...] | None = None
+    steps: Whole | None = None
+    stitch_steps: Whole | None = None
+    test: Whole | None = None
+    train: Whole | None = None

@@ -1,0 +1,93 @@
+"""Who works in a run's folder: a note per process, kept fresh while the process lives.
+
+A note is no lock: it tells a second writer which wave to leave alone, and grows stale by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+from typing_extensions import TypedDict
+
+from ..files import sealed
+from ..files.atomic import host_name, is_alive, remove
+from ..files.sealed import WRITER
+
+BEAT_SECONDS = 20.0
+STALE_SECONDS = 600.0
+"""A note that was not touched for so long is of a process that died; clocks of hosts differ."""
+
+
+class Note(TypedDict):
+    """Host and number of a process, when it began, and the wave that it works on."""
+
+    host: str
+    pid: int
+    started: float
+    wave: str
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The notes in a run's folder."""
+
+    folder: Path
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """Keep a note of this process while the block runs."""
+        self.claim("")
+        ended = Event()
+        beat = Thread(target=self._beat, args=(ended,), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            beat.join()
+            remove(self._own)
+
+    def claim(self, wave_id: str) -> None:
+        """Say that this process works on a wave."""
+        note = {"host": host_name(), "pid": os.getpid(), "started": time.time(), "wave": wave_id}
+        sealed.write_json(self._own, WRITER, note)
+
+    def others(self) -> list[Note]:
+        """The notes of other processes that are at work; those of dead ones are removed."""
+        found = []
+        for path in self.folder.glob("[!.]*.json"):
+            if path == self._own:
+                continue
+            with suppress(FileNotFoundError, sealed.Newer):
+                if (note := _read(path)) is not None:
+                    found.append(note)
+                else:
+                    remove(path)
+        return found
+
+    @property
+    def _own(self) -> Path:
+        return self.folder / f"{host_name()}-{os.getpid()}.json"
+
+    def _beat(self, ended: Event) -> None:
+        while not ended.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a folder that was moved shows at the next write
+                os.utime(self._own)
+
+
+def _read(path: Path) -> Note | None:
+    """The note of a living process; None for a dead one's, and for one that says nothing."""
+    if time.time() - path.stat().st_mtime > STALE_SECONDS:
+        return None
+    try:
+        note = sealed.read_json(path, WRITER, Note)
+    except sealed.Damaged:
+        return None
+    alive = note["host"] != host_name() or is_alive(note["pid"])
+    return note if alive else None

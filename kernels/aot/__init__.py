@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation: `python -m fula_fast.kernels.aot OUTPUT_FOLDER`."""

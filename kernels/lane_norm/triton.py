@@ -1,0 +1,202 @@
+"""Launchers of `lane_norm`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..shared.device import ABSENT, View, flat, power_of_two, sum_partials, view
+from ..shared.layout import like
+from ..shared.operators import Incoming
+from ..shared.tiles import Tile, choose
+from .arguments import LaneNormArguments
+from .device import (
+    input_gradient_kernel,
+    merge_stats_kernel,
+    normalise_kernel,
+    stats_kernel,
+    sums_kernel,
+)
+
+_CHUNKS = 128  # at most, so that one program merges them
+
+
+class Sizes(NamedTuple):
+    """lanes, samples of each, positions of a sample, channels."""
+
+    lanes: int
+    samples: int
+    positions: int
+    channels: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a lane."""
+        return self.samples * self.positions
+
+
+def _sizes(x: View, lanes: int) -> Sizes:
+    batch, channels, positions = x.tensor.shape
+    return Sizes(lanes, batch // lanes, positions, channels)
+
+
+def _chunks(rows: int, tile: Tile) -> tuple[int, int]:
+    """(chunks, tiles per chunk): `tile.inner` tiles a chunk, or what keeps chunks few."""
+    total = triton.cdiv(rows, tile.rows)
+    tiles = max(min(tile.inner, total), triton.cdiv(total, _CHUNKS))
+    return triton.cdiv(total, tiles), tiles
+
+
+def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(y, mean, var, dist2 or None)."""
+    with torch.cuda.device_of(a.x):
+        mean, var = a.running_mean, a.running_var
+        if a.training:
+            mean, var = _batch_statistics(a.x, a.lanes)
+        y, dist2 = _normalise(_contiguous(a._replace(running_mean=mean, running_var=var)))
+    return y, mean, var, dist2
+
+
+def backward(
+    a: LaneNormArguments, incoming: Incoming, affine: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
+    dx, dresidual = like(a.x), None if a.residual is None else like(a.x)
+    sums = a.x.new_zeros(a.lanes, 2, a.x.shape[1], dtype=torch.float32) if affine else None
+    if a.x.numel() == 0:
+        return dx, dresidual, sums
+    dy, ddist2 = incoming
+    aimed = view(None if ddist2 is None else a.target)
+    ddist2 = None if ddist2 is None else ddist2.contiguous()
+    given = _Given(view(a.residual), aimed, view(dy), view(dresidual), ddist2)
+    source, a = view(a.x), _contiguous(a)
+    with torch.cuda.device_of(a.x):
+        if a.training or affine:
+            sums = _sums(a, source, given)
+        _input_gradient(a, source, given, sums, view(dx))
+    return dx, dresidual, sums if affine else None
+
+
+def _contiguous(a: LaneNormArguments) -> LaneNormArguments:
+    """`a` with weight, bias and statistics contiguous."""
+    weight, bias, mean, var = (t.contiguous() for t in _vectors(a))
+    return a._replace(weight=weight, bias=bias, running_mean=mean, running_var=var)
+
+
+def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (L, C), float32, of x (L*B, C, H, W)."""
+    mean = x.new_empty(lanes, x.shape[1], dtype=torch.float32)
+    var = torch.empty_like(mean)
+    if x.numel() == 0:
+        return mean, var
+    source = view(x)
+    sizes = _sizes(source, lanes)
+    channels = sizes.channels
+    even = flat(sizes.positions, source)
+    tile = choose("stats", x, channels, flat=even)
+    chunks, tiles = _chunks(sizes.rows, tile)
+    partial = x.new_empty(lanes, chunks, 2, channels, dtype=torch.float32)
+    stats_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
+        source.tensor, partial, *sizes, chunks, tiles, source.strides,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip
+    width = power_of_two(channels, 32)
+    merge_stats_kernel[(lanes * triton.cdiv(channels, width),)](
+        partial, mean, var, lanes, channels, chunks, tiles * tile.rows, sizes.rows,
+        CHUNKS=triton.next_power_of_2(chunks), COLS=width, num_warps=4,
+    )  # fmt: skip
+    return mean, var
+
+
+def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
+    """(y, dist2 (L, B) or None) for given statistics."""
+    x, y = a.x, like(a.x)
+    dist2 = None if a.target is None else x.new_zeros(a.lanes, len(a.target), dtype=torch.float32)
+    if x.numel() == 0:
+        return y, dist2
+    views = (view(x), view(a.residual), view(a.target), view(y))
+    source, extra, aimed, out = views
+    sizes = _sizes(source, a.lanes)
+    even = flat(sizes.positions, *views)
+    tile = choose("normalise", x, sizes.channels, flat=even)
+    tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
+    partial = None
+    if dist2 is not None:
+        partial = x.new_empty(dist2.numel(), sizes.positions * parts, dtype=torch.float32)
+    normalise_kernel[(a.lanes * tiles * parts,)](
+        source.tensor, extra.tensor, aimed.tensor, *_vectors(a), out.tensor, partial,
+        *sizes, tiles, parts, *_numbers(a),
+        source.strides, extra.strides, aimed.strides, out.strides,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip
+    if partial is not None:
+        sum_partials(partial, 1, dist2)
+    return y, dist2
+
+
+def _vectors(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """weight, bias, mean and variance, as kernels take them."""
+    return a.weight, a.bias, a.running_mean, a.running_var
+
+
+def _numbers(a: LaneNormArguments) -> tuple[int, float, float]:
+    """From one lane's weights to the next (0 where they are shared); eps; what the sum is cut off
+    below: a shut ReLU passes no gradient, a NaN does."""
+    affine_stride = a.weight.shape[-1] if a.weight.dim() == 2 else 0
+    return affine_stride, a.eps, 0.0 if a.relu else float("-inf")
+
+
+class _Given(NamedTuple):
+    """What the backward kernels read besides x, and where d goes (dresidual)."""
+
+    residual: View
+    target: View
+    grad_y: View
+    d: View
+    grad_dist2: Tensor | None
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.residual.tensor, self.target.tensor
+
+    def strides(self) -> tuple[tuple[int, int, int], ...]:
+        return self.residual.strides, self.target.strides, self.grad_y.strides, self.d.strides
+
+
+def _sums(a: LaneNormArguments, x: View, given: _Given) -> Tensor:
+    """(L, 2, C) sums of d and d * xhat; writes d where there is a residual."""
+    sizes = _sizes(x, a.lanes)
+    channels = sizes.channels
+    even = flat(sizes.positions, x, *given[:4])
+    tile = choose("sums", x.tensor, channels, flat=even)
+    chunks, tiles = _chunks(sizes.rows, tile)
+    partial = x.tensor.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
+    sums_kernel[(a.lanes * chunks * triton.cdiv(channels, tile.cols),)](
+        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
+        given.d.tensor, partial, *sizes, chunks, tiles, *_numbers(a),
+        x.strides, *given.strides(),
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip
+    return sum_partials(partial, 0, partial.new_empty(a.lanes, 2, channels))
+
+
+def _input_gradient(
+    a: LaneNormArguments, x: View, given: _Given, sums: Tensor | None, dx: View
+) -> None:
+    d = given.d.tensor
+    stored = d is not None and sums is not None  # by `sums_kernel`: nothing is recomputed
+    if stored:
+        given = _Given(ABSENT, ABSENT, ABSENT, given.d, None)
+    sizes = _sizes(x, a.lanes)
+    even = flat(sizes.positions, x, dx, *given[:4])
+    tile = choose("norm_gradient", x.tensor, sizes.channels, flat=even)
+    tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
+    input_gradient_kernel[(a.lanes * tiles * parts,)](
+        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
+        d if stored else None, None if stored else d, sums if a.training else None, dx.tensor,
+        *sizes, tiles, *_numbers(a), 1.0 / sizes.rows,
+        x.strides, *given.strides(), dx.strides,
+        FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
+    )  # fmt: skip

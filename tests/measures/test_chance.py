@@ -1,0 +1,263 @@
+"""Permutation tests and Holm's correction against written-out formulas and packages."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from fula_fast.errors import FulaError
+from fula_fast.measures.chance import against_chance, best_against_chance, holm, oriented
+from fula_fast.measures.intervals import over_images
+from fula_fast.measures.matrices import Sides, between
+from fula_fast.measures.outputs import Outputs
+from fula_fast.measures.registry import Needs, measure, measures
+from fula_fast.measures.sampling import halves, orders, subset
+
+OF_FEATURES = {m.name: {} for m in measures() if m.needs is not Needs.OUTPUTS}
+OF_OUTPUTS = {m.name: {} for m in measures(Needs.OUTPUTS)}
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+# --- indices
+
+
+def test_orders_are_permutations_that_depend_on_seed_and_draw_alone() -> None:
+    found = orders(30, 5, seed=3)
+    assert found.shape == (5, 30)
+    assert (np.sort(found, axis=1) == np.arange(30)).all()
+    np.testing.assert_array_equal(orders(30, 9, seed=3)[:5], found)
+    assert len({tuple(row) for row in found.tolist()}) == 5
+    assert (orders(30, 5, seed=4) != found).any()
+
+
+def test_subsets_and_halves_hold_each_sample_once() -> None:
+    chosen = subset(1000, 100, seed=1)
+    assert len(set(chosen.tolist())) == 100 and (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(subset(50, 100), np.arange(50))
+    found = halves(31, 400)
+    assert found.shape == (400, 15) and (np.diff(found, axis=1) > 0).all()
+    share = np.bincount(found.ravel(), minlength=31) / 400
+    assert np.abs(share - 15 / 31).max() < 0.1
+
+
+# --- scores under permutations
+
+
+def test_nulls_are_the_measures_of_permuted_samples() -> None:
+    x = [draw(0, 25, 4), draw(1, 25, 30)]
+    y = [draw(2, 25, 3), draw(3, 25, 5), draw(4, 25, 40)]
+    taken = torch.from_numpy(orders(25, 3))
+    found = Sides(x, OF_FEATURES).against(Sides(y, OF_FEATURES), taken)
+    for name in OF_FEATURES:
+        assert found[name].shape == (3, 2, 3)
+        for k, order in enumerate(taken):
+            for i, a in enumerate(x):
+                for j, b in enumerate(y):
+                    expected = between(name, a, b[order])
+                    assert found[name][k, i, j] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_nulls_of_outputs() -> None:
+    labels = torch.arange(25) % 3
+    a, b = (Outputs.of(draw(seed, 25, 3), labels) for seed in (0, 1))
+    taken = torch.from_numpy(orders(25, 3))
+    found = Sides([a], OF_OUTPUTS).against(Sides([b], OF_OUTPUTS), taken)
+    for name in OF_OUTPUTS:
+        for k, order in enumerate(taken):
+            expected = between(name, a, b.ordered(order))
+            assert found[name][k, 0, 0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_work_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = Sides([draw(0, 25, 4)], OF_FEATURES), Sides([draw(1, 25, 4)], OF_FEATURES)
+    taken = torch.from_numpy(orders(25, 7))
+    whole = x.against(y, taken)
+    monkeypatch.setattr("fula_fast.measures.matrices.WORK_BYTES", 1)
+    for name, values in x.against(y, taken).items():
+        torch.testing.assert_close(values, whole[name], atol=1e-12, rtol=0)
+
+
+def test_sides_of_other_measures_or_images_are_refused() -> None:
+    x = Sides([draw(0, 25, 4)], {"linear_cka": {}})
+    with pytest.raises(FulaError, match="prepared for other measures"):
+        x.against(Sides([draw(0, 25, 4)], {"mean_cca": {}}))
+    with pytest.raises(FulaError, match="25 and 24 samples"):
+        x.against(Sides([draw(0, 24, 4)], {"linear_cka": {}}))
+    with pytest.raises(FulaError, match=r"\[24, 25\] samples at the sites"):
+        Sides([draw(0, 25, 4), draw(0, 24, 4)], {"linear_cka": {}})
+
+
+# --- chance
+
+
+def test_p_and_threshold_written_out() -> None:
+    cka, null = measure("linear_cka"), np.arange(1, 20) / 100  # 0.01 ... 0.19
+    found = against_chance(cka, 0.155, null, alpha=0.05)
+    assert found.p == pytest.approx((1 + 4) / 20)  # 0.16 ... 0.19
+    assert found.threshold == pytest.approx(0.18)  # the 19th of 20, the observed one included
+    assert found.calibrated == 0
+    found = against_chance(cka, 0.6, null, alpha=0.05)
+    assert found.p == pytest.approx(1 / 20)
+    assert found.threshold == pytest.approx(0.19)
+    assert found.calibrated == pytest.approx((0.6 - 0.19) / (1 - 0.19))
+
+
+def test_distances_are_tested_as_their_negatives() -> None:
+    angle, null = measure("angular_shape"), 1 + np.arange(1, 20) / 100
+    found = against_chance(angle, 0.5, null)
+    assert found.p == pytest.approx(1 / 20)
+    assert found.threshold == pytest.approx(1.01)
+    assert found.calibrated == pytest.approx((1.01 - 0.5) / 1.01)
+    assert against_chance(angle, 1.5, null).p == 1
+    np.testing.assert_array_equal(oriented(angle, oriented(angle, null)), null)
+
+
+@pytest.mark.parametrize("observed", [0.02, 0.06, 0.3])
+def test_chance_against_calibrated_similarity(observed: float) -> None:
+    package = pytest.importorskip("calibrated_similarity")
+    x, z = draw(0, 60, 5), draw(1, 60, 5)
+    y = observed * 10 * x + z
+    taken = torch.from_numpy(orders(60, 40))
+    draws = iter(taken)
+    expected = package.calibrate(
+        x, y, lambda a, b: between("linear_cka", a, b), K=40, perm_fn=lambda n, device: next(draws)
+    )
+    choice = {"linear_cka": {}}
+    one, other = Sides([x], choice), Sides([y], choice)
+    scores, null = one.against(other), one.against(other, taken)
+    found = against_chance(measure("linear_cka"), scores["linear_cka"], null["linear_cka"])
+    ours = [found.calibrated.item(), found.p.item(), found.threshold.item()]
+    assert ours == pytest.approx([float(e) for e in expected], abs=1e-6)
+
+
+def test_the_best_pair_against_calibrated_similarity() -> None:
+    package = pytest.importorskip("calibrated_similarity")
+    x, y = [draw(s, 40, 4) for s in (0, 1)], [draw(s, 40, 6) for s in (2, 3, 4)]
+    y[1] = y[1] + draw(5, 40, 1) + x[0][:, :1]
+    taken = torch.from_numpy(orders(40, 30))
+    draws = iter(taken)
+    expected = package.calibrate_layers(
+        x, y, lambda a, b: between("linear_cka", a, b), K=30, perm_fn=lambda n, device: next(draws)
+    )
+    choice = {"linear_cka": {}}
+    one, other = Sides(x, choice), Sides(y, choice)
+    scores, null = one.against(other), one.against(other, taken)
+    found = best_against_chance(measure("linear_cka"), scores["linear_cka"], null["linear_cka"])
+    ours = [float(found.calibrated), float(found.p), float(found.threshold)]
+    assert ours == pytest.approx([float(e) for e in expected], abs=1e-6)
+
+
+def test_the_best_pair_of_distances_is_the_smallest() -> None:
+    distances = np.array([[1.0, 0.2], [1.2, 0.9]])
+    null = np.ones((19, 2, 2)) * np.linspace(0.5, 1.4, 19)[:, None, None]
+    found = best_against_chance(measure("angular_shape"), distances, null)
+    assert float(found.p) == pytest.approx(1 / 20)
+    assert float(found.threshold) == pytest.approx(0.5)
+    assert float(found.calibrated) == pytest.approx((0.5 - 0.2) / 0.5)
+
+
+def test_nothing_is_above_chance_where_there_is_no_room() -> None:
+    found = against_chance(measure("linear_cka"), np.array([1.0, 0.3]), np.ones((19, 2)))
+    np.testing.assert_array_equal(found.calibrated, [0, 0])
+    np.testing.assert_array_equal(found.p, [1, 1])
+    with pytest.raises(FulaError, match="alpha 1.5"):
+        against_chance(measure("linear_cka"), 0.1, np.ones(19), alpha=1.5)
+
+
+def test_holm() -> None:
+    p = np.array([[0.01, 0.04], [0.03, 0.005]])
+    np.testing.assert_allclose(holm(p), [[0.03, 0.06], [0.06, 0.02]])
+    package = pytest.importorskip("statsmodels.stats.multitest")
+    p = np.random.default_rng(0).uniform(size=50) ** 3
+    np.testing.assert_allclose(holm(p), package.multipletests(p, method="holm")[1], rtol=1e-12)
+
+
+# --- the guarantees, over many draws
+
+
+NULL_DRAWS, SAMPLES = 2000, 200
+PERMUTATIONS = 19  # p <= 0.05 has as exact a probability as with 199
+TRIALS, HALVES = 600, 99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS])
+def test_type_one_error(kind: Needs) -> None:
+    """Independent sides fall below p = 0.05 in 0.05 +- 0.01 of 2,000 draws, each measure alone and
+    the best of two pairs. Counts of right answers tie with their nulls, which p counts
+    against them: there the error may be as low as 0.03."""
+    choice = {m.name: {} for m in measures(kind)}
+    wrong = {name: np.zeros(2) for name in choice}
+    taken = torch.from_numpy(orders(SAMPLES, PERMUTATIONS))
+    labels = torch.arange(SAMPLES) % 3
+    for seed in range(NULL_DRAWS):
+        sites = [draw(3 * seed + k, SAMPLES, 3) for k in range(3)]
+        if kind is Needs.OUTPUTS:
+            sites = [Outputs.of(site, labels) for site in sites]
+        x, y = Sides(sites[:1], choice), Sides(sites[1:], choice)
+        scores, null = x.against(y), x.against(y, taken)
+        for name in choice:
+            alone = against_chance(measure(name), scores[name], null[name]).p[0, 0]
+            best = best_against_chance(measure(name), scores[name], null[name]).p
+            wrong[name] += np.array([alone, best]) <= 0.05
+    rates = {name: counts / NULL_DRAWS for name, counts in wrong.items()}
+    print(rates)
+    for name, rate in rates.items():
+        least = 0.03 if kind is Needs.OUTPUTS else 0.04
+        assert least <= rate.min() and rate.max() <= 0.06, (name, rate)
+
+
+def population_r2(mix: torch.Tensor) -> float:
+    """Of y = x M + e with x, e standard normal: ||M||^2 / (||M||^2 + q)."""
+    return float(mix.square().sum() / (mix.square().sum() + mix.shape[1]))
+
+
+def population_cka(mix: torch.Tensor) -> float:
+    """||cov(x, y)||^2 / (||cov(x)|| ||cov(y)||) of the same model."""
+    own = mix.T @ mix + torch.eye(mix.shape[1], dtype=mix.dtype)
+    return float(mix.square().sum() / (mix.shape[0] ** 0.5 * own.norm()))
+
+
+@pytest.mark.slow
+def test_coverage_of_intervals_over_images() -> None:
+    """95 % intervals hold the population's value in 0.95 +- 0.02 of 600 draws of 200 images."""
+    mix = torch.tensor([[1.0, 0.3], [0.2, -0.8], [0.0, 0.5]], dtype=torch.float64)
+    truth = {
+        "linear_r2": population_r2(mix),
+        "linear_cka": population_cka(mix),
+        "unbiased_linear_cka": population_cka(mix),
+        "procrustes": None,
+    }
+    x = draw(10**6, 10**6, 3)
+    y = x @ mix + draw(10**6 + 1, 10**6, 2)
+    truth["procrustes"] = between("procrustes", x, y)
+    choice = {name: {} for name in truth}
+    taken = halves(SAMPLES, HALVES)
+    held = dict.fromkeys(choice, 0)
+    for seed in range(TRIALS):
+        x = draw(2 * seed, SAMPLES, 3)
+        y = x @ mix + draw(2 * seed + 1, SAMPLES, 2)
+        value = Sides([x], choice).against(Sides([y], choice))
+        draws = [Sides([x[h]], choice).against(Sides([y[h]], choice)) for h in taken]
+        for name in choice:
+            found = over_images(measure(name), value[name][0, 0], [float(d[name]) for d in draws])
+            held[name] += found.low <= truth[name] <= found.high
+    rates = {name: count / TRIALS for name, count in held.items()}
+    print(rates)
+    for name, rate in rates.items():
+        assert abs(rate - 0.95) <= 0.02, (name, rate)
+
+
+def test_a_binomial_check_of_the_rates() -> None:
+    """0.01 is two standard errors of a rate of 0.05 over 2,000 draws: the slow test can fail."""
+    error = math.sqrt(0.05 * 0.95 / NULL_DRAWS)
+    assert 0.01 / error == pytest.approx(2.05, abs=0.01)
+    assert stats.binom.cdf(0.06 * NULL_DRAWS, NULL_DRAWS, 0.08) < 0.001
