@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,7 +100,31 @@ def _show_plan(spec: Any, folder: Path) -> int:
     )
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
+    for line in _dry_lines(spec, planned, done):
+        print(line)
     return 0
+
+
+def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
+    """Whether the data is there, and how long the missing cells would take on this machine."""
+    from ..pipelines.sources.places import place_of
+    from ..progress import duration
+    from ..reproduce.price import speed
+
+    tables = {table.source: table for table in (spec.data, *(d.data for d in spec.donors.values()))}
+    for name, table in tables.items():
+        place = place_of(name, table.options.get("path") or table.data_dir)
+        here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
+        print_at = f" ({place.found})" if place.found else ""
+        yield f"data: '{name}' {here}"
+    finished = set(done)
+    work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)
+    if work:
+        seconds = work / speed(planned.device, planned.precision)
+        yield (
+            f"time: about {duration(seconds)} for the training of stitches, by a half-second probe "
+            "of this machine; donors that have to be trained, and tests, come on top"
+        )
 
 
 @command("train", resume="donors that are trained are kept; the same command goes on")
