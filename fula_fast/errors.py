@@ -40,7 +40,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def check_name(name: str, what: str) -> str:
-    """`name`, if it can be the name of a file or folder; else `FulaError` that says so of `what`."""
+    """`name`, if it can be the name of a file or folder; else `FulaError` that says so
+    of `what`."""
     long = len(name.encode(errors="surrogatepass")) > 100
     if re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", name) and not long:
         return name

@@ -112,7 +112,8 @@ class Slots:
 
 
 def fixed_sizes(batch_size: int, *, halves: bool = False) -> list[int]:
-    """A few batch sizes up to `batch_size`, ascending: halves and three quarters, or halves alone."""
+    """A few batch sizes up to `batch_size`, ascending: halves and three quarters, or
+    halves alone."""
     found, size = {batch_size}, batch_size
     while size > 8:
         found |= {size // 2} if halves else {size * 3 // 4, size // 2}

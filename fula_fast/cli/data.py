@@ -109,7 +109,8 @@ def prepare(
     channels: ChannelsOption = None,
     option: OptionOption = None,
 ) -> None:
-    """Build ls-imagenet-10, or fetch a source that can be downloaded and decode it into the cache."""
+    """Build ls-imagenet-10, or fetch a source that can be downloaded and decode it into
+    the cache."""
     from ..study.donor_spec import DataSpec
 
     table = _table(DataSpec, source, data_dir, size, channels, option)
@@ -126,7 +127,8 @@ def verify(
     channels: ChannelsOption = None,
     option: OptionOption = None,
 ) -> int:
-    """Read a source whole: checksums, counts, class balance, repeats, unreadable images (exit 1)."""
+    """Read a source whole: checksums, counts, class balance, repeats, unreadable images
+    (exit 1)."""
     from ..study.donor_spec import DataSpec
 
     table = _table(DataSpec, source, data_dir, size, channels, option)

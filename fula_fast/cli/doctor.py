@@ -1,4 +1,5 @@
-"""`fula-fast doctor`: what is installed, what this machine can do, and what will be used and why."""
+"""`fula-fast doctor`: what is installed, what this machine can do, and what will be
+used and why."""
 
 from __future__ import annotations
 

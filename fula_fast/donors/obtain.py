@@ -19,7 +19,8 @@ from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, re
 
 
 def open_source(data: DataSpec) -> Source:
-    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or unreadable."""
+    """The decoded data of a `[data]` table; raises `FulaError` where it is missing or
+    unreadable."""
     source = load_source(
         data.source,
         data_dir=data.data_dir,

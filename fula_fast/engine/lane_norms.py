@@ -100,7 +100,8 @@ class LaneNormAct(LaneNorm):
 
 
 def _as_maps(x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """(N, C), (N, C, T) and (N, C, D, H, W) as (N, C, positions, 1), with the shape to give back."""
+    """(N, C), (N, C, T) and (N, C, D, H, W) as (N, C, positions, 1), with the shape to
+    give back."""
     if x.dim() == 4:
         return x, None
     return x.reshape(*x.shape[:2], -1, 1), tuple(x.shape)

@@ -79,7 +79,8 @@ def _resolved(task: WaveTask) -> str:
 
 
 class CompiledRunner:
-    """Each stage through `compiled`, one specialisation per lane count and rule; they go with it."""
+    """Each stage through `compiled`, one specialisation per lane count and rule; they
+    go with it."""
 
     def __init__(self) -> None:
         self._stages: dict[int, Callable[[Tensor], Tensor]] = {}

@@ -15,7 +15,8 @@ from ..stitching.stitch import FeatureNorm, Stitch, from_rows, resize, to_rows
 
 
 class RowStitch:
-    """Frozen stitches between the same two sites, in eval mode; `parts` of a tensor each, by lane."""
+    """Frozen stitches between the same two sites, in eval mode; `parts` of a tensor
+    each, by lane."""
 
     def __init__(self, stitches: Sequence[Stitch], dtype: torch.dtype) -> None:
         first = stitches[0]
@@ -62,7 +63,8 @@ class RowStitch:
         return torch.addcmul(shift, rows, scale)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """Of an image behind the maps: the target's, but for the resolution where that comes last."""
+        """Of an image behind the maps: the target's, but for the resolution where that
+        comes last."""
         target = self.geometry.target
         return (target[0], *x.shape[2:]) if self.geometry.resizes else target
 

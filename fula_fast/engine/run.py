@@ -154,7 +154,8 @@ def _owner(task: WaveTask, wave: Wave) -> dict[str, Any]:
 
 
 def _resumed(wave: Wave, store: Store | None, wave_id: str, owner: Mapping[str, Any]) -> int:
-    """Load the wave's checkpoint, if it was made with the same; the epochs that it has behind it."""
+    """Load the wave's checkpoint, if it was made with the same; the epochs that it has
+    behind it."""
     found = store.load_checkpoint(wave_id) if store is not None else None
     if found is None:
         return 0

@@ -88,7 +88,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new hidden name in the folder of `path`, which tells who writes there (host and process)."""
+    """A new hidden name in the folder of `path`, which tells who writes there (host and
+    process)."""
     name = path.name[:100]  # a file name ends at 255 bytes
     return path.with_name(f".{name}.{host_name()}_{os.getpid()}_{uuid4().hex[:12]}.tmp")
 

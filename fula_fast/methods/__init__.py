@@ -10,7 +10,7 @@ from .registry import Mark, Method, method, methods, objective, register, traine
 from .slm import SLM
 from .tlm import TLM
 
-METHODS = tuple(each.name for each in (DM, HINT, SLM, TLM, FULA))
+METHODS = tuple(register(each).name for each in (DM, HINT, SLM, TLM, FULA))
 """The five of the papers, in their order: what a grid takes that names none."""
 
 __all__ = [

@@ -26,7 +26,8 @@ def norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def has_activation(norm: nn.Module) -> bool:
-    """Whether a batch norm is timm's with dropout and an activation behind it (`BatchNormAct2d`)."""
+    """Whether a batch norm is timm's with dropout and an activation behind it
+    (`BatchNormAct2d`)."""
     kind = type(norm)
     return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
 

@@ -1,4 +1,5 @@
-"""The rows of an experiment, with columns that claims and plots speak of, and ways to choose rows."""
+"""The rows of an experiment, with columns that claims and plots speak of, and ways to
+choose rows."""
 
 from __future__ import annotations
 

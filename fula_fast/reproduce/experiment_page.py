@@ -182,7 +182,8 @@ def _data_of(experiment: Experiment, donor: str) -> str:
 
 
 def _written(experiment: Experiment) -> dict[str, Any]:
-    """What ran: the driver's options and every sweep's spec, with `--set`, `--front` and `--end`."""
+    """What ran: the driver's options and every sweep's spec, with `--set`, `--front`
+    and `--end`."""
     return {
         "scale": experiment.scale,
         "overrides": list(experiment.overrides),

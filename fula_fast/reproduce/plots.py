@@ -135,7 +135,8 @@ class _Panel:
 
 
 def _panels(table: Evidence, plot: PlotSpec) -> tuple[Figure, list[tuple[Axes, Evidence, str]]]:
-    """One panel per value of the panel columns and per y; titles and labels only where they change."""
+    """One panel per value of the panel columns and per y; titles and labels only where
+    they change."""
     rows = _arranged(table, plot)
     wide = max(map(len, rows))
     width, height = ALONE if wide == len(rows) == 1 else PANEL
@@ -191,7 +192,8 @@ def _title(names: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def _end_points(part: Evidence, x: str, y: str) -> list[tuple[int, float]]:
-    """Of a stitching plot of one pair: the end at depth 0, and the front at k + 1 of its k sites."""
+    """Of a stitching plot of one pair: the end at depth 0, and the front at k + 1 of
+    its k sites."""
     own = {"clean_accuracy": "accuracy"}.get(y, y)
     donors = [part.values(f"{side}_{own}") for side in ("end", "front")]
     if x != "end_site" or len(part.groups("front", "end")) != 1 or not all(d.size for d in donors):

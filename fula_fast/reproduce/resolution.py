@@ -58,7 +58,8 @@ def resolve(
 
 
 def _sorted(overrides: Iterable[str]) -> tuple[int | None, dict[str, Any], list[str]]:
-    """Overrides by what they reach: the images' size, the driver's options, the sweeps (as texts)."""
+    """Overrides by what they reach: the images' size, the driver's options, the sweeps
+    (as texts)."""
     own = [parse_override(t) for t in overrides if t.startswith(_OWN)]
     mine = [t for t in overrides if not t.startswith(_OWN)]
     size = next((value for key, value in own if key == ("size",)), None)

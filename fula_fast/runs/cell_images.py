@@ -1,4 +1,5 @@
-"""The images of a cell: those that train its stitch, those behind the closed form, and its tests."""
+"""The images of a cell: those that train its stitch, those behind the closed form, and
+its tests."""
 
 from __future__ import annotations
 

@@ -86,7 +86,8 @@ class Workbench:
         return front, end
 
     def task(self, wave: PlannedWave, *, training: bool = True) -> WaveTask:
-        """A wave with its donors, streams and test sets; no stream where nothing is to be trained."""
+        """A wave with its donors, streams and test sets; no stream where nothing is to
+        be trained."""
         front, end = self._pair(wave)
         self._check_pair(wave, front, end)
         images = self._images(wave)

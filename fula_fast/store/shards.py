@@ -88,7 +88,8 @@ def write_shard(
     rows: list[dict[str, Any]],
     stitches: tuple[Path, str] | None,
 ) -> None:
-    """Write a shard of the run `run`; its stitches (file, digest) must lie in their place already."""
+    """Write a shard of the run `run`; its stitches (file, digest) must lie in their
+    place already."""
     entry = None
     if stitches is not None:
         file, digest = stitches

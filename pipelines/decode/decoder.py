@@ -96,7 +96,8 @@ _SIXTEEN_BITS = ("PNG", "PPM")
 
 
 def _eight_bits(wide: np.ndarray, mode: str, kind: str | None) -> np.ndarray:
-    """Gray numbers (H, W) of more than 8 bits as uint8; Pillow's `convert` would clip, not scale."""
+    """Gray numbers (H, W) of more than 8 bits as uint8; Pillow's `convert` would clip,
+    not scale."""
     low, high = wide.min(), wide.max()
     if mode == "F":
         if not (low >= 0 and high <= 1):  # a NaN fails too

@@ -23,7 +23,8 @@ _MOST_PIXELS = 128 << 20  # what is larger may be a bomb; Pillow has the say on 
 
 
 def _segment(marker: int) -> str | None:
-    """What a JPEG's marker begins; None: nothing that belongs before a scan, or that DALI decodes."""
+    """What a JPEG's marker begins; None: nothing that belongs before a scan, or that
+    DALI decodes."""
     if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; Huffman coded
         return "frame"
     tables = marker in (0xC4, 0xC8, 0xCC)

@@ -74,7 +74,8 @@ Moments = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def moments_on(normalisation: Normalisation | None, device: torch.device) -> Moments | None:
-    """Means and stds (C,) float32 on `device`, made once: a captured step may not copy from host."""
+    """Means and stds (C,) float32 on `device`, made once: a captured step may not copy
+    from host."""
     import torch
 
     if normalisation is None:

@@ -50,7 +50,8 @@ def _first_of(*names: str) -> Finder:
 
 
 def _class_folders(prefix: str, *others: str) -> Finder:
-    """An archive or a folder with train/ whose name starts with `prefix`, as `class_folders` does."""
+    """An archive or a folder with train/ whose name starts with `prefix`, as
+    `class_folders` does."""
 
     def find(folder: Path) -> Path | None:
         inside = sorted(folder.glob(f"{prefix}*")) if folder.is_dir() else []

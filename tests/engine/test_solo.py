@@ -372,7 +372,14 @@ def test_a_wave_gives_every_cell_its_row_and_its_stitch(single):
     outcomes = [o for group in run_wave(task_of(single, cells)) for o in group]
     assert [o.cell.id for o in outcomes] == [c.id for c in cells]
     for outcome in outcomes:
-        measures = {"accuracy", "agreement_right_wrong", "agreement_soft", "kappa", "term_stitch"}
+        measures = {
+            "accuracy",
+            "agreement_top1",
+            "agreement_right_wrong",
+            "agreement_soft",
+            "kappa",
+            "term_stitch",
+        }
         expected = {"loss", "train_seconds", "engine_mode", *measures}
         assert set(outcome.metrics) == expected | {f"clean_{m}" for m in measures}
         assert set(outcome.tensors) == {"weight", "bias"} and outcome.error is None

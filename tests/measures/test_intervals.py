@@ -42,7 +42,7 @@ def test_half_samples_vary_as_a_mean_does() -> None:
 
     values = RNG.uniform(size=400)
     draws = values[halves(400, 4000)].mean(1)
-    found = over_images(measure("agreement_answers"), values.mean(), draws)
+    found = over_images(measure("agreement_top1"), values.mean(), draws)
     half = 1.96 * values.std(ddof=1) / 20
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
 

@@ -288,7 +288,7 @@ def test_outputs(outputs) -> None:
     a, b, x, y, labels = outputs
     answers = [m.argmax(1) for m in (x, y)]
     assert between("disagreement", a, b) == near(np.mean(answers[0] != answers[1]))
-    assert between("agreement_answers", a, b) == near(np.mean(answers[0] == answers[1]))
+    assert between("agreement_top1", a, b) == near(np.mean(answers[0] == answers[1]))
     right = [found == labels for found in answers]
     assert between("agreement_right_wrong", a, b) == near(np.mean(right[0] == right[1]))
     assert between("kappa", a, b) == near(cohen_kappa_score(*right))

@@ -29,6 +29,10 @@ def test_records_are_complete(name):
     assert (each.load() is not None) == (name in ("slm", "tlm"))
 
 
+def test_the_papers_five_stand_in_their_order():
+    assert [each.name for each in methods()][:5] == ["dm", "hint", "slm", "tlm", "fula"]
+
+
 def test_marks_differ_in_colour_marker_and_dashes():
     marks = [method(name).mark for name in METHODS]
     for part in ("colour", "marker", "dashes"):
