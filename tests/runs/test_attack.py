@@ -297,5 +297,8 @@ def test_other_donors_are_refused(spec, donors, tmp_path):
     asked["donors"]["a"]["checkpoint"] = str(copied)
     run = sweep(asked, tmp_path / "run", quiet=True)
     copied.write_bytes((donors / "b.safetensors").read_bytes())
+    attack_run(run.folder, "pgd-1", limit=4)  # the run keeps its own
+    for kept in (run.folder / "donors").iterdir():
+        kept.unlink()
     with pytest.raises(FulaError, match="donor 'a' has content hash"):
-        attack_run(run.folder, "pgd-1")
+        attack_run(run.folder, "pgd-1", name="again")
