@@ -105,7 +105,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 def command_of(bench: str, setting: Setting) -> str:
     """The command that runs `bench` at this setting."""
     values = " ".join(f"--{field.name} {getattr(setting, field.name)}" for field in fields(setting))
-    return f"python -m fula_fast.bench.{bench} {values}"
+    return f"python -m fula_fast.bench.suites.{bench} {values}"
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _pack(archive: Path, folder: Path) -> None:
                 if member.issym() or member.islnk():
                     links[name] = _target(name, member)
                     continue
-                if not _wanted(member, name):
+                if not member.isfile() or (member.size > MOST_BYTES and not _is_data(name)):
                     left_out.append(name)
                     continue
                 if os.fsencode(name) in places:
@@ -219,9 +219,9 @@ def _copy_folder(
     folders.update([name, *inside])
 
 
-def _wanted(member: tarfile.TarInfo, name: str) -> bool:
-    """Whether a member is an image or a clip: nothing else is unpacked."""
-    return member.isfile() and name.lower().endswith(DATA_FILES)
+def _is_data(name: str) -> bool:
+    """Whether a name is that of an image or a clip."""
+    return name.lower().endswith(DATA_FILES)
 
 
 def _parents(name: str) -> Iterable[str]:

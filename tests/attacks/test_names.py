@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fula_fast.attacks import NamedAttack, Stage, attacks, register, robust_evaluate
+from fula_fast.attacks import NamedAttack, AttackStage, attacks, register, robust_evaluate
 from fula_fast.attacks.names import CE, DLR, NONE, TARGETED, gradients, parse, valid_names
 from fula_fast.attacks.pgd import pgd
 from fula_fast.attacks.settings import Attack
@@ -72,12 +72,12 @@ def test_a_name_is_given_once_and_to_what_does_something(free, attack):
 
 
 def test_stages_of_ones_own_are_an_attack(free):
-    register(NamedAttack("short", "", "", steps=5, stages=(Stage(CE), Stage(DLR))))
+    register(NamedAttack("short", "", "", steps=5, stages=(AttackStage(CE), AttackStage(DLR))))
     net = small_net()
     x, labels = small_batch(net, 20)
     (result,) = robust_evaluate(net, x, labels, "short", eps=0.1)
     assert result.attack == "short" and result.settings["steps"] == 5
-    assert Stage(TARGETED, 2) not in parse("short").stages
+    assert AttackStage(TARGETED, 2) not in parse("short").stages
 
 
 def _one_step(logits, x, labels, options):

@@ -136,7 +136,7 @@ def test_a_huge_image_is_shrunk(tmp_path, decoder):
 def test_files_that_dali_does_not_take_are_pillows(tmp_path, picture):
     """Beside JPEG and PNG, in their places; among them what DALI cannot decode."""
     palette = picture.quantize(16)
-    floats = Image.fromarray(np.full((35, 45), 0.3, dtype=np.float32))
+    floats = Image.fromarray(np.full((35, 45), 77 / 255, dtype=np.float32))
     exif = Image.Exif()
     exif[0x0112] = 6
     paths = [

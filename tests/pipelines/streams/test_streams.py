@@ -147,17 +147,6 @@ def test_resident_steps_may_be_device_scalars(images):
             assert torch.equal(stream.batch_at(torch.tensor(step)).images, expected.images)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_shards_partition_the_epochs_order(images, backend):
-    order = _stream(images, "reference").order(2)
-    parts = [_stream(images, backend, 10, shard=(k, 3)) for k in range(3)]
-    for k, stream in enumerate(parts):
-        batches = list(stream.epoch(2))
-        assert len(batches) == stream.steps == 203 // 3 // 10
-        expected = order[k::3][: stream.steps * 10]
-        assert torch.cat([b.index for b in batches]).tolist() == expected.tolist()
-
-
 def test_worker_counts_change_nothing(images, monkeypatch):
     expected = list(_stream(images, "reference").epoch(1))
     for count in (1, 4):
@@ -226,10 +215,6 @@ def test_take_gives_different_images_and_repeats(images):
         (lambda i: _stream(i, "residnet"), "unknown stream 'residnet'; did you mean 'resident'"),
         (lambda i: _stream(i, "resident", 204), "batch size 204 must lie in 1 … 203"),
         (lambda i: _stream(i, "resident", 0), "batch size 0 must lie in 1 … 203"),
-        (
-            lambda i: _stream(i, "resident", shard=(3, 3)),
-            "shard 3 of 3: shards are numbered from 0",
-        ),
         (lambda i: take(i, 300, 0), "300 samples asked from 203 images"),
         (lambda i: _stream(i, "resident", seed=-1).draw(0), "seed -1 must lie in"),
         (lambda i: Augmentation(pad=-1), "crop padding -1"),
