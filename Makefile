@@ -43,7 +43,7 @@ test: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow and not long and not gpu'
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m 'slow and not gpu' --durations=25 $(SLOW)
+	$(PYTEST) -m 'slow and not long and not gpu' --durations=25 $(SLOW)
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:

@@ -113,9 +113,7 @@ class Stitched:
         return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
 
 
-_METRICS = (
-    *AGREEMENT, "term_stitch", "loss", "seconds", "front_accuracy", "end_accuracy",
-)  # fmt: skip
+_METRICS = (*AGREEMENT, "term_stitch", "loss", "seconds", "front_accuracy", "end_accuracy")
 
 
 def stitch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from torch import nn
 import fula_fast
 from fula_fast import FulaError, api
 from fula_fast.models import build, content_hash, save_checkpoint
-from fula_fast.pipelines import ImageSet, Normalisation, load_source
+from fula_fast.pipelines import Normalisation, load_source
 from fula_fast.runs.sweep import Finished
+from fula_fast.store import Store
+from fula_fast.study.plan import plan as planned
 
 SHAPE = (3, 8, 8)
 QUICK = {"epochs": 1, "dm_samples": 60, "crop_padding": 1, "flip": False, "batch_size": 256}
@@ -379,13 +382,11 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     seen = {}
 
     class Summary:
-        run = Finished(tmp_path, 0, 0, 0.0)
+        run = Finished(Path("runs/quickstart"), 0, 0, 0.0)
 
     def run_sweep(spec, folder, **options):
         seen.update(options, folder=folder)
-        (tmp_path / "runs/quickstart").mkdir(parents=True)
-        (tmp_path / "runs/quickstart/spec.json").write_text("{}")
-        (tmp_path / "runs/quickstart/plan.json").write_text('{"cells": []}')
+        Store.create(tmp_path / "runs/quickstart", spec.dump(), planned(spec).to_json())
         return Summary
 
     monkeypatch.chdir(tmp_path)
@@ -393,10 +394,3 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
     results = api.sweep("quickstart", donors=tmp_path, resume=True, fail_fast=True)
     assert str(results.folder) == "runs/quickstart" and results.rows == ()
     assert seen["donors"] == tmp_path and seen["resume"] and seen["fail_fast"]
-
-
-def test_labels_of_an_image_set_are_checked():
-    with pytest.raises(FulaError, match="labels run from"):
-        api._image_set((np.zeros((1, 8, 8, 3), np.uint8), [-1]), 10)
-    given = ImageSet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), ("a",))
-    assert api._image_set(given, 10) is given

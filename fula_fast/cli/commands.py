@@ -115,7 +115,6 @@ def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
     for name, table in tables.items():
         place = place_of(name, table.options.get("path") or table.data_dir)
         here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
-        print_at = f" ({place.found})" if place.found else ""
         yield f"data: '{name}' {here}"
     finished = set(done)
     work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)

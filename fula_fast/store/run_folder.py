@@ -126,7 +126,9 @@ class Store:
         found = _read(folder, "spec.json", RUN_SPEC, _Spec)
         plan = _read(folder, "plan.json", RUN_PLAN, _Plan)
         if sealed.digest_of(plan) != found["plan"]:
-            raise sealed.Damaged(folder / "plan.json", RUN_PLAN, "it is the plan of another run")
+            raise sealed.Damaged(
+                folder / "plan.json", RUN_PLAN, "it does not belong to spec.json beside it"
+            )
         return cls(folder, found["spec"], plan)
 
     # Cells

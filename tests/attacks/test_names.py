@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fula_fast.attacks import NamedAttack, AttackStage, attacks, register, robust_evaluate
+from fula_fast.attacks import AttackStage, NamedAttack, attacks, register, robust_evaluate
 from fula_fast.attacks.names import CE, DLR, NONE, TARGETED, gradients, parse, valid_names
 from fula_fast.attacks.pgd import pgd
 from fula_fast.attacks.settings import Attack

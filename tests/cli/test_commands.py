@@ -149,7 +149,10 @@ def test_a_damaged_file_is_one_plain_line(capsys, tmp_path):
         warnings.simplefilter("default")
         code, out, err = run(capsys, *asked)
     assert code == 0 and "0 done" in out and err.count("\n") == 1
-    assert err.startswith(f"warning: shard of finished cells '{shard}' is damaged: ") and ".py" not in err
+    assert (
+        err.startswith(f"warning: shard of finished cells '{shard}' is damaged: ")
+        and ".py" not in err
+    )
 
 
 def test_dry_run_refuses_dm_between_unlike_sites(capsys, tmp_path):

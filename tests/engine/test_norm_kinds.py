@@ -68,7 +68,9 @@ def network(make, seed: int):
             value.uniform_(0.5, 2)
         elif name.endswith("running_mean"):
             value.uniform_(-0.5, 0.5)
-    model = stages(net, sites=["0", "1", "2"], input_shape=(3, 8, 8), num_classes=CLASSES)
+    model = stages(
+        net, sites=["0", "1", "2"], input_shape=(3, 8, 8), num_classes=CLASSES, channels="first"
+    )
     return model.double().eval()
 
 

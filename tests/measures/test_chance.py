@@ -188,8 +188,11 @@ PERMUTATIONS = 19  # p <= 0.05 has as exact a probability as with 199
 TRIALS, HALVES = 600, 99
 
 
+PAIRS = pytest.param(Needs.PAIRS, marks=pytest.mark.long)  # has not been seen to its end yet
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS])
+@pytest.mark.parametrize("kind", [Needs.MOMENTS, PAIRS, Needs.OUTPUTS])
 def test_type_one_error(kind: Needs) -> None:
     """Independent sides fall below p = 0.05 in 0.05 +- 0.01 of 2,000 draws, each measure alone and
     the best of two pairs. Counts of right answers tie with their nulls, which p counts
@@ -226,7 +229,7 @@ def population_cka(mix: torch.Tensor) -> float:
     return float(mix.square().sum() / (mix.shape[0] ** 0.5 * own.norm()))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # has not been seen to its end yet
 def test_coverage_of_intervals_over_images() -> None:
     """95 % intervals hold the population's value in 0.95 +- 0.02 of 600 draws of 200 images."""
     mix = torch.tensor([[1.0, 0.3], [0.2, -0.8], [0.0, 0.5]], dtype=torch.float64)

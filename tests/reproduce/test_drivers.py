@@ -167,7 +167,9 @@ def test_ranks_are_of_every_convolution_and_linear_map(model):
     layers = dict(model.named_modules())
     kinds = {type(layers[row["layer"]]) for row in rows}
     assert all(issubclass(kind, torch.nn.Conv2d | torch.nn.Linear) for kind in kinds)
-    assert len(rows) == sum(isinstance(m, torch.nn.Conv2d | torch.nn.Linear) for m in layers.values())
+    assert len(rows) == sum(
+        isinstance(m, torch.nn.Conv2d | torch.nn.Linear) for m in layers.values()
+    )
     seen = {}
     for row in rows:
         layers[row["layer"]].register_forward_hook(

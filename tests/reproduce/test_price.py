@@ -97,8 +97,10 @@ def test_attacks_cost_passes_over_the_attacked_images():
         resolve("fig9", "smoke", NOWHERE, ["grid.sites=[9]", "grid.subset=['all']", *s]).sweeps[0]
         for s in sets
     ]
-    cells = pricing.plan(sweeps[0].spec, data=plain.sweeps[0].data).cells
-    without, attacked = (pricing._evaluation(sweep, cells) for sweep in sweeps)
+    without, attacked = (
+        pricing._evaluation(sweep, pricing.plan(sweep.spec, data=plain.sweeps[0].data).cells)
+        for sweep in sweeps
+    )
     assert attacked / without == pytest.approx((100 + 3 * 10 * 20) / 100)
 
 

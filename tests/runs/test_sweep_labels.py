@@ -65,7 +65,7 @@ def test_a_front_is_attacked_with_labels_of_its_own(folder, tmp_path):
 
 def test_a_single_stitch_checks_its_end_too(folder, tmp_path):
     run(folder, tmp_path, TURNED, a=TURNED, b=TURNED)
-    (donor,) = (tmp_path / "donors").glob("*.safetensors")
+    (donor,) = (tmp_path / "donors").glob("resnet18*.safetensors")
     data = load_source("imagefolder", size=8, path=str(folder), classes=ORDER)
     with pytest.raises(FulaError, match="class 'cat' has label 2 in end 'resnet18' and 0 in"):
         stitch(donor, donor, 3, 5, data, method="hint")

@@ -23,6 +23,8 @@ from fula_fast.runs.cell_images import CellImages
 from fula_fast.study.cell import Cell, Context, cell_id
 from fula_fast.study.protocol import Protocol, acts, protocol
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient of exactly")  # tiny nets saturate
+
 CONTEXT = Context("f", "e", "d", classes=3, like=True)
 SHORT = {
     "epochs": 2,
