@@ -268,7 +268,7 @@ def test_the_command(capsys, plain, tmp_path):
         (("OTHER",), "holds no run (spec.json is missing)"),
         (("nothing",), "give its data too, for example --data source=cifar10"),
         (("RUN", "--attack", "pgd-2", "--name", "taken"), 'settings (attack: "pgd-1" ->'),
-        (("UNFINISHED", "--attack", "pgd-2"), "was stopped before its first cell"),
+        (("UNFINISHED", "--attack", "pgd-2"), "has no finished cell to attack"),
         (("nothing", "--data", "source=digits", "--name", "x"), "--name is of a run's table"),
     ],
 )
