@@ -207,7 +207,7 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
             )
     if data.normalised:
         _check_plain(spec)
-    trains = any(method != "dm" for method in spec.grid.methods)
+    trains = any(not isinstance(m, str) or method(m).trained for m in spec.grid.methods)
     for rule in spec.protocols():
         if trains and rule.batch_size > data.train_images:
             raise FulaError(
