@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from .donors.chance import warn_near_chance
+from .donors.guessing import warn_near_chance
 from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of

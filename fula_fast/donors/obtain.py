@@ -14,8 +14,8 @@ from ..models.copies import private_copy
 from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
-from .chance import warn_near_chance
 from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, recipe_of
+from .guessing import warn_near_chance
 
 
 def open_source(data: DataSpec) -> Source:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fula_fast
-from fula_fast.donors.chance import ChanceWarning, chance_level, warn_near_chance
+from fula_fast.donors.guessing import ChanceWarning, chance_level, warn_near_chance
 from fula_fast.donors.obtain import obtain_donor
 from fula_fast.models import build, save_checkpoint
 from fula_fast.pipelines import ImageSet, load_source
