@@ -269,7 +269,8 @@ def _elementwise(case: VariantCase) -> Iterator[Variant]:
     yield _variant("pgd_step_linf", pgd_step.linf_kernel, case,
                    "ceil(size, BLOCK)", {"BLOCK": 2048})  # fmt: skip
     yield _variant("pgd_step_l2", pgd_step.l2_kernel, case,
-                   "samples", {"BLOCK": 4096}, VariantOptions(types={"size": "i32"}, warps=8))  # fmt: skip
+                   "samples", {"BLOCK": 4096},
+                   VariantOptions(types={"size": "i32"}, warps=8))  # fmt: skip
 
 
 def _augment(case: VariantCase) -> Iterator[Variant]:
@@ -281,5 +282,6 @@ def _augment(case: VariantCase) -> Iterator[Variant]:
         ):  # fmt: skip
             yield _variant(
                 f"augment{options}_{places}", augment.augment_kernel, case,
-                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone), VariantOptions(types=types),
+                "length of index * pieces", {"BLOCK": 1024} | _absent(*gone),
+                VariantOptions(types=types),
             )  # fmt: skip

@@ -164,7 +164,7 @@ def class_folders(
     other = ", or download = true" if downloads else ""
     if not folder.exists():
         raise FulaError(
-            f"data folder '{folder}' for '{name}' does not exist; create it, or give data_dir{other}"
+            f"data folder '{folder}' for '{name}' does not exist; make it, or give data_dir{other}"
         )
     inside = sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
     places = inside if prefix and not (folder / "train").is_dir() else [folder]
