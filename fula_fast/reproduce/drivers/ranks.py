@@ -101,8 +101,8 @@ _PLOTS = {
     ),
     "rank-of-donors": PlotSpec(
         kind="lines", x="layer_place", y=("activation_rank",), line="donor",
-        caption="Numerical rank of the covariance of each convolution's and linear map's output, in "
-        "the order of the pass, on the donor's own test images.",
+        caption="Numerical rank of the covariance of each convolution's and linear map's output, "
+        "in the order of the pass, on the donor's own test images.",
     ),
 }  # fmt: skip
 
