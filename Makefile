@@ -12,12 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
 PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py
 
-.PHONY: help quickstart test test-slow gpu-check lint bench install
+.PHONY: help quickstart test test-slow gpu-check gpu-visit lint bench install
 help:
 	@echo "make quickstart   install, stitch two small networks, write a report (a few minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-slow    the tests that CI runs on top: packaging, embedding, sanitizers"
-	@echo "make gpu-check    tests and benchmarks on a CUDA device, in nine minutes"
+	@echo "make gpu-check    tests and benchmarks on a CUDA device, in eleven minutes"
+	@echo "make gpu-visit    what a bare GPU machine needs, in .gpu/, and the commands to run there"
 	@echo "make lint | bench"
 
 $(BIN)/python:
@@ -47,7 +48,11 @@ test-slow: $(VENV)/.installed-test
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) bench/harness/gpu_check.py
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.harness.gpu_check $(if $(PLAN),--plan $(PLAN))
+
+# DALI=1: NVIDIA DALI too.
+gpu-visit: $(VENV)/.installed-test
+	$(BIN)/python -m bench.harness.gpu_visit $(if $(DALI),--dali)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.device.precision import arithmetic, precision_of
 from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
+from fula_fast.engine.network import Runner
 from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
@@ -171,11 +172,15 @@ def cell(number: int, front_site: int, end_site: int, method: str) -> Cell:
 
 
 class OurWave:
-    """The engine's wave of `cells`, ready to step. `mode`: what runs."""
+    """The engine's wave of `cells`, ready to step. `mode`: what runs; `runner`: how a stage is run,
+    if not as the mode has it."""
 
-    def __init__(self, setting: Setting, cells: Sequence[Cell]) -> None:
+    def __init__(
+        self, setting: Setting, cells: Sequence[Cell], runner: Runner | None = None
+    ) -> None:
         task = _task(setting, cells)
-        self.mode, runner = runner_of(task)
+        self.mode, usual = runner_of(task)
+        runner = runner or usual
         shapes = task.front.site_shapes, task.end.site_shapes
         stitches = {
             c.id: new_stitch(

@@ -56,6 +56,7 @@ from fula_fast.device.precision import arithmetic
 from fula_fast.errors import FulaError
 from fula_fast.study.protocol import Attack
 
+CUT_IMAGES = "cifar10-test-first.npz"
 EPS = (8 / 255, 1 / 255, 0.25 / 255)
 LOOKS, SAMPLES = 101, 20  # of the reference's "rand", per image and stage
 _OFF = Savings(**{field.name: False for field in fields(Savings)})
@@ -98,12 +99,29 @@ def robust_network() -> nn.Module:
 
 
 def cifar_images(count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` CIFAR-10 test images, classes in turn: (N, 3, 32, 32) in [0, 1], (N,)."""
+    """The first `count` CIFAR-10 test images, classes in turn: (N, 3, 32, 32) in [0, 1], (N,).
+
+    FULA_TEST_DATA holds the archive of all, or what `make gpu-visit` has cut out of it. Raises
+    `FulaError` where it is unset, or holds fewer.
+    """
     folder = os.environ.get("FULA_TEST_DATA")
     if not folder:
         raise FulaError("FULA_TEST_DATA is unset: it names the folder with cifar10-jpeg.tar.xz")
+    cut = Path(folder) / CUT_IMAGES
+    return _cut_images(cut, count) if cut.exists() else _archived_images(Path(folder), count)
+
+
+def _cut_images(path: Path, count: int) -> tuple[Tensor, Tensor]:
+    with np.load(path) as kept:
+        pixels, labels = kept["pixels"][:count], kept["labels"][:count]
+    if len(pixels) < count:
+        raise FulaError(f"{path.name} holds {len(pixels)} images: ask for no more, not {count}")
+    return torch.from_numpy(pixels.astype(np.float32) / 255), torch.from_numpy(labels)
+
+
+def _archived_images(folder: Path, count: int) -> tuple[Tensor, Tensor]:
     per_class, found = -(-count // 10), {}
-    with tarfile.open(Path(folder) / "cifar10-jpeg.tar.xz") as archive:
+    with tarfile.open(folder / "cifar10-jpeg.tar.xz") as archive:
         for member in archive:
             path = Path(member.name)
             if path.parts[0] == "train" and len(found) == 10 * per_class:

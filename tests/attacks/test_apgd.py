@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
 from fula_fast.attacks.apgd import APGDConfig, apgd, interval_table, windows
 from fula_fast.attacks.names import CE, DLR, TARGETED
 from fula_fast.errors import FulaError
 
 from .conftest import small_batch, small_net
+
+autopgd_base = pytest.importorskip("pyautoattack.autopgd_base")
 
 REFERENCE_NORM = {"linf": "Linf", "l2": "L2"}
 SEED = 7
@@ -34,10 +35,10 @@ def reference_run(net, x, labels, config, loss, targets=None, **options):
         eot_iter=config.eot, rho=config.rho, device="cpu", **options,
     )  # fmt: skip
     if loss == TARGETED:
-        attack = APGDAttack_targeted(recorder, **common)
+        attack = autopgd_base.APGDAttack_targeted(recorder, **common)
         attack.y_target = targets
     else:
-        attack = APGDAttack(recorder, loss={CE: "ce", DLR: "dlr"}[loss], **common)
+        attack = autopgd_base.APGDAttack(recorder, loss={CE: "ce", DLR: "dlr"}[loss], **common)
     attack.init_hyperparam(x)
     torch.manual_seed(SEED)
     best, robust, best_loss, found = attack.attack_single_run(x, labels)

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from pyautoattack import AutoAttack
 from torch import nn
 
 from fula_fast.attacks import RobustResult, Savings, robust_evaluate
@@ -19,6 +18,8 @@ from fula_fast.errors import FulaError
 from fula_fast.study.protocol import Attack
 
 from .conftest import small_batch, small_net
+
+pyautoattack = pytest.importorskip("pyautoattack")
 
 EPS = {"linf": 0.02, "l2": 0.3}
 
@@ -115,7 +116,7 @@ def test_a_witness_sees_the_same_images():
 def test_restarts_equal_the_reference():
     net = small_net()
     x, labels = small_batch(net, 24)
-    runner = AutoAttack(net, norm="Linf", eps=0.02, seed=SEED, version="standard")
+    runner = pyautoattack.AutoAttack(net, norm="Linf", eps=0.02, seed=SEED, version="standard")
     runner.attacks_to_run = ["apgd-ce"]
     runner.apgd.n_restarts = 3
     found, _ = runner.run_standard_evaluation(x, labels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchattacks
 from torch import nn
 
 from fula_fast.attacks.pgd import PGD, pgd, pgd_from
@@ -15,8 +14,14 @@ from fula_fast.study.protocol import Attack
 from .conftest import no_cuda, small_batch, small_net
 
 
+@pytest.fixture
+def torchattacks():
+    """The reference package; the test skips where it is not installed."""
+    return pytest.importorskip("torchattacks")
+
+
 @pytest.mark.parametrize("targeted", [False, True])
-def test_linf_equals_torchattacks(targeted):
+def test_linf_equals_torchattacks(torchattacks, targeted):
     net = small_net()
     x, labels = small_batch(net, 16)
     theirs = torchattacks.PGD(net, eps=0.03, alpha=0.008, steps=10, random_start=False)
@@ -26,7 +31,7 @@ def test_linf_equals_torchattacks(targeted):
     assert torch.equal(pgd(net, x, labels, attack, targeted=targeted), theirs(x, labels))
 
 
-def test_l2_equals_torchattacks():
+def test_l2_equals_torchattacks(torchattacks):
     net = small_net()
     x, labels = small_batch(net, 16)
     theirs = torchattacks.PGDL2(net, eps=0.5, alpha=0.1, steps=10, random_start=False)
@@ -34,7 +39,7 @@ def test_l2_equals_torchattacks():
     torch.testing.assert_close(ours, theirs(x, labels), rtol=0, atol=1e-6)
 
 
-def test_equals_torchattacks_on_the_robust_network(robust_net, cifar):
+def test_equals_torchattacks_on_the_robust_network(torchattacks, robust_net, cifar):
     x, labels = cifar[0][:8], cifar[1][:8]
     theirs = torchattacks.PGD(robust_net, steps=5, random_start=False)(x, labels)
     assert torch.equal(pgd(robust_net, x, labels, Attack(steps=5)), theirs)
