@@ -12,7 +12,8 @@ how many of its cases were measured; `left_out` names the others, with those tha
 
 Bytes and FLOPs are counted, not measured: what the noun must read and write once, each shared
 tensor once. `floor` is the larger of bytes over the measured copy bandwidth and FLOPs over the
-measured matrix rate; `of_floor` is its share of the time taken. On CUDA times are between events.
+measured matrix rate; `of_floor` is its share of the time taken. On CUDA a case is captured and its
+replays are timed between events.
 """
 
 from __future__ import annotations
@@ -204,6 +205,27 @@ def measured_rates(device: str) -> Rates:
     return Rates(copy_rate(device, 1 << (30 if device == "cuda" else 26)), matrix)
 
 
+def timed(run: Callable[[], object], rounds: int, device: str) -> list[float]:
+    """Seconds of each round; on CUDA of a replay of the run's graph, as in a captured step, where
+    a launch costs the host nothing."""
+    step = replayed(run) if device == "cuda" else run
+    return seconds_of(lambda _: step(), rounds, device, warmup=2)
+
+
+def replayed(run: Callable[[], object]) -> Callable[[], None]:
+    """The run captured in a graph, after two warm-ups."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=aside):
+        run()
+    return graph.replay
+
+
 def rows(
     noun: str, label: dict[str, Any], way: str, work: Work, rates: Rates, device: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
@@ -217,7 +239,7 @@ def rows(
 
     try:
         for part, run in runs(work, way, device).items():
-            taken[part] = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
+            taken[part] = quantiles(timed(run, rounds, device))
             yield row(part)
         if "both" in taken and "backward" not in taken:
             taken["backward"] = _difference(taken["both"], taken["forward"])
@@ -304,10 +326,15 @@ def summary(found: list[dict[str, Any]], cases: int) -> list[dict[str, Any]]:
     return lines
 
 
-def tune(lanes: int, batch: int) -> Iterator[str]:
-    """Measure every kernel's tiles at every site on this GPU and remember the fastest; a line each.
+HEAVIEST = ("normalise", "norm_gradient", "sums", "fused_gradient")
+"""The kernels that take most of a step: `--tune heaviest`, in bf16 alone."""
 
-    A kernel is timed through the noun that launches it, forward and backward.
+
+def tune(lanes: int, batch: int, which: str) -> Iterator[str]:
+    """Measure kernels' tiles at every site on this GPU and remember the fastest; a line each.
+
+    A kernel is timed by graph replay through the noun that launches it, forward and backward.
+    which: `all`, or the `heaviest` in bf16.
     """
     from fula_fast.kernels.shared import tiles
 
@@ -317,11 +344,14 @@ def tune(lanes: int, batch: int) -> Iterator[str]:
     }
 
     def measure(run: Callable[[], object]) -> float:
-        return quantiles(seconds_of(lambda _: run(), 10, "cuda", warmup=2))["p50"]
+        return quantiles(timed(run, 10, "cuda"))["p50"]
 
-    for make, names in launched.items():
+    heavy = which == "heaviest"
+    chosen = {"bf16": DTYPES["bf16"]} if heavy else DTYPES
+    for make, all_names in launched.items():
+        names = [name for name in all_names if name in HEAVIEST or not heavy]
         for site, (channels, _) in SITES.items():
-            for dtype, precision in DTYPES.items():
+            for dtype, precision in chosen.items():
                 work = make(Case(site, lanes, dtype, "cuda", batch))
                 run = runs(work, "ours", "cuda")["both"]
                 for name in names:
@@ -358,12 +388,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=40.0, help="start no case after these")
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", choices=("all", "heaviest"), nargs="?", const="all")
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     chosen = parser.parse_args(arguments)
     lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
     if chosen.tune:
-        for line in tune(lanes[0], chosen.batch):
+        for line in tune(lanes[0], chosen.batch, chosen.tune):
             print(line, flush=True)
     sites = chosen.sites.split(",")
     for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):

@@ -58,7 +58,15 @@ def checked(out: Path, *options: str, paths=(), **variables: str) -> dict[str, d
 
 
 def test_the_machine_holds_no_more_than_it_should(wheels):
-    tried = "pydantic", "tomli_w", "pyautoattack", "torchattacks", "nvidia.dali", "fula_fast", "timm"
+    tried = (
+        "pydantic",
+        "tomli_w",
+        "pyautoattack",
+        "torchattacks",
+        "nvidia.dali",
+        "fula_fast",
+        "timm",
+    )
     ask = (
         "import importlib.util as u, torch, triton, pytest, hypothesis, sklearn, pyarrow\n"
         f"print([n for n in {tried} if u.find_spec(n)])"
@@ -107,9 +115,13 @@ def test_no_test_file_needs_an_absent_package_at_import():
 
 def _imported(module: ast.Module) -> set[str]:
     """Packages that importing the module imports."""
-    plain = (alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names)
+    plain = (
+        alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names
+    )
     froms = (
-        node.module or "" for node in module.body if isinstance(node, ast.ImportFrom) and not node.level
+        node.module or ""
+        for node in module.body
+        if isinstance(node, ast.ImportFrom) and not node.level
     )
     return {name.partition(".")[0] for name in (*plain, *froms)}
 
@@ -156,4 +168,6 @@ def test_the_commands_are_short_and_name_each_part_of_dali():
     said = gpu_visit.instructions(Path(".gpu"), 3, "abc")
     lines = [line for line in said.splitlines() if "/tmp/" in line]
     assert len(lines) == 2 + 3 + 1 and all(len(line) < 2000 for line in lines)
-    assert ["--plan first" in lines[0], "dali/2/part" in lines[4], "--plan dali" in lines[5]] == [True] * 3
+    assert ["--plan first" in lines[0], "dali/2/part" in lines[4], "--plan dali" in lines[5]] == [
+        True
+    ] * 3
