@@ -157,7 +157,7 @@ def pgd_cases(setup: Setup) -> dict[str, Callable[[], Tensor]]:
 
 
 def narrow_pgd(setup: Setup, precision: str) -> Callable[[], Tensor]:
-    """PGD-10 by gradients in `precision`; its result is classified in float32, as a flag would be."""
+    """PGD-10 by gradients in `precision`; its result is classified in float32, as for a flag."""
     net = fold(setup.net, setup.x.shape[1:])
 
     def logits(x: Tensor) -> Tensor:

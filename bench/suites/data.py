@@ -4,8 +4,8 @@ share of a wave's step that is spent waiting for them.
 `fula-fast bench data`, or `python -m fula_fast.bench.suites.data FILE.json` for p20/p50/p80 with
 hardware and versions. The peer is torchvision's DataLoader, as usually written: class folder or
 array, Pillow image, RandomCrop, RandomHorizontalFlip, ToTensor. Targets: resident on a GPU at least
-10 million images/s inside a graph (as in a captured step), and at most 2% of a step; DALI on two CPU cores at least 25,000 images/s from
-memory and three times a DataLoader from JPEG.
+10 million images/s inside a graph (as in a captured step), and at most 2% of a step; DALI on two
+CPU cores at least 25,000 images/s from memory and three times a DataLoader from JPEG.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fula_fast.bench.harness import workload
-from fula_fast.bench.harness.record import environment, quantiles, write
+from fula_fast.bench.harness.record import captured, environment, quantiles, write
 from fula_fast.engine.modes import open_stepper
 from fula_fast.pipelines import Augmentation, ImageSet, Stream, load_source, open_stream
 from fula_fast.pipelines.decode.cache import cores
@@ -92,32 +91,22 @@ def ours(backend: str, device: str, from_files: bool = False) -> Iterable:
 
 
 def graphed() -> Callable[[], Iterable]:
-    """Epochs of the resident stream by replays of one graph, as a captured step takes its batches."""
-    held: dict[str, Any] = {}  # captured when the first epoch starts
+    """Epochs of the resident stream by replays of one graph, as a captured step takes batches."""
+    held: list[Any] = []  # captured when the first epoch starts
 
-    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch() -> Iterator[Batch]:
         stream = _stream("resident", "cuda", False)
         stream.load_epoch(0)
         if not held:
-            held.update(_captured(stream))
-        for step in range(stream.steps):
-            held["step"].fill_(step)
-            held["graph"].replay()
-            yield held["batch"]
+            step = torch.zeros((), dtype=torch.int64, device="cuda")
+            held.extend((step, *captured(partial(stream.batch_at, step))))
+        step, replay, batch = held
+        for number in range(stream.steps):
+            step.fill_(number)
+            replay()
+            yield batch
 
     return epoch
-
-
-def _captured(stream: Any) -> dict[str, Any]:
-    step = torch.zeros((), dtype=torch.int64, device="cuda")
-    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        stream.batch_at(step)
-    aside.synchronize()
-    with torch.cuda.graph(graph, stream=aside):
-        batch = stream.batch_at(step)
-    return {"step": step, "graph": graph, "batch": batch}
 
 
 class _Arrays(torch.utils.data.Dataset):

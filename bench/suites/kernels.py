@@ -47,6 +47,7 @@ from fula_fast.bench.harness.kernel_cases import (
 )
 from fula_fast.bench.harness.record import (
     RESULTS,
+    captured,
     environment,
     matrix_rate,
     quantiles,
@@ -208,22 +209,8 @@ def measured_rates(device: str) -> Rates:
 def timed(run: Callable[[], object], rounds: int, device: str) -> list[float]:
     """Seconds of each round; on CUDA of a replay of the run's graph, as in a captured step, where
     a launch costs the host nothing."""
-    step = replayed(run) if device == "cuda" else run
+    step = captured(run)[0] if device == "cuda" else run
     return seconds_of(lambda _: step(), rounds, device, warmup=2)
-
-
-def replayed(run: Callable[[], object]) -> Callable[[], None]:
-    """The run captured in a graph, after two warm-ups."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=aside):
-        run()
-    return graph.replay
 
 
 def rows(
