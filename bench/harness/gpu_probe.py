@@ -15,7 +15,8 @@ from importlib import metadata
 TOOLS = ("nvcc", "compute-sanitizer", "ncu", "cuobjdump")
 PACKAGES = (
     "pydantic", "pydantic-core", "tomli-w", "pytest", "pytest-benchmark", "pytest-xdist",
-    "hypothesis", "safetensors", "pyarrow", "scikit-learn", "pyautoattack", "torchattacks", "nvidia-dali-cuda130",
+    "hypothesis", "safetensors", "pyarrow", "scikit-learn", "pyautoattack", "torchattacks",
+    "nvidia-dali-cuda130",
 )  # fmt: skip
 
 

@@ -181,6 +181,14 @@ def matrix_rate(
     return 2 * size**3 / taken["p50"]
 
 
+def copy_rate(device: str, size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of copying `size` bytes."""
+    a = torch.empty(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    taken = quantiles(seconds_of(lambda _: b.copy_(a), 10, device, warmup=3))
+    return 2 * size / taken["p50"]
+
+
 def device_label(device: str | torch.device) -> str:
     """The device in a file's name: `cpu`, or the GPU's model (`nvidia-h100-80gb-hbm3`)."""
     device = torch.device(device)

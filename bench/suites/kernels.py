@@ -48,6 +48,7 @@ from fula_fast.bench.harness.kernel_cases import (
 from fula_fast.bench.harness.record import (
     RESULTS,
     captured,
+    copy_rate,
     environment,
     matrix_rate,
     quantiles,
@@ -181,14 +182,6 @@ def runs(work: Work, way: str, device: str) -> dict[str, Callable[[], object]]:
     parts = {"forward": forward, "both": lambda: backward(forward())}
     # `backward` keeps its graph from then on, so that it comes last.
     return parts if way == "compile" else parts | {"backward": again}
-
-
-def copy_rate(device: str, size: int = 1 << 28) -> float:
-    """Bytes a second, read and written, of copying `size` bytes."""
-    a = torch.empty(size, dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    taken = quantiles(seconds_of(lambda _: b.copy_(a), 10, device, warmup=3))
-    return 2 * size / taken["p50"]
 
 
 @dataclass(frozen=True)
@@ -366,6 +359,17 @@ def bench_noun(benchmark, noun, site, way):
     torch._dynamo.reset()
 
 
+def _tuned(chosen: argparse.Namespace, lanes: int) -> float:
+    """Tune, for half of the time at most; the seconds that it took."""
+    began = time.monotonic()
+    for line in tune(lanes, chosen.batch, chosen.tune):
+        print(line, flush=True)
+        if time.monotonic() - began > chosen.seconds / 2:
+            print("half of the time is spent: the kernels behind this one keep their usual tiles")
+            break
+    return time.monotonic() - began
+
+
 def main(arguments: list[str]) -> None:
     """Tune if asked, run the cases, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -379,11 +383,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     chosen = parser.parse_args(arguments)
     lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
-    if chosen.tune:
-        for line in tune(lanes[0], chosen.batch, chosen.tune):
-            print(line, flush=True)
+    left = chosen.seconds - (_tuned(chosen, lanes[0]) if chosen.tune else 0.0)
     sites = chosen.sites.split(",")
-    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):
+    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, left):
         write(chosen.out, result)
     for figure in result["summary"]:
         print(f"{figure['figure']}: {figure['value']:.2f} (target {figure['target']})")
