@@ -1,7 +1,8 @@
 """What the GPU check runs, in plans: which parts, in which order, how long. Standard library only.
 
 `first` asks whether everything is right and what a step takes; `second` measures against the peers
-and runs the remaining tests; `dali` looks at the data pipeline that is too large to be there always.
+and runs the remaining tests; `dali` looks at the data pipeline, which is too large to be carried
+each time.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from importlib import metadata
 
 TOOLS = ("nvcc", "compute-sanitizer", "ncu", "cuobjdump")
 PACKAGES = (
-    "pydantic", "pydantic-core", "tomli-w", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis",
-    "safetensors", "pyarrow", "scikit-learn", "pyautoattack", "torchattacks", "nvidia-dali-cuda130",
+    "pydantic", "pydantic-core", "tomli-w", "pytest", "pytest-benchmark", "pytest-xdist",
+    "hypothesis", "safetensors", "pyarrow", "scikit-learn", "pyautoattack", "torchattacks",
+    "nvidia-dali-cuda130",
 )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def facts(dry_run: bool) -> dict:
 
         if not (torch.cuda.is_available() or dry_run):
             return {"problem": "there is no CUDA device that torch can use"}
-        import fula_fast.kernels
+        import fula_fast.kernels  # noqa: F401  a package that the checkout keeps elsewhere
         from fula_fast.bench.harness.record import device_label, environment
     except ModuleNotFoundError as error:
         return {"missing": error.name}

@@ -1,12 +1,12 @@
 """Prepare a visit to a bare GPU machine: `make gpu-visit`.
 
     python -m bench.harness.gpu_visit               wheels and images into .gpu/, and the commands
-    python -m bench.harness.gpu_visit --dali        NVIDIA DALI too, in parts that are carried by turns
+    python -m bench.harness.gpu_visit --dali        NVIDIA DALI too, in parts carried by turns
 
 Such a machine has PyTorch, Triton and what tests need, but no network: what it lacks travels in an
 ignored folder, with the tracked files at most LIMIT bytes. Downloads wheels with pip for its Python
-(3.12), cuts the first 1,024 CIFAR-10 test images out of the archive in FULA_TEST_DATA, and prints the
-exact command lines, to be run in the checkout's root there, where $OUT is the folder that comes back.
+(3.12), cuts the first 1,024 CIFAR-10 test images out of the archive in FULA_TEST_DATA, and prints
+the exact command lines, to be run in the checkout's root there, where $OUT is what comes back.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PACKAGES = (
 )  # fmt: skip
 DALI = (
     "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "nvidia-nvjpeg2k-cu13",
-    "nvidia-nvtiff-cu13", "nvidia-libnvcomp-cu13", "nvtx", "astunparse", "gast", "optree", "makefun",
-    "libcst", "six",
+    "nvidia-nvtiff-cu13", "nvidia-libnvcomp-cu13", "nvtx", "astunparse", "gast", "optree",
+    "makefun", "libcst", "six",
 )  # fmt: skip
 PART = 56 * 2**20
 """Bytes of one part of DALI; the tracked files travel with each."""
@@ -102,7 +102,7 @@ def _wanted(name: str) -> bool:
 
 
 def split(file: Path, folder: Path, size: int) -> list[Path]:
-    """A file in parts of at most `size` bytes, each in a folder of its own: `0/part`, `1/part`, …"""
+    """A file in parts of at most `size` bytes, each in a folder of its own: `0/part`, `1/part`…"""
     parts = []
     with file.open("rb") as source:
         while piece := source.read(size):

@@ -117,6 +117,20 @@ def _cuda_seconds(step: Callable[[int], object], count: int, warmup: int) -> lis
     return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
 
 
+def captured(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """The run captured in a CUDA graph after two warm-ups: what replays it, and its output, which
+    every replay writes anew."""
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.cuda.graph(graph, stream=aside):
+        output = run()
+    return graph.replay, output
+
+
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:
     """n, p20, p50 and p80 of a sample."""
     p20, p50, p80 = np.quantile(np.asarray(seconds, dtype=np.float64), (0.2, 0.5, 0.8))
@@ -165,6 +179,14 @@ def matrix_rate(
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     taken = quantiles(seconds_of(lambda _: a @ b, count, device, warmup=3))
     return 2 * size**3 / taken["p50"]
+
+
+def copy_rate(device: str, size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of copying `size` bytes."""
+    a = torch.empty(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    taken = quantiles(seconds_of(lambda _: b.copy_(a), 10, device, warmup=3))
+    return 2 * size / taken["p50"]
 
 
 def device_label(device: str | torch.device) -> str:

@@ -12,7 +12,8 @@ how many of its cases were measured; `left_out` names the others, with those tha
 
 Bytes and FLOPs are counted, not measured: what the noun must read and write once, each shared
 tensor once. `floor` is the larger of bytes over the measured copy bandwidth and FLOPs over the
-measured matrix rate; `of_floor` is its share of the time taken. On CUDA times are between events.
+measured matrix rate; `of_floor` is its share of the time taken. On CUDA a case is captured and its
+replays are timed between events.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from fula_fast.bench.harness.kernel_cases import (
 )
 from fula_fast.bench.harness.record import (
     RESULTS,
+    captured,
+    copy_rate,
     environment,
     matrix_rate,
     quantiles,
@@ -181,14 +184,6 @@ def runs(work: Work, way: str, device: str) -> dict[str, Callable[[], object]]:
     return parts if way == "compile" else parts | {"backward": again}
 
 
-def copy_rate(device: str, size: int = 1 << 28) -> float:
-    """Bytes a second, read and written, of copying `size` bytes."""
-    a = torch.empty(size, dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    taken = quantiles(seconds_of(lambda _: b.copy_(a), 10, device, warmup=3))
-    return 2 * size / taken["p50"]
-
-
 @dataclass(frozen=True)
 class Rates:
     """What the device reaches: bytes/s copied, FLOP/s by dtype."""
@@ -204,6 +199,13 @@ def measured_rates(device: str) -> Rates:
     return Rates(copy_rate(device, 1 << (30 if device == "cuda" else 26)), matrix)
 
 
+def timed(run: Callable[[], object], rounds: int, device: str) -> list[float]:
+    """Seconds of each round; on CUDA of a replay of the run's graph, as in a captured step, where
+    a launch costs the host nothing."""
+    step = captured(run)[0] if device == "cuda" else run
+    return seconds_of(lambda _: step(), rounds, device, warmup=2)
+
+
 def rows(
     noun: str, label: dict[str, Any], way: str, work: Work, rates: Rates, device: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
@@ -217,7 +219,7 @@ def rows(
 
     try:
         for part, run in runs(work, way, device).items():
-            taken[part] = quantiles(seconds_of(lambda _, run=run: run(), rounds, device, warmup=2))
+            taken[part] = quantiles(timed(run, rounds, device))
             yield row(part)
         if "both" in taken and "backward" not in taken:
             taken["backward"] = _difference(taken["both"], taken["forward"])
@@ -304,10 +306,15 @@ def summary(found: list[dict[str, Any]], cases: int) -> list[dict[str, Any]]:
     return lines
 
 
-def tune(lanes: int, batch: int) -> Iterator[str]:
-    """Measure every kernel's tiles at every site on this GPU and remember the fastest; a line each.
+HEAVIEST = ("normalise", "norm_gradient", "sums", "fused_gradient")
+"""The kernels that take most of a step: `--tune heaviest`, in bf16 alone."""
 
-    A kernel is timed through the noun that launches it, forward and backward.
+
+def tune(lanes: int, batch: int, which: str) -> Iterator[str]:
+    """Measure kernels' tiles at every site on this GPU and remember the fastest; a line each.
+
+    A kernel is timed by graph replay through the noun that launches it, forward and backward.
+    which: `all`, or the `heaviest` in bf16.
     """
     from fula_fast.kernels.shared import tiles
 
@@ -317,11 +324,14 @@ def tune(lanes: int, batch: int) -> Iterator[str]:
     }
 
     def measure(run: Callable[[], object]) -> float:
-        return quantiles(seconds_of(lambda _: run(), 10, "cuda", warmup=2))["p50"]
+        return quantiles(timed(run, 10, "cuda"))["p50"]
 
-    for make, names in launched.items():
+    heavy = which == "heaviest"
+    chosen = {"bf16": DTYPES["bf16"]} if heavy else DTYPES
+    for make, all_names in launched.items():
+        names = [name for name in all_names if name in HEAVIEST or not heavy]
         for site, (channels, _) in SITES.items():
-            for dtype, precision in DTYPES.items():
+            for dtype, precision in chosen.items():
                 work = make(Case(site, lanes, dtype, "cuda", batch))
                 run = runs(work, "ours", "cuda")["both"]
                 for name in names:
@@ -349,6 +359,17 @@ def bench_noun(benchmark, noun, site, way):
     torch._dynamo.reset()
 
 
+def _tuned(chosen: argparse.Namespace, lanes: int) -> float:
+    """Tune, for half of the time at most; the seconds that it took."""
+    began = time.monotonic()
+    for line in tune(lanes, chosen.batch, chosen.tune):
+        print(line, flush=True)
+        if time.monotonic() - began > chosen.seconds / 2:
+            print("half of the time is spent: the kernels behind this one keep their usual tiles")
+            break
+    return time.monotonic() - began
+
+
 def main(arguments: list[str]) -> None:
     """Tune if asked, run the cases, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -358,15 +379,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=40.0, help="start no case after these")
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", choices=("all", "heaviest"), nargs="?", const="all")
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     chosen = parser.parse_args(arguments)
     lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
-    if chosen.tune:
-        for line in tune(lanes[0], chosen.batch):
-            print(line, flush=True)
+    left = chosen.seconds - (_tuned(chosen, lanes[0]) if chosen.tune else 0.0)
     sites = chosen.sites.split(",")
-    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, chosen.seconds):
+    for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, left):
         write(chosen.out, result)
     for figure in result["summary"]:
         print(f"{figure['figure']}: {figure['value']:.2f} (target {figure['target']})")

@@ -97,8 +97,8 @@ def table(row: Row) -> str:
     kernels = row["kernels"]
     total = sum(k["us"] for k in kernels) / 1e3
     lines = [
-        f"{row['lanes']} lanes, {row['way']}, {row['mode']}: {row['seconds']['p50'] * 1e3:.2f} ms a "
-        f"step, {total:.2f} ms in {sum(k['calls'] for k in kernels)} kernels",
+        f"{row['lanes']} lanes, {row['way']}, {row['mode']}: {row['seconds']['p50'] * 1e3:.2f} ms "
+        f"a step, {total:.2f} ms in {sum(k['calls'] for k in kernels)} kernels",
         f"{'kernel':72}{'calls':>7}{'ms':>9}",
     ]
     lines += [f"{k['kernel'][:71]:72}{k['calls']:7}{k['us'] / 1e3:9.3f}" for k in kernels[:SHOWN]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fula_fast import engine
-from fula_fast.device.graphs import CudaRecorder
+from fula_fast.device.graphs import CaptureRefused, CudaRecorder
 from fula_fast.device.precision import arithmetic
 from fula_fast.engine.captured import Captured
 from fula_fast.engine.modes import CompiledRunner, Stepper
@@ -159,6 +159,18 @@ def test_running_out_of_memory_in_a_capture_is_told_as_that():
     recording = recorder.record(lambda: x + 1, lambda: lambda: None)
     recording.replay()
     assert recording.output.tolist() == [2, 2, 2, 2]
+
+
+def test_after_a_refused_capture_a_good_one_follows():
+    x = torch.ones(4, device="cuda")
+    recorder = CudaRecorder(torch.device("cuda"))
+    with pytest.raises(CaptureRefused):
+        recorder.record(lambda: x * x.sum().item(), lambda: lambda: None)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    recording = recorder.record(lambda: x + 1, lambda: lambda: None)
+    x.fill_(5)
+    recording.replay()
+    assert recording.output.tolist() == [6, 6, 6, 6]
 
 
 def images(count: int, size: int) -> ImageSet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
 from torch import nn
 
 from fula_fast import stages
@@ -15,6 +14,8 @@ from fula_fast.errors import FulaError
 from fula_fast.stitching.starts import new_stitch
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import protocol
+
+layers = pytest.importorskip("timm.layers")
 
 STEPS, BATCH, CLASSES = 3, 6, 5
 
@@ -42,10 +43,10 @@ class Rows(nn.Module):
 
 
 KINDS = {
-    "act-relu": lambda: BatchNormAct2d(8),
-    "act-silu": lambda: BatchNormAct2d(8, act_layer=nn.SiLU),
-    "act-none": lambda: BatchNormAct2d(8, apply_act=False),
-    "act-drop": lambda: BatchNormAct2d(8, drop_layer=lambda: nn.Dropout(0.5)),
+    "act-relu": lambda: layers.BatchNormAct2d(8),
+    "act-silu": lambda: layers.BatchNormAct2d(8, act_layer=nn.SiLU),
+    "act-none": lambda: layers.BatchNormAct2d(8, apply_act=False),
+    "act-drop": lambda: layers.BatchNormAct2d(8, drop_layer=lambda: nn.Dropout(0.5)),
     "1d": Rows,
     "2d": lambda: nn.BatchNorm2d(8),
     "3d": Voxels,

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from fula_fast.bench.harness import gpu_check
-from fula_fast.bench.harness.gpu_check import Part, check, figures_of, table
+from fula_fast.bench.harness import gpu_check, gpu_parts, gpu_plans
+from fula_fast.bench.harness.gpu_parts import Part, Result, check
+from fula_fast.bench.harness.gpu_report import figures_of, pack, table
 
 REPORT = {"summary": [{"figure": "speed", "value": 9.0, "target": 8}]}
 
@@ -22,7 +25,8 @@ def code(text: str) -> tuple[str, str]:
 
 
 def ended(*parts: Part, budget: float = 60):
-    return list(check(parts, {**os.environ, "PYTHONSAFEPATH": "1"}, budget))
+    with tempfile.TemporaryDirectory() as folder:
+        return list(check(parts, {**os.environ, "PYTHONSAFEPATH": "1"}, budget, Path(folder)))
 
 
 def test_a_failure_stops_no_other_part():
@@ -33,7 +37,7 @@ def test_a_failure_stops_no_other_part():
     )
     assert (failed.status, failed.detail) == ("failed", "why")
     assert (passed.status, passed.detail) == ("passed", "all is well")
-    assert passed.figures == REPORT["summary"] and passed.reports == [REPORT]
+    assert passed.reports == [REPORT]
 
 
 def test_a_part_out_of_time_is_ended_with_all_it_started(tmp_path):
@@ -62,8 +66,39 @@ def _wait_for_end(pid: int) -> None:
 
 def test_a_report_written_before_the_time_ran_out_counts():
     writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
-    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 3), budget=3)
-    assert slow.status == "out of time" and slow.figures == REPORT["summary"]
+    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 9), budget=9)
+    assert slow.status == "out of time" and slow.reports == [REPORT]
+
+
+def test_a_report_that_cannot_be_read_stops_no_part():
+    half = code("open('{out}/a.json', 'w').write('{\"summary\": [')")
+    found, after = ended(Part("half", half, 5), Part("after", code("print(1)"), 5))
+    assert found.status == after.status == "passed"
+    assert found.reports[0]["unreadable"].startswith("a.json")
+
+
+def test_what_a_running_part_has_written_is_kept_at_once(tmp_path, monkeypatch):
+    """A check that is itself ended in the middle of a part leaves that part's log and figures."""
+    monkeypatch.setattr(gpu_parts, "KEEP", 0.2)
+    folder, archive, seen = tmp_path / "parts", tmp_path / "out" / "all.tar.gz", []
+
+    def keep():
+        with tarfile.open(pack(folder, archive)) as kept:
+            seen.append({m.name: kept.extractfile(m).read() for m in kept.getmembers()})
+
+    writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
+    text = code(f"print('begun', flush=True); {writes}; import time; time.sleep(60)")
+    list(check([Part("slow", text, 9)], {**os.environ, "PYTHONSAFEPATH": "1"}, 9, folder, keep))
+    assert any(
+        found.get("slow/log.txt") == b"begun\n" and json.loads(found["slow/a.json"]) == REPORT
+        for found in seen  # all from before its end
+    )
+
+
+def test_no_part_is_begun_without_time():
+    used = Part("used", code("import time; time.sleep(60)"), 4)
+    _, late = ended(used, Part("late", code("print(1)"), 5), budget=4)
+    assert (late.status, late.detail) == ("skipped", "no time is left")
 
 
 BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -84,7 +119,7 @@ def test_endless(): time.sleep(60)
 def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
     (tmp_path / "test_suite.py").write_text(SUITE)
     options = ("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *processes)
-    arguments = ("-m", "pytest", *gpu_check._OUTCOMES, *options, str(tmp_path))
+    arguments = ("-m", "pytest", *gpu_plans.OUTCOMES, *options, str(tmp_path))
     (slow,) = ended(Part("tests", arguments, 8, settings=BARE), budget=8)
     (kept,) = slow.reports
     assert slow.status == "out of time"
@@ -112,7 +147,7 @@ def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
         under=("checker", "--so"), settings={"OF_ITS_OWN": "yes"},
     )  # fmt: skip
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    (found,) = check([part], {**os.environ, "PATH": path}, 20)
+    (found,) = check([part], {**os.environ, "PATH": path}, 20, tmp_path / "parts")
     assert (found.status, found.detail) == ("failed", "under --so\nyes")
     (skipped,) = ended(part)
     assert (skipped.status, skipped.detail) == ("skipped", "checker is not on PATH")
@@ -120,9 +155,9 @@ def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
 
 def test_the_memory_checker_sees_every_noun_and_the_library(tmp_path):
     """The tests chosen for it exist, are marked gpu, and are none of the large ones."""
-    watched = [a.replace("{out}", str(tmp_path)) for a in gpu_check._watched()]
+    watched = [a.replace("{out}", str(tmp_path)) for a in gpu_plans._watched()]
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", *watched, "--collect-only"],
+        [sys.executable, *watched, "--collect-only"],
         cwd=gpu_check.ROOT, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONSAFEPATH": "1", **BARE},
     )  # fmt: skip
@@ -146,31 +181,66 @@ def test_what_is_missing_is_said():
 def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
     limits = []
 
-    def run(part, environment, limit):
+    def run(part, environment, limit, folder, keep):
         limits.append(round(limit))
-        return gpu_check.Result(part.name, "passed")
+        return Result(part.name, "passed")
 
-    monkeypatch.setattr(gpu_check, "_run", run)
+    monkeypatch.setattr(gpu_parts, "run_part", run)
     ended(Part("a", (), 10), Part("b", (), 20), Part("c", (), 30), budget=60)
     assert limits == [10, 30, 60]
 
 
-def test_the_parts_fit_in_nine_minutes():
-    for parts in (gpu_check.gpu_parts(), gpu_check.dry_parts()):
-        assert sum(part.reserve for part in parts) <= gpu_check.BUDGET < 540
-        names = [part.name for part in parts]
-        assert names[:5] == ["tests", "kernels", "memcheck", "grid", "scale"]
+@pytest.mark.parametrize("plan", gpu_plans.PLANS)
+def test_the_parts_of_a_plan_fit_in_its_time(plan):
+    parts = gpu_plans.chosen(plan)
+    assert sum(part.reserve for part in parts) <= gpu_plans.PLANS[plan]
+    assert len({part.name for part in parts}) == len(parts)
+
+
+def test_the_plans_begin_with_what_matters_and_end_with_the_memory_checker():
+    first, second = (list(map(_name, gpu_plans.chosen(plan))) for plan in ("first", "second"))
+    assert first == [
+        "nouns", "kernel-tests", "captured", "plain-36", "plain-324", "compiled-36", "compiled-324"
+    ]  # fmt: skip
+    assert second[:2] == ["grid", "kernels"] and second[-1] == "memcheck"
+    assert gpu_plans.PLANS["first"] <= 230 and gpu_plans.PLANS["second"] <= 400
+
+
+def _name(part):
+    return part.name
+
+
+def test_only_the_named_parts_run():
+    parts = gpu_plans.chosen("all", ["memcheck", "nouns"])
+    assert [part.name for part in parts] == ["nouns", "memcheck"]
+    with pytest.raises(SystemExit, match="--only nuons: plan first has nouns"):
+        gpu_plans.chosen("first", ["nuons"])
+
+
+def test_every_gpu_test_is_in_a_plan():
+    """Kernel tests, those of captures, and the remaining ones: each file in the first or second."""
+    plans = [part for plan in ("first", "second") for part in gpu_plans.chosen(plan)]
+    named = {argument for part in plans for argument in part.arguments}
+    assert set(gpu_plans.gpu_files()) <= named
+    among = [
+        part.arguments[part.arguments.index("-k") + 1]
+        for part in plans
+        if _name(part) in ("captured", "tests")
+    ]
+    assert among == [gpu_plans.CAPTURED, f"not ({gpu_plans.CAPTURED})"]
 
 
 def test_figures_of_the_other_benchmarks():
-    attack = {
-        "rows": [
-            {"case": "pgd-10", "speedup over eager": 4.0, "speedup over torchattacks": 12.0},
-            {"case": "rand", "speedup": {"ours": 30.0, "ours bf16": 70.0}},
-        ]
-    }
-    targets = [(f["value"], f["target"]) for f in figures_of("attack", attack)]
-    assert targets == [(4.0, 3), (12.0, 10), (30.0, 25), (70.0, 60)]
+    pgd = {"ours": 1.3, "ours tf32": 2.0}
+    rows = [
+        {"case": "pgd-10", "speedup over eager": pgd, "speedup over torchattacks": 12.0},
+        {"case": "rand, eps 8/255", "speedup": {"ours": 30.0, "ours bf16": 70.0}},
+        {"case": "rand, eps 0.25/255", "speedup": {"ours": 19.0}},
+    ]
+    targets = [(f["value"], f["target"]) for f in figures_of("attack", {"rows": rows})]
+    assert targets == [
+        (1.3, 1.2), (2.0, 3), (12.0, None), (30.0, 35), (70.0, None), (19.0, 18)
+    ]  # fmt: skip
     summary = [{"figure": "dali, images/s", "value": 5.0, "target": None}]
     assert figures_of("data", {"summary": summary, "rows": [{"name": "dali"}]}) == summary
 
@@ -178,7 +248,7 @@ def test_figures_of_the_other_benchmarks():
 def test_the_table_tells_met_from_missed():
     missed = {"figure": "memory", "value": 1.0, "target": 2.0}
     figures = [*REPORT["summary"], missed, {"figure": "free", "value": 1.0, "target": None}]
-    lines = table([gpu_check.Result("grid", "passed", 1.0, "", figures)]).splitlines()
+    lines = table([Result("grid", "passed", 1.0, "", figures)]).splitlines()
     assert lines[2].endswith("met") and lines[3].endswith("MISSED") and "target" not in lines[4]
 
 
@@ -201,14 +271,3 @@ def test_the_package_is_found_through_links(tmp_path):
     assert all(line.startswith(str(tmp_path)) for line in answer.stdout.splitlines())
     for part in ("kernels", "pipelines"):
         assert (linked / "fula_fast" / part / "__init__.py").is_file()
-
-
-@pytest.mark.slow
-def test_a_dry_run_of_every_part(tmp_path, capfd):
-    assert gpu_check.main(["--dry-run", "--out", str(tmp_path)]) == 0, capfd.readouterr().out
-    report = json.loads((tmp_path / "gpu-check-cpu.json").read_text())
-    parts = {part["name"]: part for part in report["parts"]}
-    assert {"tests", "grid", "scale"} <= set(parts)
-    assert all(part["status"] in ("passed", "skipped") for part in parts.values())
-    assert parts["grid"]["figures"] and parts["scale"]["figures"]
-    assert str(gpu_check.ROOT) not in json.dumps(report)

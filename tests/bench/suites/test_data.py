@@ -33,12 +33,12 @@ def test_waiting_is_the_time_in_the_stream():
 
 
 def test_every_target_stands_by_its_figure():
-    rates = {"resident-memory-cuda": 2e7, "dali-memory-cpu": 5e4, "dali-jpeg-cpu": 24e3,
+    rates = {"resident-graph-cuda": 2e7, "dali-memory-cpu": 5e4, "dali-jpeg-cpu": 24e3,
              "dataloader-jpeg-0-workers": 4e3, "dataloader-jpeg-2-workers": 6e3}  # fmt: skip
     rows = [{"name": n, "images_per_second": {"p50": rate}} for n, rate in rates.items()]
     found = [_waiting_row(f"{n}-memory-cpu", [(0.01, 1.0, 0.1)] * 3) for n in ("dali", "resident")]
     figures = {f["figure"]: (f["value"], f["target"]) for f in summary(rows, found)}
-    assert figures["resident-memory-cuda, images/s"] == (2e7, 10e6)
+    assert figures["resident-graph-cuda, images/s"] == (2e7, 10e6)
     assert figures["dali-memory-cpu, images/s"] == (5e4, 25e3)
     assert figures["dali-jpeg-cpu, images/s"] == (24e3, None)
     assert figures["dali-jpeg-cpu, times a DataLoader"] == (4, 3)
