@@ -51,6 +51,9 @@ class LaneNorm(nn.Module):
         # A target (B, ...), one for all lanes, makes the next pass leave its distances (L, B).
         self.target: Tensor | None = None
         self.dist2: Tensor | None = None
+        # Samples that the next pass may leave behind its output, for lanes that join there. (Plain
+        # PyTorch keeps its output for the ReLU's gradient: nothing may be written behind it.)
+        self.room = 0
 
     def assign(self, ids: Tensor | slice, count: int, rule: Rule) -> None:
         """The next passes carry these `count` lanes."""
@@ -70,6 +73,7 @@ class LaneNorm(nn.Module):
             residual=None if residual is None else _as_maps(residual)[0],
             relu=relu,
             target=self.target,
+            room=self.room if kernels.backend.choose("lane_norm", maps) != "reference" else 0,
         )
         if self.rule == "moving":
             self._follow(mean, var, maps.numel() // (self.count * maps.shape[1]))
