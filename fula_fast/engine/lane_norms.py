@@ -87,7 +87,11 @@ class LaneNorm(nn.Module):
             self.num_batches_tracked[self.ids] += 1
             factor = (1.0 / self.num_batches_tracked[self.ids])[:, None].to(mean.dtype)
         unbiased = var * (samples / max(samples - 1, 1))
-        for buffer, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+        buffers = self.running_mean, self.running_var
+        if isinstance(self.ids, slice) and isinstance(factor, float):  # in place, in one kernel
+            torch._foreach_lerp_([b[self.ids] for b in buffers], [mean, unbiased], factor)
+            return
+        for buffer, value in zip(buffers, (mean, unbiased), strict=True):
             old = buffer[self.ids]
             buffer[self.ids] = old + factor * (value - old)
 
