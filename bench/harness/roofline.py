@@ -242,7 +242,12 @@ def _stitch(op: Operator, chip: Chip):
     work = lanes * (_front(x) / x.element_size()) * c2 * 2 / chip.stitch[0]
     moved = _total(op.outputs) + _total([x]) + (0 if target is None else size(target))
     written = _total(op.outputs) / chip.memory
-    return "stitches", 2 + (target is not None), moved, max(lanes * shared / chip.cache + written, work)
+    return (
+        "stitches",
+        2 + (target is not None),
+        moved,
+        max(lanes * shared / chip.cache + written, work),
+    )
 
 
 def _front(x: Tensor) -> float:
