@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
+from .donors.guessing import warn_near_chance
 from .donors.training import evaluate
 from .engine.solo import run_cell
 from .engine.task import WaveTask, stitches_of
@@ -28,11 +29,11 @@ from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .models.copies import private_copy
-from .models.labels import check_label_order
+from .models.labels import check_label_order, check_stored_normalisation
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results, behind, load
+from .results import Results, behind, html_table, load
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source
 from .stitching.starts import check_sites
@@ -102,6 +103,11 @@ class Stitched:
         """The measures by name."""
         return {name: getattr(self, name) for name in _METRICS}
 
+    def _repr_html_(self) -> str:
+        """The measures, as a notebook shows them."""
+        about = f"{self.method}, sites {self.front_site} → {self.end_site}"
+        return html_table(("measure", "value"), self.metrics.items(), about)
+
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v:.4g}" for k, v in self.metrics.items() if v is not None)
         return f"Stitched({self.method}, sites {self.front_site} -> {self.end_site}, {shown})"
@@ -127,7 +133,7 @@ def stitch(
     normalisation: Normalisation | Literal["source"] | None = "source",
     device: str = "auto",
     precision: str = "fp32",
-    progress: Progress | None = None,
+    quiet: bool = False,
     **options: Any,
 ) -> Stitched:
     """Train one stitch from `front` at `front_site` into `end` at `end_site`, and measure it.
@@ -144,7 +150,7 @@ def stitch(
     ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
     `normalisation`: of the images, as the donors were trained with; by default the source's own.
     Arrays have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
-    `precision`: fp32 or fp64.
+    `precision`: fp32 or fp64. `quiet`: show no progress.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
     out of range, donors and data that do not fit each other or the method, an unknown method,
@@ -162,6 +168,8 @@ def stitch(
     cell = _cell(method, rule, given)
     _check(cell, front, end, source)
     moments = given_moments(normalisation, source)
+    for role, donor in (("front", front), ("end", end)):
+        check_stored_normalisation(donor, moments, role)
     if given.alpha > 0 and moments is not None:
         raise FulaError(
             f"alpha = {given.alpha} attacks pixels in [0, 1], but the images are normalised; set "
@@ -170,7 +178,11 @@ def stitch(
     device = _device(given.device)
     images = CellImages(cell, source.train, source.test, moments, moments, device)
     accuracies = _accuracies(front, end, images)
-    return _run(cell, front, end, images, given.precision, progress or Progress(), accuracies)
+    with Progress() if quiet else open_progress() as progress:
+        progress.run_started(1, 0)
+        found = _run(cell, front, end, images, given.precision, progress, accuracies)
+        progress.cell_done({"status": "ok"})
+    return found
 
 
 def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
@@ -258,6 +270,7 @@ def _accuracies(front: Staged, end: Staged, images: CellImages) -> dict[str, flo
             donor = donor.float().to(images.device)
             measured = evaluate(donor, images.test, device=images.device, **options)
             found[f"{role}_accuracy"] = measured.accuracy
+            warn_near_chance(f"{role} '{donor.name}'", measured.accuracy, images.test)
     return found
 
 

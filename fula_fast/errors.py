@@ -10,6 +10,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 _LISTED = 20
+_MEANT = {
+    "epsilon": "eps",
+    "step_size": "step",
+    "iterations": "steps",
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+}
+"""Names of the field's that are near to ours in meaning, not in letters."""
 
 
 class FulaError(Exception):
@@ -23,7 +31,8 @@ class FulaWarning(UserWarning):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest valid name, else the first valid names."""
     valid = sorted(valid)
-    close = get_close_matches(name, valid, n=1)
+    meant = _MEANT.get(name)
+    close = [meant] if meant in valid else get_close_matches(name, valid, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
     rest = f" … ({len(valid)} in all)" if len(valid) > _LISTED else ""

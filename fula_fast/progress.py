@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,8 +46,9 @@ class Progress:
     ) -> None:
         pass
 
-    def run_started(self, cells: int, done: int) -> None:
-        """A run of `cells` cells, of which `done` were finished before."""
+    def run_started(self, cells: int, done: int, work: float = 0.0) -> None:
+        """A run of `cells` cells, of which `done` were finished before; `work`: FLOPs of its waves
+        that are to be done."""
 
     def donor_started(self, name: str) -> None:
         """A donor is looked for, and trained where it is not there."""
@@ -57,8 +59,8 @@ class Progress:
     def donor_done(self, name: str, accuracy: float) -> None:
         """A donor is ready; `accuracy` on its test set, in [0, 1]."""
 
-    def wave_started(self, lanes: int, steps: int) -> None:
-        """A wave of `lanes` lanes begins, `steps` training steps long."""
+    def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
+        """A wave of `lanes` lanes begins, `steps` training steps long; `work`: its FLOPs."""
 
     def step(self, done: int, images_per_s: float | None = None, memory: int | None = None) -> None:
         """`done` steps of the wave are over; `memory`: bytes in use."""
@@ -80,6 +82,7 @@ class _Wave:
     lanes: int
     steps: int
     started: float
+    work: float = 0.0
     done: int = 0
     first: int = 0
     images_per_s: float | None = None
@@ -92,7 +95,17 @@ class _Wave:
         seconds = now - self.started
         return (self.done - self.first) / seconds if seconds > 0 else 0.0
 
-    def describe(self, now: float) -> str:
+    def left(self, now: float, later: float) -> float | None:
+        """Seconds to the end of the run, if the waves behind this one, of `later` FLOPs, go on at
+        this one's pace; None before there is a pace."""
+        rate, rest = self.rate(now), self.steps - self.done
+        if rate <= 0:
+            return None
+        per_step = self.work / self.steps if self.steps else 0.0
+        return (rest + (later / per_step if per_step else 0.0)) / rate
+
+    def describe(self, now: float, later: float = 0.0) -> str:
+        """`later`: FLOPs of the run's waves behind this one."""
         rate = self.rate(now)
         parts = [f"step {self.done}/{self.steps}", f"{self.lanes} lanes", f"{rate:.2f} steps/s"]
         if self.images_per_s is not None:
@@ -101,8 +114,8 @@ class _Wave:
             parts.append(f"loss {self.best} to {self.worst}")
         if self.memory is not None:
             parts.append(f"{self.memory / 2**30:.1f} GiB")
-        if rate > 0:
-            parts.append(f"{duration((self.steps - self.done) / rate)} left")
+        if (seconds := self.left(now, later)) is not None:
+            parts.append(f"{duration(seconds)} left")
         return ", ".join(parts)
 
 
@@ -112,13 +125,15 @@ class _Counting(Progress):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.cells = self.finished = self.failed = 0
+        self.later = 0.0
         self.wave: _Wave | None = None
 
-    def run_started(self, cells: int, done: int) -> None:
-        self.cells, self.finished = cells, done
+    def run_started(self, cells: int, done: int, work: float = 0.0) -> None:
+        self.cells, self.finished, self.later = cells, done, work
 
-    def wave_started(self, lanes: int, steps: int) -> None:
-        self.wave = _Wave(lanes, steps, self.clock())
+    def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
+        self.later = max(self.later - work, 0.0)
+        self.wave = _Wave(lanes, steps, self.clock(), work)
 
     def step(self, done: int, images_per_s: float | None = None, memory: int | None = None) -> None:
         wave = self.wave
@@ -155,8 +170,8 @@ class LineProgress(_Counting):
         self.write, self.interval = write, interval
         self.last = clock()
 
-    def run_started(self, cells: int, done: int) -> None:
-        super().run_started(cells, done)
+    def run_started(self, cells: int, done: int, work: float = 0.0) -> None:
+        super().run_started(cells, done, work)
         self.write(f"{cells} cells, {done} done before")
 
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
@@ -166,15 +181,15 @@ class LineProgress(_Counting):
     def donor_done(self, name: str, accuracy: float) -> None:
         self.write(f"donor {name}: test accuracy {accuracy:.4f}")
 
-    def wave_started(self, lanes: int, steps: int) -> None:
-        super().wave_started(lanes, steps)
+    def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
+        super().wave_started(lanes, steps, work)
         if lanes > 1 or self._due():  # the solo executor has a wave for every cell
             self.write(f"wave: {lanes} lanes, {steps} steps")
 
     def step(self, done: int, *args: Any, **values: Any) -> None:
         super().step(done, *args, **values)
         if self.wave is not None and self._due():
-            self.write(f"{self.wave.describe(self.clock())}; {self.counts()}")
+            self.write(f"{self.wave.describe(self.clock(), self.later)}; {self.counts()}")
 
     def cell_done(self, row: Mapping[str, Any]) -> None:
         super().cell_done(row)
@@ -214,8 +229,8 @@ class LiveProgress(_Counting):
     def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
-    def run_started(self, cells: int, done: int) -> None:
-        super().run_started(cells, done)
+    def run_started(self, cells: int, done: int, work: float = 0.0) -> None:
+        super().run_started(cells, done, work)
         self.bars.update(self.total, total=cells, completed=done)
 
     def donor_started(self, name: str) -> None:
@@ -228,14 +243,14 @@ class LiveProgress(_Counting):
         self.bars.update(self.current, visible=False)
         self.note(f"donor {name}: test accuracy {accuracy:.4f}")
 
-    def wave_started(self, lanes: int, steps: int) -> None:
-        super().wave_started(lanes, steps)
+    def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
+        super().wave_started(lanes, steps, work)
         self._show("wave", steps, 0, f"{lanes} lanes")
 
     def step(self, done: int, *args: Any, **values: Any) -> None:
         super().step(done, *args, **values)
         if self.wave is not None:
-            text = self.wave.describe(self.clock()).partition(", ")[2]
+            text = self.wave.describe(self.clock(), self.later).partition(", ")[2]
             self._show("wave", self.wave.steps, done, text)
 
     def cell_done(self, row: Mapping[str, Any]) -> None:
@@ -254,6 +269,66 @@ class LiveProgress(_Counting):
         )
 
 
+class NotebookProgress(_Counting):
+    """Two bars in a notebook's output; `show` gets HTML that replaces what was shown before."""
+
+    def __init__(
+        self, show: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(clock)
+        self.show, self.notes = show, []
+        self.last, self.current = -INTERVAL, ("", 0, 0)
+
+    def __exit__(self, *error: object) -> None:
+        self.current = ("", 0, 0)
+        self._draw()
+
+    def run_started(self, cells: int, done: int, work: float = 0.0) -> None:
+        super().run_started(cells, done, work)
+        self._draw()
+
+    def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        self._draw_soon(f"donor {name}, loss {loss:.3f}", epoch, epochs)
+
+    def donor_done(self, name: str, accuracy: float) -> None:
+        self.note(f"donor {name}: test accuracy {accuracy:.4f}")
+
+    def step(self, done: int, *args: Any, **values: Any) -> None:
+        super().step(done, *args, **values)
+        if self.wave is not None:
+            self._draw_soon(self.wave.describe(self.clock(), self.later), done, self.wave.steps)
+
+    def cell_done(self, row: Mapping[str, Any]) -> None:
+        super().cell_done(row)
+        if row.get("status") == "failed":
+            self.notes.append(f"cell {row.get('cell')} failed: {row.get('error')}")
+        self._draw()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self._draw()
+
+    def _draw_soon(self, text: str, done: int, total: int) -> None:
+        """At most a few times a second: drawing goes through the browser."""
+        self.current = (text, done, total)
+        if self.clock() - self.last >= _REDRAWN:
+            self._draw()
+
+    def _draw(self) -> None:
+        self.last = self.clock()
+        text, done, total = self.current
+        bars = [_bar(self.counts(), self.finished, self.cells)]
+        bars += [_bar(text, done, total)] if text else []
+        self.show("".join([*bars, *(f"<div>{escape(note)}</div>" for note in self.notes)]))
+
+
+_REDRAWN = 0.25
+
+
+def _bar(text: str, done: int, total: int) -> str:
+    return f'<div><progress value="{done}" max="{total or 1}"></progress> {escape(text)}</div>'
+
+
 def duration(seconds: float) -> str:
     """ "1:02:03" or "2:03"."""
     minutes, second = divmod(round(seconds), 60)
@@ -262,10 +337,21 @@ def duration(seconds: float) -> str:
 
 
 def open_progress() -> Progress:
-    """A live display where standard error is a terminal, else plain lines on standard error."""
+    """A live display where standard error is a terminal, bars in a notebook, else plain lines on
+    standard error."""
     from rich.console import Console
 
     console = Console(stderr=True)
+    if console.is_jupyter:
+        return NotebookProgress(_in_notebook())
     if console.is_terminal:
         return LiveProgress(console)
     return LineProgress(lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _in_notebook() -> Callable[[str], None]:
+    """A place in the running cell's output that HTML is written to, again and again."""
+    from IPython.display import HTML, display  # there, as a notebook runs
+
+    handle = display(HTML(""), display_id=True)
+    return lambda text: handle.update(HTML(text))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,23 @@ def behind(moments: Normalisation | None, model: nn.Module) -> nn.Module:
     from .models import Normalised
 
     return model if moments is None else Normalised(model, moments.mean, moments.std).eval()
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], more: str = "") -> str:
+    """A table for a notebook; numbers with four digits, `more` in words below."""
+
+    def cell(value: Any, kind: str = "td") -> str:
+        shown = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+        return f"<{kind}>{escape(shown)}</{kind}>"
+
+    lines = ["".join(cell(head, "th") for head in heads), *("".join(map(cell, r)) for r in rows)]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table>{body}</table>{f'<p>{escape(more)}</p>' if more else ''}"
+
+
+_SHOWN_COLUMNS = ("front", "end", "front_site", "end_site", "method", "seed", "status", "accuracy",
+                  "agreement_soft", "kappa", "term_stitch")  # fmt: skip
+_SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,13 @@ class Results:
         from .runs.kept import cell_model
 
         return cell_model(Store.open(self.folder), cell, self.models)
+
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them."""
+        rest = len(self.rows) - _SHOWN_ROWS
+        rows = [[row.get(n) for n in _SHOWN_COLUMNS] for row in self.rows[:_SHOWN_ROWS]]
+        more = f"; and {rest} more rows, see rows or to_pandas()" if rest > 0 else ""
+        return html_table(_SHOWN_COLUMNS, rows, f"{self!r}{more}")
 
     def __len__(self) -> int:
         return len(self.rows)

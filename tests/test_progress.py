@@ -1,6 +1,8 @@
 """What a run tells its user, in plain lines and live."""
 
 import io
+import sys
+import types
 
 import pytest
 
@@ -8,6 +10,7 @@ from fula_fast.progress import (
     LaneLoss,
     LineProgress,
     LiveProgress,
+    NotebookProgress,
     Progress,
     duration,
     open_progress,
@@ -131,3 +134,56 @@ def test_plain_lines_where_standard_error_is_no_terminal(capsys):
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (62.4, "1:02"), (3723, "1:02:03")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("first, second", [(1.0, 1.0), (1.0, 3.0), (2.0, 1.0)])
+def test_the_time_left_is_the_runs(first, second):
+    """Two waves of `first` and `second` FLOPs a step; each step of the first takes a second."""
+    progress, written, clock = lines()
+    progress.run_started(16, 0, work=100 * (first + second))
+    progress.wave_started(8, 100, work=100 * first)
+    for step in range(1, 22):  # the pace is taken from the first report on
+        clock.now += 1.0
+        progress.step(step)
+    expected = 79 + 100 * second / first
+    assert progress.wave.left(clock.now, progress.later) == pytest.approx(expected)
+    assert f"{duration(expected + 1)} left" in written[-1]  # the last line is a second old
+    progress.wave_started(8, 100, work=100 * second)
+    assert progress.later == 0
+
+
+def test_a_notebook_gets_two_bars_that_are_replaced():
+    shown, clock = [], Clock()
+    progress = NotebookProgress(shown.append, clock)
+    with progress:
+        progress.run_started(4, 1)
+        progress.note("a < b")
+        progress.donor_done("x", 0.5)
+        progress.wave_started(3, 100)
+        for step in range(1, 101):
+            clock.now += 0.01
+            progress.step(step)
+        progress.cell_done({"status": "failed", "cell": "c1", "error": "NaN & more"})
+    assert 5 < len(shown) < 20  # not once a step
+    assert any('max="100"' in html and "3 lanes" in html for html in shown)
+    assert 'value="2" max="4"' in shown[-1] and "1 failed" in shown[-1]
+    assert "a &lt; b" in shown[-1] and "NaN &amp; more" in shown[-1]
+    assert shown[-1].count("<progress") == 1  # what ran has ended
+
+
+def test_the_display_of_a_notebook(monkeypatch):
+    """As in a notebook's kernel: rich knows one, and IPython's display takes the HTML."""
+    shown = []
+
+    class Handle:
+        def update(self, html):
+            shown.append(html)
+
+    display = types.ModuleType("IPython.display")
+    display.HTML, display.display = str, lambda first, display_id: Handle()
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with open_progress() as progress:
+        progress.run_started(2, 0)
+    assert isinstance(progress, NotebookProgress) and 'max="2"' in shown[-1]

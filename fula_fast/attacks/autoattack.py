@@ -67,7 +67,7 @@ def _find_zero_gradients(model: PackedModel, record: Record, options: AttackOpti
     """Mark what no attack has fooled, but only because there was no gradient to follow: a rounding
     of the input, or a saturated softmax."""
     pairs = record.surviving()
-    if not pairs:
+    if not pairs or record.num_classes < 2:  # one class has no gradient and no wrong answer
         return
     search = model.search(record.images.shape[1:], bf16=False, folded=options.savings.fold)
     for begin in range(0, len(pairs), options.batch_size):

@@ -136,6 +136,7 @@ class AttackOptions:
         if self.seed >= _SEEDS:
             raise FulaError(f"seed = {self.seed} must lie in [0, 2**63)")
         check_norm(self.norm)
+        check_ball(self.norm, self.eps)
         check_mode(self.mode)
         check_precision(self.precision)
         if not isinstance(self.savings, Savings):
@@ -173,6 +174,15 @@ def checked(options: Mapping[str, Any], known: Iterable[str] = (*NAMES, *SAVINGS
     rest = {name: value for name, value in options.items() if name not in SAVINGS}
     chosen = AttackOptions(**rest)
     return replace(chosen, savings=replace(chosen.savings, **switched))
+
+
+def check_ball(norm: str, eps: float) -> None:
+    """Raise `FulaError` for an l-inf ball that holds every image: eps in levels of 0 to 255."""
+    if norm == "linf" and eps > 1:
+        raise FulaError(
+            f"eps = {eps:g}: pixels lie in [0, 1], where no two differ by more than 1; "
+            f"for {eps:g} of 255 levels give {eps:g}/255"
+        )
 
 
 def check_norm(norm: str) -> None:

@@ -23,7 +23,7 @@ from ..errors import FulaError, FulaWarning
 from ..files.atomic import replacing
 from ..files.paths import user_path
 from ..models import Normalised, Staged, load_checkpoint
-from ..models.labels import check_label_order
+from ..models.labels import check_label_order, check_stored_normalisation
 from ..pipelines import Normalisation, Source
 from .autoattack import Run, run
 from .losses import LogitsFn, predict
@@ -246,6 +246,7 @@ def attack_checkpoint(
     check_label_order(
         staged.classes, test.classes, f"checkpoint '{path}'", f"source '{source.name}'"
     )
+    check_stored_normalisation(staged, normalisation, f"checkpoint '{path}'")
     model = staged
     if normalisation is not None:
         model = Normalised(staged, normalisation.mean, normalisation.std)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..errors import FulaError
+from .options import check_ball
 
 
 class Attack(BaseModel):
@@ -17,3 +20,11 @@ class Attack(BaseModel):
     step: float = Field(2 / 255, ge=0)
     steps: int = Field(10, ge=0)
     random_start: bool = False
+
+    @model_validator(mode="after")
+    def _in_pixels(self) -> Attack:
+        try:
+            check_ball(self.norm, self.eps)
+        except FulaError as error:
+            raise ValueError(str(error)) from None
+        return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,7 +100,30 @@ def _show_plan(spec: Any, folder: Path) -> int:
     )
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
+    for line in _dry_lines(spec, planned, done):
+        print(line)
     return 0
+
+
+def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
+    """Whether the data is there, and how long the missing cells would take on this machine."""
+    from ..pipelines.sources.places import place_of
+    from ..progress import duration
+    from ..reproduce.price import speed
+
+    tables = {table.source: table for table in (spec.data, *(d.data for d in spec.donors.values()))}
+    for name, table in tables.items():
+        place = place_of(name, table.options.get("path") or table.data_dir)
+        here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
+        yield f"data: '{name}' {here}"
+    finished = set(done)
+    work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)
+    if work:
+        seconds = work / speed(planned.device, planned.precision)
+        yield (
+            f"time: about {duration(seconds)} for the training of stitches, by a half-second probe "
+            "of this machine; donors that have to be trained, and tests, come on top"
+        )
 
 
 @command("train", resume="donors that are trained are kept; the same command goes on")
@@ -140,6 +164,16 @@ def attack(
         list[str] | None,
         typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What another program's weights are for: --model resnet18"
+        ),
+    ] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of --model: --model-option width=16"),
+    ] = None,
     attack: Annotated[
         str,
         typer.Option(
@@ -177,9 +211,14 @@ def attack(
     engine = {} if device is None else {"device": device}
     place = resources(parse_table(EngineSpec, engine, "engine")).device
     if user_path(target).is_dir():
+        if model or model_option:
+            raise FulaError(
+                f"'{target}' is the folder of a run, which names its models; drop --model"
+            )
         print(_attack_run(target, attack, name, data, images, out, place, options))
     else:
-        print(_attack_model(target, attack, name, data, images, out, place, options))
+        built = (model, model_option or ())
+        print(_attack_model(target, attack, name, data, images, out, place, options, built))
 
 
 def _attack_run(
@@ -202,7 +241,7 @@ def _attack_run(
 
 def _attack_model(
     checkpoint: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
-    out: Path | None, device: str, options: dict[str, Any],
+    out: Path | None, device: str, options: dict[str, Any], built: tuple[str | None, Iterable[str]],
 ) -> str:  # fmt: skip
     if not data:
         raise FulaError(
@@ -223,7 +262,7 @@ def _attack_model(
     prepared(attack, options)
     source = open_source(table)
     result = attack_checkpoint(
-        checkpoint, source, attack, limit=images, output=out,
+        checkpoint, source, attack, limit=images, output=out, into=_built(*built, source),
         normalisation=normalisation_of(table, source), device=device, **options,
     )  # fmt: skip
     vanished = result.zero_gradient_images
@@ -232,6 +271,18 @@ def _attack_model(
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
         f"{f' ({vanished} robust images have a zero gradient)' if vanished else ''}"
     )
+
+
+def _built(name: str | None, options: Iterable[str], source: Any) -> Any:
+    """The model of --model for a source's images; None where the checkpoint describes its own."""
+    from ..models import build
+    from ..study.toml import parse_override
+
+    given = {parts[0]: value for parts, value in map(parse_override, options)}
+    if name is None and given:
+        raise FulaError("--model-option is of --model; give the model's name too")
+    shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
+    return None if name is None else build(name, **shape, **given)
 
 
 @command("reproduce", resume="finished cells are kept: the same command goes on")

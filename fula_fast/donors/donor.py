@@ -28,7 +28,7 @@ from ..files.atomic import folder, remove, writing
 from ..files.paths import user_path
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
-from ..models.labels import check_fit, check_label_order
+from ..models.labels import check_fit, check_label_order, check_stored_normalisation
 from ..pipelines import Normalisation, Shortcut, Source
 from ..study.protocol import Attack
 from .training import Adversary, DonorMetrics, EpochReport, evaluate, resolved_recipe, train_donor
@@ -240,7 +240,7 @@ def _stored(
         metrics = sealed.validated(path, sealed.DONOR, meta.get("metrics"), DonorMetrics)
     except sealed.Damaged as error:
         if not replace_damaged:
-            raise
+            raise FulaError(f"{error}: delete it for that") from None
         _LOG.warning("%s: training this donor again", error)
         remove(path)
         return None
@@ -306,7 +306,7 @@ def donor_from_checkpoint(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
 ) -> Donor:
-    """A donor from the user's own file: ours, or a PyTorch state dict of `model`.
+    """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
     Its test accuracy is measured on `source`. Raises `FulaError` naming the file where it cannot be
     read, and where its weights, classes or image size differ from the model's or the data's.
@@ -321,6 +321,7 @@ def donor_from_checkpoint(
         check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
+    check_stored_normalisation(staged, normalisation, f"checkpoint '{path}'")
     return donor_at_hand(
         staged,
         source,

@@ -15,6 +15,7 @@ from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
 from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, recipe_of
+from .guessing import warn_near_chance
 
 
 def open_source(data: DataSpec) -> Source:
@@ -121,6 +122,8 @@ def obtain_donor(
             progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
         )
     _check_accuracy(spec, donor)
+    if not (spec.untrained or spec.permute_labels):  # controls are to know nothing
+        warn_near_chance(f"[donors.{spec.name}]", donor.metrics.test_accuracy, source.test)
     progress.donor_done(spec.name, donor.metrics.test_accuracy)
     return donor
 

@@ -94,7 +94,7 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
         task.cells, task.front, task.end, stitches_of(task), task.steps,
         dtype=task.dtype, device=task.device, runner=runner, fuse=fuse_of(mode),
     )  # fmt: skip
-    task.progress.wave_started(len(wave.lanes), task.steps)
+    task.progress.wave_started(len(wave.lanes), task.steps, task.flops)
     stepper = open_stepper(task, wave, mode)
     folder = store.folder / "profile" if profile and store is not None else None
     with profiled(wave.network, folder, f"wave-{wave_id}") as recorder:

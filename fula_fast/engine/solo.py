@@ -240,7 +240,7 @@ def _run_cell(
         stitch.to(task.device, task.parameter_dtype),
         task.steps,
     )
-    task.progress.wave_started(1, task.steps)
+    task.progress.wave_started(1, task.steps, task.flops / len(task.cells))
     loss = _train(task, cell, solo)
     seconds = time.perf_counter() - started
     metrics = {"loss": loss, "train_seconds": seconds, "engine_mode": "solo"}

@@ -49,7 +49,8 @@ STITCHES = Kind("file of stitches", "its cells count as missing: --resume does t
 CHECKPOINT = Kind("checkpoint of a wave", "the wave starts anew")
 LAUNCH = Kind("note of a launch", "the report leaves it out")
 WRITER = Kind("note of a writer", "it is left out")
-DONOR = Kind("checkpoint", "delete it to train again, or copy it again")
+DONOR = Kind("checkpoint", "copy it again, or have it trained again")
+FOREIGN = Kind("checkpoint", "copy it again, or give another file")
 CACHE = Kind("entry of the cache", "it is built again")
 LEDGER = Kind("rows of a driver", "remove it, and they are made again")
 

@@ -100,7 +100,9 @@ class _Layouts:
 def _layout_of(module: nn.Module) -> str | None:
     if isinstance(module, _FIRST) or type(module).__name__.endswith("2d"):
         return "first"  # also the layer norms over maps of torchvision and timm
-    return "last" if type(module) in (nn.LayerNorm, nn.Linear) else None
+    if type(module) is nn.LayerNorm:  # over several axes it says nothing
+        return "last" if len(module.normalized_shape) == 1 else None
+    return "last" if type(module) is nn.Linear else None
 
 
 @torch.no_grad()

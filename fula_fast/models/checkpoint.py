@@ -1,17 +1,15 @@
 """Donor checkpoints: safetensors with JSON metadata and a content hash.
 
-Files in PyTorch's own format are read too (state dicts only, never pickled code).
+Files that other programs wrote are read too; see `foreign`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,13 +18,10 @@ from ..errors import FulaError
 from ..files import sealed
 from ..files.paths import user_path
 from ..files.sealed import DONOR
+from .foreign import Foreign, fitted, read_foreign, unreadable
 from .named import build
 from .staged import Staged
 from .stored import Described, Stored, is_ours, is_safetensors
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-_RENAMES = (("shortcut", "downsample"), ("linear", "fc"))
 
 
 def content_hash(staged: Staged) -> str:
@@ -60,19 +55,22 @@ def load_checkpoint(
 
     `into` gives the model to fill, needed for a file in PyTorch's format and for a module cut by
     `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
-    Raises `FulaError` naming the file: missing, truncated, altered, or not fitting.
+    A normalisation that stands beside a foreign network is in its `normalisation`. Raises
+    `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
     path = user_path(path)
     meta = None
     if not is_safetensors(path):
-        state = _torch_state(path)
+        content = read_foreign(path)
     elif is_ours(path):
-        state, meta = sealed.read_tensors(path, DONOR, Stored)
+        content, meta = sealed.read_tensors(path, DONOR, Stored)
     else:
-        state = _safetensors_state(path)
+        content = _safetensors_state(path)
     staged = into if into is not None else _rebuild(path, meta and meta.donor, hook)
+    found = Foreign(content) if meta else fitted(path, content, staged.state())
+    staged.normalisation = found.normalisation
     try:
-        staged.load_state(state if meta else _renamed(state, staged.state()))
+        staged.load_state(found.state)
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     if meta and content_hash(staged) != meta.content_hash:
@@ -96,68 +94,34 @@ def _description(staged: Staged) -> dict[str, Any]:
 def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
     if donor is None:
         raise FulaError(
-            f"checkpoint '{path}' holds weights without a description; "
-            "say which model they are for (name, num_classes, input_shape)"
+            f"checkpoint '{path}' holds weights without a description; say which model they are "
+            "for: model = 'resnet18' in a donor's table, --model resnet18 on the command line, "
+            "into = build(...) in Python"
         )
     if donor.name.startswith("module:"):
         raise FulaError(
             f"checkpoint '{path}' is of your own module {donor.name[7:]}; "
             "cut it with stages(...) and pass it as `into`"
         )
+    options = {key: v for key, v in donor.options.items() if key not in _DOWNLOADS}
     try:
         return build(
             donor.name,
             num_classes=donor.num_classes,
             input_shape=donor.input_shape,
             hook=hook or donor.hook,
-            **donor.options,
+            **options,
         )
     except TypeError as error:  # an option that is none
         raise sealed.Damaged(path, DONOR, f"no model fits its description ({error})") from None
+
+
+_DOWNLOADS = ("pretrained", "weights")
+"""Options that fetch weights, which the file's own would replace."""
 
 
 def _safetensors_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _torch_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _damaged(path, "it holds something else than tensors") from None
-    except Exception as error:  # damaged bytes may raise anything
-        raise _damaged(path, error) from error
-    while isinstance(state, Mapping):
-        inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
-        if not inner:
-            break
-        state = inner[0]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FulaError(f"checkpoint '{path}' holds no state dict; save model.state_dict() instead")
-    return dict(state)
-
-
-def _damaged(path: Path, error: Exception | str) -> FulaError:
-    reason = str(error).split("\n")[0][:120] or type(error).__name__
-    return sealed.Damaged(path, DONOR, f"it is truncated or no checkpoint ({reason})")
-
-
-def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring common foreign names to the architecture's own: prefixes, `shortcut`, `linear`."""
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {_own_name(name, own): value for name, value in state.items()}
-
-
-def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
-    if name in own:
-        return name
-    parts = name.split(".")
-    for foreign, native in _RENAMES:
-        parts = [native if part == foreign else part for part in parts]
-    candidate = ".".join(parts)
-    return candidate if candidate in own else name
+        raise unreadable(path, error) from None

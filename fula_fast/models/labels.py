@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import FulaError
 
 if TYPE_CHECKING:
-    from ..pipelines import Source
+    from ..pipelines import Normalisation, Source
     from .staged import Staged
 
 
@@ -40,6 +40,28 @@ def check_label_order(
                 f"class '{name}' has label {label[name]} in {role} and {number} in {data}; give "
                 f"the data that order (imagefolder: options.classes = {list(known)})"
             )
+
+
+def check_stored_normalisation(staged: Staged, moments: Normalisation | None, role: str) -> None:
+    """Raise `FulaError` unless images get the normalisation that lay beside the model's weights."""
+    stored = staged.normalisation
+    if stored is None:
+        return
+    given = ((), ()) if moments is None else (moments.mean, moments.std)
+    if not all(
+        len(a) == len(b) and all(map(_close, a, b)) for a, b in zip(stored, given, strict=True)
+    ):
+        mean, std = ([float(f"{v:.6g}") for v in part] for part in stored)
+        raise FulaError(
+            f"{role} has a normalisation beside its network, without which it computes something "
+            f"else; set mean = {mean}, std = {std} for its images (in [data], --data, or "
+            "normalisation = ...)"
+        )
+
+
+def _close(a: float, b: float) -> bool:
+    """Equal as float32 numbers."""
+    return abs(a - b) <= 1e-6 * max(abs(a), abs(b), 1e-6)
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -84,9 +84,12 @@ class Staged(nn.Module):
     `options` is JSON-able. `site_names` has one name per site. `moved_sites`: those that the
     network itself keeps in another layout (maps with channels last), moved at the cut. `classes`:
     the class names in the order of the labels that it was trained on, where they are known.
+    `normalisation`: (mean, std) by channel, where its checkpoint stored one beside the network:
+    images need it first.
     """
 
     classes: tuple[str, ...] | None = None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __init__(
         self,

@@ -81,16 +81,16 @@ def attack_run(
     _check_mode(chosen, device)
     attack = recipe.name
     store, progress = Store.open(folder), progress or Progress()
-    spec, planned = settled_spec(store), replace(Plan.from_json(store.plan), device=device)
-    limit = spec.evaluation.robust_images if limit is None else limit
-    settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
-    results = _Results(store, name or attack, json.loads(json.dumps(settings)))
-    kept = None if examples is None else made(user_path(examples))
     ready = store.done()
     if not ready:
         raise FulaError(
             f"'{folder}' has no finished cell to attack; finish its sweep with --resume"
         )
+    spec, planned = settled_spec(store), replace(Plan.from_json(store.plan), device=device)
+    limit = spec.evaluation.robust_images if limit is None else limit
+    settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
+    results = _Results(store, name or attack, json.loads(json.dumps(settings)))
+    kept = None if examples is None else made(user_path(examples))
     todo = ready - results.done(kept)
     progress.run_started(len(ready), len(ready) - len(todo))
     bench = Workbench(spec, planned, progress, donors=donors, modules=modules)

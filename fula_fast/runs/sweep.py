@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,7 +71,8 @@ def run_sweep(
     store = _existing(spec, folder, planned, resume)
     planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
-    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
+    work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
+    progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
     for note in planned.notes:
         progress.note(note)
     if todo:
@@ -168,9 +170,16 @@ def _free_waves(
 
 def _begun(spec: Spec, folder: Path, bench: Workbench) -> Store:
     """A new run's store. The folder becomes a run only when data and donors are there, so that a
-    mistake in them leaves it free for the corrected spec."""
+    mistake in them leaves it free for the corrected spec, and no empty folder behind."""
+    absent = [part for part in (folder, *folder.parents) if not part.exists()]
     made(folder)
-    bench.prepare()
+    try:
+        bench.prepare()
+    except BaseException:
+        with suppress(OSError):  # not empty: somebody else writes there
+            for part in absent:
+                part.rmdir()
+        raise
     return Store.create(folder, _identity(spec), bench.plan.to_json())
 
 

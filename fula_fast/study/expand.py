@@ -207,6 +207,13 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
             )
     if data.normalised:
         _check_plain(spec)
+    trains = any(not isinstance(m, str) or method(m).trained for m in spec.grid.methods)
+    for rule in spec.protocols():
+        if trains and rule.batch_size > data.train_images:
+            raise FulaError(
+                f"[protocol] batch_size = {rule.batch_size} is more than the {data.train_images} "
+                f"training images of '{spec.data.source}'; lower it"
+            )
     markers = [*spec.grid.shortcut, *(d.shortcut for d in spec.donors.values())]
     for shortcut in markers:
         _check_shortcut(shortcut, data)

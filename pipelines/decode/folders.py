@@ -109,8 +109,11 @@ def _left_out(
     for i in rest:
         known = tree.names[i].lower().endswith(_encoded(extensions))
         kinds["in deeper folders" if known else "of other endings"].append(tree.where(i))
-    links = [f"{tree.root}/{n}" for n in tree.left_out if n.startswith(f"{split}/")]
-    kinds["that are links to nothing, or devices"] = links
+    kinds["that are links to nothing, or devices"] = links = []
+    for name in tree.left_out:
+        if name.startswith(f"{split}/"):
+            known = name.lower().endswith(extensions)
+            (links if known else kinds["of other endings"]).append(f"{tree.root}/{name}")
     for kind, places in kinds.items():
         if places:
             _log.warning(

@@ -36,7 +36,7 @@ class FileTree:
     """The files under `root`: `names` (N,) fixed-width bytes, sorted; `folders` that exist.
 
     In an archive, file i is `packed[places[i, 0] : places[i, 1]]`. `left_out`: names of members
-    that are no files (links that lead nowhere, devices).
+    that are not unpacked (links that lead nowhere, devices, huge files of other endings).
     """
 
     root: Path

@@ -47,7 +47,7 @@ def test_whole_numbers_of_numpy_are_kept_as_ints(name, kind):
 
 
 @pytest.mark.parametrize("name", ["eps", "step"])
-@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), Fraction(1, 4), np.int64(2)])
+@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), Fraction(1, 4), np.int64(1)])
 def test_numbers_of_other_kinds_are_kept_as_floats(name, value):
     kept = getattr(checked({name: value}), name)
     assert kept == value and type(kept) is float

@@ -64,7 +64,7 @@ def test_a_stream_equals_all_samples_together(logits) -> None:
     assert torch.allclose(result["agreement_right_wrong"], hard_agreement(mine, theirs))
     answers = lanes.numpy().argmax(-1) == end.numpy().argmax(-1)
     np.testing.assert_allclose(result["agreement_top1"], answers.mean(-1), rtol=1e-12)
-    assert tuple(result) == COLUMNS
+    assert tuple(result) == (*COLUMNS, "unanswered", "end_unanswered")
     assert torch.allclose(result["agreement_soft"], soft_agreement(lanes, end), atol=1e-12)
     assert torch.allclose(result["kappa"], error_consistency(mine, theirs), atol=1e-12)
 

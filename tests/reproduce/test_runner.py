@@ -81,7 +81,7 @@ def test_noise_goes_into_a_receiver_without_any_sender(tmp_path, cache):
     quick = ["options.sites=[6]", "options.radii=[0.1]", "options.train=640", "options.epochs=2"]
     outcome = run(resolve("mislead-noise", "smoke", NOWHERE, quick), tmp_path)
     kept = json.loads((tmp_path / "mislead-noise/driver/digit-6-0.1-0.json").read_text())
-    (row,) = kept["content"]
+    (row,) = kept["content"]["content"]
     assert (row["front"], row["end"], row["end_site"], row["status"]) == ("noise", "digit", 6, "ok")
     assert row["accuracy"] > 0.5  # chance is 0.1: the clusters are found
     assert outcome.verdicts[0].number == pytest.approx(row["accuracy"])

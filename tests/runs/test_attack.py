@@ -124,8 +124,11 @@ def test_cells_that_were_trained_alone_are_attacked_too(spec, tmp_path):
     found = attack_run(whole.folder, "pgd-3")
     ours, theirs = (by_cell(r, "robust_accuracy", "robust_agreement_soft") for r in (
         found.rows, whole.rows))  # fmt: skip
+    # A wave folds no batch norm: signs of gradients near zero may turn by rounding, and with them
+    # some pixels of some images; flags must be equal.
     for cell, values in ours.items():
-        assert values == pytest.approx(theirs[cell], abs=1e-4), cell
+        assert values[0] == theirs[cell][0], cell
+        assert values[1] == pytest.approx(theirs[cell][1], abs=5e-4), cell
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ def test_the_command(capsys, plain, tmp_path):
         (("OTHER",), "holds no run (spec.json is missing)"),
         (("nothing",), "give its data too, for example --data source=cifar10"),
         (("RUN", "--attack", "pgd-2", "--name", "taken"), 'settings (attack: "pgd-1" ->'),
-        (("UNFINISHED", "--attack", "pgd-2"), "was stopped before its first cell"),
+        (("UNFINISHED", "--attack", "pgd-2"), "has no finished cell to attack"),
         (("nothing", "--data", "source=digits", "--name", "x"), "--name is of a run's table"),
     ],
 )

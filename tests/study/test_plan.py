@@ -224,10 +224,10 @@ def test_a_checkpoint_may_say_which_model_it_is_for(tmp_path):
     donors = {"a": {"checkpoint": str(file)}, "b": {"model": "resnet18", "width": 8}}
     assert len(plan(spec_of(donors=donors)).cells) == 45
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(FulaError, match="does not say which model"):
+    with pytest.raises(FulaError, match="is damaged: it is truncated"):
         plan(spec_of(donors=donors))
     file.unlink()
-    with pytest.raises(FulaError, match="cannot be read"):
+    with pytest.raises(FulaError, match="cannot read checkpoint"):
         plan(spec_of(donors=donors))
 
 

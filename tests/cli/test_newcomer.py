@@ -1,0 +1,151 @@
+"""What a newcomer meets first: the README's spec, a dry run, refusals that leave nothing behind."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fula_fast
+from fula_fast import FulaError
+from fula_fast.attacks import robust_evaluate
+from fula_fast.cli import commands
+from fula_fast.models import build
+from fula_fast.study.spec import load_spec
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TINY = """
+[data]
+source = "digits"
+size = 8
+train_images = 200
+test_images = 50
+[donors.a]
+model = "resnet18"
+width = 4
+untrained = true
+[donors.b]
+model = "resnet18"
+width = 4
+seed = 1
+untrained = true
+[grid]
+front = "a"
+end = "b"
+sites = [[3, 3]]
+methods = ["hint"]
+[protocol]
+batch_size = 50
+epochs = 1
+"""
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leaving:
+        commands.app(list(arguments), prog_name="fula-fast")
+    out, err = capsys.readouterr()
+    return leaving.value.code or 0, out, err
+
+
+def test_the_readmes_spec_can_be_planned_as_it_stands(capsys, tmp_path, monkeypatch):
+    (block,) = re.findall(r"```toml\n(name = .*?)```", README, re.S)
+    assert set(tomllib.loads(block)["donors"]) == {"a", "b"}
+    (tmp_path / "depth.toml").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "sweep", "depth.toml", "--dry-run")
+    assert code == 0 and "data: 'cifar10' is not here; looked for" in out
+
+
+def test_a_dry_run_says_whether_data_is_here_and_how_long_it_takes(capsys, tmp_path):
+    (tmp_path / "s.toml").write_text(TINY)
+    code, out, _ = run(capsys, "sweep", str(tmp_path / "s.toml"), "--dry-run")
+    assert code == 0 and "data: 'digits' is here" in out
+    assert re.search(r"time: about \d+:\d\d for the training of stitches", out)
+    assert list(tmp_path.iterdir()) == [tmp_path / "s.toml"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("untrained = true", "checkpoint = 'gone.safetensors'"),
+        ("untrained = true", "untrained = true\nmin_accuracy = 0.99"),
+        ("test_images = 50", "test_images = 50\nmean = 0.5\nstd = 0.5\n[donors.a.data]\nsize = 8"),
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_refused_run_leaves_no_folder(capsys, tmp_path, change, depth):
+    (tmp_path / "s.toml").write_text(TINY.replace(*change, 1))
+    out = tmp_path.joinpath(*"xyz"[:depth])
+    code, _, err = run(capsys, "sweep", str(tmp_path / "s.toml"), "--out", str(out))
+    assert code == 2 and err
+    assert list(tmp_path.iterdir()) == [tmp_path / "s.toml"]
+
+
+@pytest.mark.parametrize("size", [201, 5000, 10**9])
+def test_a_batch_larger_than_the_data_is_named_before_memory(size):
+    spec = tomllib.loads(TINY)
+    spec["protocol"]["batch_size"] = size
+    with pytest.raises(FulaError, match=rf"batch_size = {size} is more than the 200 training"):
+        fula_fast.sweep(spec, "unused", quiet=True)
+
+
+NETWORK = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=4)
+X, Y = torch.rand(2, 3, 8, 8), np.zeros(2, dtype=np.int64)
+
+
+@pytest.mark.parametrize("eps", [8, 8.0, 2])
+@pytest.mark.parametrize("way", ["spec", "python", "line"])
+def test_eps_in_levels_is_refused(capsys, eps, way):
+    words = rf"eps = {eps:g}: pixels lie in \[0, 1\].* give {eps:g}/255"
+    if way == "line":
+        given = ("--data", "source=digits", "--option", f"eps={eps}")
+        code, _, err = run(capsys, "attack", "a.safetensors", *given)
+        assert code == 2 and re.search(words, err)
+        return
+    with pytest.raises(FulaError, match=words):
+        if way == "python":
+            robust_evaluate(NETWORK, X, Y, "pgd-1", eps=eps)
+        else:
+            load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {"eps": eps}}})
+
+
+@pytest.mark.parametrize("name, ours", [("epsilon", "eps"), ("step_size", "step")])
+def test_names_of_the_field_are_understood(name, ours):
+    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
+        robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1})
+    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
+        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: 0.1}}})
+
+
+def test_weights_of_another_program_are_attacked_by_the_models_name(capsys, tmp_path):
+    torch.save({"state_dict": {f"module.{n}": v for n, v in NETWORK.state().items()}, "epoch": 1},
+               tmp_path / "a.pt")  # fmt: skip
+    given = ["attack", str(tmp_path / "a.pt"), "--data", "source=digits", "--data", "size=8"]
+    given += ["--attack", "pgd-1", "--images", "8"]
+    code, _, err = run(capsys, *given)
+    assert code == 2 and "--model resnet18" in err
+    code, out, _ = run(capsys, *given, "--model", "resnet18", "--model-option", "width=4")
+    assert code == 0 and "pgd-1 on 8 images" in out
+
+
+def test_results_and_stitches_show_themselves_in_a_notebook(tmp_path):
+    results = fula_fast.sweep(tomllib.loads(TINY), tmp_path / "run", quiet=True)
+    html = results._repr_html_()
+    (row,) = results.rows
+    assert html.count("<tr>") == 2 and f"{row['accuracy']:.4g}" in html and "hint" in html
+    found = fula_fast.stitch(
+        NETWORK, NETWORK, 3, 3, "digits", method="dm", dm_samples=60, quiet=True
+    )
+    assert f"<td>{found.accuracy:.4g}</td>" in found._repr_html_()
+
+
+def test_stitch_reports_its_progress(capsys):
+    given = {"epochs": 1, "batch_size": 200, "dm_samples": 60}
+    fula_fast.stitch(NETWORK, NETWORK, 3, 3, "digits", **given)
+    assert "1/1 cells" in capsys.readouterr().err
+    fula_fast.stitch(NETWORK, NETWORK, 3, 3, "digits", quiet=True, **given)
+    assert capsys.readouterr().err == ""
