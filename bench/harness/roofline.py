@@ -223,10 +223,10 @@ def _rate(weight: Tensor, strided: bool, way: int, chip: Chip) -> float:
 
 
 def _lane_norm(op: Operator, chip: Chip):
-    """x twice (statistics, normalise); sums, merge, and the distances' sums have a launch each."""
+    """x twice (statistics, normalise); the merge and the distances' sums have a launch each."""
     a = LaneNormArguments(*op.arguments[:-1])
     maps = 3 + (a.residual is not None)
-    return "lane_norm", 3 + 2 * (a.target is not None), float(maps * size(a.x)), 0.0
+    return "lane_norm", 3 + (a.target is not None), float(maps * size(a.x)), 0.0
 
 
 def _lane_norm_backward(op: Operator, chip: Chip):
@@ -242,7 +242,12 @@ def _stitch(op: Operator, chip: Chip):
     work = lanes * (_front(x) / x.element_size()) * c2 * 2 / chip.stitch[0]
     moved = _total(op.outputs) + _total([x]) + (0 if target is None else size(target))
     written = _total(op.outputs) / chip.memory
-    return "stitches", 4, moved, max(lanes * shared / chip.cache + written, work)
+    return (
+        "stitches",
+        2 + (target is not None),
+        moved,
+        max(lanes * shared / chip.cache + written, work),
+    )
 
 
 def _front(x: Tensor) -> float:
@@ -251,7 +256,8 @@ def _front(x: Tensor) -> float:
 
 
 def _stitch_backward(op: Operator, chip: Chip):
-    """Up to 128 channels one kernel makes dW; beyond, e is written and read."""
+    """Up to 128 channels one kernel makes dW; beyond, e is written and read. Weights cast, and the
+    splits of dW and db added up."""
     x, weight, _, _, target, _, _, dy, *_ = op.arguments
     lanes, c2, c1 = weight.shape
     shared = _front(x) + (0 if target is None else _front(target))
@@ -261,7 +267,7 @@ def _stitch_backward(op: Operator, chip: Chip):
     moved = given + residual
     work = lanes * (_front(x) / x.element_size()) * c2 * 4 / chip.stitch[1]
     cached = lanes * shared / chip.cache * (1 if fused else 2)
-    return "stitches", 9, moved, max(cached + moved / chip.memory, work)
+    return "stitches", 4 + bool(residual), moved, max(cached + moved / chip.memory, work)
 
 
 def _resize(op: Operator, chip: Chip):

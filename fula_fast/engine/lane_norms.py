@@ -51,6 +51,9 @@ class LaneNorm(nn.Module):
         # A target (B, ...), one for all lanes, makes the next pass leave its distances (L, B).
         self.target: Tensor | None = None
         self.dist2: Tensor | None = None
+        # Samples that the next pass may leave behind its output, for lanes that join there. (Plain
+        # PyTorch keeps its output for the ReLU's gradient: nothing may be written behind it.)
+        self.room = 0
 
     def assign(self, ids: Tensor | slice, count: int, rule: Rule) -> None:
         """The next passes carry these `count` lanes."""
@@ -70,6 +73,7 @@ class LaneNorm(nn.Module):
             residual=None if residual is None else _as_maps(residual)[0],
             relu=relu,
             target=self.target,
+            room=self.room if kernels.backend.choose("lane_norm", maps) != "reference" else 0,
         )
         if self.rule == "moving":
             self._follow(mean, var, maps.numel() // (self.count * maps.shape[1]))
@@ -83,7 +87,11 @@ class LaneNorm(nn.Module):
             self.num_batches_tracked[self.ids] += 1
             factor = (1.0 / self.num_batches_tracked[self.ids])[:, None].to(mean.dtype)
         unbiased = var * (samples / max(samples - 1, 1))
-        for buffer, value in ((self.running_mean, mean), (self.running_var, unbiased)):
+        buffers = self.running_mean, self.running_var
+        if isinstance(self.ids, slice) and isinstance(factor, float):  # in place, in one kernel
+            torch._foreach_lerp_([b[self.ids] for b in buffers], [mean, unbiased], factor)
+            return
+        for buffer, value in zip(buffers, (mean, unbiased), strict=True):
             old = buffer[self.ids]
             buffer[self.ids] = old + factor * (value - old)
 

@@ -166,9 +166,9 @@ class Network:
             if aims is None:
                 passing = {stop.running: grad} if stop.running else {}
                 activations += [(stop.site, *part) for part in (passing | joining).items()]
-            grad = _cat([grad, *self._parts(joining, stop.enter_grad)])
+            grad = _joined(grad, stop.running, self._parts(joining, stop.enter_grad))
             with torch.no_grad():
-                stat = _cat([stat, *self._parts(joining, stop.enter_stat)])
+                stat = _joined(stat, stop.tracking, self._parts(joining, stop.enter_stat))
             before = stop.running + stop.enter_grad
         logits = None
         if route.head:
@@ -194,21 +194,33 @@ class Network:
         if stop.running:
             grad = self._measured(stop, grad, rule, aims)
         if stop.tracking:
+            room = len(stop.enter_stat) if aims else 0
             with torch.no_grad():
-                stat = self._run(self.tail.stages[stop.site - 1], stat, stop.tracking, rule)
+                stat = self._roomy(stop.site, stat, stop.tracking, room, rule)
         return grad, stat
+
+    def _roomy(self, site: int, x: Tensor, lanes: tuple[int, ...], room: int, rule: Rule) -> Tensor:
+        """Run stage `site` of the tail; its output has room for that many lanes more where the
+        batch norm that writes it can leave it."""
+        stage, tap = self.tail.stages[site - 1], self._taps[site - 1]
+        if tap is None:
+            return self._run(stage, x, lanes, rule)
+        tap.room = room * (x.shape[0] // len(lanes))
+        x = self._run(stage, x, lanes, rule)
+        tap.room = 0
+        return x
 
     def _measured(self, stop: Stop, x: Tensor, rule: Rule, aims: Aims | None) -> Tensor:
         """Run stage `stop.site` for the lanes with gradient, and take their distances."""
-        stage, tap = self.tail.stages[stop.site - 1], self._taps[stop.site - 1]
+        tap, room = self._taps[stop.site - 1], len(stop.enter_grad) if aims else 0
         target = aims.shared(stop.site, stop.running) if aims and tap else None
         if target is None:
-            x = self._run(stage, x, stop.running, rule)
-            if aims:
+            x = self._roomy(stop.site, x, stop.running, room, rule)
+            if aims and tap is None:  # else none of these lanes has a term here
                 aims.compare(stop.site, stop.running, x)
             return x
         tap.target = target
-        x = self._run(stage, x, stop.running, rule)
+        x = self._roomy(stop.site, x, stop.running, room, rule)
         aims.add(stop.site, stop.running, tap.dist2)
         tap.target = tap.dist2 = None
         return x
@@ -238,12 +250,45 @@ class Network:
             aims.compare(stop.site, group.lanes, y)
         return y
 
-    def _parts(self, joining: Mapping[tuple[int, ...], Tensor], lanes: Sequence[int]):
-        """Batches of `lanes` in order, in as few slices of the groups' outputs as possible."""
+    def _parts(
+        self, joining: Mapping[tuple[int, ...], Tensor], lanes: Sequence[int]
+    ) -> list[tuple[int, Tensor]]:
+        """Batches of `lanes` in order, in as few slices of the groups' outputs as possible, with
+        the number of lanes in each."""
         where = {n: (part, at) for part in joining for at, n in enumerate(part)}
+        found = []
         for part in dict.fromkeys(where[n][0] for n in lanes):
             places = [where[n][1] for n in lanes if where[n][0] is part]
-            yield take_lanes(joining[part], len(part), places)
+            found.append((len(places), take_lanes(joining[part], len(part), places)))
+        return found
+
+
+def _joined(
+    x: Tensor | None, lanes: Sequence[int], parts: Sequence[tuple[int, Tensor]]
+) -> Tensor | None:
+    """Batches `x` of `lanes` with `parts` behind, (lanes, batches); x may have room for them."""
+    more = [part for _, part in parts]
+    if lanes and more:
+        batch = more[0].shape[0] // parts[0][0]
+        if x.shape[0] == batch * (len(lanes) + sum(count for count, _ in parts)):
+            return _Placed.apply(x, *more)
+    return _cat([x, *more])
+
+
+class _Placed(torch.autograd.Function):
+    """Parts written into the room at the end of a tensor, where `cat` would copy all of it."""
+
+    @staticmethod
+    def forward(ctx, whole: Tensor, *parts: Tensor) -> Tensor:
+        ctx.sizes = [len(part) for part in parts]
+        torch.cat(parts, out=whole[len(whole) - sum(ctx.sizes) :])
+        ctx.mark_dirty(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of the whole goes on as it is: nobody reads its end."""
+        return grad, *grad[len(grad) - sum(ctx.sizes) :].split(ctx.sizes)
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:

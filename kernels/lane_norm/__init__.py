@@ -23,6 +23,7 @@ def lane_norm(
     residual: Tensor | None = None,
     relu: bool = False,
     target: Tensor | None = None,
+    room: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Batch norm with every lane's own statistics, residual add, ReLU, and distance to a target.
 
@@ -32,13 +33,25 @@ def lane_norm(
     (L, C), read only when not training; target: (B, C, H, W), shared by the lanes.
     Returns y, the statistics used (mean and *biased* variance, (L, C), without gradient), and
     dist2 (L, B) = sum over a sample of (y - target)**2, or None without a target. In training the
-    caller updates its running statistics.
+    caller updates its running statistics. `room`: y has that many samples more, behind those of x,
+    for the caller to fill: their values are undefined, and no gradient comes from them.
     Raises `FulaError` for arguments that do not fit together.
     """
     a = checked(
         LaneNormArguments(
-            x, weight, bias, running_mean, running_var, residual, target, lanes, training, eps, relu
-        )
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            residual,
+            target,
+            lanes,
+            training,
+            eps,
+            relu,
+            room,
+        )  # fmt: skip
     )
     chosen = backend.choose("lane_norm", x)
     if chosen == "reference":

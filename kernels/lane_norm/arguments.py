@@ -16,6 +16,7 @@ class LaneNormArguments(NamedTuple):
 
     x, residual: (L*B, C, H, W); weight, bias: (C,) or (L, C); target: (B, C, H, W).
     running_mean, running_var: (L, C); for the gradient, the statistics that the forward pass used.
+    room: samples that y has behind those of x, left to the caller.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class LaneNormArguments(NamedTuple):
     training: bool
     eps: float
     relu: bool
+    room: int = 0
 
 
 def checked(a: LaneNormArguments) -> LaneNormArguments:
@@ -41,6 +43,8 @@ def checked(a: LaneNormArguments) -> LaneNormArguments:
         checks.fail(NOUN, "lanes", a.lanes, f"must divide the batch axis of x, {batch}")
     _vectors(a)
     checks.number(NOUN, "eps", a.eps)
+    if a.room < 0:
+        checks.fail(NOUN, "room", a.room, "must be at least 0")
     if a.training and a.lanes and not batch * height * width:
         rule = "training needs at least one value a channel"
         checks.fail(NOUN, "x.shape", tuple(a.x.shape), rule)
@@ -53,6 +57,7 @@ def _kinds(a: LaneNormArguments) -> None:
     given |= {"running_mean": a.running_mean, "running_var": a.running_var}
     checks.tensors(NOUN, given | checks.present(residual=a.residual, target=a.target))
     checks.integer(NOUN, "lanes", a.lanes)
+    checks.integer(NOUN, "room", a.room)
     checks.floating(NOUN, "x", a.x)
 
 

@@ -14,7 +14,7 @@ from .arguments import LaneNormArguments
 
 def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(y, mean, var, dist2 or None)."""
-    y, layout = like(a.x), layout_of(a.x)
+    y, layout = like(a.x, a.room), layout_of(a.x)
     mean, var = as_sums(a.running_mean, a.x), as_sums(a.running_var, a.x)
     if a.training:
         mean, var = (sums(a.x, a.lanes, a.x.shape[1]) for _ in range(2))
@@ -22,7 +22,7 @@ def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     _core.lane_norm_forward(
         laid(a.x, layout), as_sums(a.weight, a.x), as_sums(a.bias, a.x), mean, var,
         laid(a.residual, layout), laid(a.target, layout), a.lanes, a.training, a.eps, a.relu,
-        y, dist2,
+        y[: len(a.x)], dist2,
     )  # fmt: skip
     return y, mean, var, dist2
 

@@ -41,7 +41,7 @@ def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shape = (a.lanes, a.x.shape[1]) if a.training else (0,)
     dist2 = (0,) if a.target is None else (a.lanes, a.target.shape[0])
     mean, var = (a.x.new_empty(shape, dtype=sums) for _ in range(2))
-    return like(a.x), mean, var, a.x.new_empty(dist2, dtype=sums)
+    return like(a.x, a.room), mean, var, a.x.new_empty(dist2, dtype=sums)
 
 
 @custom_op(
@@ -78,6 +78,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _gradient(ctx: Any, dy: Tensor | None, dmean: None, dvar: None, ddist2: Tensor | None) -> tuple:
     a = LaneNormArguments(*kept(ctx))
     affine = any(ctx.needs_input_grad[1:3])
+    dy = None if dy is None else dy[: len(a.x)]
     incoming = Incoming(dy, None if a.target is None else ddist2)
     dx, dresidual, sums = lane_norm_backward(*a, *incoming, affine, ctx.backend)
     dweight = dbias = None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..shared.distance import squared_distance
@@ -23,7 +24,10 @@ def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     if a.relu:
         y = y.relu()
     dist2 = None if a.target is None else squared_distance(y, a.target)
-    return y.flatten(0, 1).to(a.x.dtype), mean.detach(), var.detach(), dist2
+    y = y.flatten(0, 1).to(a.x.dtype)
+    if a.room:
+        y = torch.cat([y, y.new_zeros(a.room, *y.shape[1:])])
+    return y, mean.detach(), var.detach(), dist2
 
 
 def _statistics(a: LaneNormArguments, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -113,10 +113,11 @@ def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
 
 def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
     """(y, dist2 (L, B) or None) for given statistics."""
-    x, y = a.x, like(a.x)
-    dist2 = None if a.target is None else x.new_zeros(a.lanes, len(a.target), dtype=torch.float32)
+    x, whole = a.x, like(a.x, a.room)
+    y = whole[: len(x)]
+    dist2 = None if a.target is None else x.new_empty(a.lanes, len(a.target), dtype=torch.float32)
     if x.numel() == 0:
-        return y, dist2
+        return whole, None if dist2 is None else dist2.zero_()
     views = (view(x), view(a.residual), view(a.target), view(y))
     source, extra, aimed, out = views
     sizes = _sizes(source, a.lanes)
@@ -134,7 +135,7 @@ def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
     )  # fmt: skip
     if partial is not None:
         sum_partials(partial, 1, dist2)
-    return y, dist2
+    return whole, dist2
 
 
 def _vectors(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 
-def like(x: Tensor) -> Tensor:
-    """Uninitialised, of x's shape and dtype: contiguous if x is, else channels-last if possible."""
-    return torch.empty_like(x, memory_format=layout_of(x))
+def like(x: Tensor, room: int = 0) -> Tensor:
+    """Uninitialised, of x's shape and dtype, and `room` samples more: contiguous if x is, else
+    channels-last if possible."""
+    shape = (x.shape[0] + room, *x.shape[1:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
 
 def stitched(x: Tensor, count: int, channels: int, dtype: torch.dtype | None = None) -> Tensor:

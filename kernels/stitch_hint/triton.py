@@ -126,7 +126,7 @@ def forward(a: StitchHintArguments) -> tuple[Tensor | None, Tensor | None]:
         y = stitched(a.x, lanes * samples, c2) if a.write else None
         dist2 = None
         if a.target is not None:
-            dist2 = a.x.new_zeros(lanes, samples, dtype=torch.float32)
+            dist2 = a.x.new_empty(lanes, samples, dtype=torch.float32)
         _product(stitch, y, dist2, _NONE)
     return y, dist2
 
@@ -138,6 +138,8 @@ def _product(stitch: StitchLaunch, y: Tensor | None, dist2: Tensor | None, grads
     """y and dist2; or e into y where there is a gradient."""
     lanes, samples, positions, c1, c2 = stitch.sizes()
     if not lanes * samples * positions:
+        if dist2 is not None:
+            dist2.zero_()
         return
     x, target, out = stitch.x, stitch.target, lanes_located(y)
     even = flat(positions, x, target, grads.y, out)
@@ -164,10 +166,14 @@ def backward(
     a: StitchHintArguments, incoming: Incoming, need_dx: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dW, db, dx or None), dW and db in the dtypes of weight and bias."""
-    dw = torch.zeros_like(a.weight, memory_format=torch.contiguous_format)
-    db = torch.zeros_like(a.bias, memory_format=torch.contiguous_format)
-    dx = fronts_like(a.x).zero_() if need_dx else None
-    if len(a.weight) * a.x.numel():
+    full = len(a.weight) * a.x.numel() > 0  # then kernels write every element
+    new = torch.empty_like if full else torch.zeros_like
+    dw = new(a.weight, memory_format=torch.contiguous_format)
+    db = new(a.bias, memory_format=torch.contiguous_format)
+    dx = fronts_like(a.x) if need_dx else None
+    if not full and dx is not None:
+        dx.zero_()
+    if full:
         with torch.cuda.device_of(a.x):
             _gradients(a, incoming, dw, db, dx)
     return dw, db, dx

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fula_fast import kernels as K
 from fula_fast.kernels import backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -137,3 +138,27 @@ def _error(x: Tensor, want: Tensor) -> float:
 def agree() -> Agree:
     """The comparison."""
     return Agree()
+
+
+@pytest.fixture
+def room_is_left() -> Callable[..., None]:
+    """Asserts that samples behind y change neither y nor, whatever gradient comes to them, any
+    gradient: room_is_left(make, backend, device)."""
+
+    def check(make: Maker, name: str, device: str | torch.device = "cpu") -> None:
+        x, residual = (make(6, 4, 3, 2, grad=True).to(device) for _ in range(2))
+        vectors = [make.wide(4), make.wide(4), make.wide(2, 4), make.wide(2, 4).abs()]
+        vectors = [v.to(device) for v in vectors]
+        target, dy = make(3, 4, 3, 2).to(device), make(9, 4, 3, 2).to(device)
+        options = {"lanes": 2, "training": True, "eps": 1e-5, "relu": True, "residual": residual}
+        found = []
+        for room in (0, 3):
+            with backend.using(name):
+                y, *_, dist2 = K.lane_norm(x, *vectors, **options, target=target, room=room)
+            assert len(y) == 6 + room
+            given = [dy[: len(y)], torch.ones_like(dist2)]
+            found.append([y[:6], dist2, *torch.autograd.grad([y, dist2], [x, residual], given)])
+        for roomy, plain in zip(*found, strict=True):
+            assert torch.equal(roomy, plain)
+
+    return check

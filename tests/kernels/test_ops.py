@@ -9,6 +9,7 @@ import torch
 from torch.library import opcheck
 
 import fula_fast.kernels as K
+from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 
 pytestmark = [
@@ -25,7 +26,7 @@ def _norm_arguments(make, residual, target, training, affine=False):
     return (
         make(6, 4, 3, 2, grad=True), make(4, grad=affine), make(4, grad=affine), make(2, 4),
         make(2, 4).abs(), make(6, 4, 3, 2, grad=True) if residual else None,
-        make(3, 4, 3, 2) if target else None, 2, training, 1e-5, True, "cpp",
+        make(3, 4, 3, 2) if target else None, 2, training, 1e-5, True, 0, "cpp",
     )  # fmt: skip
 
 
@@ -182,3 +183,18 @@ def test_incoming_gradients_are_left_alone(maker):
     grads = torch.autograd.grad([y, dist2], [arguments[0], arguments[5]], [dy, ddist2])
     assert torch.equal(dy, kept[0]) and torch.equal(ddist2, kept[1])
     assert all(g.data_ptr() != dy.data_ptr() for g in grads)
+
+
+@pytest.mark.parametrize("name", ["reference", "cpp"])
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_lane_norm_leaves_room_behind_its_output(maker, room_is_left, name, layout):
+    room_is_left(maker(torch.float32, layout), name)
+
+
+def test_lane_norm_leaves_no_negative_room(maker):
+    make = maker()
+    with pytest.raises(FulaError, match="room = -1"):
+        K.lane_norm(
+            make(6, 4, 3, 2), make(4), make(4), make(2, 4), make(2, 4),
+            lanes=2, training=True, eps=1e-5, room=-1,
+        )  # fmt: skip

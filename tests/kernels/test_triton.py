@@ -104,6 +104,11 @@ def test_lane_norm_with_its_own_tiles(maker, agree, sizes, name):
     _check_norm(maker, agree, "cuda", sizes, name, "last", 1, 1, 1, 1, 1)
 
 
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_lane_norm_leaves_room_behind_its_output(maker, room_is_left, device, layout):
+    room_is_left(maker(torch.float32, layout), "triton", device)
+
+
 # (fronts, lanes, samples, targets, height, width, c1, c2), kind, dtype, layout, write, target, dx
 STITCHES = [
     ((2, 3, 3, 2, 3, 3, 20, 35), "maps", "f32", "last", 1, 1, 1),
