@@ -53,11 +53,10 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     """The mode to run and how a stage is run in it.
 
     `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
-    In a captured step only what compilation fuses is compiled (`fuse_of`): a stage is library calls
-    and the project's own operators, launched by the graph.
+    A captured step is a compiled one, recorded.
     """
     mode = _resolved(task)
-    return mode, CompiledRunner() if mode == "compiled" else run_plain
+    return mode, run_plain if mode == "eager" else CompiledRunner()
 
 
 def fuse_of(mode: str) -> Fuse:
