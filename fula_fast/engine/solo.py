@@ -175,7 +175,8 @@ class SoloCell:
 
     def _asks(self, method: Method) -> bool:
         """All that are trained, for comparison; a list of weights may be of other sites' length."""
-        return method.name in self.objective or (method.trained and not method.weighted)
+        comparable = not method.weighted or isinstance(self.protocol.weighting, str)
+        return method.name in self.objective or (method.trained and comparable)
 
     def _update(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
         if not torch.isfinite(loss):
