@@ -208,8 +208,8 @@ def test_a_recorded_attack_on_lanes_equals_the_eager_one(
     for ours, theirs in zip(recorded, eager, strict=True):
         assert torch.equal(ours.correct, theirs.correct)
         assert torch.equal(ours.robust, theirs.robust)
-        assert ours.gradients == theirs.gradients
-        if "precision" not in options:  # whose rounding depends on the batch
+        if "precision" not in options:  # bfloat16's rounding depends on the batch: one falls sooner
+            assert ours.gradients == theirs.gradients
             assert ours.verified == theirs.verified
             torch.testing.assert_close(ours.adversarial, theirs.adversarial, rtol=0, atol=1e-6)
     robust = torch.stack([r.robust for r in eager])
