@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,8 @@ class Part:
     `reserve`: seconds kept free for it; it may use all that later parts do not reserve. `modules`,
     `variables`: packages and environment variables without which it is skipped; so is it without
     the program that it runs `under`, of which the first word is the name. `settings`: environment
-    variables of its own.
+    variables of its own. `beside`: it runs at the same time as the part before it, as one that
+    times nothing may.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Part:
     variables: Sequence[str] = ()
     under: Sequence[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    beside: bool = False
 
     def missing(self, environment: Mapping[str, str]) -> str:
         """Why it cannot run here, or nothing."""
@@ -105,15 +108,50 @@ def check(
     runs.
     """
     end = time.monotonic() + budget
-    for number, part in enumerate(parts):
+    rest = groups(parts)
+    while rest:
+        together, *rest = rest
         left = end - time.monotonic()
-        reserved = sum(later.reserve for later in parts[number + 1 :])
-        reason = part.missing(environment) or ("no time is left" if left < LEAST else "")
-        if reason:
-            yield Result(part.name, "skipped", detail=reason)
+        reserved = sum(_reserve(group) for group in rest)
+        limit = min(max(left - reserved, _reserve(together)), left)
+        yield from _run_together(together, environment, limit, folder, keep)
+
+
+def groups(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts that run at the same time, in order."""
+    found: list[list[Part]] = []
+    for part in parts:
+        if part.beside and found:
+            found[-1].append(part)
         else:
-            limit = min(max(left - reserved, part.reserve), left)
-            yield run_part(part, environment, limit, folder / part.name, keep)
+            found.append([part])
+    return found
+
+
+def _reserve(group: Sequence[Part]) -> float:
+    return max(part.reserve for part in group)
+
+
+def _run_together(
+    group: Sequence[Part],
+    environment: Mapping[str, str],
+    limit: float,
+    folder: Path,
+    keep: Callable[[], object],
+) -> Iterator[Result]:
+    """Results as they come; the first of the group keeps, which the others leave to it."""
+    with ThreadPoolExecutor(len(group)) as pool:
+        waiting = []
+        for number, part in enumerate(group):
+            reason = part.missing(environment) or ("no time is left" if limit < LEAST else "")
+            if reason:
+                yield Result(part.name, "skipped", detail=reason)
+                continue
+            keeps = (lambda: None) if number else keep
+            place = folder / part.name
+            waiting.append(pool.submit(run_part, part, environment, limit, place, keeps))
+        for future in as_completed(waiting):
+            yield future.result()
 
 
 def run_part(

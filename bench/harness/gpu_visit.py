@@ -30,8 +30,10 @@ PYTHON = "3.12"
 IMAGES = 1024
 PACKAGES = (
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions",
-    "tomli-w", "torchattacks", "pyautoattack",
+    "tomli-w",
 )  # fmt: skip
+PEERS = ("torchattacks", "pyautoattack")
+"""What only the second plan compares with: most of what is carried."""
 DALI = (
     "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "nvidia-nvjpeg2k-cu13",
     "nvidia-nvtiff-cu13", "nvidia-libnvcomp-cu13", "nvtx", "astunparse", "gast", "optree",
@@ -135,9 +137,10 @@ def _commit() -> str:
 
 def command_line(plan: str, folder: Path, commit: str) -> str:
     """What is run there for a plan, with `folder` carried along."""
+    peers = f" {folder}/peers/*.whl" if plan == "second" else ""
     install = (
         f"python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade"
-        f" --target {_SITE} {folder}/wheels/*.whl"
+        f" --target {_SITE} {folder}/wheels/*.whl{peers}"
     )
     setting = f"PYTHONPATH={_SITE} FULA_TEST_DATA=$PWD/{folder}/data"
     check = f'python3 -m bench.harness.gpu_check --plan {plan} --commit {commit} --out "$OUT"'
@@ -154,7 +157,10 @@ def unpack_lines(count: int, folder: Path) -> list[str]:
 def instructions(folder: Path, parts: int, commit: str) -> str:
     """The command lines, and what each carries."""
     base = f"{folder}/wheels, {folder}/data"
-    lines = [f"carry {base}; at most {LIMIT >> 20} MiB with the tracked files, {_megabytes()}:"]
+    lines = [
+        f"carry {base}, and {folder}/peers for the second plan; at most {LIMIT >> 20} MiB with the"
+        f" tracked files, {_megabytes()}:"
+    ]
     lines += [f"\n{plan}:\n{command_line(plan, folder, commit)}" for plan in ("first", "second")]
     for number, line in enumerate(unpack_lines(parts, folder) if parts else ()):
         lines.append(f"\ndali, part {number}: carry {folder}/dali/{number}:\n{line}")
@@ -172,6 +178,7 @@ def prepare(folder: Path, dali: bool) -> int:
     too much to carry."""
     shutil.rmtree(folder, ignore_errors=True)
     download(PACKAGES, folder / "wheels")
+    download(PEERS, folder / "peers")
     save_images(folder / "data")
     total = size_of(folder) + tracked_size()
     if total > LIMIT:

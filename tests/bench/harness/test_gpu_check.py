@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fula_fast.bench.harness import gpu_check, gpu_parts, gpu_plans
-from fula_fast.bench.harness.gpu_parts import Part, Result, check
+from fula_fast.bench.harness.gpu_parts import Part, Result, check, groups
 from fula_fast.bench.harness.gpu_report import figures_of, pack, table
 
 REPORT = {"summary": [{"figure": "speed", "value": 9.0, "target": 8}]}
@@ -193,7 +193,8 @@ def test_time_that_a_part_leaves_goes_to_the_next(monkeypatch):
 @pytest.mark.parametrize("plan", gpu_plans.PLANS)
 def test_the_parts_of_a_plan_fit_in_its_time(plan):
     parts = gpu_plans.chosen(plan)
-    assert sum(part.reserve for part in parts) <= gpu_plans.PLANS[plan]
+    together = [max(part.reserve for part in group) for group in groups(parts)]
+    assert sum(together) <= gpu_plans.PLANS[plan]
     assert len({part.name for part in parts}) == len(parts)
 
 
@@ -271,3 +272,16 @@ def test_the_package_is_found_through_links(tmp_path):
     assert all(line.startswith(str(tmp_path)) for line in answer.stdout.splitlines())
     for part in ("kernels", "pipelines"):
         assert (linked / "fula_fast" / part / "__init__.py").is_file()
+
+
+def test_parts_run_beside_each_other_and_each_has_its_own_end():
+    """Neither could end before the other had begun."""
+    meet = "import pathlib, sys, time\nmine, other = map(pathlib.Path, sys.argv[1:])\n"
+    meet += "mine.touch()\nwhile not other.exists(): time.sleep(0.01)"
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"{folder}/{name}" for name in "ab"]
+        one = Part("one", (*code(meet), *places), 9)
+        two = Part("two", (*code(meet), *places[::-1]), 9, beside=True)
+        wrong = Part("wrong", code("raise SystemExit(3)"), 9, beside=True)
+        found = {result.name: result.status for result in ended(one, two, wrong, budget=20)}
+    assert found == {"one": "passed", "two": "passed", "wrong": "failed"}
