@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .gpu_parts import ROOT, Part
 
-PLANS = {"first": 240.0, "second": 400.0, "dali": 200.0}
+PLANS = {"first": 230.0, "second": 400.0, "dali": 200.0}
 """Seconds of each plan's parts together; starting and reporting come on top."""
 PROCESSES = 6
 """Most of a GPU test's time is the compilation of its kernels, so that several run side by side."""
@@ -79,10 +79,10 @@ def _suite(name: str, *options: str) -> tuple[str, ...]:
 def first() -> list[Part]:
     """Right, then how long a step takes: plain, and compiled stage by stage."""
     return [
-        Part("nouns", _suite("nouns", "--out", "{out}/nouns.json"), 90),
-        Part("kernel-tests", _pytest(*_kernel_files()), 90, _TESTED, beside=True),
+        Part("nouns", _suite("nouns", "--out", "{out}/nouns.json"), 80),
+        Part("kernel-tests", _pytest(*_kernel_files()), 80, _TESTED, beside=True),
         Part(
-            "captured", _pytest(*_other_files(), among=CAPTURED), 90, (*_TESTED, *_ENGINE),
+            "captured", _pytest(*_other_files(), among=CAPTURED), 80, (*_TESTED, *_ENGINE),
             beside=True,
         ),
         _step("36", 20, "--way", "plain", "--model"),
