@@ -64,6 +64,7 @@ def prepared(folder: Path, dry_run: bool) -> tuple[dict[str, str], dict[str, Any
     # Without the first the checkout's root comes first, and hides an installed package by its half.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment["PYTHONUNBUFFERED"] = "1"  # a log is read while it grows
+    environment["PYTHONFAULTHANDLER"] = "1"  # one that runs out of time says where it was
     facts = probe(environment, dry_run)
     if str(facts.get("missing", "")).startswith("fula_fast"):
         paths = [str(link_package(folder)), environment.get("PYTHONPATH", "")]

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ KEEP = 5
 LEAST = 3
 """Seconds below which no part is begun."""
 _TAIL = 25
+_LAST_WORDS = 0.5
+"""Seconds in which a process that is ended may say where it was."""
 _TO_END = 15
 """Seconds that work in hand may still take."""
 
@@ -191,9 +194,17 @@ def _finish(
                 return process.wait(min(left, KEEP))
             except subprocess.TimeoutExpired:
                 keep()
-        os.killpg(process.pid, signal.SIGKILL)  # the command, and what it started
-        process.wait()
+        _end(process)
         return None
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a command and what it started; Python writes into its log where it was."""
+    os.killpg(process.pid, signal.SIGABRT)
+    time.sleep(_LAST_WORDS)
+    with suppress(ProcessLookupError):  # all have ended by then
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _read(file: Path, folder: Path) -> str:

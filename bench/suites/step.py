@@ -54,8 +54,10 @@ def measure(setting: Setting, way: str) -> Iterator[Row]:
     """The row of this number of lanes: with its times, then with its kernels."""
     memory, started = PeakMemory(setting.device), time.perf_counter()
     ours = OurWave(setting, grid_cells(setting.lanes), WAYS[way]())
+    _say(setting, started, "wave built")
     step = ours.stepping(full=False)
     step(0)
+    _say(setting, started, f"first step taken, {ours.stepper.mode}")
     row: Row = {
         "lanes": setting.lanes,
         "way": way,
@@ -69,6 +71,11 @@ def measure(setting: Setting, way: str) -> Iterator[Row]:
     yield row
     row["kernels"] = kernels_of(partial(step, 0), setting.device)
     yield row
+
+
+def _say(setting: Setting, started: float, what: str) -> None:
+    """How far it is, for the log of a run that is cut short."""
+    print(f"{setting.lanes} lanes, {time.perf_counter() - started:.1f} s: {what}", flush=True)
 
 
 def kernels_of(step: Callable[[], object], device: str) -> list[Row]:

@@ -133,7 +133,7 @@ def _refusal(noun: str, name: str, x: Tensor) -> str | None:
             return "the package triton is not installed"
         if x.dtype not in _TRITON_DTYPES:
             return f"it has no {x.dtype}"
-        if not x.is_cuda and not _INTERPRETED:
+        if x.device.type not in ("cuda", "meta") and not _INTERPRETED:  # on `meta` nothing runs
             return f"the tensors are on '{x.device}', it needs CUDA (or TRITON_INTERPRET=1)"
     if name == "cpp":
         if noun not in _CORE_NOUNS:
