@@ -6,8 +6,8 @@
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
 `data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package),
 `agreement-*.json` (the same, both to the end), `precision-*.json` (bfloat16 against float32),
-`first-step-*.json` (starts of a wave) and `kernels-cpu.json` (the C++ kernels against eager
-PyTorch). A test holds that README.md is what this gives.
+`first-step-*.json` (starts of a wave), `kernels-cpu.json` (the C++ kernels against eager PyTorch)
+and `gpu-check-first-*.json` (captured steps). A test holds that README.md is what this gives.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def section(results: Path) -> str:
     if not reports:
         return NOTHING
     parts = [] if any("gpu" in r["hardware"] for r in reports) else [NO_GPU]
-    parts += [grid(r) for r in reports if r.get("bench") == "grid"]
+    grids = [r for r in reports if r.get("bench") == "grid"]
+    parts += [grid(r) for r in sorted(grids, key=lambda r: "gpu" not in r["hardware"])]
+    parts += [steps(r) for r in reports if r.get("bench") == "gpu-check" and _steps_of(r)]
     parts += [scale(r) for r in reports if r.get("bench") == "scale"]
     parts += [first_step(r) for r in reports if r.get("bench") == "first-step"]
     parts += [precision(r) for r in reports if r.get("bench") == "precision"]
@@ -72,6 +74,31 @@ def grid(report: Mapping[str, Any]) -> str:
         "in the JSON says how:"
     )
     return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def steps(report: Mapping[str, Any]) -> str:
+    """Captured steps: milliseconds each, and what the first one takes."""
+    rows = [
+        (
+            f"{row['lanes']}",
+            row["way"],
+            f"{row['seconds']['p50'] * 1e3:.1f}",
+            f"{row['first_step_seconds']:.0f}",
+        )
+        for row in _steps_of(report)
+    ]
+    title = (
+        "A training step of a wave as one CUDA graph (ResNet-18, batch 128, bf16; stages plain, or "
+        f"each through `torch.compile`), on {where(report)}; the first step without imports, with "
+        "our kernels compiled before:"
+    )
+    heads = ("lanes", "stages", "ms a step", "s to the first step")
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
+
+
+def _steps_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    reports = [r for part in report["parts"] for r in part["reports"]]
+    return [row for r in reports if r.get("bench") == "step" for row in r["rows"]]
 
 
 def scale(report: Mapping[str, Any]) -> str:

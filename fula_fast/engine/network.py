@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..kernels.shared.layout import laid_out, layout_of
 from ..models import Staged
 from ..models.batchnorm import Rule
 from .aims import Aims, Targets
@@ -178,7 +179,7 @@ class Network:
     def _to_logits(self, x: Tensor, flying: tuple[int, ...], route: Route, rule: Rule) -> Tensor:
         """Logits (m, B, classes) of the lanes `route.head`: picked among the logits of all, which
         are small, unless batch norms in the head must see those lanes alone."""
-        head, keep = self.tail.head, route.head_keep
+        head, keep, x = self.tail.head, route.head_keep, _LaidBack.apply(x)
         if self._norms[id(head)]:
             logits = self._run(head, take_lanes(x, len(flying), keep), route.head, rule)
         else:
@@ -273,6 +274,20 @@ def _joined(
         if x.shape[0] == batch * (len(lanes) + sum(count for count, _ in parts)):
             return _Placed.apply(x, *more)
     return _cat([x, *more])
+
+
+class _LaidBack(torch.autograd.Function):
+    """The same tensor; its gradient comes in its layout. That of a mean over positions has channels
+    first, and the stage before would read it element by element."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.layout = layout_of(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return laid_out(grad, ctx.layout)
 
 
 class _Placed(torch.autograd.Function):

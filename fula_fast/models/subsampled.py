@@ -51,14 +51,17 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: tuple[int, int], groups: int) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride, ctx.groups = x.shape, stride, groups
+        ctx.save_for_backward(x, weight)  # x for its layout, which is the gradient's
+        ctx.stride, ctx.groups = stride, groups
         return functional.conv2d(_kept(x, stride), weight, groups=groups)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        dx = nn.grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, groups=ctx.groups)
+        x, weight = ctx.saved_tensors
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, ctx.stride, (0, 0), (1, 1), False, (0, 0), ctx.groups,
+            (True, False, False),
+        )  # fmt: skip
         return dx, None, None, None
 
 

@@ -13,6 +13,11 @@ Backward, with d the gradient at the sum before the ReLU (incoming gradient plus
 
 `sums` yields sum(d), sum(d * xhat) per lane and channel, and writes d where a residual needs it;
 `input_gradient` then reads d back instead of recomputing it.
+
+Tried and left: one launch each way that orders both passes of a lane's channels behind each other,
+so that the second finds its maps in the L2 cache. On an H100 forward took 0.82 to 0.93 of the time
+from 16x16 pixels down (more above), backward 0.90 to 0.99 at 4x4 and up to 1.2 above: two per cent
+of a step.
 """
 
 from __future__ import annotations

@@ -253,6 +253,17 @@ def test_frozen_ones_take_pixels_first_and_have_the_whole_maps_gradient(channels
     torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12)
 
 
+def test_a_frozen_ones_gradient_lies_as_its_input():
+    """A gradient with channels first would be copied by everything behind it."""
+    conv = nn.Conv2d(16, 32, 1, 2, bias=False).requires_grad_(False)
+    x = torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    take_pixels_first(conv)
+    y = conv(x)
+    dy = torch.randn_like(y).contiguous(memory_format=torch.channels_last)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_only_frozen_strided_pointwise_ones_of_few_channels_are_changed():
     frozen = nn.Sequential(
         nn.Conv2d(64, 8, 1, 2), nn.Conv2d(65, 8, 1, 2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)
