@@ -19,6 +19,7 @@ from .. import attacks
 from ..errors import FulaError
 from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
+from . import status as _status  # noqa: F401
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
@@ -54,6 +55,15 @@ def sweep(
     memory: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="local|slurm|ray", help="What runs the waves.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="For Slurm's jobs, which go on by themselves else.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
     ] = False,
@@ -61,9 +71,9 @@ def sweep(
     """Run a grid of stitched models and write its report."""
     from ..study.spec import load_spec
 
-    engine = {"device": device, "executor": executor, "mode": engine_mode}
-    engine |= {"precision": precision, "memory": memory}
-    loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
+    table = {"device": device, "executor": executor, "mode": engine_mode, "kind": engine}
+    table |= {"precision": precision, "memory": memory, "workers": workers}
+    loaded = load_spec(spec, [*(overrides or ()), *_flags(table)])
     folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
         return _show_plan(loaded, folder)
@@ -72,8 +82,9 @@ def sweep(
 
     with open_progress() as progress:
         summary = sweep_with_report(
-            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress, profile=profile
-        )
+            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress,
+            profile=profile, wait=wait or loaded.engine.kind != "slurm",
+        )  # fmt: skip
     print(summary)
     return FAILED if summary.run.failed else 0
 
@@ -97,12 +108,47 @@ def _show_plan(spec: Any, folder: Path) -> int:
         mode=spec.engine.mode,
         budget=found.budget,
         fused=found.fused,
+        workers=found.workers,
     )
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
     for line in _dry_lines(spec, planned, done):
         print(line)
     return 0
+
+
+@command("work", resume="what is finished is kept: the same command goes on")
+def work(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
+    device: DeviceOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Cells that failed after it are not tried again: now."),
+    ] = None,
+    donors: Annotated[Path | None, typer.Option(help="Folder of trained donors.")] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
+    ] = False,
+    parent: Annotated[
+        int | None, typer.Option(metavar="PID", help="End when this process has.")
+    ] = None,
+) -> None:
+    """Join a run as one more worker, from any machine that sees its folder."""
+    from ..progress import open_progress
+    from ..report.after_sweep import work_on_report
+    from ..runs.alone import end_with
+
+    if parent is not None:
+        end_with(parent)
+    with open_progress() as progress:
+        left = work_on_report(
+            run, device=device or "auto", since=since, donors=donors, fail_fast=fail_fast,
+            profile=profile, progress=progress,
+        )  # fmt: skip
+    print(f"no wave of '{run}' is free; {left} cells have no result")
 
 
 def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:

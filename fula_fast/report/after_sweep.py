@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs.sweep import Finished, run_sweep
+from ..runs.sweep import Finished, run_sweep, work
 from ..store import Store
 from ..study.spec import Spec
 from .page import write_report
@@ -28,6 +28,16 @@ class Summary:
         failed = f", {self.run.failed} failed" if self.run.failed else ""
         head = f"{self.run.cells} cells in {self.run.seconds:.0f} s{failed}; report: {self.report}"
         return f"{self.text}\n{head}" if self.text else head
+
+
+def work_on_report(folder: str | Path, **options: Any) -> int:
+    """`runs.sweep.work` with the same options; whoever leaves last writes tables and report."""
+    left, store = work(folder, **options), Store.open(folder)
+    if not store.writers.others():
+        store.tidy()
+        store.write_tables()
+        write_report(store.folder)
+    return left
 
 
 def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 from ..device.precision import precision_of
@@ -182,13 +183,15 @@ def plan(
     mode: str = "eager",
     budget: int | None = None,
     fused: bool = True,
+    workers: int = 1,
     data: DataFacts | None = None,
     donors: Mapping[str, DonorFacts] | None = None,
 ) -> Plan:
     """The plan of a spec, with resolved `device`, `precision` and `mode`.
 
-    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`,
-    `donors`: facts that replace the nominal ones (loaded data; modules that are no named model).
+    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `workers`:
+    waves are cut so that so many can end together. `data`, `donors`: facts that replace the
+    nominal ones (loaded data; modules that are no named model).
     Raises `FulaError` where the grid asks for what its donors or data do not have, and for a lane
     that does not fit the budget alone.
     """
@@ -203,7 +206,8 @@ def plan(
         check_mode(mode, device, dropout)
     solo = spec.engine.executor == "solo"
     packer = _Packer(facts, data, precision, budget, fused, alone=solo)
-    waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))
+    packed = [(key, lanes) for key, group in groups.items() for lanes in packer.packed(key, group)]
+    waves = tuple(packer.wave(*part) for part in packer.shared_out(packed, workers))
     return Plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
         {name: facts(name, spec.base_protocol.hook) for name in spec.donors},
@@ -249,15 +253,52 @@ class _Packer:
     fused: bool
     alone: bool
 
-    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[PlannedWave]:
+    def packed(self, key: WaveKey, cells: Sequence[Cell]) -> list[list[Cell]]:
         """The group's cells in as few waves as the budget allows."""
-        front, end = self.facts(key.front, key.hook), self.facts(key.end, key.hook)
-        for lanes in self._packed(key, cells, front, end):
-            steps = key.epochs * self._steps_per_epoch(key)
-            predicted = self._bytes(lanes, front, end, key)
-            yield PlannedWave(
-                tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps
-            )
+        return self._packed(key, cells, *self._pair(key))
+
+    def wave(self, key: WaveKey, lanes: Sequence[Cell]) -> PlannedWave:
+        """A wave of these cells."""
+        steps, pair = key.epochs * self._steps_per_epoch(key), self._pair(key)
+        predicted = self._bytes(lanes, *pair, key)
+        return PlannedWave(tuple(lanes), key, predicted, steps * step_flops(lanes, *pair), steps)
+
+    def _pair(self, key: WaveKey) -> tuple[DonorFacts, DonorFacts]:
+        return self.facts(key.front, key.hook), self.facts(key.end, key.hook)
+
+    def shared_out(
+        self, packed: Sequence[tuple[WaveKey, list[Cell]]], workers: int
+    ) -> list[tuple[WaveKey, list[Cell]]]:
+        """Waves of at most a worker's share of all work, the longest first; those that are longer
+        are cut by their lanes' end sites, so that lanes that share passes stay together."""
+        if workers == 1:
+            return list(packed)
+        cost = [self._cost(key, lanes) for key, lanes in packed]
+        share = sum(cost) / workers
+        found = []
+        for (key, lanes), work in zip(packed, cost, strict=True):
+            parts = min(ceil(work / share - 1e-9), len(lanes)) if work else 1
+            found += [(key, part) for part in self._cut(key, lanes, parts)]
+        return sorted(found, key=lambda part: -self._cost(*part))
+
+    def _cost(self, key: WaveKey, lanes: Sequence[Cell]) -> float:
+        """FLOPs of a wave's training; lanes without any count their number."""
+        steps = key.epochs * self._steps_per_epoch(key)
+        return steps * step_flops(lanes, *self._pair(key)) + len(lanes)
+
+    def _cut(self, key: WaveKey, lanes: list[Cell], parts: int) -> list[list[Cell]]:
+        """`parts` runs of lanes, by end site, of about equal cost."""
+        if parts == 1:
+            return [lanes]
+        order = sorted(lanes, key=lambda cell: (cell.end_site, cell.front_site))
+        single = [self._cost(key, [cell]) for cell in order]
+        found: list[list[Cell]] = [[] for _ in range(parts)]
+        done = 0.0
+        for number, (cell, work) in enumerate(zip(order, single, strict=True)):
+            place = min(int((done + work / 2) / sum(single) * parts), parts - 1)
+            found[max(place, parts - len(order) + number)].append(cell)
+            done += work
+        return [part for part in found if part]
 
     def _steps_per_epoch(self, key: WaveKey) -> int:
         images = self.data.train_images

@@ -208,8 +208,37 @@ class EvaluationSpec(SpecTable):
         return value
 
 
+class SlurmSpec(SpecTable):
+    """Where Slurm puts a run's workers: `[engine.slurm]`.
+
+    `hours`: of one job; what it has not finished goes on from its wave's checkpoint in the next.
+    `gpus`: of a worker (0: processors alone). `sbatch`: more `#SBATCH` lines, `{"exclude": "n7"}`.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    gpu_type: str | None = None
+    gpus: int = Field(1, ge=0)
+    cpus: int = Field(4, ge=1)
+    memory: str = "32GB"
+    hours: float = Field(24.0, gt=0)
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+
+
+class RaySpec(SpecTable):
+    """Which Ray cluster runs a run's workers: `[engine.ray]`. `address` None: one of its own on
+    this machine. `gpus`, `cpus`: that a worker takes."""
+
+    address: str | None = None
+    gpus: float = Field(1.0, ge=0)
+    cpus: float = Field(1.0, gt=0)
+
+
 class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
+
+    `kind`: what runs the waves: processes of this machine, Slurm, or Ray. `workers`: how many at
+    once; unset: one for each GPU of this machine, or one.
 
     `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
     memory, 60% of a CPU's available memory. `compile`: also a captured step's stages go through
@@ -222,6 +251,10 @@ class EngineSpec(SpecTable):
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
     memory: str | int | None = None
     device: str = "auto"
+    kind: Literal["local", "slurm", "ray"] = "local"
+    workers: int | None = Field(None, ge=1)
+    slurm: SlurmSpec = SlurmSpec()
+    ray: RaySpec = RaySpec()
 
     @field_validator("memory")
     @classmethod
