@@ -18,6 +18,7 @@ from .. import kernels
 from ..errors import FulaError
 from ..models import Staged
 from ..models.batchnorm import Rule, has_activation
+from ..models.subsampled import take_pixels_first
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -125,6 +126,8 @@ def lane_copy(model: Staged, lanes: int, dtype: torch.dtype) -> Staged:
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     for norm in lane_norms(twin):
         _cast_own(norm, statistics)
+    if any(p.device.type != "cpu" for p in twin.parameters()):
+        take_pixels_first(twin)
     return twin
 
 

@@ -30,7 +30,8 @@ class WaveTask:
     `front`, `end`: donors, cut at the cells' hook, never modified. `stream`: training batches, or
     None where no pass is made. `dm_images(samples)`: images for the closed form. `evaluations`:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
-    `mode`: `auto`, `eager`, `compiled` or `captured`. `flops`: of the whole training, as planned.
+    `mode`: `auto`, `eager`, `compiled` or `captured`; `compile`: a captured step's stages too.
+    `flops`: of the whole training, as planned.
     `robust_images`: how many test images are attacked (None: all).
     `measures`: optional columns, see `measures.sites`.
     """
@@ -45,6 +46,7 @@ class WaveTask:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     mode: str = "auto"
+    compile: bool = False
     flops: float = 0.0
     robust_images: int | None = None
     measures: tuple[str, ...] = ()

@@ -102,6 +102,7 @@ class Workbench:
             device=self.device,
             precision=self.plan.precision,
             mode=self.plan.mode,
+            compile=self.spec.engine.compile,
             flops=wave.flops,
             robust_images=self.spec.evaluation.robust_images,
             measures=tuple(self.spec.evaluation.measures),

@@ -64,7 +64,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to `size` (align_corners False, no antialias)."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    if x.device.type != "cpu" and x.requires_grad:
+    if x.device.type != "cpu":
         return Bilinear.apply(x, tuple(size))
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

@@ -38,6 +38,11 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
             f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
             "use mode 'auto' or executor 'wave'"
         )
+    if engine.compile and (engine.mode == "eager" or engine.executor == "solo"):
+        raise FulaError(
+            "engine compile = true has nothing to compile in eager steps: leave it out, or use "
+            "mode 'auto', 'compiled' or 'captured' of the wave executor"
+        )
     if device == "cpu" and engine.precision in PRECISIONS and PRECISIONS[engine.precision].tf32:
         raise FulaError(
             f"precision '{engine.precision}' needs a CUDA device; use '{PLAIN}' on the CPU"

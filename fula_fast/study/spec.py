@@ -212,10 +212,12 @@ class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
 
     `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
-    memory, 60% of a CPU's available memory.
+    memory, 60% of a CPU's available memory. `compile`: also a captured step's stages go through
+    `torch.compile` (an H100 gains nothing by it, and waits ten seconds more for its first step).
     """
 
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    compile: bool = False
     executor: Literal["wave", "solo"] = "wave"
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
     memory: str | int | None = None

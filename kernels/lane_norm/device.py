@@ -20,21 +20,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..shared.device import load_tile, rectify, store_tile, tile_rows
+from ..shared.device import load_tile, rectify, store_tile, tile_offsets, tile_rows
 
 
 @triton.jit
 def stats_kernel(x, partial, lanes, samples, positions, channels, chunks, tiles, x_strides,
                  FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """partial[lane, chunk] = (mean, sum of squared deviations) of each channel.
-
-    Sums are taken around the mean of the chunk's first tile, so they do not cancel.
-    """
+    """partial[lane, chunk] = (mean, sum of squared deviations) of each channel."""
     pid = tl.program_id(0)
     lane = pid % lanes
     chunk = (pid // lanes) % chunks
     column = (pid // lanes // chunks) * COLS + tl.arange(0, COLS)
     held = column < channels
+    mean, spread = chunk_statistics(
+        x, lane, chunk, column, held, samples, positions, tiles, x_strides, FLAT, ROWS
+    )
+    out = partial + (lane * chunks + chunk).to(tl.int64) * 2 * channels + column
+    tl.store(out, mean, mask=held)
+    tl.store(out + channels, spread, mask=held)
+
+
+@triton.jit
+def chunk_statistics(x, lane, chunk, column, held, samples, positions, tiles, x_strides,
+                     FLAT: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """(mean, sum of squared deviations) of a chunk of `tiles` tiles, (COLS,) each.
+
+    Sums are taken around the mean of the chunk's first tile, so they do not cancel.
+    """
     first = lane.to(tl.int64) * samples
     rows = samples * positions
     row, valid = tile_rows(chunk * tiles, rows, ROWS)
@@ -52,9 +64,7 @@ def stats_kernel(x, partial, lanes, samples, positions, channels, chunks, tiles,
         square += value * value
     count = chunk_rows(chunk, tiles * ROWS, rows)
     offset = tl.sum(total, 0) / count
-    out = partial + (lane * chunks + chunk).to(tl.int64) * 2 * channels + column
-    tl.store(out, shift + offset, mask=held)
-    tl.store(out + channels, tl.sum(square, 0) - count * offset * offset, mask=held)
+    return shift + offset, tl.sum(square, 0) - count * offset * offset
 
 
 @triton.jit
@@ -66,28 +76,39 @@ def chunk_rows(chunk, span, rows):
 @triton.jit
 def merge_stats_kernel(partial, mean, var, lanes, channels, chunks, span, rows,
                        CHUNKS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """mean and biased variance (L, C) of all chunks, by Chan's formula; CHUNKS covers `chunks`."""
+    """mean and biased variance (L, C) of all chunks; CHUNKS covers `chunks`."""
     lane = tl.program_id(0) % lanes
     column = (tl.program_id(0) // lanes) * COLS + tl.arange(0, COLS)
-    chunk = tl.arange(0, CHUNKS)
     held = column < channels
+    entry = partial + (lane * chunks).to(tl.int64) * 2 * channels + column
+    centre, spread = merged(entry, held, chunks, channels, span, rows, CHUNKS)
+    tl.store(mean + lane * channels + column, centre, mask=held)
+    tl.store(var + lane * channels + column, spread, mask=held)
+
+
+@triton.jit
+def merged(entry, held, chunks, width, span, rows, CHUNKS: tl.constexpr):
+    """(mean, biased variance) of all chunks by Chan's formula; `entry` (COLS,) points to the first
+    one's means, sums of squared deviations lie `width` behind them."""
+    chunk = tl.arange(0, CHUNKS)
     mask = (chunk < chunks)[:, None] & held[None, :]
-    entry = (lane * chunks + chunk).to(tl.int64)[:, None] * 2 * channels + column[None, :]
-    means = tl.load(partial + entry, mask=mask, other=0.0)
-    spreads = tl.load(partial + entry + channels, mask=mask, other=0.0)
+    entries = entry[None, :] + chunk[:, None] * (2 * width)
+    # from the L2 cache: other programs of the same launch may have written them
+    means = tl.load(entries, mask=mask, other=0.0, cache_modifier=".cg")
+    spreads = tl.load(entries + width, mask=mask, other=0.0, cache_modifier=".cg")
     counts = chunk_rows(chunk, span, rows)[:, None]
     centre = tl.sum(counts * means, 0) / rows
     apart = means - centre[None, :]
     spread = tl.sum(spreads + counts * apart * apart, 0)
-    tl.store(mean + lane * channels + column, centre, mask=held)
-    tl.store(var + lane * channels + column, rectify(spread, 0.0) / rows, mask=held)
+    return centre, rectify(spread, 0.0) / rows
 
 
 @triton.jit
 def lane_affine(weight, bias, mean, var, lane, column, held, channels, affine_stride, eps):
     """(mean, 1 / sigma, weight, bias) of one lane's channels, float32."""
-    mean = tl.load(mean + lane * channels + column, mask=held, other=0.0).to(tl.float32)
-    var = tl.load(var + lane * channels + column, mask=held, other=1.0).to(tl.float32)
+    at = lane * channels + column  # from the L2 cache, as in `merged`
+    mean = tl.load(mean + at, mask=held, other=0.0, cache_modifier=".cg").to(tl.float32)
+    var = tl.load(var + at, mask=held, other=1.0, cache_modifier=".cg").to(tl.float32)
     weight = tl.load(weight + lane * affine_stride + column, mask=held, other=0.0)
     bias = tl.load(bias + lane * affine_stride + column, mask=held, other=0.0)
     return mean, tl.rsqrt(var + eps), weight.to(tl.float32), bias.to(tl.float32)
@@ -100,9 +121,20 @@ def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
                      FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """A tile of y, and per row its squared distance to the target in partial[lane, row, part]."""
     pid = tl.program_id(0)
-    lane = pid % lanes
-    tile = (pid // lanes) % tiles
-    part = pid // lanes // tiles
+    normalised_tile(
+        x, residual, target, weight, bias, mean, var, y, partial, pid % lanes,
+        (pid // lanes) % tiles, pid // lanes // tiles, samples, positions, channels, parts,
+        affine_stride, eps, floor, x_strides, residual_strides, target_strides, y_strides,
+        FLAT, ROWS, COLS,
+    )  # fmt: skip
+
+
+@triton.jit
+def normalised_tile(x, residual, target, weight, bias, mean, var, y, partial, lane, tile, part,
+                    samples, positions, channels, parts, affine_stride, eps, floor,
+                    x_strides, residual_strides, target_strides, y_strides,
+                    FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+    """Write a tile of y, and its rows' distances, by known statistics."""
     column = part * COLS + tl.arange(0, COLS)
     held = column < channels
     first = lane.to(tl.int64) * samples
@@ -162,6 +194,22 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
     chunk = (pid // lanes) % chunks
     column = (pid // lanes // chunks) * COLS + tl.arange(0, COLS)
     held = column < channels
+    total, product = chunk_sums(
+        x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_out, lane, chunk,
+        column, held, samples, positions, channels, tiles, affine_stride, eps, floor,
+        x_strides, residual_strides, target_strides, grad_strides, d_strides, FLAT, ROWS, COLS,
+    )  # fmt: skip
+    out = partial + (chunk * lanes + lane).to(tl.int64) * 2 * channels + column
+    tl.store(out, total, mask=held)
+    tl.store(out + channels, product, mask=held)
+
+
+@triton.jit
+def chunk_sums(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_out, lane,
+               chunk, column, held, samples, positions, channels, tiles, affine_stride, eps, floor,
+               x_strides, residual_strides, target_strides, grad_strides, d_strides,
+               FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
+    """(sum of d, sum of d * xhat) of a chunk, (COLS,) each; writes d where asked."""
     first = lane.to(tl.int64) * samples
     centre, inverse, gain, offset = lane_affine(
         weight, bias, mean, var, lane, column, held, channels, affine_stride, eps
@@ -180,9 +228,7 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
             store_tile(d_out, d, first, row, column, mask, positions, d_strides, FLAT)
         total += d
         product += tl.where(mask, d * xhat, 0.0)
-    out = partial + (chunk * lanes + lane).to(tl.int64) * 2 * channels + column
-    tl.store(out, tl.sum(total, 0), mask=held)
-    tl.store(out + channels, tl.sum(product, 0), mask=held)
+    return tl.sum(total, 0), tl.sum(product, 0)
 
 
 @triton.jit
@@ -196,9 +242,22 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
     share: 1 / (samples * positions), which turns sums into means.
     """
     pid = tl.program_id(0)
-    lane = pid % lanes
-    tile = (pid // lanes) % tiles
-    column = (pid // lanes // tiles) * COLS + tl.arange(0, COLS)
+    gradient_tile(
+        x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_in, d_out, sums, dx,
+        pid % lanes, (pid // lanes) % tiles, pid // lanes // tiles, samples, positions, channels,
+        affine_stride, eps, floor, share, x_strides, residual_strides, target_strides,
+        grad_strides, d_strides, dx_strides, FLAT, ROWS, COLS,
+    )  # fmt: skip
+
+
+@triton.jit
+def gradient_tile(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_in, d_out,
+                  sums, dx, lane, tile, part, samples, positions, channels, affine_stride, eps,
+                  floor, share, x_strides, residual_strides, target_strides, grad_strides,
+                  d_strides, dx_strides, FLAT: tl.constexpr, ROWS: tl.constexpr,
+                  COLS: tl.constexpr):  # fmt: skip
+    """Write a tile of dx, by known sums."""
+    column = part * COLS + tl.arange(0, COLS)
     held = column < channels
     first = lane.to(tl.int64) * samples
     row, valid = tile_rows(tile, samples * positions, ROWS)
@@ -207,7 +266,9 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
         weight, bias, mean, var, lane, column, held, channels, affine_stride, eps
     )
     if d_in is not None:
-        d = load_tile(d_in, first, row, column, mask, positions, d_strides, FLAT).to(tl.float32)
+        offsets = tile_offsets(first, row, column, positions, d_strides, FLAT)
+        # from the L2 cache, as in `merged`
+        d = tl.load(d_in + offsets, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
         value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
         xhat = (value - centre[None, :]) * inverse[None, :]
     else:
@@ -220,8 +281,8 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
         store_tile(d_out, d, first, row, column, mask, positions, d_strides, FLAT)
     if sums is not None:
         entry = sums + lane.to(tl.int64) * 2 * channels + column
-        mean_d = tl.load(entry, mask=held, other=0.0) * share
-        mean_dxhat = tl.load(entry + channels, mask=held, other=0.0) * share
+        mean_d = tl.load(entry, mask=held, other=0.0, cache_modifier=".cg") * share
+        mean_dxhat = tl.load(entry + channels, mask=held, other=0.0, cache_modifier=".cg") * share
         d = d - mean_d[None, :] - xhat * mean_dxhat[None, :]
     value = d * (inverse * gain)[None, :]
     store_tile(dx, value, first, row, column, mask, positions, dx_strides, FLAT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from ..shared.device import ABSENT, View, flat, power_of_two, sum_partials, view
 from ..shared.layout import like
 from ..shared.operators import Incoming
 from ..shared.tiles import Tile, choose
+from . import whole
 from .arguments import LaneNormArguments
 from .device import (
     input_gradient_kernel,
@@ -21,6 +23,8 @@ from .device import (
     sums_kernel,
 )
 
+WHOLE = os.environ.get("FULA_NORM") == "whole"
+"""Whether training passes are one launch each (`whole`), not two or three."""
 _CHUNKS = 128  # at most, so that one program merges them
 
 
@@ -53,6 +57,9 @@ def _chunks(rows: int, tile: Tile) -> tuple[int, int]:
 def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(y, mean, var, dist2 or None)."""
     with torch.cuda.device_of(a.x):
+        if WHOLE and a.training and a.x.numel():
+            a = _contiguous(a)
+            return whole.forward(a, _numbers(a))
         mean, var = a.running_mean, a.running_var
         if a.training:
             mean, var = _batch_statistics(a.x, a.lanes)
@@ -74,6 +81,10 @@ def backward(
     given = _Given(view(a.residual), aimed, view(dy), view(dresidual), ddist2)
     source, a = view(a.x), _contiguous(a)
     with torch.cuda.device_of(a.x):
+        if WHOLE and a.training:
+            share = a.lanes / (a.x.numel() // a.x.shape[1])
+            sums = whole.gradient(a, source, given, view(dx), _numbers(a), share)
+            return dx, dresidual, sums if affine else None
         if a.training or affine:
             sums = _sums(a, source, given)
         _input_gradient(a, source, given, sums, view(dx))

@@ -43,6 +43,8 @@ DEFAULTS: dict[str, Tile] = {
     "normalise": Tile(64, 64),
     "sums": Tile(32, 64, 32),
     "norm_gradient": Tile(32, 64),
+    "whole_norm": Tile(128, 32, 4),
+    "whole_gradient": Tile(64, 32, 8),
     "stitch": Tile(128, 128, 64, warps=8),
     "fused_gradient": Tile(128, 64, 128, warps=8, stages=2),
     "weight_gradient": Tile(64, 128, 128, warps=8),
@@ -65,6 +67,8 @@ SCATTERED: dict[str, Tile] = {
     "normalise": Tile(16, 32),
     "sums": Tile(16, 32, 64),
     "norm_gradient": Tile(16, 32),
+    "whole_norm": Tile(16, 32, 16),
+    "whole_gradient": Tile(16, 32, 16),
     "stitch": Tile(32, 32, 32),
     "fused_gradient": Tile(32, 32, 64, stages=2),
     "weight_gradient": Tile(32, 32, 16),
@@ -78,6 +82,12 @@ _CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "normalise": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64, 128) for w in (4, 8)),
     "sums": tuple(Tile(r, 64, 1024 // r, w) for r in (16, 32, 64) for w in (4, 8)),
     "norm_gradient": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64) for w in (4, 8)),
+    "whole_norm": tuple(
+        Tile(4096 // c, c, t, w) for c in (16, 32, 64) for t in (4, 8) for w in (4, 8)
+    ),
+    "whole_gradient": tuple(
+        Tile(2048 // c, c, t, w) for c in (16, 32, 64) for t in (4, 8) for w in (4, 8)
+    ),
     "stitch": tuple(
         Tile(r, c, k, w, s)
         for r, c, w in ((128, 128, 8), (128, 64, 4), (64, 128, 4), (128, 256, 8))

@@ -77,10 +77,18 @@ def test_a_snapshot_is_put_back_bit_for_bit():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
 
 
-def task(mode: str, flops: float = 0.0, device: str = "cpu"):
+def task(mode: str, flops: float = 0.0, device: str = "cpu", compile: bool = False):
     return SimpleNamespace(
-        mode=mode, flops=flops, device=torch.device(device), cells=cells(), progress=Progress()
-    )
+        mode=mode, flops=flops, device=torch.device(device), cells=cells(), progress=Progress(),
+        compile=compile,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["captured", "auto"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_captured_steps_stages_are_compiled_where_asked(mode, asked):
+    ran, runner = runner_of(task(mode, device="cuda", compile=asked))
+    assert ran == "captured" and isinstance(runner, CompiledRunner) is asked
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 
 pytest.importorskip("triton")
+from fula_fast.kernels.lane_norm import triton as norm_launch
+from fula_fast.kernels.lane_norm import whole
 from fula_fast.kernels.shared import tiles
 from fula_fast.kernels.shared.tiles import Tile
 from fula_fast.kernels.stitch_hint import triton as stitch_launch
@@ -28,6 +30,8 @@ SMALL = {
     "normalise": Tile(16, 8),
     "sums": Tile(8, 16, 2),
     "norm_gradient": Tile(16, 8),
+    "whole_norm": Tile(16, 8, 2),
+    "whole_gradient": Tile(8, 16, 2),
     "stitch": Tile(16, 16, 16),
     "fused_gradient": Tile(16, 16, 32),
     "weight_gradient": Tile(16, 16, 16),
@@ -87,6 +91,16 @@ def test_lane_norm(maker, agree, device, case):
     _check_norm(maker, agree, device, *case)
 
 
+@pytest.mark.parametrize("distance", [1, 1000])
+@pytest.mark.parametrize("case", NORMS, ids=lambda c: "-".join(map(str, c[1:])))
+def test_lane_norm_in_one_launch(maker, agree, device, monkeypatch, case, distance):
+    """Few and many programs between the passes."""
+    monkeypatch.setattr(norm_launch, "WHOLE", True)
+    monkeypatch.setattr(norm_launch, "_batch_statistics", None)  # which nobody calls then
+    monkeypatch.setattr(whole, "DISTANCE", distance)
+    _check_norm(maker, agree, device, *case)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options", list(product(*[(0, 1)] * 5)), ids=lambda o: "".join(map(str, o))
@@ -97,9 +111,11 @@ def test_lane_norm_with_every_option(maker, agree, device, name, options):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("in_one", [False, True])
 @pytest.mark.parametrize("name", ["f32", "bf16"])
 @pytest.mark.parametrize("sizes", [(3, 8, 64, 32, 32), (2, 16, 512, 4, 4), (2, 5, 96, 7, 7)])
-def test_lane_norm_with_its_own_tiles(maker, agree, sizes, name):
+def test_lane_norm_with_its_own_tiles(maker, agree, monkeypatch, sizes, name, in_one):
+    monkeypatch.setattr(norm_launch, "WHOLE", in_one)
     tiles._forced.clear()
     _check_norm(maker, agree, "cuda", sizes, name, "last", 1, 1, 1, 1, 1)
 

@@ -18,7 +18,13 @@ import torch
 from torch import nn
 
 from fula_fast.models import build, content_hash, stages
-from fula_fast.models.subsampled import Subsampled2d, keep_in_bounds, overruns
+from fula_fast.models.subsampled import (
+    FrozenSubsampled2d,
+    Subsampled2d,
+    keep_in_bounds,
+    overruns,
+    take_pixels_first,
+)
 
 LAST = torch.channels_last
 SHAPES = [  # inputs, outputs, stride, groups, side
@@ -230,3 +236,29 @@ def test_our_own_narrow_layouts_are_covered():
         if getattr(m, "stride", 1) == (2, 2) and m.kernel_size == (1, 1)
     }
     assert kinds == {4: Subsampled2d, 8: Subsampled2d, 16: nn.Conv2d}
+
+
+@pytest.mark.parametrize(("channels", "groups", "stride"), [(6, 1, 2), (4, 2, (3, 1)), (5, 5, 2)])
+def test_frozen_ones_take_pixels_first_and_have_the_whole_maps_gradient(channels, groups, stride):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 10, 1, stride, groups=groups).double().requires_grad_(False)
+    x, dy = torch.randn(2, channels, 7, 8, dtype=torch.float64, requires_grad=True), None
+    expected = conv(x)
+    dy = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, x, dy)
+    take_pixels_first(conv)
+    assert type(conv) is FrozenSubsampled2d
+    torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
+    (found,) = torch.autograd.grad(conv(x), x, dy)
+    torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_only_frozen_strided_pointwise_ones_of_few_channels_are_changed():
+    frozen = nn.Sequential(
+        nn.Conv2d(64, 8, 1, 2), nn.Conv2d(65, 8, 1, 2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)
+    ).requires_grad_(False)
+    take_pixels_first(frozen)
+    assert [type(m) for m in frozen] == [FrozenSubsampled2d, *[nn.Conv2d] * 3]
+    trained = nn.Sequential(nn.Conv2d(8, 8, 1, 2))
+    take_pixels_first(trained)
+    assert type(trained[0]) is nn.Conv2d

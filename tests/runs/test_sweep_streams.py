@@ -31,8 +31,9 @@ def jpegs(tmp_path_factory):
     return folder
 
 
-def run(jpegs, folder, stream: str, **options):
+def run(jpegs, folder, stream: str, engine=None, **options):
     """A donor trained by the stream, two stitches of it by the wave engine, with a marker."""
+    engine = engine or {"precision": "fp32", "device": "cpu"}
     donor = {"model": "resnet18", "width": 4, "epochs": 1, "batch_size": 64}
     return sweep(
         {
@@ -47,7 +48,7 @@ def run(jpegs, folder, stream: str, **options):
             },
             "protocol": {"epochs": 2, "batch_size": 64, "dm_samples": 40},
             "evaluation": {"sets": ["clean", "rolled"], "measures": ["linear_cka"]},
-            "engine": {"precision": "fp32", "device": "cpu"},
+            "engine": engine,
         },
         folder / "run", quiet=True, donors=folder / "donors",
     )  # fmt: skip
@@ -98,3 +99,21 @@ def test_decoding_once_or_in_the_stream_changes_no_number(runs):
         for name in ("front_hash", "end_hash"):
             assert row[name]
     assert measured[0] == measured[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_captured_sweep_fed_by_dali_equals_the_resident_one(jpegs, tmp_path, precision):
+    engine = {"precision": precision, "device": "cuda", "mode": "captured"}
+    ours, theirs, files = (
+        run(jpegs, tmp_path / name, stream, engine, **options)
+        for name, stream, options in (
+            ("ours", "dali", {}), ("theirs", "resident", {}), ("files", "dali", {"cached": False})
+        )
+    )  # fmt: skip
+    assert len(ours.rows) == 6 and not (ours.failed or files.failed)
+    trained = {row["engine_mode"] for row in ours.rows if row["method"] != "dm"}
+    assert trained == {"captured"}
+    assert_same(ours, theirs)
+    assert [row["accuracy"] for row in rows(files)] == [row["accuracy"] for row in rows(ours)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fula_fast.errors import FulaError
-from fula_fast.stitching.bilinear import Bilinear
+from fula_fast.stitching.bilinear import Bilinear, _kron
 from fula_fast.stitching.stitch import Geometry, Stitch, from_rows, kind, resize, to_rows
 
 CONV, SMALL, TOKEN, VECTOR = (3, 4, 4), (5, 2, 2), (16, 6), (7,)
@@ -188,14 +188,34 @@ def test_forms():
     assert Geometry(VECTOR, CONV).position_shape == (16, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("before", "after"), [((4, 4), (8, 8)), ((8, 6), (2, 3)), ((3, 5), (7, 4))]
+    ("before", "after"),
+    [
+        ((4, 4), (8, 8)),
+        ((8, 6), (2, 3)),
+        ((3, 5), (7, 4)),
+        ((4, 4), (32, 32)),
+        ((20, 18), (28, 21)),
+    ],
 )
-def test_the_gpus_resize_has_pytorchs_value_and_gradient(before, after):
-    """Its code on a CPU, where PyTorch's own gradient has one order."""
-    x = torch.randn(2, 3, *before, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 3, *after, dtype=torch.float64)
-    ours, theirs = Bilinear.apply(x, after), resize(x, after)
-    assert torch.equal(ours, theirs)
-    (mine,), (own,) = (torch.autograd.grad((y * weight).sum(), x) for y in (ours, theirs))
-    torch.testing.assert_close(mine, own, rtol=1e-12, atol=1e-12)
+def test_the_gpus_resize_has_pytorchs_value_and_gradient(before, after, dtype):
+    """Its code on a CPU, where PyTorch's own gradient has one order; the largest are beyond one
+    product over all pixels. bfloat16 differs by roundings of the value, of the matrix' numbers
+    (7 and 5 do not divide evenly), and between two products."""
+    x = torch.randn(2, 3, *before).to(dtype).requires_grad_()
+    weight = torch.randn(2, 3, *after).to(dtype)
+    exact = x.detach().double().requires_grad_()
+    ours, theirs = Bilinear.apply(x, after), resize(exact, after)
+    (mine,) = torch.autograd.grad((ours * weight).sum(), x)
+    (own,) = torch.autograd.grad((theirs * weight.double()).sum(), exact)
+    error = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 6e-3}[dtype]
+    for found, expected in ((ours, theirs), (mine, own)):
+        assert found.dtype == dtype
+        assert (found.double() - expected).norm() <= error * expected.norm()
+
+
+@pytest.mark.parametrize("after", [(8, 8), (16, 16), (32, 32)])
+def test_the_matrix_of_a_resize_by_powers_of_two_is_exact_in_bfloat16(after):
+    exact = _kron((4, 4), after, torch.float64, torch.device("cpu"))
+    assert torch.equal(exact.bfloat16().double(), exact)

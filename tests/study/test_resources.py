@@ -52,6 +52,8 @@ def test_tf32_needs_a_gpu(no_gpu):
     ("engine", "reason"),
     [
         ({"mode": "captured", "executor": "solo"}, "solo executor runs eagerly"),
+        ({"compile": True, "executor": "solo"}, "nothing to compile in eager steps"),
+        ({"compile": True, "mode": "eager"}, "nothing to compile in eager steps"),
         ({"mode": "compiled", "executor": "solo"}, "solo executor runs eagerly"),
     ],
 )
