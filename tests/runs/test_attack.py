@@ -104,7 +104,7 @@ def by_cell(rows, *names):
     }
 
 
-@pytest.mark.parametrize("attack", ["pgd-3", "apgd20"])
+@pytest.mark.parametrize("attack", ["pgd-3", pytest.param("apgd20", marks=pytest.mark.slow)])
 def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attack):
     whole = sweep(spec(attack), tmp_path / "whole", quiet=True)
     found = attack_run(plain.folder, attack)

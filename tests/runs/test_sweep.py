@@ -202,7 +202,7 @@ def spec_file(spec: dict, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=EXECUTORS)
+@pytest.fixture(scope="module", params=[pytest.param("solo", marks=pytest.mark.slow), "wave"])
 def reference(request, checkpoints, tmp_path_factory):
     """(spec file, an uninterrupted run of it in a process of its own, seconds that it computed)."""
     folder = tmp_path_factory.mktemp("interrupted")
@@ -243,7 +243,8 @@ def finish(spec_file: Path, folder: Path) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_table(reference, tmp_path, kills):
     path, expected, seconds = reference
     seed = random.randrange(10**6)

@@ -66,7 +66,7 @@ def _wait_for_end(pid: int) -> None:
 
 def test_a_report_written_before_the_time_ran_out_counts():
     writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
-    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 9), budget=9)
+    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 4), budget=4)
     assert slow.status == "out of time" and slow.reports == [REPORT]
 
 
@@ -88,7 +88,7 @@ def test_what_a_running_part_has_written_is_kept_at_once(tmp_path, monkeypatch):
 
     writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
     text = code(f"print('begun', flush=True); {writes}; import time; time.sleep(60)")
-    list(check([Part("slow", text, 9)], {**os.environ, "PYTHONSAFEPATH": "1"}, 9, folder, keep))
+    list(check([Part("slow", text, 4)], {**os.environ, "PYTHONSAFEPATH": "1"}, 4, folder, keep))
     assert any(
         found.get("slow/log.txt") == b"begun\n" and json.loads(found["slow/a.json"]) == REPORT
         for found in seen  # all from before its end

@@ -72,6 +72,7 @@ def test_ours_takes_no_more_than_is_said(noun):
 
 
 @compiles
+@pytest.mark.slow
 def test_a_report_names_what_was_left_out_and_why(monkeypatch):
     monkeypatch.setattr(
         bench, "measured_rates", lambda device: bench.Rates(1e9, {"bf16": 1e9, "fp32": 1e9})

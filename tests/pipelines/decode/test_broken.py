@@ -130,6 +130,7 @@ def test_broken_files_are_skipped(tmp_path, kinds):
     assert skipped == [f"train/a/{20 * i + 10:03}-{name}" for i, name in enumerate(names)]
 
 
+@pytest.mark.slow
 def test_sound_files_that_dali_rejects_are_read(tmp_path, without_checksum):
     folder = _folder(tmp_path, [])
     for i in range(1, 96, 10):
