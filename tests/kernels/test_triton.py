@@ -91,7 +91,7 @@ def test_lane_norm(maker, agree, device, case):
     _check_norm(maker, agree, device, *case)
 
 
-@pytest.mark.parametrize("distance", [1, 1000])
+@pytest.mark.parametrize("distance", [1, 100])
 @pytest.mark.parametrize("case", NORMS, ids=lambda c: "-".join(map(str, c[1:])))
 def test_lane_norm_in_one_launch(maker, agree, device, monkeypatch, case, distance):
     """Few and many programs between the passes."""
@@ -268,6 +268,8 @@ def test_augment_takes_draws_with_gaps(device):
 
 
 def test_two_runs_have_the_same_bits(maker, device):
+    if device.type == "cpu":
+        pytest.skip("the interpreter runs one program after another")
     make = maker(torch.bfloat16)
     x, target = make(1, 3, 9, 3, 5).to(device), make(1, 3, 17, 3, 5).to(device)
     weight, bias = make.wide(2, 17, 9), make.wide(2, 17)
