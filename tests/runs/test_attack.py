@@ -119,6 +119,7 @@ def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attac
         assert [r["cell"] for r in csv.DictReader(file)] == [r["cell"] for r in found.rows]
 
 
+@pytest.mark.slow
 def test_cells_that_were_trained_alone_are_attacked_too(spec, tmp_path):
     whole = sweep(spec("pgd-3", "solo"), tmp_path / "whole", quiet=True)
     found = attack_run(whole.folder, "pgd-3")

@@ -101,7 +101,7 @@ NULL = {"error", "subset", "loss", "weighting"}
 """Columns that may lack a value in a good row."""
 
 
-@pytest.fixture(scope="module", params=EXECUTORS)
+@pytest.fixture(scope="module", params=[pytest.param("solo", marks=pytest.mark.slow), "wave"])
 def whole(request, checkpoints, tmp_path_factory):
     """A run of every method at two sites, by either executor."""
     donors = {n: {"checkpoint": str(checkpoints / f"{n}.safetensors")} for n in "ab"}
@@ -202,7 +202,7 @@ def spec_file(spec: dict, folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[pytest.param("solo", marks=pytest.mark.slow), "wave"])
+@pytest.fixture(scope="module", params=EXECUTORS)
 def reference(request, checkpoints, tmp_path_factory):
     """(spec file, an uninterrupted run of it in a process of its own, seconds that it computed)."""
     folder = tmp_path_factory.mktemp("interrupted")
@@ -270,6 +270,7 @@ def sigint_heard():
 
 
 @pytest.mark.usefixtures("sigint_heard")
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(reference, tmp_path):
     path, expected, _ = reference
     for attempt in range(3):

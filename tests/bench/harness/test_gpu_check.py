@@ -115,7 +115,11 @@ def test_endless(): time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("processes", [(), ("-p", "xdist.plugin", "-n1")], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param((), marks=pytest.mark.slow), ("-p", "xdist.plugin", "-n1")],
+    ids=["one", "several"],
+)
 def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
     (tmp_path / "test_suite.py").write_text(SUITE)
     options = ("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *processes)
@@ -153,6 +157,7 @@ def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
     assert (skipped.status, skipped.detail) == ("skipped", "checker is not on PATH")
 
 
+@pytest.mark.slow
 def test_the_memory_checker_sees_every_noun_and_the_library(tmp_path):
     """The tests chosen for it exist, are marked gpu, and are none of the large ones."""
     watched = [a.replace("{out}", str(tmp_path)) for a in gpu_plans._watched()]
@@ -254,6 +259,7 @@ def test_the_table_tells_met_from_missed():
     assert lines[2].endswith("met") and lines[3].endswith("MISSED") and "target" not in lines[4]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_in_one_line(capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_check.main([]) == 2

@@ -90,7 +90,9 @@ def test_a_report_names_what_was_left_out_and_why(monkeypatch):
 
 
 @compiles
-@pytest.mark.parametrize("way", cases.WAYS)
+@pytest.mark.parametrize(
+    "way", [w if w != "compile" else pytest.param(w, marks=pytest.mark.slow) for w in cases.WAYS]
+)
 def test_every_part_is_measured_every_way(way):
     case = Case("4x4", 2, "fp32", "cpu", 2)
     rates = bench.Rates(1e9, {"fp32": 1e9})
