@@ -331,7 +331,7 @@ def test_the_table_in_other_forms(results, monkeypatch):
         results.to_pandas()
 
 
-def test_a_sweep_over_modules_of_the_users_own(digits, tmp_path):
+def test_a_sweep_over_modules_of_the_users_own(digits, tmp_path, without_plots):
     """Sites of every kind between two modules that no name describes, by either executor."""
     nets = {}
     for seed, name in enumerate(["mine", "other"]):

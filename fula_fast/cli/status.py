@@ -12,7 +12,7 @@ import typer
 from .app import FAILED, command
 
 if TYPE_CHECKING:
-    from ..store.status import Status
+    from ..store.activity import Status
 
 WATCH_SECONDS = 5.0
 
@@ -31,7 +31,7 @@ def status(
     Exit code 1 where cells have failed.
     """
     from ..store import Store
-    from ..store.status import status_of
+    from ..store.activity import status_of
 
     while True:
         store = Store.open(run)

@@ -132,7 +132,7 @@ def test_weights_of_another_program_are_attacked_by_the_models_name(capsys, tmp_
     assert code == 0 and "pgd-1 on 8 images" in out
 
 
-def test_results_and_stitches_show_themselves_in_a_notebook(tmp_path):
+def test_results_and_stitches_show_themselves_in_a_notebook(tmp_path, without_plots):
     results = fula_fast.sweep(tomllib.loads(TINY), tmp_path / "run", quiet=True)
     html = results._repr_html_()
     (row,) = results.rows

@@ -35,6 +35,7 @@ def test_vit_every_second_block_ends_before_the_head():
     assert model.site_names == tuple(f"blocks.{i}" for i in (1, 3, 5, 7, 9, 11))
 
 
+@pytest.mark.slow
 def test_vit_base_is_timms():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):

@@ -199,6 +199,7 @@ def test_a_size_is_that_of_data_and_donors_alike():
         ("fig10", "paper", "vgg16", 32),
     ],
 )
+@pytest.mark.slow
 def test_images_are_as_large_as_an_architecture_needs_and_it_is_said(name, scale, model, side):
     front = None if name == "mislead-noise" else model
     experiment = resolve(name, scale, NOWHERE, front=front, end=model)

@@ -217,6 +217,7 @@ def test_overrides_apply_to_every_preset():
 def test_robust_evaluation_overrides_the_protocols():
     spec = load_spec(MINIMAL, ["evaluation.robust=pgd-10"])
     assert spec.base_protocol.robust == "pgd-10"
+    assert load_spec(MINIMAL, ["evaluation.robust=rand"]).base_protocol.robust == "autoattack-rand"
 
 
 def test_a_study_is_the_spec_without_engine_and_place_of_data():

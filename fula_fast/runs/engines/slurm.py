@@ -18,7 +18,7 @@ from .launch import Launch, Watch
 LOOK_SECONDS = 5.0
 
 
-class Job:
+class SlurmJob:
     """One worker: what Slurm's job calls, and calls again after a requeue."""
 
     def __init__(self, arguments: list[str], folder: str) -> None:
@@ -45,7 +45,7 @@ class Job:
 def run(launch: Launch, progress: Progress) -> None:
     """Submit the workers; with `launch.wait`, tell of what they finish until they have ended."""
     executor = _executor(launch)
-    job = Job(launch.arguments(), str(Path.cwd()))
+    job = SlurmJob(launch.arguments(), str(Path.cwd()))
     with executor.batch():
         jobs = [executor.submit(job) for _ in range(launch.resources.workers)]
     names = ", ".join(job.job_id for job in jobs)
