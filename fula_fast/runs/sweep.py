@@ -128,9 +128,11 @@ def work(
     spec = load_spec(store.spec, [("engine.device", device), ("engine.workers", 1)])
     found = resources(spec.engine)
     planned = _kept(store, found.budget, found.device)
+    todo = set(store.missing()) - store.settled(since)
+    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     with keeping_memory(found.device == "cpu"):
         bench = Workbench(spec, planned, progress, donors=donors)
-        _work(bench, store, set(store.missing()), since, fail_fast, profile)
+        _work(bench, store, todo, since, fail_fast, profile)
     return len(store.missing())
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -262,3 +263,22 @@ def test_sizes_as_text(size, text):
 
 def test_work_as_text():
     assert flops_text(1.5e15) == "1.5 PFLOP" and flops_text(2e9) == "2 GFLOP"
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8, 100])
+def test_waves_are_cut_so_that_workers_end_together(workers):
+    spec = spec_of({"sites": "all-pairs", "methods": ["hint", "tlm"], "seeds": [0]})
+    whole, parts = plan(spec), plan(spec, workers=workers)
+    assert Counter(c.id for w in parts.waves for c in w.cells) == Counter(c.id for c in whole.cells)
+    ends = [sorted({c.end_site for c in w.cells}) for w in parts.waves]
+    assert all(e == list(range(e[0], e[-1] + 1)) for e in ends)
+    work = [w.flops for w in parts.waves]
+    assert work == sorted(work, reverse=True) and len(work) >= min(workers, 9)
+    # a lane is not cut; what a wave shares counts once in each part
+    assert max(work) <= 1.5 * sum(work) / workers + max(plan(spec, budget=None).flops / 162, 0) * 4
+
+
+def test_waves_within_a_workers_share_stay_whole():
+    """Two pairs of donors: two waves for two workers."""
+    spec = spec_of({"front": ["a", "b"], "end": "b", "sites": "same", "methods": ["hint"]})
+    assert [w.id for w in plan(spec, workers=2).waves] == [w.id for w in plan(spec).waves]

@@ -20,7 +20,7 @@ LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """How long a worker that is told to end may take."""
 MOST_DEATHS = 5
-"""Of workers on one wave, without a finished cell in between."""
+"""Of workers in one epoch of a wave, without a finished cell in between."""
 _REFUSED = 2
 """A worker's exit code for what concerns the whole run."""
 
@@ -95,9 +95,10 @@ def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress)
     if code == _REFUSED:
         raise FulaError(f"{worker.last_words().removeprefix('error: ')} (log: {worker.log})")
     wave = launch.store.writers.left_by(worker.note)
-    deaths[wave] += 1
+    place = wave, launch.store.epochs_of(wave) if wave else None
+    deaths[place] += 1
     reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-    if deaths[wave] == MOST_DEATHS:
+    if deaths[place] == MOST_DEATHS:
         raise FulaError(
             f"{MOST_DEATHS} workers ended on wave '{wave}' without a result ({reason}: "
             f"{worker.last_words()}); see {worker.log}"
