@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,10 @@ from .launch import Launch, Watch
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """How long a worker that is told to end may take."""
-MOST_DEATHS = 5
-"""Of workers in one epoch of a wave, without a finished cell in between."""
+MOST_DEATHS = 10
+"""Of workers in one epoch of a wave, without a finished cell in between; being asked to end
+(`_ASKED`: preempted) is none."""
+_ASKED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 _REFUSED = 2
 """A worker's exit code for what concerns the whole run."""
 
@@ -96,7 +99,7 @@ def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress)
         raise FulaError(f"{worker.last_words().removeprefix('error: ')} (log: {worker.log})")
     wave = launch.store.writers.left_by(worker.note)
     place = wave, launch.store.epochs_of(wave) if wave else None
-    deaths[place] += 1
+    deaths[place] += code not in _ASKED
     reason = f"signal {-code}" if code < 0 else f"exit code {code}"
     if deaths[place] == MOST_DEATHS:
         raise FulaError(

@@ -16,6 +16,8 @@ from ...study.spec import SlurmSpec
 from .launch import Launch, Watch
 
 LOOK_SECONDS = 5.0
+REQUEUES = 1000
+"""Of a job that ran out of time, which is no failure."""
 
 
 class SlurmJob:
@@ -65,7 +67,9 @@ def _executor(launch: Launch) -> Any:
             "engine 'slurm' needs the package submitit: pip install 'fula-fast[slurm]'"
         ) from None
     folder = launch.store.logs / "slurm"
-    executor = submitit.AutoExecutor(folder=folder, cluster=os.environ.get("FULA_SUBMITIT"))
+    executor = submitit.AutoExecutor(
+        folder=folder, cluster=os.environ.get("FULA_SUBMITIT"), slurm_max_num_timeout=REQUEUES
+    )
     executor.update_parameters(**parameters(launch.engine.slurm, launch.store.folder.name))
     return executor
 
@@ -77,7 +81,6 @@ def parameters(spec: SlurmSpec, name: str) -> dict[str, Any]:
         "timeout_min": max(round(spec.hours * 60), 1),
         "cpus_per_task": spec.cpus,
         "slurm_mem": spec.memory,
-        "slurm_max_num_timeout": 1000,  # a requeue is no failure
         "slurm_additional_parameters": {k.replace("-", "_"): v for k, v in spec.sbatch.items()},
     }
     if spec.gpus:
