@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ..errors import FulaError, nearest
 from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
-from .copies import private_copy
+from .copies import private_copy, unwrapped, unwrapped_name
 from .families import check_request
 from .staged import Norm2d, Staged
 
@@ -36,13 +36,15 @@ def stages(
     `sites` are names of `module.named_modules()`, in the order in which they run. `input_shape` is
     (C, H, W); `num_classes` is measured when not given. `channels`: whether sites keep channels
     first or last, found out by default; sites give (B, C, H, W), (B, N, C) or (B, C) either way.
-    Batch norms over images become `Norm2d`.
+    Compiled and data-parallel modules are unwrapped. Batch norms over images become `Norm2d`.
     Raises `FulaError` where the module cannot be traced, a name is unknown or repeated, a site is
     no single tensor of two to four axes, or something else than the site's output is used behind
     it (a skip connection across the cut).
     """
-    _check_sites(module, sites)
-    module = _prepared(private_copy(module))
+    inner = unwrapped(module)
+    sites = list(sites) if inner is module else [unwrapped_name(site) for site in sites]
+    _check_sites(inner, sites)
+    module = _prepared(private_copy(inner))
     training = module.training
     graph = _trace(module.eval(), sites)
     ends = [_site_node(graph, module, site) for site in sites]
@@ -115,7 +117,7 @@ def _trace(module: nn.Module, sites: Sequence[str]) -> fx.Graph:
     except Exception as error:  # fx raises whatever the traced code raises
         reason = str(error).split("\n")[0][:160]
         raise FulaError(
-            f"{type(module).__name__} cannot be cut at {', '.join(sites)}: its forward cannot be "
+            f"{original.__name__} cannot be cut at {', '.join(sites)}: its forward cannot be "
             f"traced ({reason}); choose sites outside the part with data-dependent control flow"
         ) from error
     finally:
@@ -230,6 +232,10 @@ def _checked_run(label: str, site: str, part: nn.Module, x: torch.Tensor) -> tor
             f"model '{label}' does not run on an input of shape {list(x.shape[1:])}: "
             f"{reason} (at {site}); check input_shape and the model's options"
         ) from error
+    if site == "the head" and not isinstance(y, torch.Tensor):
+        raise FulaError(
+            f"model '{label}' returns a {type(y).__name__}, not a tensor; return the logits alone"
+        )
     if not isinstance(y, torch.Tensor) or not 2 <= y.ndim <= 4 or y.shape[0] != 1:
         raise FulaError(
             f"'{site}' of model '{label}' gives no tensor of shape (B, C), (B, N, C) or "
