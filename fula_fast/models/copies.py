@@ -16,17 +16,18 @@ M = TypeVar("M", bound=nn.Module)
 _WRAPPER_PARTS = ("_orig_mod", "module")
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: M) -> M:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, in any
-    order."""
+    order; anything that is no module is as it was."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
+    while isinstance(module, nn.Module):
         if isinstance(module, parallel):
             module = module.module
         elif (inner := module._modules.get("_orig_mod")) is not None:
             module = inner
         else:
-            return module
+            break
+    return module
 
 
 def unwrapped_name(name: str) -> str:
