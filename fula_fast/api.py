@@ -29,7 +29,7 @@ from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .models.copies import private_copy, unwrapped
-from .models.labels import check_label_order, check_stored_normalisation
+from .models.labels import check_answers, check_label_order, check_stored_normalisation
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
@@ -246,6 +246,8 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     for name in cell.objective:
         if method_named(name).labels:
             _check_classes(name, front, end, source)
+    classes = source.num_classes
+    check_answers(end.num_classes, classes, f"end '{end.name}'", f"'{source.name}'")
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
     if not cell.objective and not sites.like:
         raise FulaError(

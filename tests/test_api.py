@@ -221,6 +221,7 @@ def test_double_precision(donors, digits, found):
     )
 
 
+LABELLED_TO_11 = ((np.zeros((12, 8, 8, 3), np.uint8), range(12)),) * 2
 MISTAKES = [
     ({"method": "fulla"}, "unknown method 'fulla'; did you mean 'fula'?"),
     ({"method": {"tlm": -1}}, "tlm = -1 must be non-negative"),
@@ -249,6 +250,9 @@ MISTAKES = [
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 2]),) * 2}, "but there are 4 images"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4),) * 2}, "has the label -1; number"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
+    ({"data": LABELLED_TO_11}, "'arrays' has labels 0 to 11, but end 'resnet18' answers with 10"),
+    ({"data": LABELLED_TO_11, "method": "dm"}, "10 classes, 0 to 9; use data of its classes"),
+    ({"data": LABELLED_TO_11, "method": "tlm"}, "'arrays' has 12"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
     ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),

@@ -12,6 +12,7 @@ from ..attacks.names import parse
 from ..errors import FulaError
 from ..methods import method, objective
 from ..methods.weightings import term_weights
+from ..models.labels import check_answers
 from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
@@ -179,6 +180,10 @@ def _check_pair(
             f"{labels} trains on the labels of [data], which has {data.classes} classes, but end "
             f"'{end.name}' has {end.classes}; leave {labels} out, or use the end's own data"
         )
+    for role, donor in (("end", end), ("front", front)):
+        if role == "end" or protocol.measures_robustness:  # its own head is attacked, too
+            named = f"{role} '{donor.name}'"
+            check_answers(donor.classes, data.classes, named, f"[data] '{spec.data.source}'")
     if front.input_shape != data.shape or end.input_shape != data.shape:
         raise FulaError(
             f"{pair} take images {_shown(front.input_shape)} and {_shown(end.input_shape)}, but "
