@@ -38,13 +38,13 @@ from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, SpecTable
+from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.sites import Site, site_number
 from .study.spec import EngineSpec, load_spec, parse_table
-from .study.toml import explain, read_toml
+from .study.toml import explain, plain, read_toml
 
 Donor = Staged | str | Path
 
@@ -54,8 +54,8 @@ class _Options(SpecTable):
 
     front_site: Site
     end_site: Site
-    seed: int = Field(ge=0)
-    data_seed: int = Field(ge=0)
+    seed: Seed
+    data_seed: Seed
     alpha: float = Field(ge=0, le=1)
     shortcut: OneShortcut
     subset: int | None = Field(ge=1)
@@ -161,8 +161,8 @@ def stitch(
         "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
         "subset": subset, "device": device, "precision": precision,
     }  # fmt: skip
-    given = parse_table(_Options, asked, "stitch")
-    rule = _protocol(protocol, options)
+    given = parse_table(_Options, plain(asked), "stitch")
+    rule = _protocol(protocol, plain(options))
     front, end = _donor(front, "front", rule), _donor(end, "end", rule)
     source = given_source(data, end)
     cell = _cell(method, rule, given, (front, end))

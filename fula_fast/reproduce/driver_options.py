@@ -13,7 +13,7 @@ from ..study.protocol import HIGHEST_RATE, attack_name
 from ..study.sites import Site
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
-Seed = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -28,10 +28,10 @@ from pydantic import (
 from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, SpecTable
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, Seed, SpecTable
 from .protocol import PRESETS, Protocol, attack_name, protocol
 from .sites import Sites
-from .toml import Overrides, apply_overrides, explain, fractions, read_toml
+from .toml import Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)
 
@@ -122,10 +122,9 @@ class GridSpec(SpecTable):
     alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
     shortcut: Many[OneShortcut] = (None,)
     subset: Many[Subset] = (None,)
-    seeds: Many[Annotated[int, Field(ge=0)]] = (0,)
+    seeds: Many[Seed] = (0,)
     data_seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None,
-        BeforeValidator(lambda v: v if v is None else _several(v)),
+        tuple[Seed, ...] | None, BeforeValidator(lambda v: v if v is None else _several(v))
     ] = None
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
@@ -325,7 +324,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ())
     name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
-    table = fractions(apply_overrides(table, overrides))
+    table = fractions(plain(apply_overrides(table, overrides)))
     spec = parse_table(Spec, table, "")
     _check_axes_free(spec)
     spec.protocols()
