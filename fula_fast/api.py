@@ -42,7 +42,7 @@ from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
-from .study.sites import Site, site_number
+from .study.site_names import Site, site_number
 from .study.spec import EngineSpec, load_spec, parse_table
 from .study.toml import explain, plain, read_toml
 

@@ -14,7 +14,7 @@ from ..models.families import DEFAULTS
 from ..study.donor_spec import DonorSpec
 from ..study.expand import alike
 from ..study.facts import DataFacts, DonorFacts, donor_facts
-from ..study.sites import site_number
+from ..study.site_names import site_number
 from ..study.spec import load_spec, parse_table
 from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose

@@ -10,7 +10,7 @@ from ..errors import FulaError
 from ..methods import method
 from ..study.donor_spec import Marked, SpecTable
 from ..study.protocol import HIGHEST_RATE, attack_name
-from ..study.sites import Site
+from ..study.site_names import Site
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]

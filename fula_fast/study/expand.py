@@ -17,7 +17,7 @@ from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
 from .protocol import Protocol
-from .sites import site_number
+from .site_names import site_number
 from .spec import Mixture, Spec
 
 FactsOf = Callable[[str, str], DonorFacts]

@@ -30,7 +30,7 @@ from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
 from .donor_spec import DataSpec, DonorSpec, OneShortcut, Seed, SpecTable
 from .protocol import PRESETS, Protocol, attack_name, protocol
-from .sites import Sites
+from .site_names import Sites
 from .toml import Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)

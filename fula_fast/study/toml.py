@@ -143,7 +143,8 @@ def plain(value: Any, where: str = "") -> Any:
     Raises `FulaError` for any other object, and for text that is not UTF-8.
     """
     if isinstance(value, Mapping):
-        return {str(k): plain(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        keys = {check_text(str(key), "key"): part for key, part in value.items()}
+        return {k: plain(v, f"{where}.{k}" if where else k) for k, v in keys.items()}
     if isinstance(value, os.PathLike):
         return plain(os.fspath(value), where)
     if isinstance(value, str):

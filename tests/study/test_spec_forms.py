@@ -96,6 +96,11 @@ def test_what_is_no_plain_value_is_named(given, message):
         load_spec(tables(**given))
 
 
+def test_a_key_of_another_encoding_is_named():
+    with pytest.raises(FulaError, match=r"key 'caf\\udce9' is not UTF-8 text"):
+        load_spec(tables(), {"donors.caf\udce9.model": "resnet18"})
+
+
 @pytest.mark.parametrize("key", ["donors.a.seed", "donors.a.shortcut.seed"])
 def test_seeds_of_donors_are_64_bit_too(key):
     marker = {"donors.a.shortcut": {"pattern": "pixel", "location": "class"}}
