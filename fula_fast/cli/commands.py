@@ -322,9 +322,10 @@ def _attack_model(
 def _built(name: str | None, options: Iterable[str], source: Any) -> Any:
     """The model of --model for a source's images; None where the checkpoint describes its own."""
     from ..models import build
+    from ..models.families import free_options
     from ..study.toml import parse_override
 
-    given = {parts[0]: value for parts, value in map(parse_override, options)}
+    given = free_options({parts[0]: value for parts, value in map(parse_override, options)})
     if name is None and given:
         raise FulaError("--model-option is of --model; give the model's name too")
     shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
@@ -386,9 +387,10 @@ def sites(
     from rich.console import Console
 
     from ..models import describe, sites_table
+    from ..models.families import free_options
     from ..study.toml import parse_override
 
-    options = {parts[0]: value for parts, value in map(parse_override, option or ())}
+    options = free_options({parts[0]: value for parts, value in map(parse_override, option or ())})
     found = describe(model, classes, (channels, size, size), hook, **options)
     Console(width=None if sys.stdout.isatty() else 120).print(sites_table(found))
 

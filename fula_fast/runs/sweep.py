@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -384,6 +384,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """As it was typed; bytes that are no UTF-8 as escapes, which a report can show."""
+    program, *rest = arguments or ("",)
+    text = " ".join([Path(program).name, *rest])
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _launch(planned: Plan) -> dict[str, Any]:
     """What a report says of the machine and the command."""
     return {
@@ -395,5 +402,5 @@ def _launch(planned: Plan) -> dict[str, Any]:
         "system": platform.platform(),
         "precision": planned.precision,
         "executor": planned.executor,
-        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "command": _command(sys.argv),
     }

@@ -28,9 +28,10 @@ from pydantic import (
 from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, SpecTable
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, Seed, SpecTable
 from .protocol import PRESETS, Protocol, attack_name, protocol
-from .toml import Overrides, apply_overrides, explain, fractions, read_toml
+from .site_names import Sites
+from .toml import Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)
 
@@ -75,22 +76,6 @@ def _method_kind(value: Any) -> str:
     return "<mixture>" if isinstance(value, Mapping | Mixture) else "<name>"
 
 
-def _site(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, list | tuple) and len(value) in (1, 2):
-        return tuple(value)
-    raise ValueError(f"{value!r} is neither a site nor a pair [front site, end site]")
-
-
-def _site_list(value: Any) -> Any:
-    if value in ("same", "all-pairs"):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(_site(v) for v in value)
-    raise ValueError(f"{value!r} is none of 'same', 'all-pairs', or a list of [front, end] sites")
-
-
 def _subset(value: Any) -> Any:
     return None if value == "all" else value
 
@@ -119,7 +104,8 @@ class GridSpec(SpecTable):
 
     `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
     `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
-    where a lone number is an end site with the front site of the same depth.
+    where a lone one is an end site with the front site of the same depth. Sites are numbers from
+    1, or names as `fula-fast sites` prints them.
     `weightings` apply to objectives with a part that they weigh; unset: the protocol's.
     `protocols`: preset names; unset: the protocol's. `subset`: first n classes, or "all".
     `data_seeds`: order, crops and DM samples; unset: each cell's own seed.
@@ -129,17 +115,16 @@ class GridSpec(SpecTable):
     front: Many[str] = ()
     end: Many[str] = ()
     pairs: tuple[tuple[str, str], ...] = ()
-    sites: Annotated[Any, BeforeValidator(_site_list)] = "same"
+    sites: Sites = "same"
     methods: Many[Method] = METHODS
     weightings: Many[Weighting] = ()
     protocols: Many[str] = ()
     alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
     shortcut: Many[OneShortcut] = (None,)
     subset: Many[Subset] = (None,)
-    seeds: Many[Annotated[int, Field(ge=0)]] = (0,)
+    seeds: Many[Seed] = (0,)
     data_seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None,
-        BeforeValidator(lambda v: v if v is None else _several(v)),
+        tuple[Seed, ...] | None, BeforeValidator(lambda v: v if v is None else _several(v))
     ] = None
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
@@ -374,7 +359,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ())
     name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
-    table = fractions(apply_overrides(table, overrides))
+    table = fractions(plain(apply_overrides(table, overrides)))
     spec = parse_table(Spec, table, "")
     _check_axes_free(spec)
     spec.protocols()

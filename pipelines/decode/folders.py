@@ -109,10 +109,10 @@ def _left_out(
     for i in rest:
         known = tree.names[i].lower().endswith(_encoded(extensions))
         kinds["in deeper folders" if known else "of other endings"].append(tree.where(i))
-    kinds["that are links to nothing, or devices"] = links = []
+    kinds["that are links to nothing or in a circle, pipes or devices"] = links = []
     for name in tree.left_out:
         if name.startswith(f"{split}/"):
-            known = name.lower().endswith(extensions)
+            known = name.lower().endswith(extensions) or "." not in name.rsplit("/", 1)[-1]
             (links if known else kinds["of other endings"]).append(f"{tree.root}/{name}")
     for kind, places in kinds.items():
         if places:

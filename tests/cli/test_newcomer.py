@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -149,3 +152,34 @@ def test_stitch_reports_its_progress(capsys):
     assert "1/1 cells" in capsys.readouterr().err
     fula_fast.stitch(NETWORK, NETWORK, 3, 3, "digits", quiet=True, **given)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sites", "resnet18"], ["attack", "--help"], ["sweep", "quickstart", "--dry-run"]]
+)
+def test_a_terminal_that_lacks_letters_shows_others(arguments):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "fula_fast", *arguments]
+    found = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert found.returncode == 0 and b"Traceback" not in found.stderr
+    assert found.stdout.isascii() and found.stderr.isascii() and len(found.stdout) > 200
+
+
+def test_a_name_that_the_systems_encoding_lacks_is_one_line(capsys, tmp_path, monkeypatch):
+    """`PYTHONUTF8=0` in the C locale: no folder can have the name of the spec."""
+    (tmp_path / "tiny.toml").write_text(f'name = "né"\n{TINY}', "utf-8")
+
+    def refuse(*_args, **_options):
+        raise UnicodeEncodeError("ascii", "runs/né", 6, 7, "ordinal not in range(128)")
+
+    monkeypatch.setattr("fula_fast.report.after_sweep.sweep_with_report", refuse)
+    code, _, err = run(capsys, "sweep", str(tmp_path / "tiny.toml"))
+    assert code == 2 and "'runs/né' cannot be written in the system's encoding 'ascii'" in err
+    assert "set PYTHONUTF8=1" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["num_classes=5", "hook=pre_relu", "name=x"])
+def test_what_is_no_option_of_a_model_is_said(capsys, option):
+    for command in (["sites", "resnet18"], ["sites", "torchvision:resnet18"]):
+        code, _, err = run(capsys, *command, "--option", option)
+        assert code == 2 and "is no option of a model" in err
