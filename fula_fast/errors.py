@@ -23,6 +23,9 @@ _MEANT = {
 class FulaError(Exception):
     """A user's mistake or an unusable input; the command line prints it without a traceback."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))  # it goes to terminals, logs and tables
+
 
 class FulaWarning(UserWarning):
     """Something that went on, but that the user should know; the command line prints one line."""
@@ -37,6 +40,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"; did you mean '{close[0]}'?"
     rest = f" … ({len(valid)} in all)" if len(valid) > _LISTED else ""
     return f"; valid: {', '.join(valid[:_LISTED])}{rest}"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what cannot be written as UTF-8: bytes of another encoding in the
+    name of a file."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def check_text(text: str, what: str) -> str:

@@ -112,9 +112,23 @@ def _show_plan(spec: Any, folder: Path) -> int:
     )
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
+    if found.workers > 1:
+        print(_schedule_line(planned, done, found.workers))
     for line in _dry_lines(spec, planned, done):
         print(line)
     return 0
+
+
+def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
+    from ..study.schedule import schedule
+
+    finished = set(done)
+    left = [w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished]
+    found = schedule(left, workers)
+    return (
+        f"schedule: {len(left)} waves on {workers} workers, {found.efficiency:.0%} of their time "
+        "at work until the last has ended (by FLOPs)"
+    )
 
 
 @command("work", resume="what is finished is kept: the same command goes on")

@@ -18,7 +18,7 @@ from .. import __version__
 from ..device.allocator import keeping_memory
 from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
-from ..errors import FulaError
+from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged, describe_staged
@@ -387,8 +387,7 @@ def _versions() -> dict[str, str]:
 def _command(arguments: Sequence[str]) -> str:
     """As it was typed; bytes that are no UTF-8 as escapes, which a report can show."""
     program, *rest = arguments or ("",)
-    text = " ".join([Path(program).name, *rest])
-    return text.encode(errors="backslashreplace").decode()
+    return printable(" ".join([Path(program).name, *rest]))
 
 
 def _launch(planned: Plan) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .protocol import Protocol
 from .resources import check_mode
+from .schedule import schedule
 from .spec import Spec
 
 
@@ -244,6 +245,11 @@ class _Facts:
         return self.known[name, hook]
 
 
+EVEN = 0.95
+"""Share of workers' time at work from which waves are not cut further."""
+_HALVINGS = 20
+
+
 @dataclass(frozen=True)
 class _Packer:
     facts: _Facts
@@ -269,36 +275,58 @@ class _Packer:
     def shared_out(
         self, packed: Sequence[tuple[WaveKey, list[Cell]]], workers: int
     ) -> list[tuple[WaveKey, list[Cell]]]:
-        """Waves of at most a worker's share of all work, the longest first; those that are longer
-        are cut by their lanes' end sites, so that lanes that share passes stay together."""
+        """Waves that so many workers end together: the longest are cut by their lanes' end sites,
+        so that lanes that share passes stay together; no more than is needed."""
         if workers == 1:
             return list(packed)
-        cost = [self._cost(key, lanes) for key, lanes in packed]
-        share = sum(cost) / workers
-        found = []
-        for (key, lanes), work in zip(packed, cost, strict=True):
-            parts = min(ceil(work / share - 1e-9), len(lanes)) if work else 1
-            found += [(key, part) for part in self._cut(key, lanes, parts)]
-        return sorted(found, key=lambda part: -self._cost(*part))
+        share = sum(self._cost(*part) for part in packed) / workers
+        tried = []
+        for finer in (1, 2, 4, 8):
+            found = [(k, cut) for k, lanes in packed for cut in self._cut(k, lanes, share / finer)]
+            found.sort(key=lambda part: -self._cost(*part))
+            shared = schedule([self._cost(*part) for part in found], workers)
+            tried.append((shared.makespan, found))
+            if shared.efficiency >= EVEN:
+                break
+        return min(tried, key=lambda each: each[0])[1]
 
     def _cost(self, key: WaveKey, lanes: Sequence[Cell]) -> float:
         """FLOPs of a wave's training; lanes without any count their number."""
         steps = key.epochs * self._steps_per_epoch(key)
         return steps * step_flops(lanes, *self._pair(key)) + len(lanes)
 
-    def _cut(self, key: WaveKey, lanes: list[Cell], parts: int) -> list[list[Cell]]:
-        """`parts` runs of lanes, by end site, of about equal cost."""
-        if parts == 1:
+    def _cut(self, key: WaveKey, lanes: list[Cell], most: float) -> list[list[Cell]]:
+        """Runs of lanes, by end site, of about equal cost, and of at most `most` if they were
+        many."""
+        parts = min(ceil(self._cost(key, lanes) / most - 1e-9), len(lanes))
+        if parts <= 1:
             return [lanes]
         order = sorted(lanes, key=lambda cell: (cell.end_site, cell.front_site))
-        single = [self._cost(key, [cell]) for cell in order]
-        found: list[list[Cell]] = [[] for _ in range(parts)]
-        done = 0.0
-        for number, (cell, work) in enumerate(zip(order, single, strict=True)):
-            place = min(int((done + work / 2) / sum(single) * parts), parts - 1)
-            found[max(place, parts - len(order) + number)].append(cell)
-            done += work
-        return [part for part in found if part]
+        low, high = self._cost(key, lanes) / parts, self._cost(key, lanes)
+        best = [order]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = self._runs(key, order, middle)
+            if len(found) <= parts:
+                best, high = found, middle
+            else:
+                low = middle
+        return best
+
+    def _runs(self, key: WaveKey, order: list[Cell], most: float) -> list[list[Cell]]:
+        """The fewest runs of `order` that cost `most` at most, or are one lane."""
+        found, start = [], 0
+        while start < len(order):
+            low, high = start + 1, len(order)
+            while low < high:
+                middle = (low + high + 1) // 2
+                if self._cost(key, order[start:middle]) <= most:
+                    low = middle
+                else:
+                    high = middle - 1
+            found.append(order[start:low])
+            start = low
+        return found
 
     def _steps_per_epoch(self, key: WaveKey) -> int:
         images = self.data.train_images

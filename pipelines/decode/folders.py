@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...errors import FulaError
+from ...errors import FulaError, printable
 from .images import check_classes
 from .trees import IMAGES, FileTree
 
@@ -118,7 +118,8 @@ def _left_out(
         if places:
             _log.warning(
                 "%d files %s are left out of '%s/%s' (%s/<class>/<file> with %s are read), first "
-                "'%s'", len(places), kind, tree.root, split, split, " ".join(extensions), places[0],
+                "'%s'", len(places), kind, tree.root, split, split, " ".join(extensions),
+                printable(places[0]),
             )  # fmt: skip
     return tuple(place for places in kinds.values() for place in places)
 

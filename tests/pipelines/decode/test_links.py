@@ -99,12 +99,14 @@ def test_names_of_another_encoding(folder, form, cached):
     assert np.array_equal(images[:3], images[7:])
 
 
-def test_a_broken_image_of_such_a_name_is_as_any_other(folder):
+def test_a_broken_image_of_such_a_name_is_as_any_other(folder, caplog):
     with open(os.fsencode(folder) + b"/train/cat/caf\xe9.png", "wb") as file:
         file.write(b"broken")
     with pytest.raises(FulaError, match="set on_error = 'skip'"):
         load(folder)
     assert len(load(folder, on_error="skip").train.skipped) == 1
+    told = [record.getMessage() for record in caplog.records]
+    assert told and all("caf\\udce9.png" in line and line.encode() for line in told)
 
 
 def test_a_digest_does_not_fail_on_what_cannot_be_read(tmp_path):
