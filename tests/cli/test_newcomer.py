@@ -118,10 +118,18 @@ def test_eps_in_levels_is_refused(capsys, eps, way):
 
 @pytest.mark.parametrize("name, ours", [("epsilon", "eps"), ("step_size", "step")])
 def test_names_of_the_field_are_understood(name, ours):
-    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
-        robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1})
-    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
-        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: 0.1}}})
+    (found,), (expected,) = (
+        robust_evaluate(NETWORK, X, Y, "pgd-2", **{given: 0.3}) for given in (name, ours)
+    )
+    assert found.settings == expected.settings and found.settings[ours] == 0.3
+    by_name, by_ours = (
+        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {n: 0.1}}}) for n in (name, ours)
+    )
+    assert by_name == by_ours and by_name.base_protocol.attack.model_dump()[ours] == 0.1
+    with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
+        robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1, ours: 0.1})
+    with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
+        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: 0.1, ours: 0.1}}})
 
 
 def test_weights_of_another_program_are_attacked_by_the_models_name(capsys, tmp_path):
