@@ -26,7 +26,8 @@ class Summary:
 
     def __str__(self) -> str:
         failed = f", {self.run.failed} failed" if self.run.failed else ""
-        head = f"{self.run.cells} cells in {self.run.seconds:.0f} s{failed}; report: {self.report}"
+        what = f"{self.run.cells} cells" if self.run.cells else "similarity"
+        head = f"{what} in {self.run.seconds:.0f} s{failed}; report: {self.report}"
         return f"{self.text}\n{head}" if self.text else head
 
 

@@ -23,6 +23,7 @@ from ..files.paths import user_path
 from ..models import Staged, describe_staged
 from ..progress import Progress
 from ..store import Store
+from ..store.similarity_table import missing_pairs, write_similarity
 from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, PlannedWave, plan
@@ -72,11 +73,13 @@ def run_sweep(
     planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
-    progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
+    if planned.cells:
+        progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
     for note in planned.notes:
         progress.note(note)
-    if todo:
+    if todo or (planned.similarity and (store is None or missing_pairs(store))):
         from .kept import keep_surroundings
+        from .similarity_pass import run_similarity
         from .workbench import Workbench
 
         with keeping_memory(resources(spec.engine).device == "cpu"):
@@ -85,6 +88,8 @@ def run_sweep(
             keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
             with store.writers.present():
+                if planned.similarity:
+                    run_similarity(bench, store)
                 for wave in _free_waves(planned, store, todo, progress):
                     _run_wave(wave, bench, store, todo, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
@@ -132,7 +137,7 @@ def _kept(store: Store, planned: Plan, budget: int) -> Plan:
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"
         )
-    largest = max(wave.memory for wave in kept.waves)
+    largest = max((wave.memory for wave in kept.waves), default=0)
     if largest > budget:
         raise FulaError(
             f"'{store.folder}' was planned on '{kept.device}' with waves of "
@@ -294,7 +299,9 @@ def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
     store.tidy()
-    store.write_tables()
+    if planned.cells:
+        store.write_tables()
+    write_similarity(store)
     return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
 
