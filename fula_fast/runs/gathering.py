@@ -15,7 +15,7 @@ from ..measures.moments import Moments
 from ..measures.outputs import Outputs
 from ..models import Staged
 from ..pipelines import Batch
-from ..study.similarity_plan import SiteBlock, FeatureView, of_moments
+from ..study.similarity_plan import FeatureView, SiteBlock, of_moments
 
 Key = tuple[FeatureView, int]
 SiteBlocks = Mapping[tuple[str, str], Sequence[SiteBlock]]

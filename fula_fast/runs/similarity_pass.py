@@ -11,7 +11,7 @@ import torch
 from .. import pipelines
 from ..device.precision import PLAIN, arithmetic
 from ..donors.obtain import normalisation_of
-from ..measures.comparison import Draws, Scores, Judgement, compare, judged
+from ..measures.comparison import Draws, Judgement, Scores, compare, judged
 from ..measures.matrices import Sides, of_moments
 from ..measures.moments import Moments
 from ..measures.pair import effective_rank
@@ -25,7 +25,7 @@ from ..store.similarity_table import check_same, missing_pairs, planned_pairs, w
 from ..study.similarity_plan import SiteBlock, blocks
 from ..study.similarity_plan import of_moments as names_of_moments
 from ..study.similarity_spec import LEVEL, SimilaritySpec
-from .gathering import SiteBlocks, Gathered, gather
+from .gathering import Gathered, SiteBlocks, gather
 from .workbench import Workbench
 
 Pair = tuple[str, str]

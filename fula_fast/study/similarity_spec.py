@@ -121,13 +121,12 @@ class SimilaritySpec(SpecTable):
                 raise ValueError(f"features.{name}: it compares outputs, which have no features")
         return self
 
-    def comparison_pairs(
-        self, grid: Sequence[tuple[str, str]], donors: Sequence[str]
-    ) -> tuple[tuple[str, str], ...]:
-        """(front, end) names; `grid`: the grid's pairs, empty without one."""
-        if self.pairs or (grid and not self.donors):
-            return tuple(dict.fromkeys(self.pairs or grid))
-        return tuple(combinations_with_replacement(dict.fromkeys(self.donors or donors), 2))
+    def paired(self, grid: Sequence[tuple[str, str]], donors: Sequence[str]) -> SimilaritySpec:
+        """With its pairs written out; `grid`: the grid's, empty without one."""
+        pairs = tuple(dict.fromkeys(self.pairs or grid))
+        if not pairs or self.donors:
+            pairs = tuple(combinations_with_replacement(dict.fromkeys(self.donors or donors), 2))
+        return self.model_copy(update={"pairs": pairs, "donors": ()})
 
     def words(self, name: str) -> tuple[Features, Features]:
         """A measure's features of maps and of tokens."""

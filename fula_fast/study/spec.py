@@ -387,15 +387,8 @@ def _inherited(spec: Spec) -> Spec:
         )
         for name, donor in spec.donors.items()
     }
-    return spec.model_copy(update={"donors": filled, "similarity": _paired(spec)})
-
-
-def _paired(spec: Spec) -> SimilaritySpec | None:
-    """The similarity table with its pairs written out."""
-    if (asked := spec.similarity) is None:
-        return None
-    pairs = asked.comparison_pairs(spec.grid_pairs, tuple(spec.donors))
-    return asked.model_copy(update={"pairs": pairs, "donors": ()})
+    asked = spec.similarity and spec.similarity.paired(spec.grid_pairs, tuple(spec.donors))
+    return spec.model_copy(update={"donors": filled, "similarity": asked})
 
 
 def _first(value: Any, default: Any) -> Any:
