@@ -309,11 +309,16 @@ def sites(
 @command("report")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a sweep.")],
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Write tables for a paper too: tables/*.tex.")
+    ] = False,
 ) -> None:
     """Write a run's report again: report.html with its plots beside it."""
-    from ..report import write_report
+    from ..report import write_latex, write_report
 
     print(write_report(run))
+    for path in write_latex(run) if latex else ():
+        print(path)
 
 
 @command("doctor")

@@ -119,7 +119,7 @@ def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
         for start in range(0, len(of_pair), MOST_ROWS):
             part = of_pair[start : start + MOST_ROWS]
             drawn = stitching_plot(part, shown)
-            name = _name("stitching", pair, start // MOST_ROWS, len(of_pair))
+            name = file_name("stitching", pair, start // MOST_ROWS, len(of_pair))
             pictures.append(_kept(drawn, plots / name, _stitching_caption(part)))
     return pictures
 
@@ -139,7 +139,7 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
     shown, pictures = varying(found), []
     for number, study in enumerate(s for s in found if s.cross_layer):
         for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
-            name = _name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
+            name = file_name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
             drawn = heat_map(study, metric, shown)
             pictures.append(_kept(drawn, plots / name, _heat_caption(study, metric)))
     return pictures
@@ -154,7 +154,7 @@ def _similarity(store: Store, found: list[Study], plots: Path) -> list[dict[str,
         names = f"{pair.front} → {pair.end}"
         pictures = []
         for draw, (kind, words) in drawings if pair.panels else ():
-            path = plots / _name(kind, (pair.front, pair.end), number, len(pairs))
+            path = plots / file_name(kind, (pair.front, pair.end), number, len(pairs))
             pictures.append(_kept(draw(pair), path, f"{names}: {words}"))
         sections.append({"title": names, "rows": summary_rows(pair), "pictures": pictures})
     return sections
@@ -191,10 +191,13 @@ def _heat_caption(study: Study, metric: str) -> str:
     )
 
 
-def _name(kind: str, pair: tuple[str, str], number: int, count: int) -> str:
+def file_name(
+    kind: str, pair: tuple[str, str], number: int, count: int, suffix: str = ".svg"
+) -> str:
+    """A file's name for a pair of donors, numbered where there are several of its kind."""
     names = [name if len(name) < 60 else f"{name[:50]}-{digest(name)[:8]}" for name in pair]
     text = "-".join((kind, *names, *([str(number + 1)] if count > 1 else [])))
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + ".svg"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + suffix
 
 
 def picture(path: Path, caption: str) -> Picture:
