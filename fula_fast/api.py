@@ -33,7 +33,7 @@ from .models.labels import check_answers, check_label_order, check_stored_normal
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results, behind, html_table, load
+from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source
 from .stitching.stitch import Geometry, Stitch
@@ -42,8 +42,9 @@ from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
+from .study.similarity_plan import similarity_spec
 from .study.site_names import Site, site_number
-from .study.spec import EngineSpec, load_spec, parse_table
+from .study.spec import EngineSpec, Spec, load_spec, parse_table
 from .study.toml import explain, plain, read_toml
 
 Donor = Staged | str | Path
@@ -346,17 +347,48 @@ def sweep(
     models = {name: unwrapped(model) for name, model in (models or {}).items()}
     loaded = load_spec(_with_models(spec, models), overrides)
     folder = user_path(out) if out is not None else Path("runs") / loaded.name
+    options = {"resume": resume, "fail_fast": fail_fast}
+    return load(_run_spec(loaded, folder, quiet, models, donors, **options), models)
+
+
+def similarity(
+    spec: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    models: Mapping[str, Staged] | None = None,
+    donors: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> Similarities:
+    """Compare a spec's donors layer by layer, without training; write a run folder and its report.
+
+    The spec's `[similarity]` table says which measures, donors and images; without one the usual
+    measures are taken, of the grid's pairs or of all donors. Arguments are those of `sweep`; a
+    `[grid]` gives pairs alone, and `out` is runs/NAME-similarity by default. Raises `FulaError` as
+    `sweep` does, and where the run would not fit in memory.
+    """
+    models = {name: unwrapped(model) for name, model in (models or {}).items()}
+    loaded = similarity_spec(_with_models(spec, models), overrides)
+    folder = user_path(out) if out is not None else Path("runs") / f"{loaded.name}-similarity"
+    return similarities(_run_spec(loaded, folder, quiet, models, donors, resume=resume))
+
+
+def _run_spec(
+    spec: Spec,
+    folder: Path,
+    quiet: bool,
+    models: Mapping[str, Staged] | None,
+    donors: str | Path | None,
+    **options: bool,
+) -> Path:
+    """Run a spec with its report; the folder."""
+    place = None if donors is None else user_path(donors)
     with Progress() if quiet else open_progress() as progress:
         found = sweep_with_report(
-            loaded,
-            folder,
-            resume=resume,
-            fail_fast=fail_fast,
-            progress=progress,
-            donors=None if donors is None else user_path(donors),
-            modules=models,
+            spec, folder, progress=progress, donors=place, modules=models, **options
         )
-    return load(found.run.folder, models)
+    return found.run.folder
 
 
 def _with_models(

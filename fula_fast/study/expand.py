@@ -85,6 +85,8 @@ def expand(
 
     Raises `FulaError` for sites out of range and for combinations that mean nothing.
     """
+    if spec.grid is None:
+        return (), ()
     kept: dict[str, Cell] = {}
     merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for cell, context in _points(spec, data, facts_of):
