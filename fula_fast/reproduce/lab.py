@@ -15,10 +15,10 @@ from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
 from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
+from ..files.paths import cache_folder
 from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
-from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..stitching.starts import initial_stitches
 from ..study.cell import Cell

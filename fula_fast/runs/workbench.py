@@ -13,10 +13,10 @@ from ..donors.donor import Donor
 from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
 from ..engine.task import WaveTask
 from ..errors import FulaError
+from ..files.paths import cache_folder
 from ..models import Staged
 from ..models.labels import check_label_order
 from ..pipelines import Batch, Source
-from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
 from ..study.plan import Plan, PlannedWave
