@@ -28,24 +28,24 @@ from .methods import FULA, objective
 from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
-from .models.copies import private_copy
-from .models.labels import check_label_order, check_stored_normalisation
+from .models.copies import private_copy, unwrapped
+from .models.labels import check_answers, check_label_order, check_stored_normalisation
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
 from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source
-from .stitching.starts import check_sites
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, SpecTable
+from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.similarity_plan import similarity_spec
+from .study.site_names import Site, site_number
 from .study.spec import EngineSpec, Spec, load_spec, parse_table
-from .study.toml import explain, read_toml
+from .study.toml import explain, plain, read_toml
 
 Donor = Staged | str | Path
 
@@ -53,10 +53,10 @@ Donor = Staged | str | Path
 class _Options(SpecTable):
     """The plain arguments of `stitch` that are no protocol options, checked."""
 
-    front_site: int
-    end_site: int
-    seed: int = Field(ge=0)
-    data_seed: int = Field(ge=0)
+    front_site: Site
+    end_site: Site
+    seed: Seed
+    data_seed: Seed
     alpha: float = Field(ge=0, le=1)
     shortcut: OneShortcut
     subset: int | None = Field(ge=1)
@@ -120,8 +120,8 @@ _METRICS = (*AGREEMENT, "term_stitch", "loss", "seconds", "front_accuracy", "end
 def stitch(
     front: Donor,
     end: Donor,
-    front_site: int,
-    end_site: int,
+    front_site: int | str,
+    end_site: int | str,
     data: Data,
     method: str | Mapping[str, float] = FULA.name,
     protocol: str = "fula-v2",
@@ -140,9 +140,9 @@ def stitch(
     """Train one stitch from `front` at `front_site` into `end` at `end_site`, and measure it.
 
     `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
-    of checkpoints. Sites count from 1. `data`: a `Source`, the name of one (resized to the donors'
-    input), or a pair (train, test) of `ImageSet`s or of (images, labels) arrays, uint8 (N, H, W, C)
-    or as `pipelines.sources.arrays` says.
+    of checkpoints. Sites are numbers from 1, or names (their `site_names`). `data`: a `Source`, the
+    name of one (resized to the donors' input), or a pair (train, test) of `ImageSet`s or of
+    (images, labels) arrays, uint8 (N, H, W, C) or as `pipelines.sources.arrays` says.
     `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
@@ -162,11 +162,11 @@ def stitch(
         "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
         "subset": subset, "device": device, "precision": precision,
     }  # fmt: skip
-    given = parse_table(_Options, asked, "stitch")
-    rule = _protocol(protocol, options)
+    given = parse_table(_Options, plain(asked), "stitch")
+    rule = _protocol(protocol, plain(options))
     front, end = _donor(front, "front", rule), _donor(end, "end", rule)
     source = given_source(data, end)
-    cell = _cell(method, rule, given)
+    cell = _cell(method, rule, given, (front, end))
     _check(cell, front, end, source)
     moments = given_moments(normalisation, source)
     for role, donor in (("front", front), ("end", end)):
@@ -193,10 +193,21 @@ def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
         raise explain(error, Protocol, "") from None
 
 
-def _cell(method: str | Mapping[str, float], rule: Protocol, given: _Options) -> Cell:
+def _cell(
+    method: str | Mapping[str, float],
+    rule: Protocol,
+    given: _Options,
+    donors: tuple[Staged, Staged],
+) -> Cell:
     name = method if isinstance(method, str) else "mixture"
+    sites = [
+        site_number(site, donor.site_names, f"{role} {donor.name}")
+        for role, site, donor in zip(
+            ("front", "end"), (given.front_site, given.end_site), donors, strict=True
+        )
+    ]
     return Cell(
-        "front", "end", given.front_site, given.end_site, name, objective(method), rule,
+        "front", "end", *sites, name, objective(method), rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
@@ -205,6 +216,7 @@ def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
     """The user's donor as a private copy in eval mode."""
     if isinstance(given, str | Path):
         return load_checkpoint(given, hook=rule.hook)
+    given = unwrapped(given)
     if not isinstance(given, Staged):
         raise FulaError(_uncut(role, given))
     if given.hook != rule.hook:
@@ -223,8 +235,6 @@ def _uncut(role: str, given: Any) -> str:
 
 
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
-    check_sites(front, cell.front_site, "front")
-    check_sites(end, cell.end_site, "end")
     if cell.weighted:
         term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
     for role, donor in (("front", front), ("end", end)):
@@ -237,6 +247,8 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     for name in cell.objective:
         if method_named(name).labels:
             _check_classes(name, front, end, source)
+    classes = source.num_classes
+    check_answers(end.num_classes, classes, f"end '{end.name}'", f"'{source.name}'")
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
     if not cell.objective and not sites.like:
         raise FulaError(
@@ -332,7 +344,8 @@ def sweep(
     A cell that fails leaves a row with `status` "failed"; the others go on, unless `fail_fast`.
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
-    loaded = load_spec(_with_models(spec, models or {}), overrides)
+    models = {name: unwrapped(model) for name, model in (models or {}).items()}
+    loaded = load_spec(_with_models(spec, models), overrides)
     folder = user_path(out) if out is not None else Path("runs") / loaded.name
     options = {"resume": resume, "fail_fast": fail_fast}
     return load(_run_spec(loaded, folder, quiet, models, donors, **options), models)
@@ -355,7 +368,8 @@ def similarity(
     `[grid]` gives pairs alone, and `out` is runs/NAME-similarity by default. Raises `FulaError` as
     `sweep` does, and where the run would not fit in memory.
     """
-    loaded = similarity_spec(_with_models(spec, models or {}), overrides)
+    models = {name: unwrapped(model) for name, model in (models or {}).items()}
+    loaded = similarity_spec(_with_models(spec, models), overrides)
     folder = user_path(out) if out is not None else Path("runs") / f"{loaded.name}-similarity"
     return similarities(_run_spec(loaded, folder, quiet, models, donors, resume=resume))
 

@@ -23,6 +23,9 @@ _MEANT = {
 class FulaError(Exception):
     """A user's mistake or an unusable input; the command line prints it without a traceback."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))  # it goes to terminals, logs and tables
+
 
 class FulaWarning(UserWarning):
     """Something that went on, but that the user should know; the command line prints one line."""
@@ -39,10 +42,32 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {', '.join(valid[:_LISTED])}{rest}"
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what cannot be written as UTF-8: bytes of another encoding in the
+    name of a file."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def check_text(text: str, what: str) -> str:
+    """`text`, if it can be written as UTF-8; else `FulaError` that says so of `what`.
+
+    Bytes of another encoding come in as lone surrogates: from file names and arguments.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FulaError(
+            f"{what} {text!r} is not UTF-8 text, which tables and checkpoints need; rename it "
+            "(convmv -f latin1 -t utf8 --notest FILE), or give another"
+        ) from None
+    return text
+
+
 def check_name(name: str, what: str) -> str:
     """`name`, if it can be the name of a file or folder; else `FulaError` that says so
     of `what`."""
-    long = len(name.encode(errors="surrogatepass")) > 100
+    check_text(name, f"{what} =")
+    long = len(name.encode()) > 100
     if re.fullmatch(r"[^./\\\0-\x1f][^/\\\0-\x1f]*", name) and not long:
         return name
     shown = name if len(name) <= 100 else f"{name[:20]}… ({len(name)} characters)"

@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: the folder of real data, and the published golden numbers."""
+"""Fixtures shared by all tests: a cache of the session's own, the folder of real data, and the
+published golden numbers."""
 
 from __future__ import annotations
 
@@ -35,6 +36,18 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Decoded data and trained donors go to a folder of this session, unless FULA_TEST_CACHE names
+    one to keep: no test depends on what an earlier session left."""
+    kept = os.environ.get("FULA_TEST_CACHE")
+    folder = kept or str(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FULA_CACHE", folder)
+        patch.delenv("FULA_DATA", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

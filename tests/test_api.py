@@ -203,6 +203,16 @@ def test_all_training_images_for_the_closed_form(donors, digits):
     assert found.term_stitch < few.term_stitch
 
 
+@pytest.mark.parametrize(
+    "sites", [("layer1.1", "layer2.1"), (3, "layer2.1"), (np.int64(3), np.uint8(5))]
+)
+def test_sites_by_name_and_donors_in_wrappers(donors, digits, found, sites):
+    wrapped = nn.DataParallel(donors[0]), torch.compile(donors[1])
+    named = fula_fast.stitch(*wrapped, *sites, digits, **QUICK)
+    assert (named.front_site, named.end_site) == (3, 5)
+    assert torch.equal(named.stitch.weight, found.stitch.weight)
+
+
 def test_double_precision(donors, digits, found):
     double = fula_fast.stitch(*donors, 3, 5, digits, precision="fp64", **QUICK)
     assert double.stitch.weight.dtype == torch.float64
@@ -211,12 +221,16 @@ def test_double_precision(donors, digits, found):
     )
 
 
+LABELLED_TO_11 = ((np.zeros((12, 8, 8, 3), np.uint8), range(12)),) * 2
 MISTAKES = [
     ({"method": "fulla"}, "unknown method 'fulla'; did you mean 'fula'?"),
     ({"method": {"tlm": -1}}, "tlm = -1 must be non-negative"),
-    ({"front_site": 12}, "front site 12 is out of range: resnet18 has sites 1 to 9"),
-    ({"end_site": 0}, "end site 0 is out of range: resnet18 has sites 1 to 9"),
-    ({"end_site": "x"}, "end_site = 'x': should be a valid integer"),
+    ({"front_site": 12}, "front resnet18 has sites 1 to 9, so site 12 is out of range"),
+    ({"end_site": 0}, "end resnet18 has sites 1 to 9, so site 0 is out of range"),
+    ({"end_site": "x"}, "end resnet18 has no site 'x'; valid: layer1.0, "),
+    ({"front_site": "layer1.2"}, "front resnet18 has no site 'layer1.2'; did you mean 'layer1."),
+    ({"front_site": 1.5}, "front_site: 1.5 is no site; give its number from 1, or its name"),
+    ({"end_site": True}, "True is no site; give its number from 1, or its name"),
     ({"protocol": "fula-v3"}, "unknown protocol 'fula-v3'; did you mean 'fula-v2'?"),
     ({"epoch": 3}, "unknown protocol option 'epoch'; did you mean 'epochs'?"),
     ({"lr": -1}, "lr = -1: should be greater than 0"),
@@ -236,6 +250,9 @@ MISTAKES = [
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 2]),) * 2}, "but there are 4 images"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4),) * 2}, "has the label -1; number"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
+    ({"data": LABELLED_TO_11}, "'arrays' has labels 0 to 11, but end 'resnet18' answers with 10"),
+    ({"data": LABELLED_TO_11, "method": "dm"}, "10 classes, 0 to 9; use data of its classes"),
+    ({"data": LABELLED_TO_11, "method": "tlm"}, "'arrays' has 12"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
     ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),
@@ -331,7 +348,7 @@ def test_the_table_in_other_forms(results, monkeypatch):
         results.to_pandas()
 
 
-def test_a_sweep_over_modules_of_the_users_own(digits, tmp_path):
+def test_a_sweep_over_modules_of_the_users_own(digits, tmp_path, without_plots):
     """Sites of every kind between two modules that no name describes, by either executor."""
     nets = {}
     for seed, name in enumerate(["mine", "other"]):

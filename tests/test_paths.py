@@ -37,6 +37,26 @@ def test_other_paths_stay(home):
         user_path("~no-such-user-at-all/x")
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        load_checkpoint,
+        load_spec,
+        Store.open,
+        lambda path: fula_fast.sweep("quickstart", path),
+        lambda path: save_checkpoint(
+            build("resnet18", width=2, num_classes=2, input_shape=(3, 8, 8)), path
+        ),
+        lambda path: load_source("imagefolder", path=path),
+        lambda path: fula_fast.sweep("quickstart", overrides={"name": path}),
+    ],
+)
+def test_bytes_of_another_encoding_are_refused_before_any_work(home, use):
+    """Safetensors, Parquet and reports need UTF-8, and would fail at the end."""
+    with pytest.raises(FulaError, match=r"'caf\\udce9' is not UTF-8 text.* rename it"):
+        use("caf\udce9")
+
+
 def test_variables(home, monkeypatch):
     monkeypatch.setenv("FULA_CACHE", "~/cache")
     monkeypatch.setenv("FULA_DATA", "~/data")

@@ -161,12 +161,27 @@ SWITCHES = ("random_start", "compile", *SAVINGS)
 """The options that are on or off."""
 
 
+MEANT = {"epsilon": "eps", "step_size": "step", "iterations": "steps"}
+"""Other programs' names of options, which are understood."""
+
+
+def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options under our names. Raises `FulaError` where one is given by both."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        own = MEANT.get(name, name)
+        if own in found or (own != name and own in options):
+            raise FulaError(f"'{name}' and '{own}' are the same option; give one of them")
+        found[own] = value
+    return found
+
+
 def checked(options: Mapping[str, Any], known: Iterable[str] = (*NAMES, *SAVINGS)) -> AttackOptions:
     """`AttackOptions` from its fields and, beside them, single savings by name.
 
     Raises `FulaError` for a name that is not `known`, and for what `AttackOptions` refuses.
     """
-    known = tuple(known)
+    known, options = tuple(known), own_names(options)
     for name in options:
         if name not in known:
             raise FulaError(f"unknown attack option '{name}'{nearest(name, known)}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..device.compiling import compiled
 from ..errors import FulaError
-from ..models.copies import private_copy
+from ..models.copies import private_copy, unwrapped
 from .fold import fold
 
 
@@ -99,7 +99,7 @@ class Single:
 
 def _frozen(model: nn.Module) -> nn.Module:
     """An eval-mode copy that takes no gradient; half-precision weights are widened to float32."""
-    result = private_copy(model).eval().requires_grad_(False)
+    result = private_copy(unwrapped(model)).eval().requires_grad_(False)
     weight = _weight(result)
     narrow = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
     return result.float() if narrow else result

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import FulaError
-from .options import check_ball
+from .options import check_ball, own_names
 
 
 class Attack(BaseModel):
@@ -20,6 +21,14 @@ class Attack(BaseModel):
     step: float = Field(2 / 255, ge=0)
     steps: int = Field(10, ge=0)
     random_start: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_names(cls, values: Any) -> Any:
+        try:
+            return own_names(values) if isinstance(values, Mapping) else values
+        except FulaError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _in_pixels(self) -> Attack:

@@ -98,6 +98,11 @@ def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
     except KeyboardInterrupt:
         _complain(f"interrupted{'; ' if resume else ''}{resume}")
         return INTERRUPTED
+    except UnicodeEncodeError as error:
+        _complain(
+            f"error: {error.object[:100]!r} cannot be written in the system's encoding "
+            f"'{error.encoding}'; set PYTHONUTF8=1, or use other names"
+        )
     except (OSError, MemoryError) as error:
         _complain(f"error: the machine refused ({_told(error)}); free what it lacks, and try again")
         if isinstance(error, OSError):

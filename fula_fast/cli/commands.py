@@ -19,6 +19,7 @@ from ..errors import FulaError
 from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from . import similarity as _similarity_command  # noqa: F401  registers it
+from . import status as _status  # noqa: F401
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
@@ -54,6 +55,15 @@ def sweep(
     memory: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="local|slurm|ray", help="What runs the waves.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="For Slurm's jobs, which go on by themselves else.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
     ] = False,
@@ -61,9 +71,9 @@ def sweep(
     """Run a grid of stitched models and write its report."""
     from ..study.spec import load_spec
 
-    engine = {"device": device, "executor": executor, "mode": engine_mode}
-    engine |= {"precision": precision, "memory": memory}
-    loaded = load_spec(spec, [*(overrides or ()), *_flags(engine)])
+    table = {"device": device, "executor": executor, "mode": engine_mode, "kind": engine}
+    table |= {"precision": precision, "memory": memory, "workers": workers}
+    loaded = load_spec(spec, [*(overrides or ()), *_flags(table)])
     folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
         from .dry_run import show_plan
@@ -74,8 +84,9 @@ def sweep(
 
     with open_progress() as progress:
         summary = sweep_with_report(
-            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress, profile=profile
-        )
+            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress,
+            profile=profile, wait=wait or loaded.engine.kind != "slurm",
+        )  # fmt: skip
     print(summary)
     return FAILED if summary.run.failed else 0
 
@@ -83,6 +94,40 @@ def sweep(
 def _flags(values: dict[str, Any]) -> list[tuple[str, Any]]:
     """Options given on the command line as overrides of a spec's [engine] table."""
     return [(f"engine.{key}", value) for key, value in values.items() if value is not None]
+
+
+@command("work", resume="what is finished is kept: the same command goes on")
+def work(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
+    device: DeviceOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Cells that failed after it are not tried again: now."),
+    ] = None,
+    donors: Annotated[Path | None, typer.Option(help="Folder of trained donors.")] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
+    ] = False,
+    parent: Annotated[
+        int | None, typer.Option(metavar="PID", help="End when this process has.")
+    ] = None,
+) -> None:
+    """Join a run as one more worker, from any machine that sees its folder."""
+    from ..progress import open_progress
+    from ..report.after_sweep import work_on_report
+    from ..runs.alone import end_with
+
+    if parent is not None:
+        end_with(parent)
+    with open_progress() as progress:
+        left = work_on_report(
+            run, device=device or "auto", since=since, donors=donors, fail_fast=fail_fast,
+            profile=profile, progress=progress,
+        )  # fmt: skip
+    print(f"no wave of '{run}' is free; {left} cells have no result")
 
 
 @command("train", resume="donors that are trained are kept; the same command goes on")
@@ -235,9 +280,10 @@ def _attack_model(
 def _built(name: str | None, options: Iterable[str], source: Any) -> Any:
     """The model of --model for a source's images; None where the checkpoint describes its own."""
     from ..models import build
+    from ..models.families import free_options
     from ..study.toml import parse_override
 
-    given = {parts[0]: value for parts, value in map(parse_override, options)}
+    given = free_options({parts[0]: value for parts, value in map(parse_override, options)})
     if name is None and given:
         raise FulaError("--model-option is of --model; give the model's name too")
     shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
@@ -299,9 +345,10 @@ def sites(
     from rich.console import Console
 
     from ..models import describe, sites_table
+    from ..models.families import free_options
     from ..study.toml import parse_override
 
-    options = {parts[0]: value for parts, value in map(parse_override, option or ())}
+    options = free_options({parts[0]: value for parts, value in map(parse_override, option or ())})
     found = describe(model, classes, (channels, size, size), hook, **options)
     Console(width=None if sys.stdout.isatty() else 120).print(sites_table(found))
 

@@ -23,12 +23,27 @@ def show_plan(spec: Any, folder: Path) -> int:
         mode=spec.engine.mode,
         budget=found.budget,
         fused=found.fused,
+        workers=found.workers,
     )
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
+    if found.workers > 1:
+        print(_schedule_line(planned, done, found.workers))
     for line in _dry_lines(spec, planned, done):
         print(line)
     return 0
+
+
+def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
+    from ..study.schedule import schedule
+
+    finished = set(done)
+    left = [w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished]
+    found = schedule(left, workers)
+    return (
+        f"schedule: {len(left)} waves on {workers} workers, {found.efficiency:.0%} of their time "
+        "at work until the last has ended (by FLOPs)"
+    )
 
 
 def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..attacks.options import SWITCHES, TEXT_NAMES, checked
+from ..attacks.options import SWITCHES, TEXT_NAMES, checked, own_names
 from ..errors import FulaError
 from ..study.toml import fractions, parse_override
 
@@ -25,7 +25,7 @@ def attack_options(texts: Iterable[str]) -> dict[str, Any]:
             raise FulaError(f"--option '{text}' is not of the form KEY=VALUE, as in eps=8/255")
         parts, value = parse_override(text)
         found[".".join(parts)] = value
-    options = {name: _switched(name, value) for name, value in fractions(found).items()}
+    options = {name: _switched(name, value) for name, value in fractions(own_names(found)).items()}
     checked(options, TEXT_NAMES)
     return options
 

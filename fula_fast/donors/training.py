@@ -21,7 +21,7 @@ from ..device.precision import arithmetic, autocast
 from ..errors import FulaError, nearest
 from ..measures.agreement import answered, right
 from ..models import Staged
-from ..models.labels import check_fit
+from ..models.labels import check_answers, check_fit
 from ..models.staged import eval_mode
 from ..pipelines import (
     Augmentation,
@@ -266,6 +266,7 @@ def evaluate(
     `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
     image gets no answer (see `measures.agreement.answered`).
     """
+    check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
     correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import FulaError
+from ..errors import FulaError, check_text
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
     """The path, with a leading `~` or `~name` replaced by that user's home folder.
 
     A shell does this for a lone word only: not in a spec, an option `--out=~/x`, a variable, or
-    Python. Raises `FulaError` where no such user is known.
+    Python. Raises `FulaError` where no such user is known, and for bytes that are no UTF-8.
     """
+    check_text(os.fspath(text), "path")
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -154,7 +154,7 @@ def write_tensors(
     atomically; returns the digest of both."""
     from safetensors.torch import save_file
 
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    plain = _apart({name: _plain(tensor) for name, tensor in tensors.items()})
     text = json.dumps(meta, allow_nan=False)
     found = _tensor_digest(text, plain)
     head = {"kind": kind.name, "format": str(kind.format), "digest": found, "meta": text}
@@ -239,6 +239,17 @@ def _plain(value: Any) -> Tensor:
     tensor = torch.as_tensor(value).detach().cpu().contiguous()
     owned = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if owned else tensor.clone()
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with a copy under every further name of tied tensors, which the format refuses."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.data_ptr()
+        if place in seen and tensor.numel():
+            tensors[name] = tensor.clone()
+        seen.add(place)
+    return tensors
 
 
 # Folders

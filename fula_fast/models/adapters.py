@@ -78,7 +78,9 @@ def build_torchvision(
         raise FulaError(f"'{name}' takes 3 channels, not {input_shape[0]}; load with channels = 3")
     sizes = {"image_size": input_shape[1]} if kind.startswith("vit_") else {}
     full = {"num_classes": num_classes, **sizes, **arguments}
-    module = _constructed(name, lambda: models.get_model(kind, **full))
+    module = _constructed(
+        name, lambda: models.get_model(kind, **full), lambda: _torchvision_file(kind, arguments)
+    )
     return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
 
 
@@ -99,7 +101,9 @@ def build_timm(
     fixed = getattr(timm.get_pretrained_cfg(kind), "fixed_input_size", False)
     sizes = {"img_size": input_shape[1]} if fixed else {}
     full = {"num_classes": num_classes, "in_chans": input_shape[0], **sizes, **arguments}
-    module = _constructed(name, lambda: timm.create_model(kind, **full))
+    module = _constructed(
+        name, lambda: timm.create_model(kind, **full), lambda: _timm_file(timm, kind)
+    )
     return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
 
 
@@ -116,11 +120,36 @@ def _timm(name: str) -> Any:
     return timm
 
 
-def _constructed(name: str, construct: Callable[[], nn.Module]) -> nn.Module:
+def _torchvision_file(kind: str, arguments: Mapping[str, Any]) -> str:
+    from torch.hub import get_dir
+    from torchvision import models
+
+    given = arguments.get("weights") or "DEFAULT"
+    weights = models.get_model_weights(kind)[given] if isinstance(given, str) else given
+    return f"{weights.url.rsplit('/', 1)[-1]} into {get_dir()}/checkpoints"
+
+
+def _timm_file(timm: Any, kind: str) -> str:
+    found = timm.get_pretrained_cfg(kind)
+    return f"the repository '{found.hf_hub_id}'" if found.hf_hub_id else f"{found.url}"
+
+
+def _constructed(
+    name: str, construct: Callable[[], nn.Module], to_bring: Callable[[], str]
+) -> nn.Module:
+    """`to_bring`: the file that holds pretrained weights, for when they cannot be downloaded."""
     try:
         return construct()
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except OSError as error:
+        reason = str(error).split(". ")[0][:160]
+        raise FulaError(
+            f"the pretrained weights of '{name}' could not be fetched ({reason}); bring "
+            f"{to_bring()}, or leave pretrained and weights out and give a checkpoint"
+        ) from error
+    except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:160]
+        if isinstance(error, KeyError):
+            reason = f"it knows no {reason}"
         raise FulaError(
             f"model '{name}' cannot be built: {reason}; check its options and input_shape"
         ) from error

@@ -18,6 +18,7 @@ from ..errors import FulaError
 from ..files import sealed
 from ..files.paths import user_path
 from ..files.sealed import DONOR
+from .copies import unwrapped
 from .foreign import Foreign, fitted, read_foreign, unreadable
 from .named import build
 from .staged import Staged
@@ -42,6 +43,12 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
 
     Raises `FulaError` where the file cannot be written; nothing is left half-written.
     """
+    staged = unwrapped(staged)
+    if not isinstance(staged, Staged):
+        raise FulaError(
+            f"a checkpoint of ours holds a model cut into stages, not a {type(staged).__name__}; "
+            "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
+        )
     digest = content_hash(staged)
     named = {"content_hash": digest, "donor": _description(staged), "meta": dict(meta or {})}
     sealed.write_tensors(user_path(path), DONOR, staged.state(), named)

@@ -13,6 +13,31 @@ from ..errors import FulaError
 M = TypeVar("M", bound=nn.Module)
 
 
+_WRAPPER_PARTS = ("_orig_mod", "module")
+
+
+def unwrapped(module: M) -> M:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, in any
+    order; anything that is no module is as it was."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(module, nn.Module):
+        if isinstance(module, parallel):
+            module = module.module
+        elif (inner := module._modules.get("_orig_mod")) is not None:
+            module = inner
+        else:
+            break
+    return module
+
+
+def unwrapped_name(name: str) -> str:
+    """A submodule's name without the wrappers in front of it."""
+    parts = name.split(".")
+    while parts[0] in _WRAPPER_PARTS and len(parts) > 1:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
 def private_copy(module: M) -> M:
     """A deep copy of a module.
 

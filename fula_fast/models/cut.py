@@ -6,7 +6,7 @@ module it was, under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,8 +15,18 @@ from torch import fx, nn
 
 from ..errors import FulaError, nearest
 from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
-from .copies import private_copy
+from .copies import private_copy, unwrapped, unwrapped_name
 from .families import check_request
+from .sizes import (
+    Ask,
+    Shapes,
+    SizedTracer,
+    Tracer,
+    UnknownSizeError,
+    asked_anywhere,
+    check_runs,
+    shapes_of,
+)
 from .staged import Norm2d, Staged
 
 
@@ -36,17 +46,17 @@ def stages(
     `sites` are names of `module.named_modules()`, in the order in which they run. `input_shape` is
     (C, H, W); `num_classes` is measured when not given. `channels`: whether sites keep channels
     first or last, found out by default; sites give (B, C, H, W), (B, N, C) or (B, C) either way.
-    Batch norms over images become `Norm2d`.
+    Compiled and data-parallel modules are unwrapped. Batch norms over images become `Norm2d`.
     Raises `FulaError` where the module cannot be traced, a name is unknown or repeated, a site is
     no single tensor of two to four axes, or something else than the site's output is used behind
     it (a skip connection across the cut).
     """
-    _check_sites(module, sites)
-    module = _prepared(private_copy(module))
+    inner = unwrapped(module)
+    sites = list(sites) if inner is module else [unwrapped_name(site) for site in sites]
+    _check_sites(inner, sites)
+    module = _prepared(private_copy(inner))
     training = module.training
-    graph = _trace(module.eval(), sites)
-    ends = [_site_node(graph, module, site) for site in sites]
-    _check_chain(module, graph, sites, ends)
+    graph, ends = _chain(module.eval(), sites, input_shape)
     parts = [fx.GraphModule(module, part) for part in _split(graph, ends)]
     label = name or f"module:{type(module).__name__}"
     classes = _classes(label, parts, sites, input_shape, num_classes)
@@ -89,18 +99,37 @@ def _prepared(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Tracer(fx.Tracer):
-    """Goes into a module only if a site lies inside it."""
+def _chain(
+    module: nn.Module, sites: Sequence[str], input_shape: Sequence[int]
+) -> tuple[fx.Graph, list[fx.Node]]:
+    """The traced forward pass, and the nodes of the sites in it."""
+    try:
+        return _checked_chain(module, sites, _trace(module, sites, Tracer(sites)))
+    except FulaError:  # with sizes as numbers it may be one; if not, that refusal counts
+        return _checked_chain(module, sites, _sized_trace(module, sites, input_shape))
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        super().__init__()
-        self._sites = sites
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(site.startswith(f"{module_qualified_name}.") for site in self._sites)
+def _checked_chain(
+    module: nn.Module, sites: Sequence[str], graph: fx.Graph
+) -> tuple[fx.Graph, list[fx.Node]]:
+    ends = [_site_node(graph, module, site) for site in sites]
+    _check_chain(module, graph, sites, ends)
+    return graph, ends
 
 
-def _trace(module: nn.Module, sites: Sequence[str]) -> fx.Graph:
+def _sized_trace(module: nn.Module, sites: Sequence[str], input_shape: Sequence[int]) -> fx.Graph:
+    """Sizes are found by running what is traced so far, which cannot be done while tracing."""
+    check_runs(module, module, (2, *input_shape))
+    shapes: dict[str, Shapes] = {}
+    while True:
+        tracer = SizedTracer(sites, shapes)
+        try:
+            return _trace(module, sites, tracer)
+        except UnknownSizeError:
+            shapes |= shapes_of(module, tracer.graph, input_shape)
+
+
+def _trace(module: nn.Module, sites: Sequence[str], tracer: Tracer) -> fx.Graph:
     original = type(module)
 
     class OneInput(original):
@@ -111,11 +140,13 @@ def _trace(module: nn.Module, sites: Sequence[str]) -> fx.Graph:
 
     try:
         module.__class__ = OneInput
-        return _Tracer(sites).trace(module)
+        return tracer.trace(module)
+    except UnknownSizeError:
+        raise
     except Exception as error:  # fx raises whatever the traced code raises
         reason = str(error).split("\n")[0][:160]
         raise FulaError(
-            f"{type(module).__name__} cannot be cut at {', '.join(sites)}: its forward cannot be "
+            f"{original.__name__} cannot be cut at {', '.join(sites)}: its forward cannot be "
             f"traced ({reason}); choose sites outside the part with data-dependent control flow"
         ) from error
     finally:
@@ -142,12 +173,13 @@ def _check_chain(
     module: nn.Module, graph: fx.Graph, sites: Sequence[str], ends: Sequence[fx.Node]
 ) -> None:
     order = {node: index for index, node in enumerate(graph.nodes)}
+    anywhere = asked_anywhere(graph)
     ranks = [order[end] for end in ends]
     if ranks != sorted(set(ranks)):
         right = [site for _, site in sorted(zip(ranks, sites, strict=True))]
         raise FulaError(f"sites must be in the order in which they run: {', '.join(right)}")
     for site, end in zip(sites, ends, strict=True):
-        crossing = _crossing(order, end)
+        crossing = _crossing(order, end, anywhere)
         if crossing is not None:
             raise FulaError(
                 f"{type(module).__name__} is no chain at site '{site}': '{crossing.name}' is still "
@@ -155,12 +187,14 @@ def _check_chain(
             )
 
 
-def _crossing(order: dict[fx.Node, int], end: fx.Node) -> fx.Node | None:
-    """A value other than `end` that is made before it and used after it."""
+def _crossing(
+    order: dict[fx.Node, int], end: fx.Node, anywhere: Container[fx.Node]
+) -> fx.Node | None:
+    """A value other than `end` that is made before it and used after it, and must be."""
     for node, rank in order.items():
-        if rank >= order[end] or node.op == "get_attr":
+        if rank >= order[end] or node.op == "get_attr" or node in anywhere:
             continue
-        if any(order[user] > order[end] for user in node.users):
+        if any(order[user] > order[end] and user not in anywhere for user in node.users):
             return node
     return None
 
@@ -172,8 +206,8 @@ def _split(
 
     `moved`: sites (from 0) that leave in the form of a stitch and are brought back behind the cut.
     """
-    constants = {node for node in graph.nodes if node.op == "get_attr"}
-    nodes = [node for node in graph.nodes if node not in constants]
+    anywhere = asked_anywhere(graph)
+    nodes = [n for n in graph.nodes if n.op != "get_attr" and n not in anywhere]
     entry = nodes.pop(0)
     for place, end in enumerate([*ends, None]):
         part = fx.Graph()
@@ -183,9 +217,7 @@ def _split(
         copies = {entry: given}
         while nodes:
             node = nodes.pop(0)
-            for constant in node.all_input_nodes:
-                if constant in constants and constant not in copies:
-                    copies[constant] = part.node_copy(constant)
+            _fetch(part, given, node, copies, anywhere)
             copies[node] = part.node_copy(node, copies.__getitem__)
             if node is end:
                 axes = moved.get(place)
@@ -193,6 +225,24 @@ def _split(
                 break
         entry = end
         yield part
+
+
+def _fetch(
+    part: fx.Graph,
+    given: fx.Node,
+    node: fx.Node,
+    copies: dict[fx.Node, fx.Node],
+    anywhere: Mapping[fx.Node, Ask | None],
+) -> None:
+    """Weights, and what any tensor answers, before `node` uses them in its part."""
+    for needed in node.all_input_nodes:
+        if needed in copies or not (needed.op == "get_attr" or needed in anywhere):
+            continue
+        if ask := anywhere.get(needed):
+            copies[needed] = ask(part, given)
+        else:
+            _fetch(part, given, needed, copies, anywhere)
+            copies[needed] = part.node_copy(needed, copies.__getitem__)
 
 
 def _permuted(part: fx.Graph, node: fx.Node, order: Sequence[int]) -> fx.Node:
@@ -230,6 +280,10 @@ def _checked_run(label: str, site: str, part: nn.Module, x: torch.Tensor) -> tor
             f"model '{label}' does not run on an input of shape {list(x.shape[1:])}: "
             f"{reason} (at {site}); check input_shape and the model's options"
         ) from error
+    if site == "the head" and not isinstance(y, torch.Tensor):
+        raise FulaError(
+            f"model '{label}' returns a {type(y).__name__}, not a tensor; return the logits alone"
+        )
     if not isinstance(y, torch.Tensor) or not 2 <= y.ndim <= 4 or y.shape[0] != 1:
         raise FulaError(
             f"'{site}' of model '{label}' gives no tensor of shape (B, C), (B, N, C) or "

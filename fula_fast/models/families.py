@@ -85,6 +85,22 @@ def check_name(name: str) -> None:
         raise FulaError(f"unknown model '{name}'{nearest(name, known)}")
 
 
+_SAID_ELSEWHERE = {
+    "name": "model decides",
+    "num_classes": "the classes of the data decide",
+    "input_shape": "size and channels of the data decide",
+    "hook": "hook in [protocol], or --hook, decides",
+}
+
+
+def free_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, if none of them is what the rest of a request decides; else `FulaError`."""
+    for key, place in _SAID_ELSEWHERE.items():
+        if key in options:
+            raise FulaError(f"{key} = {options[key]!r} is no option of a model; {place} it")
+    return dict(options)
+
+
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of `name`, defaults filled in; a bad name or value raises `FulaError`."""
     defaults = DEFAULTS[name]

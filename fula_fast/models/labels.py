@@ -26,6 +26,18 @@ def check_fit(staged: Staged, source: Source) -> None:
         )
 
 
+def check_answers(classes: int, data_classes: int, role: str, data: str) -> None:
+    """Raise `FulaError` where data has labels that a model of `classes` classes cannot give.
+
+    Whatever trains a stitch, its answers are compared with the labels.
+    """
+    if data_classes > classes:
+        raise FulaError(
+            f"{data} has labels 0 to {data_classes - 1}, but {role} answers with {classes} classes,"
+            f" 0 to {classes - 1}; use data of its classes, or leave the others' images out"
+        )
+
+
 def check_label_order(
     known: Sequence[str] | None, classes: Sequence[str], role: str, data: str
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs.sweep import Finished, run_sweep
+from ..runs.sweep import Finished, run_sweep, work
 from ..store import Store
 from ..store.similarity_table import similarity_rows
 from ..study.spec import Spec
@@ -31,6 +31,16 @@ class Summary:
         what = f"{self.run.cells} cells" if self.run.cells else "similarity"
         head = f"{what} in {self.run.seconds:.0f} s{failed}; report: {self.report}"
         return f"{self.text}\n{head}" if self.text else head
+
+
+def work_on_report(folder: str | Path, **options: Any) -> int:
+    """`runs.sweep.work` with the same options; whoever leaves last writes tables and report."""
+    left, store = work(folder, **options), Store.open(folder)
+    if not store.writers.others():
+        store.tidy()
+        store.write_tables()
+        write_report(store.folder)
+    return left
 
 
 def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:

@@ -14,6 +14,7 @@ from ..models.families import DEFAULTS
 from ..study.donor_spec import DonorSpec
 from ..study.expand import alike
 from ..study.facts import DataFacts, DonorFacts, donor_facts
+from ..study.site_names import site_number
 from ..study.spec import load_spec, parse_table
 from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose
@@ -188,13 +189,14 @@ class Builder:
         for key in ("donor", "data", "receivers"):
             self._check_known(key, found.get(key, ()))
         if found.get("sites"):
-            own, count = self._counts(found.get("donor") or self.recipe.donors[0], "end")
+            end = found.get("donor") or self.recipe.donors[0]
+            own, count = self._counts(end, "end")
             if "sites" not in given:
                 found["sites"] = sorted({_moved(site, own, count) for site in usual["sites"]})
-            if wrong := [site for site in found["sites"] if site > count]:
-                raise FulaError(
-                    f"options.sites: {wrong[0]} is out of range; sites are 1 to {count}"
-                )
+            names = self._facts(end, self.models["end"]).names
+            found["sites"] = [
+                site_number(s, names, f"options.sites: '{end}'") for s in found["sites"]
+            ]
         return found
 
     def _check_known(self, key: str, names: str | Sequence[str]) -> None:
@@ -270,9 +272,10 @@ def _positions(shape: Sequence[int]) -> int:
     return {3: prod(shape[1:]), 2: shape[0]}.get(len(shape), _LEAST)
 
 
-def _moved(site: int, own: int, count: int) -> int:
-    """The site of `count` at the relative depth of `site` of `own`; the last one stays the last."""
-    return max(1, round(site * count / own))
+def _moved(site: int | str, own: int, count: int) -> int | str:
+    """The site of `count` at the relative depth of `site` of `own`; the last one stays the last.
+    A name is of the model that takes the place."""
+    return site if isinstance(site, str) else max(1, round(site * count / own))
 
 
 def _several(value: Any) -> Sequence[Any]:

@@ -10,9 +10,10 @@ from ..errors import FulaError
 from ..methods import method
 from ..study.donor_spec import Marked, SpecTable
 from ..study.protocol import HIGHEST_RATE, attack_name
+from ..study.site_names import Site
 
 Whole = Annotated[int, Field(strict=True, ge=1)]
-Seed = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -55,7 +56,7 @@ class Options(SpecTable):
     receivers: Some[str] | None = None
     seeds: Some[Seed] | None = None
     shortcuts: Some[Annotated[str, AfterValidator(_shortcut)]] | None = None
-    sites: tuple[Whole, ...] | None = None
+    sites: tuple[Site, ...] | None = None
     steps: Whole | None = None
     stitch_steps: Whole | None = None
     test: Whole | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..attacks import RobustResult, save_examples
 from ..attacks.columns import attacked_images
 from ..attacks.names import DEFAULT, prepared
-from ..attacks.options import TEXT_NAMES, AttackOptions
+from ..attacks.options import TEXT_NAMES, AttackOptions, own_names
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
 from ..errors import FulaError, check_name
@@ -77,6 +77,7 @@ def attack_run(
     loaded; for a folder without a run, for an earlier table of that name made with other settings,
     and where donors are not the run's.
     """
+    options = own_names(options)
     recipe, chosen = prepared(attack, options, TEXT_NAMES)
     _check_mode(chosen, device)
     attack = recipe.name

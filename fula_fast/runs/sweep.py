@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from .. import __version__
 from ..device.allocator import keeping_memory
 from ..device.machine import cpu_name, gpu_lines
 from ..engine.task import Outcome, WaveTask
-from ..errors import FulaError
+from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged, describe_staged
@@ -28,7 +29,8 @@ from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, PlannedWave, plan
 from ..study.resources import resources
-from ..study.spec import Spec
+from ..study.spec import Spec, load_spec
+from .engines import Launch, engine_of
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -58,19 +60,22 @@ def run_sweep(
     profile: bool = False,
     donors: Path | None = None,
     modules: Mapping[str, Staged] | None = None,
+    wait: bool = True,
 ) -> Finished:
     """Run a spec into the folder `out`, and write its tables.
 
     `resume`: go on with a run: missing and failed cells only. `fail_fast`: stop at the first failed
-    cell. `donors`: folder of trained donors. `modules`: donors that are at hand, by name. Raises
-    `FulaError` for anything that concerns the whole run: a bad spec, a folder that holds another
-    run, a donor below its `min_accuracy`.
+    cell. `donors`: folder of trained donors. `modules`: donors that are at hand, by name. `wait`:
+    for workers of a cluster; else they go on by themselves. Raises `FulaError` for anything that
+    concerns the whole run: a bad spec, a folder that holds another run, a donor below its
+    `min_accuracy`.
     """
     started = time.perf_counter()
     folder, progress = user_path(out), progress or Progress()
     planned = _planned(spec, modules or {})
     store = _existing(spec, folder, planned, resume)
-    planned = planned if store is None else _kept(store, planned, resources(spec.engine).budget)
+    if store is not None:
+        planned = _kept(store, resources(spec.engine).budget, planned.device)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
     if planned.cells:
@@ -82,17 +87,72 @@ def run_sweep(
         from .similarity_pass import run_similarity
         from .workbench import Workbench
 
-        with keeping_memory(resources(spec.engine).device == "cpu"):
+        found = resources(spec.engine)
+        several = todo and (found.workers > 1 or spec.engine.kind != "local")
+        if several and modules:
+            raise FulaError(
+                f"a network of this process ('{next(iter(modules))}') cannot be given to workers; "
+                "save it (fula_fast.save_checkpoint) and name the file, or use one worker"
+            )
+        with keeping_memory(found.device == "cpu"):
             bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
             store = store or _begun(spec, folder, bench)
             keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
-            with store.writers.present():
-                if planned.similarity:
-                    run_similarity(bench, store)
-                for wave in _free_waves(planned, store, todo, progress):
-                    _run_wave(wave, bench, store, todo, fail_fast, profile)
+            if planned.similarity:
+                run_similarity(bench, store)
+            if several:
+                del bench  # its donors' memory is the workers'
+                launch = Launch(store, found, spec.engine, donors, fail_fast, profile, wait)
+                engine_of(spec.engine.kind)(launch, progress)
+            elif todo:
+                _work(bench, store, todo, None, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
+
+
+def work(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    since: str | None = None,
+    donors: Path | None = None,
+    fail_fast: bool = False,
+    profile: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Go on with the run in `folder` as one of its workers, until no wave is free and undone;
+    returns how many cells have no result. Cells that failed after `since` (a time in UTC, ISO 8601;
+    default: now) are not tried again.
+
+    Raises `FulaError` where `folder` holds no run, and as `run_sweep`.
+    """
+    from .workbench import Workbench
+
+    store, progress = Store.open(folder), progress or Progress()
+    since = since or datetime.now(UTC).isoformat()
+    spec = load_spec(store.spec, [("engine.device", device), ("engine.workers", 1)])
+    found = resources(spec.engine)
+    planned = _kept(store, found.budget, found.device)
+    todo = set(store.missing()) - store.settled(since)
+    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
+    with keeping_memory(found.device == "cpu"):
+        bench = Workbench(spec, planned, progress, donors=donors)
+        _work(bench, store, todo, since, fail_fast, profile)
+    return len(store.missing())
+
+
+def _work(
+    bench: Workbench,
+    store: Store,
+    todo: set[str],
+    since: str | None,
+    fail_fast: bool,
+    profile: bool,
+) -> None:
+    """Run the waves with unfinished cells that nobody else works on."""
+    with store.writers.present():
+        for wave in _free_waves(bench.plan, store, todo, since, bench.progress):
+            _run_wave(wave, bench, store, todo, fail_fast, profile)
 
 
 def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
@@ -104,6 +164,7 @@ def _planned(spec: Spec, modules: Mapping[str, Staged]) -> Plan:
         mode=spec.engine.mode,
         budget=found.budget,
         fused=found.fused,
+        workers=found.workers,
         donors={name: described_facts(name, describe_staged(m)) for name, m in modules.items()},
     )
 
@@ -124,15 +185,15 @@ def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | 
     return store
 
 
-def _kept(store: Store, planned: Plan, budget: int) -> Plan:
+def _kept(store: Store, budget: int, device: str) -> Plan:
     """The stored plan, whose partition and precision a run keeps, on this machine's device.
 
-    `planned`: what the spec would be here. Raises `FulaError` where the device cannot do it.
+    Raises `FulaError` where the device cannot do it.
     """
     kept = Plan.from_json(store.plan)
-    if kept.device == planned.device:
+    if kept.device == device:
         return kept
-    if kept.precision == "tf32" and planned.device == "cpu":
+    if kept.precision == "tf32" and device == "cpu":
         raise FulaError(
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"
@@ -141,34 +202,37 @@ def _kept(store: Store, planned: Plan, budget: int) -> Plan:
     if largest > budget:
         raise FulaError(
             f"'{store.folder}' was planned on '{kept.device}' with waves of "
-            f"{largest / 2**30:.1f} GiB, but '{planned.device}' has {budget / 2**30:.1f} GiB for "
+            f"{largest / 2**30:.1f} GiB, but '{device}' has {budget / 2**30:.1f} GiB for "
             "one; go on there, or give another --out"
         )
-    return replace(kept, device=planned.device)
+    return replace(kept, device=device)
 
 
 def _free_waves(
-    planned: Plan, store: Store, todo: set[str], progress: Progress
+    planned: Plan, store: Store, todo: set[str], since: str | None, progress: Progress
 ) -> Iterator[PlannedWave]:
     """The waves with unfinished cells, those that another process works on last: it is waited for,
-    and what it has finished is taken out of `todo`."""
+    and what it has finished is taken out of `todo`. `since`: so are failures from then on."""
     waiting, told = list(planned.waves), False
     while waiting:
         taken = {note["wave"]: note for note in store.writers.others()}
-        if taken and not told:
+        if taken and not told and not since:
             note, told = next(iter(taken.values())), True
             progress.note(
                 f"process {note['pid']} on {note['host']} works in '{store.folder}' too; its waves "
                 "are left to it"
             )
-        if taken:
-            todo -= store.done()
+        if taken or since:
+            todo -= store.settled(since)
         waiting = [wave for wave in waiting if todo.intersection(cell.id for cell in wave.cells)]
         free = next((wave for wave in waiting if wave.id not in taken), None)
         if free is not None:
-            waiting.remove(free)
-            store.writers.claim(free.id)
-            yield free
+            if store.writers.claim(free.id):
+                waiting.remove(free)
+                if since:  # finished meanwhile?
+                    todo -= store.settled(since)
+                if todo.intersection(cell.id for cell in free.cells):
+                    yield free
         elif waiting:
             time.sleep(_WAIT_SECONDS)
 
@@ -198,7 +262,10 @@ def _identity(spec: Spec) -> dict[str, Any]:
     """The spec without what changes no number of it: where and how fast it runs."""
     dumped = spec.dump()
     engine = dumped.get("engine", {})
-    return dumped | {"engine": {k: v for k, v in engine.items() if k not in ("memory", "device")}}
+    return dumped | {"engine": {k: v for k, v in engine.items() if k not in _PLACE}}
+
+
+_PLACE = ("memory", "device", "kind", "workers", "slurm", "ray")
 
 
 def _run_wave(
@@ -324,6 +391,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """As it was typed; bytes that are no UTF-8 as escapes, which a report can show."""
+    program, *rest = arguments or ("",)
+    return printable(" ".join([Path(program).name, *rest]))
+
+
 def _launch(planned: Plan) -> dict[str, Any]:
     """What a report says of the machine and the command."""
     return {
@@ -335,5 +408,5 @@ def _launch(planned: Plan) -> dict[str, Any]:
         "system": platform.platform(),
         "precision": planned.precision,
         "executor": planned.executor,
-        "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+        "command": _command(sys.argv),
     }

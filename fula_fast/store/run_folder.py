@@ -141,6 +141,15 @@ class Store:
         """Ids of the cells whose only rows are `failed`."""
         return {row["cell"] for row in self._latest().values() if row["status"] == "failed"}
 
+    def settled(self, since: str | None) -> set[str]:
+        """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""
+        late = () if since is None else (s for s in self._all() if s.written >= since)
+        return self.done() | {row["cell"] for shard in late for row in shard.rows}
+
+    def written(self) -> dict[str, str]:
+        """When each cell was last written: UTC, ISO 8601."""
+        return {row["cell"]: shard.written for shard in self._all() for row in shard.rows}
+
     def missing(self) -> list[str]:
         """Ids of the planned cells that are not done (failed ones too), in the plan's order."""
         done = self.done()
@@ -324,6 +333,15 @@ class Store:
             remove(path)
             return None
         return tensors, found["meta"]
+
+    def epochs_of(self, wave_id: str) -> int | None:
+        """Epochs that the wave's checkpoint holds, without reading its tensors; None without one
+        that can be read."""
+        try:
+            found = sealed.read_meta(self._checkpoint(wave_id), CHECKPOINT, _Progress)
+        except (FileNotFoundError, sealed.Damaged):
+            return None
+        return found["meta"].get("epoch")
 
     def drop_checkpoint(self, wave_id: str) -> None:
         """Delete the wave's checkpoint, if there is one."""

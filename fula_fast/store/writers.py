@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from typing_extensions import TypedDict
 
@@ -53,23 +54,47 @@ class Writers:
             beat.join()
             remove(self._own)
 
-    def claim(self, wave_id: str) -> None:
-        """Say that this process works on a wave."""
+    def claim(self, wave_id: str) -> bool:
+        """Say that this process works on a wave; False, and the wave is let go, where another said
+        so before. (Where clocks or a stale listing hide that, both do it, with the same result.)"""
         note = {"host": host_name(), "pid": os.getpid(), "started": time.time(), "wave": wave_id}
         sealed.write_json(self._own, WRITER, note)
+        mine = _order(note)
+        if wave_id and any(n["wave"] == wave_id and _order(n) < mine for n in self.others()):
+            sealed.write_json(self._own, WRITER, {**note, "wave": ""})
+            return False
+        return True
 
     def others(self) -> list[Note]:
         """The notes of other processes that are at work; those of dead ones are removed."""
+        return self._read_all(removing=True)
+
+    def alive(self) -> list[Note]:
+        """The notes of all processes that are at work; changes nothing."""
+        return self._read_all(removing=False)
+
+    def _read_all(self, removing: bool) -> list[Note]:
         found = []
         for path in self.folder.glob("[!.]*.json"):
-            if path == self._own:
+            if removing and path == self._own:
                 continue
             with suppress(FileNotFoundError, sealed.Newer):
                 if (note := _read(path)) is not None:
                     found.append(note)
-                else:
+                elif removing:
                     remove(path)
         return found
+
+    def left_by(self, name: str) -> str:
+        """The wave that the writer of a note worked on when it died, and the note is gone; empty
+        where it says none."""
+        path = self.folder / name
+        try:
+            return sealed.read_json(path, WRITER, Note)["wave"]
+        except (FileNotFoundError, sealed.Damaged):
+            return ""
+        finally:
+            remove(path)
 
     @property
     def _own(self) -> Path:
@@ -79,6 +104,11 @@ class Writers:
         while not ended.wait(BEAT_SECONDS):
             with suppress(OSError):  # a folder that was moved shows at the next write
                 os.utime(self._own)
+
+
+def _order(note: Mapping[str, Any]) -> tuple:
+    """Who of two that claim a wave was first."""
+    return note["started"], note["host"], note["pid"]
 
 
 def _read(path: Path) -> Note | None:

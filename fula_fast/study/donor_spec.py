@@ -16,10 +16,15 @@ from pydantic import (
 )
 
 from ..attacks.settings import Attack
-from ..errors import nearest
+from ..errors import FulaError, nearest
+from ..models.families import free_options
 from .protocol import HIGHEST_RATE
 
 _PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Generators and tables keep seeds as 64-bit integers."""
 
 
 class SpecTable(BaseModel):
@@ -92,7 +97,7 @@ class ShortcutSpec(SpecTable):
     pattern: Literal["pixel", "aruco", "noise"]
     location: Literal["class", "random"]
     size: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @property
     def label(self) -> str:
@@ -146,7 +151,7 @@ class DonorSpec(SpecTable):
     residuals: bool | None = None
     batch_norm: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     recipe: Literal["paper", "fast"] = "fast"
     epochs: int | None = Field(None, ge=0)
     batch_size: int | None = Field(None, ge=2)
@@ -165,6 +170,14 @@ class DonorSpec(SpecTable):
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @field_validator("options")
+    @classmethod
+    def _free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return free_options(value)
+        except FulaError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _one_origin(self) -> DonorSpec:

@@ -12,10 +12,12 @@ from ..attacks.names import parse
 from ..errors import FulaError
 from ..methods import method, objective
 from ..methods.weightings import term_weights
+from ..models.labels import check_answers
 from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
 from .protocol import Protocol
+from .site_names import site_number
 from .spec import Mixture, Spec
 
 FactsOf = Callable[[str, str], DonorFacts]
@@ -45,19 +47,14 @@ def site_pairs(sites: Any, front: DonorFacts, end: DonorFacts) -> tuple[tuple[in
         return tuple(product(range(1, front.num_sites + 1), range(1, end.num_sites + 1)))
     pairs = []
     for given in sites:
-        _check_site(given[-1], end, "end")
-        pair = given if len(given) == 2 else same[given[0] - 1]
-        _check_site(pair[0], front, "front")
-        pairs.append(tuple(pair))
+        j = site_number(given[-1], end.names, f"[grid] sites: end '{end.name}'")
+        if len(given) == 1:
+            pairs.append(same[j - 1])
+        else:
+            pairs.append(
+                (site_number(given[0], front.names, f"[grid] sites: front '{front.name}'"), j)
+            )
     return tuple(dict.fromkeys(pairs))
-
-
-def _check_site(site: int, donor: DonorFacts, role: str) -> None:
-    if not 1 <= site <= donor.num_sites:
-        raise FulaError(
-            f"[grid] {role} site {site} is out of range: donor '{donor.name}' has sites "
-            f"1 to {donor.num_sites}"
-        )
 
 
 @dataclass(frozen=True)
@@ -185,6 +182,10 @@ def _check_pair(
             f"{labels} trains on the labels of [data], which has {data.classes} classes, but end "
             f"'{end.name}' has {end.classes}; leave {labels} out, or use the end's own data"
         )
+    for role, donor in (("end", end), ("front", front)):
+        if role == "end" or protocol.measures_robustness:  # its own head is attacked, too
+            named = f"{role} '{donor.name}'"
+            check_answers(donor.classes, data.classes, named, f"[data] '{spec.data.source}'")
     if front.input_shape != data.shape or end.input_shape != data.shape:
         raise FulaError(
             f"{pair} take images {_shown(front.input_shape)} and {_shown(end.input_shape)}, but "

@@ -74,14 +74,15 @@ def _limited(images: int, most: int | None) -> int:
 class DonorFacts:
     """A donor as planning sees it; tuples run over sites 1 … k.
 
-    `shapes`: of the activation, without the batch axis. `flops`: of the stage that ends there, per
-    image. `saved`: elements that the stage keeps for its backward pass, per image. `classes`,
-    `head_flops`: of the head. `weights`: elements of all parameters.
+    `names`: of the sites. `shapes`: of the activation, without the batch axis. `flops`: of the
+    stage that ends there, per image. `saved`: elements that the stage keeps for its backward pass,
+    per image. `classes`, `head_flops`: of the head. `weights`: elements of all parameters.
     """
 
     name: str
     input_shape: Shape
     classes: int
+    names: tuple[str, ...]
     shapes: tuple[Shape, ...]
     flops: tuple[int, ...]
     saved: tuple[int, ...]
@@ -154,7 +155,8 @@ def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
     head = walk(layout.head, shape)
     weights += head.parameters
     made_for = request["input_shape"], request["num_classes"]
-    sites = tuple(shapes), tuple(flops), tuple(saved)
+    names = tuple(stage.name for stage in layout.stages)
+    sites = names, tuple(shapes), tuple(flops), tuple(saved)
     return DonorFacts(name, *made_for, *sites, head.flops, weights)
 
 
@@ -169,8 +171,10 @@ def described_facts(name: str, found: Description) -> DonorFacts:
     """Facts from a model's description, with the usual number of saved maps."""
     from ..models.saved import usual_saved
 
+    names = tuple(site.name for site in found.sites)
     shapes = tuple(tuple(site.shape) for site in found.sites)
     flops = tuple(site.flops for site in found.sites)
     saved = tuple(map(usual_saved, shapes))
     made_for = tuple(found.input_shape), found.num_classes
-    return DonorFacts(name, *made_for, shapes, flops, saved, found.head.flops, found.parameters)
+    sites = names, shapes, flops, saved
+    return DonorFacts(name, *made_for, *sites, found.head.flops, found.parameters)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 from ..device.precision import precision_of
@@ -22,6 +23,7 @@ from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .protocol import Protocol
 from .resources import check_mode
+from .schedule import schedule
 from .similarity_plan import PlannedSimilarity, coarse_null, plan_similarity
 from .spec import Spec
 
@@ -188,13 +190,15 @@ def plan(
     mode: str = "eager",
     budget: int | None = None,
     fused: bool = True,
+    workers: int = 1,
     data: DataFacts | None = None,
     donors: Mapping[str, DonorFacts] | None = None,
 ) -> Plan:
     """The plan of a spec, with resolved `device`, `precision` and `mode`.
 
-    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `data`,
-    `donors`: facts that replace the nominal ones (loaded data; modules that are no named model).
+    `budget`: bytes per wave (None: unlimited). `fused`: compiled kernels serve there. `workers`:
+    waves are cut so that so many can end together. `data`, `donors`: facts that replace the
+    nominal ones (loaded data; modules that are no named model).
     Raises `FulaError` where the grid asks for what its donors or data do not have, and for a lane
     that does not fit the budget alone.
     """
@@ -209,7 +213,8 @@ def plan(
         check_mode(mode, device, dropout)
     solo = spec.engine.executor == "solo"
     packer = _Packer(facts, data, precision, budget, fused, alone=solo)
-    waves = tuple(w for key, group in groups.items() for w in packer.waves(key, group))
+    packed = [(key, lanes) for key, group in groups.items() for lanes in packer.packed(key, group)]
+    waves = tuple(packer.wave(*part) for part in packer.shared_out(packed, workers))
     known = {name: facts(name, spec.base_protocol.hook) for name in spec.donors}
     asked = spec.similarity and plan_similarity(spec, data, known, budget)
     notes += coarse_null(spec.similarity, known) if spec.similarity else ()
@@ -249,6 +254,11 @@ class _Facts:
         return self.known[name, hook]
 
 
+EVEN = 0.95
+"""Share of workers' time at work from which waves are not cut further."""
+_HALVINGS = 20
+
+
 @dataclass(frozen=True)
 class _Packer:
     facts: _Facts
@@ -258,15 +268,74 @@ class _Packer:
     fused: bool
     alone: bool
 
-    def waves(self, key: WaveKey, cells: Sequence[Cell]) -> Iterable[PlannedWave]:
+    def packed(self, key: WaveKey, cells: Sequence[Cell]) -> list[list[Cell]]:
         """The group's cells in as few waves as the budget allows."""
-        front, end = self.facts(key.front, key.hook), self.facts(key.end, key.hook)
-        for lanes in self._packed(key, cells, front, end):
-            steps = key.epochs * self._steps_per_epoch(key)
-            predicted = self._bytes(lanes, front, end, key)
-            yield PlannedWave(
-                tuple(lanes), key, predicted, steps * step_flops(lanes, front, end), steps
-            )
+        return self._packed(key, cells, *self._pair(key))
+
+    def wave(self, key: WaveKey, lanes: Sequence[Cell]) -> PlannedWave:
+        """A wave of these cells."""
+        steps, pair = key.epochs * self._steps_per_epoch(key), self._pair(key)
+        predicted = self._bytes(lanes, *pair, key)
+        return PlannedWave(tuple(lanes), key, predicted, steps * step_flops(lanes, *pair), steps)
+
+    def _pair(self, key: WaveKey) -> tuple[DonorFacts, DonorFacts]:
+        return self.facts(key.front, key.hook), self.facts(key.end, key.hook)
+
+    def shared_out(
+        self, packed: Sequence[tuple[WaveKey, list[Cell]]], workers: int
+    ) -> list[tuple[WaveKey, list[Cell]]]:
+        """Waves that so many workers end together: the longest are cut by their lanes' end sites,
+        so that lanes that share passes stay together; no more than is needed."""
+        if workers == 1:
+            return list(packed)
+        share = sum(self._cost(*part) for part in packed) / workers
+        tried = []
+        for finer in (1, 2, 4, 8):
+            found = [(k, cut) for k, lanes in packed for cut in self._cut(k, lanes, share / finer)]
+            found.sort(key=lambda part: -self._cost(*part))
+            shared = schedule([self._cost(*part) for part in found], workers)
+            tried.append((shared.makespan, found))
+            if shared.efficiency >= EVEN:
+                break
+        return min(tried, key=lambda each: each[0])[1]
+
+    def _cost(self, key: WaveKey, lanes: Sequence[Cell]) -> float:
+        """FLOPs of a wave's training; lanes without any count their number."""
+        steps = key.epochs * self._steps_per_epoch(key)
+        return steps * step_flops(lanes, *self._pair(key)) + len(lanes)
+
+    def _cut(self, key: WaveKey, lanes: list[Cell], most: float) -> list[list[Cell]]:
+        """Runs of lanes, by end site, of about equal cost, and of at most `most` if they were
+        many."""
+        parts = min(ceil(self._cost(key, lanes) / most - 1e-9), len(lanes))
+        if parts <= 1:
+            return [lanes]
+        order = sorted(lanes, key=lambda cell: (cell.end_site, cell.front_site))
+        low, high = self._cost(key, lanes) / parts, self._cost(key, lanes)
+        best = [order]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = self._runs(key, order, middle)
+            if len(found) <= parts:
+                best, high = found, middle
+            else:
+                low = middle
+        return best
+
+    def _runs(self, key: WaveKey, order: list[Cell], most: float) -> list[list[Cell]]:
+        """The fewest runs of `order` that cost `most` at most, or are one lane."""
+        found, start = [], 0
+        while start < len(order):
+            low, high = start + 1, len(order)
+            while low < high:
+                middle = (low + high + 1) // 2
+                if self._cost(key, order[start:middle]) <= most:
+                    low = middle
+                else:
+                    high = middle - 1
+            found.append(order[start:low])
+            start = low
+        return found
 
     def _steps_per_epoch(self, key: WaveKey) -> int:
         images = self.data.train_images

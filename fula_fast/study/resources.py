@@ -17,12 +17,13 @@ from .spec import EngineSpec
 @dataclass(frozen=True)
 class Resources:
     """Where and how cells are computed: torch device, precision, bytes per wave; whether compiled
-    kernels serve there, as memory is predicted with them or without."""
+    kernels serve there, as memory is predicted with them or without; how many workers at once."""
 
     device: str
     precision: PrecisionName
     budget: int
     fused: bool = True
+    workers: int = 1
 
 
 def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resources:
@@ -32,7 +33,8 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     `FulaError` for a GPU that is not there, for tf32 without one, and for a mode that the executor
     does not have.
     """
-    device = _device(engine.device)
+    elsewhere = engine.kind != "local"
+    device = engine.device if elsewhere and engine.device != "auto" else _device(engine.device)
     if engine.executor == "solo" and engine.mode not in ("auto", "eager"):
         raise FulaError(
             f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
@@ -50,8 +52,18 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     amx = has_amx(cpu_flags() if flags is None else flags)
     usual = FAST if device != "cpu" or amx else PLAIN
     precision = usual if engine.precision == "auto" else engine.precision
-    budget = _budget(engine.memory, device)
-    return Resources(device, precision, budget, _fused(device, precision))
+    workers = engine.workers or (1 if elsewhere else _devices(engine.device, device))
+    budget = _budget(engine.memory, device, 1 if elsewhere else workers)
+    return Resources(device, precision, budget, _fused(device, precision), workers)
+
+
+def _devices(asked: str, device: str) -> int:
+    """This machine's GPUs, where none is named; one processor."""
+    if device == "cpu" or ":" in asked:
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def why_not_captured(device: str, dropout: str) -> str:
@@ -91,11 +103,24 @@ def _fused(device: str, precision: str) -> bool:
     return built and asked in ("auto", "cpp")
 
 
-def _budget(asked: str | int | None, device: str) -> int:
+def _budget(asked: str | int | None, device: str, workers: int) -> int:
+    """Bytes of a wave: processors' workers share the memory, GPUs have their own."""
     if device == "cpu":
-        free, share = memory.available_memory(), memory.CPU_SHARE
-    else:
+        free, share = memory.available_memory() // workers, memory.CPU_SHARE
+    elif gpu_present():
         import torch
 
         free, share = torch.cuda.mem_get_info(device)[0], memory.GPU_SHARE
+    else:
+        free, share = _told(asked), memory.GPU_SHARE
     return int(free * share) if asked is None else memory.budget(asked, free)
+
+
+def _told(asked: str | int | None) -> int:
+    """Bytes of a GPU that is elsewhere."""
+    if asked is None or str(asked).endswith("%"):
+        raise FulaError(
+            f"memory {asked!r} is of a GPU that this machine does not have; give the bytes of a "
+            "wave there: --memory 60GiB"
+        )
+    return memory.budget(asked, 1 << 62)

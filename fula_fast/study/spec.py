@@ -28,10 +28,11 @@ from pydantic import (
 from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
 from ..methods import METHODS, method, methods, objective
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, SpecTable
+from .donor_spec import DataSpec, DonorSpec, OneShortcut, Seed, SpecTable
 from .protocol import PRESETS, Protocol, attack_name, protocol
 from .similarity_spec import SimilaritySpec
-from .toml import Overrides, apply_overrides, explain, fractions, read_toml
+from .site_names import Sites
+from .toml import Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)
 
@@ -76,22 +77,6 @@ def _method_kind(value: Any) -> str:
     return "<mixture>" if isinstance(value, Mapping | Mixture) else "<name>"
 
 
-def _site(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, list | tuple) and len(value) in (1, 2):
-        return tuple(value)
-    raise ValueError(f"{value!r} is neither a site nor a pair [front site, end site]")
-
-
-def _site_list(value: Any) -> Any:
-    if value in ("same", "all-pairs"):
-        return value
-    if isinstance(value, list | tuple):
-        return tuple(_site(v) for v in value)
-    raise ValueError(f"{value!r} is none of 'same', 'all-pairs', or a list of [front, end] sites")
-
-
 def _subset(value: Any) -> Any:
     return None if value == "all" else value
 
@@ -120,7 +105,8 @@ class GridSpec(SpecTable):
 
     `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
     `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
-    where a lone number is an end site with the front site of the same depth.
+    where a lone one is an end site with the front site of the same depth. Sites are numbers from
+    1, or names as `fula-fast sites` prints them.
     `weightings` apply to objectives with a part that they weigh; unset: the protocol's.
     `protocols`: preset names; unset: the protocol's. `subset`: first n classes, or "all".
     `data_seeds`: order, crops and DM samples; unset: each cell's own seed.
@@ -130,17 +116,16 @@ class GridSpec(SpecTable):
     front: Many[str] = ()
     end: Many[str] = ()
     pairs: tuple[tuple[str, str], ...] = ()
-    sites: Annotated[Any, BeforeValidator(_site_list)] = "same"
+    sites: Sites = "same"
     methods: Many[Method] = METHODS
     weightings: Many[Weighting] = ()
     protocols: Many[str] = ()
     alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
     shortcut: Many[OneShortcut] = (None,)
     subset: Many[Subset] = (None,)
-    seeds: Many[Annotated[int, Field(ge=0)]] = (0,)
+    seeds: Many[Seed] = (0,)
     data_seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...] | None,
-        BeforeValidator(lambda v: v if v is None else _several(v)),
+        tuple[Seed, ...] | None, BeforeValidator(lambda v: v if v is None else _several(v))
     ] = None
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
 
@@ -209,8 +194,37 @@ class EvaluationSpec(SpecTable):
         return value
 
 
+class SlurmSpec(SpecTable):
+    """Where Slurm puts a run's workers: `[engine.slurm]`.
+
+    `hours`: of one job; what it has not finished goes on from its wave's checkpoint in the next.
+    `gpus`: of a worker (0: processors alone). `sbatch`: more `#SBATCH` lines, `{"exclude": "n7"}`.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    gpu_type: str | None = None
+    gpus: int = Field(1, ge=0)
+    cpus: int = Field(4, ge=1)
+    memory: str = "32GB"
+    hours: float = Field(24.0, gt=0)
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+
+
+class RaySpec(SpecTable):
+    """Which Ray cluster runs a run's workers: `[engine.ray]`. `address` None: one of its own on
+    this machine. `gpus`, `cpus`: that a worker takes."""
+
+    address: str | None = None
+    gpus: float = Field(1.0, ge=0)
+    cpus: float = Field(1.0, gt=0)
+
+
 class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
+
+    `kind`: what runs the waves: processes of this machine, Slurm, or Ray. `workers`: how many at
+    once; unset: one for each GPU of this machine, or one.
 
     `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
     memory, 60% of a CPU's available memory. `compile`: also a captured step's stages go through
@@ -223,6 +237,10 @@ class EngineSpec(SpecTable):
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
     memory: str | int | None = None
     device: str = "auto"
+    kind: Literal["local", "slurm", "ray"] = "local"
+    workers: int | None = Field(None, ge=1)
+    slurm: SlurmSpec = SlurmSpec()
+    ray: RaySpec = RaySpec()
 
     @field_validator("memory")
     @classmethod
@@ -356,7 +374,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ())
     name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
-    table = fractions(apply_overrides(table, overrides))
+    table = fractions(plain(apply_overrides(table, overrides)))
     spec = parse_table(Spec, table, "")
     _check_axes_free(spec)
     spec.protocols()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import FulaError, nearest
+from ..errors import FulaError, check_text, nearest
 from ..files.paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+_OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _FRACTION_KEYS = ("eps", "step")
 Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
 
@@ -49,13 +53,11 @@ def _beyond(error: Exception) -> str:
 def _spec_text(path: str | Path) -> tuple[str, str]:
     file = user_path(path)
     try:
-        return str(file), file.read_text(encoding="utf-8")
+        return str(file), _decoded(file, file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         pass
     except IsADirectoryError:
         raise FulaError(f"{file} is a folder; give the path of a spec file (.toml)") from None
-    except UnicodeDecodeError:
-        raise FulaError(f"{file} is not UTF-8 text; a spec is a TOML file") from None
     except OSError as error:
         raise FulaError(f"cannot read {file}: {error.strerror}") from None
     except ValueError:
@@ -67,6 +69,24 @@ def _spec_text(path: str | Path) -> tuple[str, str]:
         f"no spec file {file}; give the path of a .toml file, or a shipped recipe: "
         f"{', '.join(recipe_names())}"
     )
+
+
+def _decoded(file: Path, content: bytes) -> str:
+    """The text of a spec, without the byte-order mark that some editors put in front."""
+    other = content.startswith(_OTHER_MARKS) or b"\0" in content
+    try:
+        if not other:
+            return content.decode("utf-8-sig")
+        raise FulaError(
+            f"{file} is not UTF-8 text but UTF-16, UTF-32 or binary; save it as UTF-8, which TOML "
+            "asks for"
+        )
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise FulaError(
+            f"{file}:{line} is not UTF-8 text (byte 0x{content[error.start]:02x}); save it as "
+            "UTF-8, which TOML asks for"
+        ) from None
 
 
 def _position(name: str, text: str, message: str) -> str:
@@ -114,6 +134,31 @@ def _replaced(table: dict[str, Any], parts: tuple[str, ...], value: Any, whole: 
     if not isinstance(inner, Mapping):
         raise FulaError(f"--set {whole}: '{head}' holds the value {inner!r}, not a table")
     return {**table, head: _replaced(dict(inner), tuple(rest), value, whole)}
+
+
+def plain(value: Any, where: str = "") -> Any:
+    """The same tree of plain values: NumPy's and torch's numbers and arrays, ranges, sets and
+    paths become numbers, lists and texts. `where`: the dotted key, for messages.
+
+    Raises `FulaError` for any other object, and for text that is not UTF-8.
+    """
+    if isinstance(value, Mapping):
+        keys = {check_text(str(key), "key"): part for key, part in value.items()}
+        return {k: plain(v, f"{where}.{k}" if where else k) for k, v in keys.items()}
+    if isinstance(value, os.PathLike):
+        return plain(os.fspath(value), where)
+    if isinstance(value, str):
+        return check_text(value, f"{where} =")
+    if isinstance(value, list | tuple | range | set | frozenset):
+        several = sorted(value) if isinstance(value, set | frozenset) else value
+        return [plain(v, where) for v in several]
+    if value is None or isinstance(value, int | float | BaseModel | date | time):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), where)
+    raise FulaError(
+        f"{where} is a {type(value).__name__}; a spec holds numbers, texts, lists and tables"
+    )
 
 
 def fractions(value: Any, key: str = "") -> Any:

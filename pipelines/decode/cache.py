@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,8 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
     """SHA-256 over names (relative to `root`) and bytes of `files`.
 
     The digest is remembered under names, sizes and modification times, so that an unchanged folder
-    is not read again; not while a file is so new that it could change within the clock's grain.
+    is not read again; not while a file is so new that it could change within the clock's grain. A
+    file that cannot be read counts as such: whoever needs its content says what is wrong with it.
     """
     files = list(files)
     stats = [(str(f.relative_to(root)), *_stamp(f)) for f in files]
@@ -104,15 +106,26 @@ def content_digest(files: Iterable[Path], root: Path) -> str:
     if (remembered := _remembered(memo, known)) is not None:
         return remembered
     digest = hashlib.sha256()
+    whole = True
     for file, (name, size, _) in zip(files, stats, strict=True):
-        digest.update(f"{name}\0{size}\0".encode())
+        digest.update(os.fsencode(f"{name}\0{size}\0"))
+        whole &= _add_content(digest, file)
+    newest = max((changed for _, _, changed in stats), default=0)
+    if whole and newest < time.time_ns() - _GRAIN_NS:
+        sealed.write_json(memo, CACHE, {"name": known, "digest": digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _add_content(digest: Any, file: Path) -> bool:
+    """Add the file's bytes, or that it cannot be read; whether it could."""
+    try:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    newest = max((changed for _, _, changed in stats), default=0)
-    if newest < time.time_ns() - _GRAIN_NS:
-        sealed.write_json(memo, CACHE, {"name": known, "digest": digest.hexdigest()})
-    return digest.hexdigest()
+    except OSError as error:
+        digest.update(f"unreadable {error.errno}".encode())
+        return False
+    return True
 
 
 def _remembered(memo: Path, known: str) -> str | None:
@@ -128,7 +141,10 @@ def _remembered(memo: Path, known: str) -> str | None:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError:
+        return -1, 0
     return stat.st_size, stat.st_mtime_ns
 
 

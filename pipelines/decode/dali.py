@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import FulaError
+from ...errors import FulaError, printable
 from .cache import cores
 from .decoder import PillowDecoder, Pixels
 from .folders import FolderIndex
@@ -191,7 +191,9 @@ class DaliDecoder:
             raise dali_failed(index, [i], error) from error
         self._rejected.add(index.where(i))
         _log.warning(
-            "DALI cannot decode '%s' (%s); it is left to Pillow", index.where(i), reason(error)
+            "DALI cannot decode '%s' (%s); it is left to Pillow",
+            printable(index.where(i)),
+            reason(error),
         )
 
     def _works(self, size: int | None) -> bool:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...errors import FulaError, nearest
+from ...errors import FulaError, nearest, printable
 from .cache import build_once, load_array, save_arrays
 from .decoder import Decoder, decode_file
 from .folders import FolderIndex
@@ -208,7 +208,9 @@ def report_skipped(index: FolderIndex, kept: np.ndarray) -> tuple[str, ...]:
     """The places of the files not `kept` (bool (N,)), after a warning."""
     skipped = tuple(index.where(i) for i in np.flatnonzero(~kept))
     if skipped:
-        _log.warning("%d unreadable images skipped, first '%s'", len(skipped), skipped[0])
+        _log.warning(
+            "%d unreadable images skipped, first '%s'", len(skipped), printable(str(skipped[0]))
+        )
     return skipped
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...errors import FulaError
+from ...errors import FulaError, printable
 from .images import check_classes
 from .trees import IMAGES, FileTree
 
@@ -109,16 +109,17 @@ def _left_out(
     for i in rest:
         known = tree.names[i].lower().endswith(_encoded(extensions))
         kinds["in deeper folders" if known else "of other endings"].append(tree.where(i))
-    kinds["that are links to nothing, or devices"] = links = []
+    kinds["that are links to nothing or in a circle, pipes or devices"] = links = []
     for name in tree.left_out:
         if name.startswith(f"{split}/"):
-            known = name.lower().endswith(extensions)
+            known = name.lower().endswith(extensions) or "." not in name.rsplit("/", 1)[-1]
             (links if known else kinds["of other endings"]).append(f"{tree.root}/{name}")
     for kind, places in kinds.items():
         if places:
             _log.warning(
                 "%d files %s are left out of '%s/%s' (%s/<class>/<file> with %s are read), first "
-                "'%s'", len(places), kind, tree.root, split, split, " ".join(extensions), places[0],
+                "'%s'", len(places), kind, tree.root, split, split, " ".join(extensions),
+                printable(places[0]),
             )  # fmt: skip
     return tuple(place for places in kinds.values() for place in places)
 

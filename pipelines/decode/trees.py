@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ _BLOCK = 1 << 20
 class FileTree:
     """The files under `root`: `names` (N,) fixed-width bytes, sorted; `folders` that exist.
 
-    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`. `left_out`: names of members
-    that are not unpacked (links that lead nowhere, devices, huge files of other endings).
+    In an archive, file i is `packed[places[i, 0] : places[i, 1]]`. `left_out`: names of what is no
+    file of the tree: links that lead nowhere or in a circle, pipes and devices, and in an archive
+    huge files of other endings.
     """
 
     root: Path
@@ -98,13 +100,52 @@ def open_tree(path: Path) -> FileTree:
 def _folder(root: Path) -> FileTree:
     names: list[bytes] = []
     folders: set[str] = set()
-    for parent, children, files in os.walk(root, followlinks=True):
-        children[:] = [c for c in children if not c.startswith(".")]
-        prefix = os.path.relpath(parent, root)
-        prefix = "" if prefix == "." else prefix.replace(os.sep, "/") + "/"
-        folders.update(prefix + child for child in children)
-        names += [os.fsencode(prefix + f) for f in files if not f.startswith(".")]
-    return FileTree(root, _mapped(_sorted_names(names)), frozenset(folders))
+    left_out: list[str] = []
+    whole = root.resolve()
+    waiting = [("", frozenset(_identity(f.stat()) for f in (whole, *whole.parents)))]
+    while waiting:
+        prefix, above = waiting.pop()
+        for entry in _entries(root, prefix):
+            name = prefix + entry.name
+            if entry.is_file(follow_symlinks=False):  # without asking the disk
+                names.append(os.fsencode(name))
+                continue
+            status = _status(entry)
+            if status is None or (inside := _identity(status)) in above:
+                left_out.append(name)  # leads to nothing, or back to where it came from
+            elif stat.S_ISDIR(status.st_mode):
+                folders.add(name)
+                waiting.append((f"{name}/", above | {inside}))
+            elif stat.S_ISREG(status.st_mode):
+                names.append(os.fsencode(name))
+            else:
+                left_out.append(name)
+    found = _mapped(_sorted_names(names))
+    return FileTree(root, found, frozenset(folders), left_out=tuple(sorted(left_out)))
+
+
+def _entries(root: Path, folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden."""
+    try:
+        with os.scandir(root / folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise FulaError(
+            f"data folder '{root / folder}' cannot be listed ({error.strerror}); give yourself "
+            "the right to, or move it out of the data"
+        ) from error
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Of what a link leads to; None where that is nothing, or the link itself."""
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _sorted_names(names: list[bytes]) -> np.ndarray:
@@ -121,7 +162,7 @@ def _mapped(names: np.ndarray) -> np.ndarray:
 
 def _archive(path: Path) -> FileTree:
     key = content_digest([path], path.parent)
-    entry = build_once("packed-2", key, lambda folder: _pack(path, folder))
+    entry = build_once("packed-3", key, lambda folder: _pack(path, folder))
     packed = entry / "content.bin"
     empty = packed.stat().st_size == 0
     return FileTree(
@@ -194,7 +235,7 @@ def _follow(
     Links to links are followed by going on while anything is found, so that a circle ends; a folder
     is copied when the links to files, some of them within it, are done.
     """
-    left = dict(links)
+    left, circles = dict(links), list[str]()
 
     def ready() -> list[str]:
         files = [name for name, target in left.items() if os.fsencode(target) in places]
@@ -205,9 +246,11 @@ def _follow(
             target = left.pop(name)
             if os.fsencode(target) in places:
                 places.setdefault(os.fsencode(name), places[os.fsencode(target)])
-            elif not f"{name}/".startswith(f"{target}/"):  # a folder within itself has no end
+            elif f"{name}/".startswith(f"{target}/"):  # a folder within itself has no end
+                circles.append(name)
+            else:
                 _copy_folder(name, target, places, folders)
-    return list(left)
+    return [*left, *circles]
 
 
 def _copy_folder(

@@ -48,7 +48,7 @@ def test_with_all_savings_off_every_pixel_equals_the_reference(norm, attack, par
     assert 0 < robust.sum() < result.correct.sum(), "the images should not all share one fate"
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 def test_no_saving_changes_a_flag(norm):
     net = small_net()
     x, labels = small_batch(net, 30)
@@ -174,6 +174,7 @@ def test_lanes_packed_together_equal_models_alone(attack):
     assert len({int(r.correct.sum()) for r in together}) > 1
 
 
+@pytest.mark.slow
 def test_bf16_search_is_confirmed_in_fp32_and_redone_for_survivors():
     net = small_net()
     x, labels = small_batch(net, 30)
@@ -300,6 +301,7 @@ def test_few_classes_suffice_for_cross_entropy(classes, attack):
     assert result.robust.all() == (classes == 1)
 
 
+@pytest.mark.slow
 def test_four_classes_have_three_targets():
     net = small_net(4)
     x, labels = small_batch(net, 5)

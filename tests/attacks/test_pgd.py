@@ -39,6 +39,7 @@ def test_l2_equals_torchattacks(torchattacks):
     torch.testing.assert_close(ours, theirs(x, labels), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_equals_torchattacks_on_the_robust_network(torchattacks, robust_net, cifar):
     x, labels = cifar[0][:8], cifar[1][:8]
     theirs = torchattacks.PGD(robust_net, steps=5, random_start=False)(x, labels)

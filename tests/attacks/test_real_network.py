@@ -27,6 +27,7 @@ def compared(net, x, labels, eps, **short):
     assert 0 < robust.sum() < plain.correct.sum()
 
 
+@pytest.mark.slow
 def test_a_glance(robust_net, cifar):
     compared(robust_net, cifar[0][:8], cifar[1][:8], 0.5 / 255, eot=1, steps=4)
 

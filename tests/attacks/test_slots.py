@@ -57,8 +57,8 @@ def one_by_one(net, x, labels):
     "options",
     [
         {"sizes": range(1, 8)},
-        {"sizes": fixed_sizes(12)},
-        {"sizes": [16]},
+        pytest.param({"sizes": fixed_sizes(12)}, marks=pytest.mark.slow),
+        pytest.param({"sizes": [16]}, marks=pytest.mark.slow),
         {"sizes": fixed_sizes(12), "poll": 4},
         {"sizes": range(1, 6), "packing": False},
         {"sizes": fixed_sizes(12), "poll": 4, "recorder": Rerun()},

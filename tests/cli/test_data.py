@@ -207,7 +207,7 @@ def test_prepare_fills_the_cache_of_decoded_images(run, folder, tmp_path):
         (("show", "digts", "--out", "g.png"), "unknown source 'digts'; did you mean 'digits'?"),
         (("show", "digits", "--out", "grid"), "'grid' is no name of a picture; give one"),
         (("show", "digits", "--out", "grid.txt"), "'grid.txt' is no name of a picture"),
-        (("show", "cifar10", "--out", "g.png"), "'data' for 'cifar10' does not exist; create it"),
+        (("show", "cifar10", "--out", "g.png"), "'data' for 'cifar10' does not exist; make it"),
         (("show", "cifar10", "--out", "g.png"), "or download = true"),
         (("show", "digits", "--out", "g.png", "--split", "tset"), "did you mean 'test'?"),
         (("show", "digits", "--out", "g.png", "--shortcut", "pixle"), "unknown shortcut 'pixle'"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -115,10 +118,19 @@ def test_eps_in_levels_is_refused(capsys, eps, way):
 
 @pytest.mark.parametrize("name, ours", [("epsilon", "eps"), ("step_size", "step")])
 def test_names_of_the_field_are_understood(name, ours):
-    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
-        robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1})
-    with pytest.raises(FulaError, match=f"'{name}'; did you mean '{ours}'"):
-        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: 0.1}}})
+    (found,), (expected,) = (
+        robust_evaluate(NETWORK, X, Y, "pgd-2", **{given: 0.3}) for given in (name, ours)
+    )
+    assert found.settings == expected.settings and found.settings[ours] == 0.3
+    by_name, by_ours = (
+        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {n: 0.1}}}) for n in (name, ours)
+    )
+    assert by_name.base_protocol == by_ours.base_protocol
+    assert getattr(by_name.base_protocol.attack, ours) == 0.1
+    with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
+        robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1, ours: 0.1})
+    with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
+        load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: 0.1, ours: 0.1}}})
 
 
 def test_weights_of_another_program_are_attacked_by_the_models_name(capsys, tmp_path):
@@ -132,7 +144,7 @@ def test_weights_of_another_program_are_attacked_by_the_models_name(capsys, tmp_
     assert code == 0 and "pgd-1 on 8 images" in out
 
 
-def test_results_and_stitches_show_themselves_in_a_notebook(tmp_path):
+def test_results_and_stitches_show_themselves_in_a_notebook(tmp_path, without_plots):
     results = fula_fast.sweep(tomllib.loads(TINY), tmp_path / "run", quiet=True)
     html = results._repr_html_()
     (row,) = results.rows
@@ -149,3 +161,34 @@ def test_stitch_reports_its_progress(capsys):
     assert "1/1 cells" in capsys.readouterr().err
     fula_fast.stitch(NETWORK, NETWORK, 3, 3, "digits", quiet=True, **given)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sites", "resnet18"], ["attack", "--help"], ["sweep", "quickstart", "--dry-run"]]
+)
+def test_a_terminal_that_lacks_letters_shows_others(arguments):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    command = [sys.executable, "-m", "fula_fast", *arguments]
+    found = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert found.returncode == 0 and b"Traceback" not in found.stderr
+    assert found.stdout.isascii() and found.stderr.isascii() and len(found.stdout) > 200
+
+
+def test_a_name_that_the_systems_encoding_lacks_is_one_line(capsys, tmp_path, monkeypatch):
+    """`PYTHONUTF8=0` in the C locale: no folder can have the name of the spec."""
+    (tmp_path / "tiny.toml").write_text(f'name = "né"\n{TINY}', "utf-8")
+
+    def refuse(*_args, **_options):
+        raise UnicodeEncodeError("ascii", "runs/né", 6, 7, "ordinal not in range(128)")
+
+    monkeypatch.setattr("fula_fast.report.after_sweep.sweep_with_report", refuse)
+    code, _, err = run(capsys, "sweep", str(tmp_path / "tiny.toml"))
+    assert code == 2 and "'runs/né' cannot be written in the system's encoding 'ascii'" in err
+    assert "set PYTHONUTF8=1" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["num_classes=5", "hook=pre_relu", "name=x"])
+def test_what_is_no_option_of_a_model_is_said(capsys, option):
+    for command in (["sites", "resnet18"], ["sites", "torchvision:resnet18"]):
+        code, _, err = run(capsys, *command, "--option", option)
+        assert code == 2 and "is no option of a model" in err

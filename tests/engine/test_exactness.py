@@ -179,7 +179,7 @@ def test_any_partition_gives_the_same_results(lanes, cut):
                 torch.testing.assert_close(value, found[lane.cell.id][name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("momentum", [0.1, 0.3, 0.9, None])
+@pytest.mark.parametrize("momentum", [pytest.param(0.1, marks=pytest.mark.slow), 0.3, 0.9, None])
 def test_lanes_without_a_functional_term_settle_at_the_end(momentum):
     """Training without the tail, and running it for the last steps alone, changes nothing."""
     pair = donor(0), donor(1)

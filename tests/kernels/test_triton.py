@@ -51,8 +51,8 @@ NORMS = [
     ((2, 3, 5, 3, 4), "f32", "first", 1, 1, 1, 1, 1),
     ((2, 3, 5, 3, 4), "f32", "gaps", 1, 0, 1, 0, 0),
     ((1, 5, 17, 1, 1), "bf16", "last", 0, 1, 1, 1, 0),
-    ((2, 2, 20, 5, 7), "bf16", "last", 0, 1, 0, 1, 0),
-    ((3, 2, 20, 5, 3), "f16", "first", 0, 0, 1, 1, 1),
+    ((2, 2, 20, 5, 2), "bf16", "last", 0, 1, 0, 1, 0),
+    ((3, 1, 20, 5, 2), "f16", "first", 0, 0, 1, 1, 1),
     ((2, 2, 6, 4, 4), "bf16", "last", 1, 1, 1, 1, 0),
     ((1, 2, 9, 4, 3), "f32", "last", 1, 1, 0, 0, 1),
 ]
@@ -252,6 +252,8 @@ def test_augment_takes_draws_with_gaps(device):
 
 
 def test_two_runs_have_the_same_bits(maker, device):
+    if device.type == "cpu":
+        pytest.skip("the interpreter runs one program after another")
     make = maker(torch.bfloat16)
     x, target = make(1, 3, 9, 3, 5).to(device), make(1, 3, 17, 3, 5).to(device)
     weight, bias = make.wide(2, 17, 9), make.wide(2, 17)

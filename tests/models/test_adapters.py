@@ -1,6 +1,7 @@
 """ViTs, torchvision and timm models as donors."""
 
 import sys
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def test_vit_every_second_block_ends_before_the_head():
     assert model.site_names == tuple(f"blocks.{i}" for i in (1, 3, 5, 7, 9, 11))
 
 
+@pytest.mark.slow
 def test_vit_base_is_timms():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
@@ -107,6 +109,7 @@ def test_given_sites_and_constructor_options():
         ("torchvison:resnet18", {}, "unknown model"),
         ("torchvision:resnet18", {"input_shape": (1, 32, 32)}, "takes 3 channels"),
         ("torchvision:resnet18", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("torchvision:resnet18", {"weights": "x", "num_classes": 1000}, "built: it knows no 'x'"),
         ("torchvision:resnet18", {"hook": "pre_relu"}, "no known pre-ReLU sites"),
         ("timm:resnt18", {}, "timm has no model 'resnt18'"),
         ("vit_tiny", {"input_shape": (3, 30, 30)}, "multiple of 4 pixels"),
@@ -118,3 +121,33 @@ def test_mistakes_are_explained(name, change, message):
         pytest.importorskip("timm")
     with pytest.raises(FulaError, match=message):
         build(name, **{"num_classes": 10, "input_shape": (3, 32, 32), **change})
+
+
+def _no_network(*args, **options):
+    raise URLError("Name or service not known")
+
+
+@pytest.mark.parametrize(
+    "name, options, to_bring",
+    [
+        ("torchvision:resnet18", {"weights": "IMAGENET1K_V1"}, r"bring resnet18-f37072fd.pth into"),
+        (
+            "torchvision:resnet18",
+            {"weights": "DEFAULT"},
+            r"bring resnet18-f37072fd.pth into .*/hub",
+        ),
+        ("torchvision:resnet18", {"pretrained": True}, "bring resnet18-f37072fd.pth into"),
+        ("timm:resnet18", {"pretrained": True}, "bring the repository 'timm/resnet18"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning")
+@pytest.mark.filterwarnings("ignore:Arguments other than a weight enum:UserWarning")
+def test_pretrained_weights_offline(name, options, to_bring, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", _no_network)
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", _no_network)
+    with pytest.raises(FulaError, match=f"weights of '{name}' could not be .*{to_bring}") as error:
+        build(name, num_classes=1000, input_shape=(3, 32, 32), **options)
+    assert "give a checkpoint" in str(error.value) and "\n" not in str(error.value)

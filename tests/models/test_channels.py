@@ -126,6 +126,7 @@ def test_maps_of_which_nothing_tells_are_refused_unless_said():
 
 
 @pytest.mark.parametrize("name", ["torchvision:swin_t", "timm:swin_tiny_patch4_window7_224"])
+@pytest.mark.slow
 def test_swin_by_name_has_maps_with_channels_first(name):
     staged = build(name, num_classes=4, input_shape=(3, 224, 224)).eval()
     channels = {shape[0] for shape in staged.site_shapes if len(shape) == 3}

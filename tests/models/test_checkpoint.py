@@ -234,3 +234,36 @@ def test_metadata_is_json_in_the_header(saved):
     meta = json.loads(header["meta"])
     assert meta["donor"]["name"] == "resnet18"
     assert meta["meta"]["recipe"] == {"seed": 3}
+
+
+class Tied(nn.Module):
+    """Weights under two names, between stages and within the head; buffers that share memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.alias = self.first
+        self.inner, self.out = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.out.weight = self.inner.weight
+        self.register_buffer("ones", torch.ones(2).expand(2))
+        self.register_buffer("part", torch.arange(4.0)[:2])
+
+    def forward(self, x):
+        return self.out(self.inner(self.second(self.first(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, torch.compile])
+def test_tied_parameters_and_wrapped_models_are_stored(tmp_path, wrap):
+    staged, blank = (stages(Tied(), ["first", "second"], input_shape=(3, 8, 8)) for _ in range(2))
+    assert save_checkpoint(wrap(staged), tmp_path / "m.safetensors") == content_hash(staged)
+    found, x = load_checkpoint(tmp_path / "m.safetensors", into=blank), torch.rand(2, 3, 8, 8)
+    assert torch.equal(found(x), staged.eval()(x))
+    tied = found.state()
+    assert tied["first.weight"].data_ptr() == tied["second.weight"].data_ptr()
+
+
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), {"weight": torch.ones(2)}, Tied()])
+def test_only_models_in_stages_are_stored(tmp_path, given):
+    with pytest.raises(FulaError, match=r"not a (Linear|dict|Tied); cut it with fula_fast.stages"):
+        save_checkpoint(given, tmp_path / "m.safetensors")

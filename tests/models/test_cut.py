@@ -167,3 +167,40 @@ def test_logits_and_classes_must_agree():
         stages(Net(), ["block"], input_shape=(3, 8, 8), num_classes=7)
     with pytest.raises(FulaError, match=r"does not run on an input of shape \[1, 8, 8\]"):
         stages(Net(), ["block"], input_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        (torch.compile, "_orig_mod."),
+        (nn.DataParallel, "module."),
+        (lambda net: torch.compile(nn.DataParallel(net)), "_orig_mod.module."),
+        (lambda net: nn.DataParallel(torch.compile(net)), "module._orig_mod."),
+    ],
+    ids=["compiled", "parallel", "compiled parallel", "parallel compiled"],
+)
+def test_compiled_and_parallel_modules_are_unwrapped(wrap, prefix):
+    net, x = Net().eval(), _x(2, 3, 8, 8)
+    for names in (["norm", "block"], [f"{prefix}norm", f"{prefix}block"]):
+        staged = stages(wrap(net), names, input_shape=(3, 8, 8))
+        assert staged.site_names == ("norm", "block")
+        assert staged.name == "module:Net" and torch.equal(staged(x), net(x))
+        assert staged.state().keys() == net.state_dict().keys()
+
+
+class Answering(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.a, self.b = form, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x):
+        return self.form(self.b(self.a(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [(lambda y: (y, y), "tuple"), (lambda y: {"out": y}, "dict"), (lambda y: [y], "list")],
+)
+def test_outputs_that_are_no_logits_say_what_to_return(form, kind):
+    with pytest.raises(FulaError, match=f"returns a {kind}.*return the logits"):
+        stages(Answering(form), ["a"], input_shape=(3, 8, 8))

@@ -207,6 +207,7 @@ print("alive")
 """
 
 
+@pytest.mark.slow
 def test_convolutions_that_the_rule_leaves_alone_survive():
     shapes = [
         (16, ci, co, k, s, side, k // 2)
@@ -222,6 +223,7 @@ def test_convolutions_that_the_rule_leaves_alone_survive():
 @pytest.mark.xfail(
     strict=False, reason="oneDNN issue 6035: XPASS says that this torch has it mended"
 )
+@pytest.mark.slow
 def test_the_fault_is_mended_upstream():
     shapes = [(16, 4, 8, 1, 2, 8, 0), (64, 2, 4, 1, 2, 16, 0), (128, 4, 8, 1, 2, 64, 0)]
     done = in_a_process(PLAIN.format(shapes=shapes))

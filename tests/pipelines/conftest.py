@@ -1,25 +1,13 @@
-"""A cache of the session's own, and small folders of images."""
+"""Small folders of images."""
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Decoded data goes to a folder of this session, unless FULA_TEST_CACHE names one to keep."""
-    kept = os.environ.get("FULA_TEST_CACHE")
-    folder = kept or str(tmp_path_factory.mktemp("cache"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FULA_CACHE", folder)
-        patch.delenv("FULA_DATA", raising=False)
-        yield
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ def cifar(data_folder):
     return load_source("cifar10", data_dir=data_folder)
 
 
+@pytest.mark.slow
 def test_cifar10_archive(cifar):
     assert cifar.classes == CIFAR and cifar.image_shape == (3, 32, 32)
     assert np.bincount(cifar.train.labels).tolist() == [5000] * 10

@@ -112,6 +112,7 @@ def test_a_run_that_only_failed(tmp_path: Path) -> None:
     assert "2 cells failed" in page.text and "No cell is finished yet" in page.text
 
 
+@pytest.mark.slow
 def test_a_partial_cross_layer_grid_and_unknown_method(tmp_path: Path, study_rows) -> None:
     rows = [r for r in study_rows if r["end"] == "a" and r["front_site"] < 3][:40]
     rows += [r | {"method": "half", "cell": f"h{r['cell']}"} for r in rows]

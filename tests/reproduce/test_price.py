@@ -15,7 +15,7 @@ from fula_fast.study.facts import DonorFacts
 from fula_fast.study.resources import Resources
 
 NOWHERE = Path("no-such-folder")
-FACTS = DonorFacts("d", (3, 8, 8), 10, ((4, 8, 8),), (100,), (0,), 20)
+FACTS = DonorFacts("d", (3, 8, 8), 10, ("1",), ((4, 8, 8),), (100,), (0,), 20)
 
 
 def test_a_donors_training_is_three_passes_per_image_and_epoch():

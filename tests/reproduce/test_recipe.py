@@ -173,6 +173,16 @@ def test_listed_sites_are_taken_at_the_relative_depths_of_another_end(name, mode
     assert [tuple(p) for p in pairs] == [(1, 3), (4, 1), (8, 2), (3, 6)]  # fronts of 12
 
 
+def test_sites_by_name():
+    """Of the model that is asked for, in an experiment's options and in its grid."""
+    drawn = resolve("sanity", "smoke", NOWHERE, ["options.sites=['layer1.0', 3]"])
+    assert drawn.options["sites"] == [2, 3]
+    fitted = resolve(
+        "fig8", "smoke", NOWHERE, ["size=32", "grid.sites=['features.5']"], end="vgg16"
+    )
+    assert all(sweep.spec.grid.sites == (("features.5",),) for sweep in fitted.sweeps)
+
+
 def test_receivers_of_noise_are_ends_and_their_sites_are_checked():
     experiment = resolve("mislead-noise", "smoke", NOWHERE, end="vit_tiny")
     assert {table["model"] for table in experiment.donors.values()} == {"vit_tiny"}
@@ -199,6 +209,7 @@ def test_a_size_is_that_of_data_and_donors_alike():
         ("fig10", "paper", "vgg16", 32),
     ],
 )
+@pytest.mark.slow
 def test_images_are_as_large_as_an_architecture_needs_and_it_is_said(name, scale, model, side):
     front = None if name == "mislead-noise" else model
     experiment = resolve(name, scale, NOWHERE, front=front, end=model)
@@ -260,6 +271,8 @@ def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
         ),
         (("mislead-noise", "small", NOWHERE, ["options.receivers=['digt']"]), "mean 'digit'"),
         (("sanity", "small", NOWHERE, ["options.sites=[10]"]), "10 is out of range"),
+        (("sanity", "small", NOWHERE, ["options.sites=['layer1.2']"]), "mean 'layer1.1'"),
+        (("sanity", "small", NOWHERE, ["options.sites=[2.5]"]), "2.5 is no site"),
         (("sanity", "small", NOWHERE, ["options.a.b=3"]), "no options.a.b; valid: donor"),
         (("sanity", "small", NOWHERE, ["options.donor=imagenet_0"]), "options.donor: no donor"),
         (("sanity", "small", NOWHERE, ["options.seeds=[true]"]), "should be a valid integer"),

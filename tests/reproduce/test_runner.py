@@ -33,6 +33,7 @@ def fig9(tmp_path_factory, cache):
     return run(resolve("fig9", "smoke", NOWHERE, QUICK), out), out
 
 
+@pytest.mark.slow
 def test_an_experiment_leaves_rows_claims_plot_and_page(fig9):
     outcome, out = fig9
     assert (outcome.failed, outcome.report) == (0, out / "fig9" / "report.html")
@@ -44,6 +45,7 @@ def test_an_experiment_leaves_rows_claims_plot_and_page(fig9):
     assert (out / "fig9" / "fig9" / "report.html").exists()  # the sweep's own report
 
 
+@pytest.mark.slow
 def test_the_page_sets_the_papers_words_beside_our_numbers(fig9):
     outcome, _ = fig9
     page = outcome.report.read_text()
@@ -54,6 +56,7 @@ def test_the_page_sets_the_papers_words_beside_our_numbers(fig9):
     assert 'href="fig9/report.html"' in page
 
 
+@pytest.mark.slow
 def test_an_appendix_figure_reads_the_shared_sweep_and_trains_nothing(fig9, monkeypatch):
     first, out = fig9
     monkeypatch.setattr(
@@ -66,6 +69,7 @@ def test_an_appendix_figure_reads_the_shared_sweep_and_trains_nothing(fig9, monk
     assert "Its sweeps are those of" in again.report.read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_settings_is_refused(fig9):
     with pytest.raises(FulaError, match="another spec"):
         run(resolve("fig9", "smoke", NOWHERE, [*QUICK, "protocol.lr=0.5"]), fig9[1])
@@ -131,6 +135,7 @@ def test_failed_tasks_stand_in_the_page_and_are_tried_again(tmp_path, cache):
     assert len(notes) == 2
 
 
+@pytest.mark.slow
 def test_table_1_stands_beside_the_papers(tmp_path, cache):
     one = ["options.models=[{label='ResNet18',model='resnet18'}]", "options.images=20"]
     page = run(resolve("table1", "smoke", NOWHERE, one), tmp_path).report.read_text()

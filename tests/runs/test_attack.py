@@ -104,7 +104,7 @@ def by_cell(rows, *names):
     }
 
 
-@pytest.mark.parametrize("attack", ["pgd-3", "apgd20"])
+@pytest.mark.parametrize("attack", ["pgd-3", pytest.param("apgd20", marks=pytest.mark.slow)])
 def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attack):
     whole = sweep(spec(attack), tmp_path / "whole", quiet=True)
     found = attack_run(plain.folder, attack)
@@ -119,6 +119,7 @@ def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attac
         assert [r["cell"] for r in csv.DictReader(file)] == [r["cell"] for r in found.rows]
 
 
+@pytest.mark.slow
 def test_cells_that_were_trained_alone_are_attacked_too(spec, tmp_path):
     whole = sweep(spec("pgd-3", "solo"), tmp_path / "whole", quiet=True)
     found = attack_run(whole.folder, "pgd-3")

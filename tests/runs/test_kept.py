@@ -69,8 +69,8 @@ print(json.dumps([found, results.spec["grid"]["methods"], len(results)]))
 @pytest.mark.parametrize(
     "executor, data, protocol",
     [
-        ("wave", {}, {"bn": "train"}),
-        ("solo", {}, {"bn": "train"}),
+        pytest.param("wave", {}, {"bn": "train"}, marks=pytest.mark.slow),
+        pytest.param("solo", {}, {"bn": "train"}, marks=pytest.mark.slow),
         ("wave", {"mean": 0.4, "std": 0.3}, {"bn": "train"}),
         ("wave", {}, {"bn": "eval", "stitch_bn": "both"}),
     ],

@@ -101,7 +101,7 @@ NULL = {"error", "subset", "loss", "weighting"}
 """Columns that may lack a value in a good row."""
 
 
-@pytest.fixture(scope="module", params=EXECUTORS)
+@pytest.fixture(scope="module", params=[pytest.param("solo", marks=pytest.mark.slow), "wave"])
 def whole(request, checkpoints, tmp_path_factory):
     """A run of every method at two sites, by either executor."""
     donors = {n: {"checkpoint": str(checkpoints / f"{n}.safetensors")} for n in "ab"}
@@ -243,7 +243,8 @@ def finish(spec_file: Path, folder: Path) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_table(reference, tmp_path, kills):
     path, expected, seconds = reference
     seed = random.randrange(10**6)
@@ -269,6 +270,7 @@ def sigint_heard():
 
 
 @pytest.mark.usefixtures("sigint_heard")
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(reference, tmp_path):
     path, expected, _ = reference
     for attempt in range(3):

@@ -48,8 +48,8 @@ def alone(model, attack, **options) -> float:
 
 
 def test_donors_are_attacked_as_each_cell_says(donors, tmp_path, without_plots):
-    rows = rows_of(donors, tmp_path / "r", {"robust": ["none", "pgd-1", "rand"]}, {})
-    assert [row["robust_attack"] for row in rows] == [None, "pgd-1", "autoattack-rand"]
+    rows = rows_of(donors, tmp_path / "r", {"robust": ["none", "pgd-1", "apgd20"]}, {})
+    assert [row["robust_attack"] for row in rows] == [None, "pgd-1", "apgd20"]
     assert rows[0]["front_robust_accuracy"] is None and rows[0]["end_robust_accuracy"] is None
     for row in rows[1:]:
         for role, name in (("front", "a"), ("end", "b")):

@@ -77,6 +77,7 @@ def assert_same(ours, theirs) -> None:
             assert torch.equal(tensor, stitch[name])
 
 
+@pytest.mark.slow
 def test_every_stream_gives_the_same_table_and_stitches(runs):
     assert len(runs["dali"].rows) == 6 and not runs["dali"].failed
     assert len({row["accuracy"] for row in runs["dali"].rows}) > 1
@@ -84,11 +85,13 @@ def test_every_stream_gives_the_same_table_and_stitches(runs):
         assert_same(runs["dali"], runs[stream])
 
 
+@pytest.mark.slow
 def test_images_that_stay_files_give_the_same_by_either_stream(runs):
     assert not runs["dali, from files"].failed
     assert_same(runs["dali, from files"], runs["reference, from files"])
 
 
+@pytest.mark.slow
 def test_decoding_once_or_in_the_stream_changes_no_number(runs):
     """Cells of other options have other ids; all that was measured is equal."""
     measured = [

@@ -17,7 +17,8 @@ DATA = DataFacts(IMAGE, 10, 1000)
 
 
 def donor(name="a", sites=9, classes=10, shape=(4, 8, 8)):
-    return DonorFacts(name, IMAGE, classes, (shape,) * sites, (1,) * sites, (1,) * sites, 1)
+    names, ones = tuple(f"block{k}" for k in range(1, sites + 1)), (1,) * sites
+    return DonorFacts(name, IMAGE, classes, names, (shape,) * sites, ones, ones, 1)
 
 
 def cells_of(grid, donors=None, protocol=None, data=DATA, **tables):
@@ -67,6 +68,35 @@ def test_site_lists():
     assert len(site_pairs("all-pairs", front, end)) == 45
     assert site_pairs(((3, 2), (2,), (3, 2)), front, end) == ((3, 2),)
     assert site_pairs(((1, 5), (5,)), front, end) == ((1, 5), (9, 5))
+
+
+@pytest.mark.parametrize(
+    ("sites", "numbers"),
+    [
+        ([["block1", "block9"]], [(1, 9)]),
+        ([["block2", 3]], [(2, 3)]),
+        (["block4"], [(4, 4)]),
+        ([5, "block5", ["block5", "block5"]], [(5, 5)]),
+    ],
+)
+def test_sites_by_name(sites, numbers):
+    cells, _ = cells_of({"sites": sites, "methods": ["hint"]})
+    assert [(cell.front_site, cell.end_site) for cell in cells] == numbers
+    same, _ = cells_of({"sites": [list(pair) for pair in numbers], "methods": ["hint"]})
+    assert [cell.id for cell in cells] == [cell.id for cell in same]
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ([["block1", "blok2"]], "end 'b' has no site 'blok2'; did you mean 'block2'"),
+        ([["layer1", 2]], "front 'a' has no site 'layer1'; valid: block1, "),
+        (["head"], "end 'b' has no site 'head'"),
+        ([["same", 1]], "front 'a' has no site 'same'"),
+    ],
+)
+def test_wrong_names_get_the_nearest_one(sites, message):
+    assert message in refusal({"sites": sites})
 
 
 @pytest.mark.parametrize("sites", [[[1, 10]], [[10, 1]], [[0, 1]], [10], [[1, -1]]])

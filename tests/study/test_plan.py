@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from fula_fast.study.costs import step_flops
 from fula_fast.study.facts import DataFacts, DonorFacts
 from fula_fast.study.plan import Plan, first_fit, plan, wave_key
 from fula_fast.study.protocol import protocol
+from fula_fast.study.schedule import schedule
 from fula_fast.study.show_plan import bytes_text, flops_text, plan_view
 from fula_fast.study.spec import load_spec
 
@@ -163,7 +165,14 @@ def test_first_fit_fills_bins_and_loses_nothing(sizes, room):
 
 
 CHAIN = DonorFacts(
-    "x", (3, 4, 4), 10, ((2, 4, 4), (5, 2, 2), (7, 1, 1)), (100, 200, 400), (1, 1, 1), 50
+    "x",
+    (3, 4, 4),
+    10,
+    ("1", "2", "3"),
+    ((2, 4, 4), (5, 2, 2), (7, 1, 1)),
+    (100, 200, 400),
+    (1, 1, 1),
+    50,
 )
 
 
@@ -262,3 +271,41 @@ def test_sizes_as_text(size, text):
 
 def test_work_as_text():
     assert flops_text(1.5e15) == "1.5 PFLOP" and flops_text(2e9) == "2 GFLOP"
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8, 100])
+def test_waves_are_cut_so_that_workers_end_together(workers):
+    spec = spec_of({"sites": "all-pairs", "methods": ["hint", "tlm"], "seeds": [0]})
+    whole, parts = plan(spec), plan(spec, workers=workers)
+    assert Counter(c.id for w in parts.waves for c in w.cells) == Counter(c.id for c in whole.cells)
+    ends = [sorted({c.end_site for c in w.cells}) for w in parts.waves]
+    assert all(e == list(range(e[0], e[-1] + 1)) for e in ends)
+    work = [w.flops for w in parts.waves]
+    assert work == sorted(work, reverse=True) and len(work) >= min(workers, 9)
+    if workers < 100:  # a lane is not cut
+        found = schedule(work, workers)
+        assert found.efficiency >= 0.9
+        # what lanes share is computed in each wave
+        assert whole.flops / found.makespan >= 0.8 * workers
+
+
+def test_waves_within_a_workers_share_stay_whole():
+    """Two pairs of donors: two waves for two workers."""
+    spec = spec_of({"front": ["a", "b"], "end": "b", "sites": "same", "methods": ["hint"]})
+    assert [w.id for w in plan(spec, workers=2).waves] == [w.id for w in plan(spec).waves]
+
+
+def test_four_equal_waves_are_cut_for_three_workers():
+    pairs = {"front": ["a", "b"], "end": ["a", "b"], "sites": "all-pairs"}
+    spec = spec_of(pairs | {"methods": ["fula", "tlm"]})
+    whole = plan(spec, workers=1)
+    assert len(whole.waves) == 4
+    work = [w.flops for w in plan(spec, workers=3).waves]
+    assert schedule([w.flops for w in whole.waves], 3).efficiency < 0.7
+    assert schedule(work, 3).efficiency >= 0.95 and len(work) <= 24
+
+
+def test_waves_whose_lanes_share_nearly_everything_stay_whole():
+    """Half a wave would take nearly as long."""
+    spec = spec_of({"front": ["a", "b"], "end": ["a", "b"], "sites": "same", "methods": ["hint"]})
+    assert len(plan(spec, workers=3).waves) == 4

@@ -102,6 +102,13 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("grid.pairs=[['a','b']]", ["front and end", "pairs"]),
         ("grid.sites=[[1,2,3]]", ["[1, 2, 3]", "[front site, end site]"]),
         ("grid.sites=some", ["'some'", "'all-pairs'"]),
+        ("donors.a.options.num_classes=5", ["num_classes = 5", "classes of the data decide"]),
+        ("donors.a.options.input_shape=[3,8,8]", ["input_shape = [3, 8, 8]", "size and channels"]),
+        ("donors.a.options.hook=pre_relu", ["hook = 'pre_relu'", "[protocol]"]),
+        ("donors.a.options.name=x", ["name = 'x'", "model decides"]),
+        ("grid.sites=[[1.5, 2]]", ["grid", "sites", "1.5 is no site", "fula-fast sites"]),
+        ("grid.sites=[true]", ["True is no site"]),
+        ("grid.sites=[[1, {}]]", ["{} is no site"]),
         ("grid.alpha=[0,2]", ["alpha[1] = 2", "less than or equal to 1"]),
         ("grid.subset=[0]", ["subset[0] = 0"]),
         ("grid.shortcut=['pixl']", ["unknown shortcut 'pixl'"]),
@@ -217,6 +224,7 @@ def test_overrides_apply_to_every_preset():
 def test_robust_evaluation_overrides_the_protocols():
     spec = load_spec(MINIMAL, ["evaluation.robust=pgd-10"])
     assert spec.base_protocol.robust == "pgd-10"
+    assert load_spec(MINIMAL, ["evaluation.robust=rand"]).base_protocol.robust == "autoattack-rand"
 
 
 def test_a_study_is_the_spec_without_engine_and_place_of_data():

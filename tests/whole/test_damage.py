@@ -15,6 +15,8 @@ from fula_fast.pipelines.decode import cache
 from fula_fast.runs.attack import attack_run
 from fula_fast.store import Store
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 
 def _beside(name: str, path: Path):
     found = importlib.util.spec_from_file_location(name, path)
@@ -65,13 +67,6 @@ def run(root: Path, data: Path) -> dict:
     rows = [[r["cell"], *(r[n] for n in harness._MEASURES)] for r in found.rows]
     robust = attack_run(root / "run", "pgd-1", limit=4, donors=root / "donors").rows
     return {"rows": rows, "stitches": stitches, "robust": [r["robust_accuracy"] for r in robust]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_plots():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fula_fast.report.write_report", lambda folder: folder / "report.html")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def _wait_for_end(pid: int) -> None:
 
 def test_a_report_written_before_the_time_ran_out_counts():
     writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
-    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 9), budget=9)
+    (slow,) = ended(Part("slow", code(f"{writes}; import time; time.sleep(60)"), 4), budget=4)
     assert slow.status == "out of time" and slow.reports == [REPORT]
 
 
@@ -88,7 +88,7 @@ def test_what_a_running_part_has_written_is_kept_at_once(tmp_path, monkeypatch):
 
     writes = f"open('{{out}}/a.json', 'w').write('''{json.dumps(REPORT)}''')"
     text = code(f"print('begun', flush=True); {writes}; import time; time.sleep(60)")
-    list(check([Part("slow", text, 9)], {**os.environ, "PYTHONSAFEPATH": "1"}, 9, folder, keep))
+    list(check([Part("slow", text, 4)], {**os.environ, "PYTHONSAFEPATH": "1"}, 4, folder, keep))
     assert any(
         found.get("slow/log.txt") == b"begun\n" and json.loads(found["slow/a.json"]) == REPORT
         for found in seen  # all from before its end
@@ -115,7 +115,11 @@ def test_endless(): time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("processes", [(), ("-p", "xdist.plugin", "-n1")], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "processes",
+    [pytest.param((), marks=pytest.mark.slow), ("-p", "xdist.plugin", "-n1")],
+    ids=["one", "several"],
+)
 def test_outcomes_of_tests_are_kept_when_time_runs_out(tmp_path, processes):
     (tmp_path / "test_suite.py").write_text(SUITE)
     options = ("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *processes)
@@ -153,6 +157,7 @@ def test_a_part_runs_under_a_program_with_settings_of_its_own(tmp_path):
     assert (skipped.status, skipped.detail) == ("skipped", "checker is not on PATH")
 
 
+@pytest.mark.slow
 def test_the_memory_checker_sees_every_noun_and_the_library(tmp_path):
     """The tests chosen for it exist, are marked gpu, and are none of the large ones."""
     watched = [a.replace("{out}", str(tmp_path)) for a in gpu_plans._watched()]
@@ -251,6 +256,7 @@ def test_the_table_tells_met_from_missed():
     assert lines[2].endswith("met") and lines[3].endswith("MISSED") and "target" not in lines[4]
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_in_one_line(capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_check.main([]) == 2

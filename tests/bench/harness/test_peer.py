@@ -157,6 +157,7 @@ def assert_step(peer, images, labels, case, step):
     peer.update(losses[peer.method])
 
 
+@pytest.mark.slow
 def test_first_published_step(golden):
     peer = published_peer(golden, 3, 3, "fula")
     case = golden.case(3, 3, "fula")

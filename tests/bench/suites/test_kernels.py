@@ -72,6 +72,7 @@ def test_ours_takes_no_more_than_is_said(noun):
 
 
 @compiles
+@pytest.mark.slow
 def test_a_report_names_what_was_left_out_and_why(monkeypatch):
     monkeypatch.setattr(
         bench, "measured_rates", lambda device: bench.Rates(1e9, {"bf16": 1e9, "fp32": 1e9})
@@ -89,7 +90,9 @@ def test_a_report_names_what_was_left_out_and_why(monkeypatch):
 
 
 @compiles
-@pytest.mark.parametrize("way", cases.WAYS)
+@pytest.mark.parametrize(
+    "way", [w if w != "compile" else pytest.param(w, marks=pytest.mark.slow) for w in cases.WAYS]
+)
 def test_every_part_is_measured_every_way(way):
     case = Case("4x4", 2, "fp32", "cpu", 2)
     rates = bench.Rates(1e9, {"fp32": 1e9})

@@ -117,6 +117,7 @@ def _run(script: str, *arguments: object) -> list:
         ("half.png", ("PNG",)),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_file_is_named(tmp_path, broken, kinds):
     folder = _folder(tmp_path, [broken], kinds)
     (message,) = _run(_DECODE, folder, "raise")
@@ -130,6 +131,7 @@ def test_broken_files_are_skipped(tmp_path, kinds):
     assert skipped == [f"train/a/{20 * i + 10:03}-{name}" for i, name in enumerate(names)]
 
 
+@pytest.mark.slow
 def test_sound_files_that_dali_rejects_are_read(tmp_path, without_checksum):
     folder = _folder(tmp_path, [])
     for i in range(1, 96, 10):
@@ -142,6 +144,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FULA_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_stream_from_files_names_a_broken_one(tmp_path, own_cache):
     folder = _folder(tmp_path / "data", ["text.jpg", "half.png", "cut.jpg"])
     messages = _run(_STREAM, folder, "raise")
@@ -153,6 +156,7 @@ def test_a_stream_from_files_goes_on_without_the_broken_ones(tmp_path, own_cache
     assert _run(_STREAM, folder, "skip") == ["192 of 192, skipped 3"]
 
 
+@pytest.mark.slow
 def test_a_file_broken_since_is_named(tmp_path, own_cache):
     folder = _folder(tmp_path / "data", [])
     messages = _run(_STREAM, folder, "skip", folder / "train/b/033.png")

@@ -154,5 +154,5 @@ def test_links_to_nothing_are_named(tmp_path):
         )
     )
     assert _content(tree) == {"train/a/1.png": b"one"}
-    names = ("gone.png", "out.png", "p.png", "pipe", "q.png")
+    names = ("gone.png", "out.png", "p.png", "pipe", "q.png", "self")
     assert tree.left_out == tuple(f"train/a/{n}" for n in names)

@@ -50,6 +50,7 @@ def test_cpp_program_uses_the_library_in_the_wheel(tmp_path: Path) -> None:
     assert "on the CPU only: this fula_core was built without -DFULA_CUDA=ON" in output
 
 
+@pytest.mark.slow
 def test_python_program_trains_as_plain_pytorch_does(tmp_path: Path) -> None:
     assert "largest difference" in run(sys.executable, HERE / "foreign_loop.py", cwd=tmp_path)
 

@@ -1,0 +1,73 @@
+"""`fula-fast status`: what a run is doing, from any machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import FAILED, command
+
+if TYPE_CHECKING:
+    from ..store.activity import Status
+
+WATCH_SECONDS = 5.0
+
+
+@command("status")
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until it ends.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="List the failed cells with their errors.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
+) -> int:
+    """Show what a run is doing: done, running, waiting, interrupted, failed; time left.
+
+    Exit code 1 where cells have failed.
+    """
+    from ..store import Store
+    from ..store.activity import status_of
+
+    while True:
+        store = Store.open(run)
+        found = status_of(store)
+        print(json.dumps(found.to_json()) if as_json else _text(found), flush=True)
+        if failed:
+            print(*_failures(store), sep="\n")
+        if not watch or found.state != "running":
+            return FAILED if found.failed else 0
+        time.sleep(WATCH_SECONDS)
+
+
+def _text(found: Status) -> str:
+    from ..progress import duration
+
+    parts = [f"{getattr(found, name)} {name}" for name in ("done", "running", "waiting")]
+    parts += [f"{getattr(found, n)} {n}" for n in ("interrupted", "failed") if getattr(found, n)]
+    left = found.seconds_left
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    lines = [f"{found.state}: {', '.join(parts)} of {found.cells} cells"]
+    for worker in found.workers:
+        since = duration(max(time.time() - worker.since, 0))
+        wave = f"wave {worker.wave}, {worker.cells} cells, for {since}" if worker.wave else "idle"
+        epochs = "" if worker.epochs is None else f", {worker.epochs} epochs done"
+        lines.append(f"  {worker.host}, process {worker.pid}: {wave}{epochs}")
+    lines += [f"  failed ({count}): {reason}" for reason, count in found.reasons.items()]
+    if found.state == "stopped" and found.done + found.failed < found.cells:
+        lines.append("  nobody works on it: fula-fast work RUN, or its sweep with --resume")
+    return "\n".join(lines)
+
+
+def _failures(store: Any) -> list[str]:
+    rows = [row for row in store.rows() if row["status"] == "failed"]
+    return [
+        f"{row['cell']}  {row['front']} {row['front_site']} -> {row['end']} {row['end_site']}, "
+        f"{row['method']}, seed {row['seed']}: {row['error']}"
+        for row in rows
+    ]

@@ -1,0 +1,59 @@
+"""A run that several workers go on with, and what they have finished so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ...progress import Progress
+from ...store import Store
+from ...study.resources import Resources
+from ...study.spec import EngineSpec
+
+
+def now() -> str:
+    """UTC, as shards have it."""
+    return datetime.now(UTC).isoformat()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What an engine starts workers for. `donors`: folder of trained donors, if not the usual one.
+    `since`: the cells that failed before are tried once more."""
+
+    store: Store
+    resources: Resources
+    engine: EngineSpec
+    donors: Path | None = None
+    fail_fast: bool = False
+    profile: bool = False
+    wait: bool = True
+    since: str = field(default_factory=now)
+
+    def arguments(self) -> list[str]:
+        """Of `fula-fast`, for one worker."""
+        found = ["work", str(self.store.folder.absolute()), "--since", self.since]
+        found += ["--donors", str(self.donors.absolute())] if self.donors else []
+        return found + ["--fail-fast"] * self.fail_fast + ["--profile"] * self.profile
+
+    def left(self) -> int:
+        """How many cells are neither done nor failed since the start."""
+        return len(set(self.store.missing()) - self.store.settled(self.since))
+
+
+class Watch:
+    """Tells a display of the cells that workers finish."""
+
+    def __init__(self, launch: Launch, progress: Progress) -> None:
+        self._launch, self._progress = launch, progress
+        self._told = launch.store.done()
+
+    def look(self) -> int:
+        """Tell of new rows; returns how many there were."""
+        fresh = self._launch.store.settled(self._launch.since) - self._told
+        rows = [row for row in self._launch.store.rows() if row["cell"] in fresh] if fresh else []
+        for row in rows:
+            self._progress.cell_done(row)
+        self._told |= fresh
+        return len(rows)

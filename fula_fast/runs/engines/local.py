@@ -1,0 +1,122 @@
+"""Workers as processes of this machine: one for each GPU, or a share of the processors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import FulaError
+from ...files.atomic import host_name
+from ...progress import Progress
+from .launch import Launch, Watch
+
+LOOK_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+"""How long a worker that is told to end may take."""
+MOST_DEATHS = 10
+"""Of workers in one epoch of a wave, without a finished cell in between; being asked to end
+(`_ASKED`: preempted) is none."""
+_ASKED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+_REFUSED = 2
+"""A worker's exit code for what concerns the whole run."""
+
+
+@dataclass
+class _Worker:
+    number: int
+    log: Path
+    process: subprocess.Popen
+
+    @property
+    def note(self) -> str:
+        """Its note's name among the writers."""
+        return f"{host_name()}-{self.process.pid}.json"
+
+    def last_words(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "it said nothing"
+
+
+def run(launch: Launch, progress: Progress) -> None:
+    """Start workers, watch them, and start those anew that were killed.
+
+    Raises `FulaError` for what a worker could not go on with, and for a wave on which workers die.
+    """
+    watch, deaths = Watch(launch, progress), Counter()
+    running = [_start(launch, number) for number in range(launch.resources.workers)]
+    try:
+        while running:
+            time.sleep(LOOK_SECONDS)
+            if watch.look():
+                deaths.clear()
+            running = [next_ for w in running if (next_ := _after(w, launch, deaths, progress))]
+    finally:
+        _end(running)
+        watch.look()
+
+
+def _start(launch: Launch, number: int) -> _Worker:
+    log = launch.store.logs / f"worker-{number}.log"
+    environment, device = _place(number, launch.resources.workers, launch.resources.device)
+    command = [sys.executable, "-m", "fula_fast", *launch.arguments()]
+    command += ["--device", device, "--parent", str(os.getpid())]
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+        )
+    return _Worker(number, log, process)
+
+
+def _place(number: int, workers: int, device: str) -> tuple[Mapping[str, str], str]:
+    """A worker's environment and device: a GPU of its own, or its share of the cores."""
+    if device == "cpu":
+        threads = max((os.cpu_count() or 1) // workers, 1)
+        return {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}, device
+    if ":" in device:
+        return {}, device
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = listed.split(",") if listed else list(map(str, range(torch.cuda.device_count())))
+    return {"CUDA_VISIBLE_DEVICES": names[number % len(names)]}, "cuda"
+
+
+def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress) -> _Worker | None:
+    """The worker while it runs, another in place of one that was killed, or None at its end."""
+    code = worker.process.poll()
+    if code is None:
+        return worker
+    if code == 0:
+        return None
+    if code == _REFUSED:
+        raise FulaError(f"{worker.last_words().removeprefix('error: ')} (log: {worker.log})")
+    wave = launch.store.writers.left_by(worker.note)
+    place = wave, launch.store.epochs_of(wave) if wave else None
+    deaths[place] += code not in _ASKED
+    reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+    if deaths[place] == MOST_DEATHS:
+        raise FulaError(
+            f"{MOST_DEATHS} workers ended on wave '{wave}' without a result ({reason}: "
+            f"{worker.last_words()}); see {worker.log}"
+        )
+    progress.note(f"worker {worker.number} ended ({reason}); another takes its place")
+    return _start(launch, worker.number)
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+    until = time.monotonic() + PATIENCE_SECONDS
+    for worker in workers:
+        try:
+            worker.process.wait(max(until - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()

@@ -1,0 +1,112 @@
+"""What a run is doing, told from its folder alone: from any machine, while others write there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from .run_folder import Store
+
+
+@dataclass(frozen=True)
+class Running:
+    """A worker at work: on which machine, as which process, since when (Unix seconds), on which
+    wave of how many cells; `epochs`: of the wave's checkpoint, None before the first."""
+
+    host: str
+    pid: int
+    since: float
+    wave: str
+    cells: int
+    epochs: int | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Cells of a run by what became of them; they add up to `cells`.
+
+    `interrupted`: of waves that somebody began (there is a checkpoint) and nobody goes on with:
+    preempted, not failed. `reasons`: of failures, with their number. `seconds_left`: at the pace of
+    the latest start, None before there is one or where nobody works.
+    """
+
+    cells: int
+    done: int
+    failed: int
+    running: int
+    interrupted: int
+    waiting: int
+    workers: tuple[Running, ...]
+    reasons: Mapping[str, int]
+    seconds_left: float | None
+
+    @property
+    def state(self) -> str:
+        """`finished`, `running` or `stopped`."""
+        if self.done + self.failed == self.cells and not self.workers:
+            return "finished"
+        return "running" if self.workers else "stopped"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"state": self.state, **asdict(self)}
+
+
+def status_of(store: Store) -> Status:
+    """What the run in a store's folder is doing now. Workers whose notes nobody keeps fresh are
+    dead and do not count."""
+    latest = {row["cell"]: row for row in store.rows()}
+    ok = {cell for cell, row in latest.items() if row["status"] == "ok"}
+    waves = {wave["id"]: wave for wave in store.plan["waves"]}
+    workers = [_running(store, note, waves) for note in store.writers.alive()]
+    busy = _cells_of(waves, [w.wave for w in workers]) - ok
+    failed = {cell for cell in latest if cell not in ok} - busy
+    begun = [wave for wave in waves if store.epochs_of(wave) is not None]
+    left = _cells_of(waves, begun) - ok - busy - failed
+    waiting = len(store.plan["cells"]) - len(ok) - len(busy) - len(failed) - len(left)
+    return Status(
+        len(store.plan["cells"]), len(ok), len(failed), len(busy), len(left), waiting,
+        tuple(sorted(workers, key=lambda w: (w.host, w.pid))), _reasons(latest, failed),
+        _seconds_left(store, waves, ok | failed) if workers else None,
+    )  # fmt: skip
+
+
+def _running(store: Store, note: Mapping[str, Any], waves: Mapping[str, Any]) -> Running:
+    wave = note["wave"]
+    count = len(waves[wave]["cells"]) if wave in waves else 0
+    epochs = store.epochs_of(wave) if count else None
+    return Running(note["host"], note["pid"], note["started"], wave, count, epochs)
+
+
+def _cells_of(waves: Mapping[str, Any], ids: list[str]) -> set[str]:
+    return {cell for name in ids if name in waves for cell in waves[name]["cells"]}
+
+
+def _reasons(latest: Mapping[str, Mapping[str, Any]], failed: set[str]) -> dict[str, int]:
+    """Failures by their error, the most frequent first."""
+    counts: dict[str, int] = {}
+    for cell in failed:
+        reason = str(latest[cell].get("error"))
+        counts[reason] = counts.get(reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _seconds_left(store: Store, waves: Mapping[str, Any], over: set[str]) -> float | None:
+    """Work left over the pace since the latest start: FLOPs of the waves' cells."""
+    started = max((_unix(launch["started"]) for launch in store.launches()), default=None)
+    if started is None:
+        return None
+    fresh, left = 0.0, 0.0
+    lately = {cell for cell, when in store.written().items() if _unix(when) >= started}
+    for wave in waves.values():
+        each = (wave["flops"] or 1) / len(wave["cells"])
+        fresh += each * len(lately.intersection(wave["cells"]))
+        left += each * len(set(wave["cells"]) - over)
+    return left * (time.time() - started) / fresh if fresh else None
+
+
+def _unix(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

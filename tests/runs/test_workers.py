@@ -1,0 +1,270 @@
+"""Several processes on one run: the same table, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fula_fast import FulaError, sweep
+from fula_fast.cli import commands
+from fula_fast.models import build, save_checkpoint
+from fula_fast.progress import Progress
+from fula_fast.runs.engines import local, slurm
+from fula_fast.runs.engines.launch import Launch
+from fula_fast.store import Store
+from fula_fast.store.activity import status_of
+from fula_fast.study.resources import Resources
+from fula_fast.study.spec import EngineSpec, SlurmSpec
+
+pytestmark = pytest.mark.usefixtures("without_plots")
+
+
+@pytest.fixture(scope="module")
+def donors(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("donors")
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        model = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=2).eval()
+        save_checkpoint(model, folder / f"{name}.safetensors")
+    return folder
+
+
+def spec_of(donors: Path, **engine) -> dict:
+    """36 cells."""
+    return {
+        "data": {"source": "digits", "size": 8},
+        "donors": {n: {"checkpoint": str(donors / f"{n}.safetensors")} for n in "ab"},
+        "grid": {"front": "a", "end": "b", "sites": "same", "methods": ["hint", "slm"],
+                 "seeds": [0, 1]},
+        "protocol": {"epochs": 2, "batch_size": 256, "crop_padding": 1},
+        "evaluation": {"batch_size": 200},
+        "engine": {"device": "cpu", "precision": "fp32", **engine},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(donors, tmp_path_factory) -> list[dict]:
+    """The rows of one process."""
+    return measured(sweep(spec_of(donors), tmp_path_factory.mktemp("alone") / "run", quiet=True))
+
+
+def measured(results) -> list[dict]:
+    assert not results.failed
+    return [{k: v for k, v in row.items() if k != "train_seconds"} for row in results.rows]
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_table_of_one(donors, alone, tmp_path):
+    found = sweep(spec_of(donors, workers=2), tmp_path / "run", quiet=True)
+    assert measured(found) == alone
+    assert {p.name for p in (tmp_path / "run" / "logs").iterdir()} == {
+        "worker-0.log", "worker-1.log"
+    }  # fmt: skip
+    assert status_of(Store.open(tmp_path / "run")).state == "finished"
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_change_nothing(donors, alone, tmp_path):
+    """Small waves, of which six lose their worker."""
+    killed: list[int] = []
+    ended = threading.Event()
+    killer = threading.Thread(target=_kill, args=(tmp_path / "run", killed, ended), daemon=True)
+    killer.start()
+    spec = spec_of(donors, workers=2) | {"protocol": {"epochs": 4, "batch_size": 64}}
+    undisturbed = sweep(spec_of(donors) | {"protocol": spec["protocol"]}, tmp_path / "alone")
+    found = sweep(spec, tmp_path / "run", quiet=True)
+    ended.set()
+    assert len(killed) == 6
+    assert measured(found) == measured(undisturbed)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in killed)
+
+
+def _kill(folder: Path, killed: list[int], ended: threading.Event) -> None:
+    draw = random.Random(0)
+    while not ended.wait(0.3) and len(killed) < 6:
+        working = [n for n in _notes(folder) if n["wave"] and n["pid"] not in killed]
+        if working:
+            pid = draw.choice(working)["pid"]
+            os.kill(pid, draw.choice([signal.SIGKILL, signal.SIGTERM]))
+            killed.append(pid)
+            ended.wait(1)
+
+
+def _notes(folder: Path) -> list[dict]:
+    """As another program would read them."""
+    found = []
+    for path in (folder / "writers").glob("[!.]*.json"):
+        try:
+            found.append(json.loads(path.read_text())["content"])
+        except (FileNotFoundError, KeyError, ValueError):
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_who_started_it(donors, tmp_path):
+    """Killed, it cannot end them itself."""
+    spec = spec_of(donors, workers=2) | {"protocol": {"epochs": 500, "batch_size": 64}}
+    code = f"import fula_fast; fula_fast.sweep({spec!r}, {str(tmp_path / 'run')!r}, quiet=True)"
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    pids = _until(lambda: [n["pid"] for n in _notes(tmp_path / "run") if n["wave"]], 2)
+    starter.kill()
+    starter.wait()
+    assert _until(lambda: [p for p in pids if not Path(f"/proc/{p}").exists()], 2) == pids
+    assert status_of(Store.open(tmp_path / "run")).state == "stopped"
+
+
+def _until(ask, count: int, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while len(found := ask()) < count:
+        assert time.monotonic() < end, found
+        time.sleep(0.1)
+    return found
+
+
+def launch_of(store, **engine) -> Launch:
+    return Launch(store, Resources("cpu", "fp32", 1 << 30, workers=2), EngineSpec(**engine))
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    waves = [{"id": "w", "cells": ["c0", "c1"], "flops": 4}]
+    waves += [{"id": "v", "cells": ["c2"], "flops": 1}]
+    plan = {"cells": [{"id": f"c{i}"} for i in range(3)], "waves": waves}
+    return Store.create(tmp_path / "run", {"name": "t"}, plan)
+
+
+def worker(store, code: int | None, words: str = ""):
+    log = store.logs / "worker-0.log"
+    log.write_text(words)
+    process = SimpleNamespace(poll=lambda: code, pid=1)
+    return local._Worker(0, log, process)
+
+
+def test_a_worker_that_was_killed_is_replaced_a_few_times(store, monkeypatch):
+    monkeypatch.setattr(local, "_start", lambda launch, number: f"another {number}")
+    deaths, launch, progress = Counter(), launch_of(store), Progress()
+    for _ in range(local.MOST_DEATHS - 1):
+        dead = worker(store, -9, "Killed")
+        assert local._after(dead, launch, deaths, progress) == "another 0"
+    asked = worker(store, 143, "stopped by SIGTERM")
+    assert local._after(asked, launch, deaths, progress) == "another 0"
+    with pytest.raises(FulaError, match=r"10 workers ended .*signal 9: Killed"):
+        local._after(worker(store, -9, "Killed"), launch, deaths, progress)
+
+
+def test_what_a_worker_refuses_ends_the_run_and_one_that_is_done_does_not(store):
+    launch = launch_of(store)
+    refused = worker(store, 2, "a line\nerror: donor 'a' is gone\n")
+    with pytest.raises(FulaError, match="^donor 'a' is gone"):
+        local._after(refused, launch, Counter(), Progress())
+    assert local._after(worker(store, 0), launch, Counter(), Progress()) is None
+    running = worker(store, None)
+    assert local._after(running, launch, Counter(), Progress()) is running
+
+
+def test_a_wave_that_another_has_claimed_is_let_go(store, monkeypatch):
+    """Who was first keeps it, whatever its name; an old note gives it free."""
+    first = store.writers
+    second = type(first)(first.folder)
+    monkeypatch.setattr("fula_fast.store.writers.os.getpid", lambda: 1)
+    assert first.claim("w")
+    monkeypatch.undo()
+    assert not second.claim("w") and second.claim("v")
+    assert [n["wave"] for n in second.others()] == ["w"]
+    (path,) = (p for p in first.folder.iterdir() if p.name.endswith("-1.json"))
+    os.utime(path, (0, 0))
+    assert second.claim("w")
+
+
+def test_what_failed_after_the_start_is_settled_and_what_failed_before_is_not(store):
+    failed = {"cell": "c0", "status": "failed", "error": "boom"}
+    store.write("w", [failed])
+    launch = launch_of(store)
+    assert store.settled(launch.since) == set() and launch.left() == 3
+    store.write("w", [failed | {"cell": "c1"}, {"cell": "c2", "status": "ok"}])
+    assert store.settled(launch.since) == {"c1", "c2"} and launch.left() == 1
+
+
+def test_status_tells_all_kinds_of_cells_apart(store, capsys):
+    """Failed is not interrupted, and a dead worker runs nothing."""
+    assert status_of(store).state == "stopped" and status_of(store).waiting == 3
+    store.save_checkpoint("w", {"x": torch.zeros(1)}, {"epoch": 3})
+    assert status_of(store).interrupted == 2
+    store.add_launch({})
+    store.write("v", [{"cell": "c2", "status": "failed", "error": "boom"}])
+    with store.writers.present():
+        store.writers.claim("w")
+        found = status_of(store)
+        assert (found.state, found.running, found.interrupted, found.failed) == ("running", 2, 0, 1)
+        assert (found.workers[0].epochs, found.workers[0].cells) == (3, 2)
+        assert found.seconds_left > 0
+    store.write("w", [{"cell": c, "status": "ok"} for c in ("c0", "c1")])
+    with pytest.raises(SystemExit) as ended:
+        commands.app(["status", str(store.folder), "--json"])
+    assert ended.value.code == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["state"] == "finished" and shown["reasons"] == {"boom": 1}
+    assert shown["done"] == 2 and shown["failed"] == 1
+
+
+def test_workers_take_no_network_of_this_process(tmp_path, donors):
+    import fula_fast
+
+    spec = spec_of(donors, workers=2)
+    with pytest.raises(FulaError, match="cannot be given to workers; save it"):
+        fula_fast.sweep(
+            {**spec, "donors": {"a": {}, "b": spec["donors"]["b"]}}, tmp_path / "run",
+            models={"a": build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=2)},
+        )  # fmt: skip
+
+
+def test_parameters_of_a_slurm_job():
+    spec = SlurmSpec(
+        partition="gpu", account="lab", gpu_type="h100", gpus=2, hours=1.5, cpus=8,
+        sbatch={"exclude": "n7", "mail-type": "FAIL"},
+    )  # fmt: skip
+    assert slurm.parameters(spec, "depth") == {
+        "name": "fula-depth", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
+        "slurm_partition": "gpu", "slurm_account": "lab",
+        "slurm_additional_parameters": {
+            "exclude": "n7", "mail_type": "FAIL", "gres": "gpu:h100:2"
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_jobs_of_submitit_give_the_same_table(donors, alone, tmp_path, monkeypatch):
+    """By its executor for one machine, which runs the same jobs in processes."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("FULA_SUBMITIT", "local")
+    spec = spec_of(donors, kind="slurm", workers=2)
+    assert measured(sweep(spec, tmp_path / "run", quiet=True)) == alone
+
+
+@pytest.mark.slow
+def test_tasks_of_ray_give_the_same_table(donors, alone, tmp_path):
+    pytest.importorskip("ray")
+    spec = spec_of(donors, kind="ray", workers=2)
+    assert measured(sweep(spec, tmp_path / "run", quiet=True)) == alone
+
+
+@pytest.mark.parametrize("kind, package", [("slurm", "submitit"), ("ray", "ray")])
+def test_an_engine_whose_package_is_missing_says_how_to_get_it(store, monkeypatch, kind, package):
+    from fula_fast.runs.engines import engine_of
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(FulaError, match=rf"needs the package {package}: pip install .*\[{kind}\]"):
+        engine_of(kind)(launch_of(store, kind=kind), Progress())
