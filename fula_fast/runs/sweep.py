@@ -88,7 +88,7 @@ def run_sweep(
         from .workbench import Workbench
 
         found = resources(spec.engine)
-        several = found.workers > 1 or spec.engine.kind != "local"
+        several = todo and (found.workers > 1 or spec.engine.kind != "local")
         if several and modules:
             raise FulaError(
                 f"a network of this process ('{next(iter(modules))}') cannot be given to workers; "
@@ -106,7 +106,7 @@ def run_sweep(
                 del bench  # its donors' memory is the workers'
                 launch = Launch(store, found, spec.engine, donors, fail_fast, profile, wait)
                 engine_of(spec.engine.kind)(launch, progress)
-            else:
+            elif todo:
                 _work(bench, store, todo, None, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from scipy import stats
 import fula_fast
 from fula_fast import FulaError
 from fula_fast.cli import commands
+from fula_fast.device.memory import used_memory
 from fula_fast.measures.sampling import orders, subset
 from fula_fast.models import build, save_checkpoint
 from fula_fast.pipelines import Batch, load_source
 from fula_fast.runs.gathering import gather
+from fula_fast.runs.similarity_pass import run_similarity
 from fula_fast.store import StoreWarning
-from fula_fast.study.similarity_plan import blocks
+from fula_fast.study.plan import plan
+from fula_fast.study.similarity_plan import blocks, similarity_spec
 from fula_fast.study.similarity_spec import SimilaritySpec
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -326,6 +331,33 @@ def test_a_run_that_would_not_fit_says_so_before_it_starts(spec, tmp_path):
     with pytest.raises(FulaError, match=r"needs \d+\.\d+ GiB .* budget is 1.00 GiB; lower samples"):
         run(asked, tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("measure", ["mutual_knn", "rsa_correlation_spearman", "linear_cka"])
+def test_the_peak_stays_below_the_prediction(spec, tmp_path, monkeypatch, measure):
+    asked = spec(measures=[measure], samples=700, null=2, split="train", features="flat")
+    predicted = plan(similarity_spec(asked)).similarity.memory
+    peak = []
+
+    def watched(*arguments):
+        gc.collect()
+        before, stop = used_memory(), threading.Event()
+
+        def watch():
+            while not stop.wait(0.002):
+                peak.append(used_memory() - before)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            run_similarity(*arguments)
+        finally:
+            stop.set()
+            watcher.join()
+
+    monkeypatch.setattr("fula_fast.runs.similarity_pass.run_similarity", watched)
+    run(asked, tmp_path / "r")
+    assert max(peak) < predicted
 
 
 def test_activations_that_are_not_finite_are_named(images):

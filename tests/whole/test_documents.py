@@ -25,6 +25,12 @@ def test_attacks(each):
     assert row in README
 
 
+@pytest.mark.parametrize("each", measures(), ids=lambda m: m.name)
+def test_measures_of_donors(each):
+    ends = f"{each.low:.4g} … {each.high:.4g} | {each.best:.4g}"
+    assert f"| `{each.name}` | {ends} | {each.reads} | {each.careful} |" in README
+
+
 @pytest.mark.parametrize("each", measures(Needs.SITES, Needs.STITCH), ids=lambda m: m.name)
 def test_measures_of_stitched_models(each):
     columns = ", ".join(f"`{name}`" for name in each.columns)
