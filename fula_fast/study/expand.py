@@ -12,7 +12,7 @@ from ..attacks.names import parse
 from ..errors import FulaError
 from ..methods import method, objective
 from ..methods.weightings import term_weights
-from ..models.labels import check_answers
+from ..models.labels import check_answers, no_labels_for
 from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
@@ -199,7 +199,30 @@ def _shown(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
+def _check_no_labels_needed(spec: Spec) -> None:
+    """Refuse, by its name, what needs labels; the data have none."""
+    asked = next(_needing_labels(spec), None)
+    if asked:
+        raise FulaError(no_labels_for(asked))
+
+
+def _needing_labels(spec: Spec) -> Iterator[str]:
+    weighed = (n for o in objectives(spec.grid.methods) for n in o.weights)
+    yield from (f"[grid] method '{name}'" for name in weighed if method(name).labels)
+    grid = {"alpha": max(spec.grid.alpha), "subset": max(spec.grid.subset, key=bool)}
+    yield from (f"[grid] {key} = {value}" for key, value in grid.items() if value)
+    yield from (f"shortcut '{mark.label}'" for mark in spec.grid.shortcut if mark)
+    yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
+    for donor in spec.donors.values():
+        if donor.data == spec.data and donor.model:
+            yield f"[donors.{donor.name}], which is trained or built for the classes of [data],"
+        if donor.data == spec.data and donor.min_accuracy is not None:
+            yield f"[donors.{donor.name}] min_accuracy"
+
+
 def _check_data(spec: Spec, data: DataFacts) -> None:
+    if not data.labelled:
+        _check_no_labels_needed(spec)
     for subset in spec.grid.subset:
         if subset is not None and subset > data.classes:
             raise FulaError(

@@ -29,6 +29,11 @@ class DataFacts:
     train_images: int
     normalised: bool = False
 
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels: without, there are no classes."""
+        return self.classes > 0
+
 
 _NAMED = {  # side in pixels, classes, training images
     "digits": (8, 10, 1442),
