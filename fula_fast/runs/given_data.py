@@ -35,7 +35,7 @@ def given_source(data: Data, end: Staged) -> Given:
     """The source behind the `data` of a stitch into `end`.
 
     A named one and Pillow images are resized to the end's input; arrays are taken as they are.
-    Raises `FulaError`.
+    Raises `FulaError` for what cannot become a source.
     """
     channels, size = end.input_shape[:2]
     if isinstance(data, str):
