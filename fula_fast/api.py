@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
 from .files.paths import user_path
 from .measures.agreement import COLUMNS as AGREEMENT
-from .measures.agreement import OF_LABELS
+from .measures.registry import OF_LABELS
 from .methods import FULA, objective
 from .methods import method as method_named
 from .methods.weightings import term_weights
@@ -38,20 +37,20 @@ from .models.labels import (
     no_labels_for,
 )
 from .pipelines import Normalisation, Source
-from .pipelines.sources.given import at_hand
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results, behind, html_table, load
+from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
-from .runs.given_data import Data, given_moments, given_source, sweep_data, with_data
+from .runs.given_data import Data, given_moments, given_source, given_spec
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
 from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
+from .study.similarity_plan import similarity_spec
 from .study.site_names import Site, site_number
-from .study.spec import EngineSpec, load_spec, parse_table
+from .study.spec import EngineSpec, Spec, parse_table
 from .study.toml import explain, plain, read_toml
 
 Donor = Staged | str | Path
@@ -375,25 +374,54 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     models = {name: unwrapped(model) for name, model in (models or {}).items()}
-    asked = _with_models(spec, models)
-    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
-    given = None if data is None else sweep_data(data, asked, overrides)
-    with at_hand(given.source) if given else nullcontext() as content:
-        loaded = load_spec(with_data(asked, content) if given else asked, overrides)
+    options = {"resume": resume, "fail_fast": fail_fast}
+    with given_spec(data, _with_models(spec, models), overrides) as (loaded, notes):
         folder = user_path(out) if out is not None else Path("runs") / loaded.name
-        with Progress() if quiet else open_progress() as progress:
-            for note in given.notes if given else ():
-                progress.note(note)
-            found = sweep_with_report(
-                loaded,
-                folder,
-                resume=resume,
-                fail_fast=fail_fast,
-                progress=progress,
-                donors=None if donors is None else user_path(donors),
-                modules=models,
-            )
-    return load(found.run.folder, models)
+        run = _run_spec(loaded, folder, quiet, models, donors, notes, **options)
+    return load(run, models)
+
+
+def similarity(
+    spec: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    models: Mapping[str, Staged] | None = None,
+    donors: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> Similarities:
+    """Compare a spec's donors layer by layer, without training; write a run folder and its report.
+
+    The spec's `[similarity]` table says which measures, donors and images; without one the usual
+    measures are taken, of the grid's pairs or of all donors. Arguments are those of `sweep`; a
+    `[grid]` gives pairs alone, and `out` is runs/NAME-similarity by default. Raises `FulaError` as
+    `sweep` does, and where the run would not fit in memory.
+    """
+    models = {name: unwrapped(model) for name, model in (models or {}).items()}
+    loaded = similarity_spec(_with_models(spec, models), overrides)
+    folder = user_path(out) if out is not None else Path("runs") / f"{loaded.name}-similarity"
+    return similarities(_run_spec(loaded, folder, quiet, models, donors, resume=resume))
+
+
+def _run_spec(
+    spec: Spec,
+    folder: Path,
+    quiet: bool,
+    models: Mapping[str, Staged] | None,
+    donors: str | Path | None,
+    notes: tuple[str, ...] = (),
+    **options: bool,
+) -> Path:
+    """Run a spec with its report; the folder."""
+    place = None if donors is None else user_path(donors)
+    with Progress() if quiet else open_progress() as progress:
+        for note in notes:
+            progress.note(note)
+        found = sweep_with_report(
+            spec, folder, progress=progress, donors=place, modules=models, **options
+        )
+    return found.run.folder
 
 
 def _with_models(

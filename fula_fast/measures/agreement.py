@@ -12,9 +12,6 @@ from torch import Tensor
 COLUMNS = ("accuracy", "agreement_top1", "agreement_right_wrong", "agreement_soft", "kappa")
 """Columns of every tested model; all but `accuracy` are measures of the registry."""
 
-OF_LABELS = ("accuracy", "agreement_right_wrong", "kappa")
-"""Those that compare answers with labels."""
-
 
 def answered(logits: Tensor) -> Tensor:
     """Whether each image got an answer, that is, its largest logit is a finite number:

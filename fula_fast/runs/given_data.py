@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from .. import pipelines
 from ..errors import FulaError
 from ..models import Staged
 from ..pipelines import ImageSet, Normalisation, Source
-from ..pipelines.sources.given import GIVEN, Form, Read, every_fifth, image_set, read
+from ..pipelines.sources.given import GIVEN, Form, Read, at_hand, every_fifth, image_set, read
 from ..pipelines.sources.samples import is_array, is_picture
-from ..study.spec import load_spec
+from ..study.spec import Spec, load_spec
 from ..study.toml import Overrides, read_toml
 
 SpecSource = str | Path | Mapping[str, Any]
@@ -65,17 +66,27 @@ def source_of(data: Data, form: Form, classes: int = 0) -> Given:
     return Given(Source(GIVEN, image_set(train, names[0]), image_set(test, names[1])), notes)
 
 
-def sweep_data(data: Data, spec: SpecSource, overrides: Overrides) -> Given:
-    """The data of a sweep, read as the spec's [data] table says (size, channels). Raises
-    `FulaError`."""
+@contextmanager
+def given_spec(
+    data: Data | None, spec: SpecSource, overrides: Overrides
+) -> Iterator[tuple[Spec, tuple[str, ...]]]:
+    """The checked spec with `data` (None: its own), which are at hand inside the block, and notes.
+
+    They are read as the [data] table says (size, channels). Raises `FulaError`.
+    """
+    if data is None:
+        yield load_spec(spec, overrides), ()
+        return
     if isinstance(data, str):
         raise FulaError(f"data is the name '{data}'; name a source in the spec: [data] source")
-    asked = load_spec(with_data(spec, None), overrides).data
+    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
+    asked = load_spec(_with_data(spec, None), overrides).data
     found = source_of(data, Form(asked.channels, asked.size, resizes=True))
-    return Given(replace(found.source, name=GIVEN), found.notes)
+    with at_hand(replace(found.source, name=GIVEN)) as content:
+        yield load_spec(_with_data(spec, content), overrides), found.notes
 
 
-def with_data(spec: SpecSource, content: str | None) -> dict[str, Any]:
+def _with_data(spec: SpecSource, content: str | None) -> dict[str, Any]:
     """The spec's tables with a [data] table that names data at hand by their content."""
     table = dict(spec) if isinstance(spec, Mapping) else read_toml(spec)
     own = dict(table.get("data", {}))

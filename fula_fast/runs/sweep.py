@@ -21,11 +21,12 @@ from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
-from ..measures.agreement import OF_LABELS
+from ..measures.registry import OF_LABELS
 from ..models import Staged, describe_staged
 from ..pipelines.sources.given import GIVEN
 from ..progress import Progress
 from ..store import Store
+from ..store.similarity_table import missing_pairs, write_similarity
 from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, PlannedWave, plan
@@ -79,11 +80,13 @@ def run_sweep(
         planned = _kept(store, resources(spec.engine).budget, planned.device)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
-    progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
+    if planned.cells:
+        progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
     for note in planned.notes:
         progress.note(note)
-    if todo:
+    if todo or (planned.similarity and (store is None or missing_pairs(store))):
         from .kept import keep_surroundings
+        from .similarity_pass import run_similarity
         from .workbench import Workbench
 
         found = resources(spec.engine)
@@ -103,7 +106,10 @@ def run_sweep(
             store = store or _begun(spec, folder, bench)
             keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
-            if several:
+            if planned.similarity:
+                with store.writers.present():
+                    run_similarity(bench, store)
+            if several and todo:
                 del bench  # its donors' memory is the workers'
                 launch = Launch(store, found, spec.engine, donors, fail_fast, profile, wait)
                 engine_of(spec.engine.kind)(launch, progress)
@@ -200,7 +206,7 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"
         )
-    largest = max(wave.memory for wave in kept.waves)
+    largest = max((wave.memory for wave in kept.waves), default=0)
     if largest > budget:
         raise FulaError(
             f"'{store.folder}' was planned on '{kept.device}' with waves of "
@@ -374,7 +380,9 @@ def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
     store.tidy()
-    store.write_tables()
+    if planned.cells:
+        store.write_tables()
+    write_similarity(store)
     return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
 

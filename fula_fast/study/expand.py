@@ -10,6 +10,7 @@ from typing import Any
 
 from ..attacks.names import parse
 from ..errors import FulaError
+from ..measures.registry import OF_LABELS
 from ..methods import method, objective
 from ..methods.weightings import term_weights
 from ..models.labels import check_answers, no_labels_for
@@ -85,6 +86,10 @@ def expand(
 
     Raises `FulaError` for sites out of range and for combinations that mean nothing.
     """
+    if not data.labelled:
+        _check_no_labels_needed(spec)
+    if spec.grid is None:
+        return (), ()
     kept: dict[str, Cell] = {}
     merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for cell, context in _points(spec, data, facts_of):
@@ -207,12 +212,10 @@ def _check_no_labels_needed(spec: Spec) -> None:
 
 
 def _needing_labels(spec: Spec) -> Iterator[str]:
-    weighed = (n for o in objectives(spec.grid.methods) for n in o.weights)
-    yield from (f"[grid] method '{name}'" for name in weighed if method(name).labels)
-    grid = {"alpha": max(spec.grid.alpha), "subset": max(spec.grid.subset, key=bool)}
-    yield from (f"[grid] {key} = {value}" for key, value in grid.items() if value)
-    yield from (f"shortcut '{mark.label}'" for mark in spec.grid.shortcut if mark)
-    yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
+    yield from _grid_needing_labels(spec) if spec.grid else ()
+    for name in spec.similarity.measures if spec.similarity else ():
+        if name in OF_LABELS:
+            yield f"[similarity] measure '{name}'"
     for donor in spec.donors.values():
         if donor.data == spec.data and donor.model:
             yield f"[donors.{donor.name}], which is trained or built for the classes of [data],"
@@ -220,9 +223,16 @@ def _needing_labels(spec: Spec) -> Iterator[str]:
             yield f"[donors.{donor.name}] min_accuracy"
 
 
+def _grid_needing_labels(spec: Spec) -> Iterator[str]:
+    weighed = (n for o in objectives(spec.grid.methods) for n in o.weights)
+    yield from (f"[grid] method '{name}'" for name in weighed if method(name).labels)
+    grid = {"alpha": max(spec.grid.alpha), "subset": max(spec.grid.subset, key=bool)}
+    yield from (f"[grid] {key} = {value}" for key, value in grid.items() if value)
+    yield from (f"shortcut '{mark.label}'" for mark in spec.grid.shortcut if mark)
+    yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
+
+
 def _check_data(spec: Spec, data: DataFacts) -> None:
-    if not data.labelled:
-        _check_no_labels_needed(spec)
     for subset in spec.grid.subset:
         if subset is not None and subset > data.classes:
             raise FulaError(

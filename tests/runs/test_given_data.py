@@ -193,6 +193,8 @@ NEEDS = [
     ({"methods": "fula"}, {"evaluation": {"robust": "pgd-2"}}, "robust = 'pgd-2' needs labels"),
     ({"methods": "fula"}, {"donors": {"a": {"min_accuracy": 0.1}, "b": {}}},
      "[donors.a] min_accuracy needs labels"),
+    ({"methods": "fula"}, {"similarity": {"measures": ["linear_cka", "kappa"]}},
+     "[similarity] measure 'kappa' needs labels"),
     ({"methods": "fula", "front": "c"}, {"donors": {"b": {}, "c": {"model": "resnet18"}}},
      "[donors.c], which is trained or built for the classes of [data], needs labels"),
 ]  # fmt: skip
