@@ -21,7 +21,9 @@ from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
+from ..measures.registry import OF_LABELS
 from ..models import Staged, describe_staged
+from ..pipelines.sources.given import GIVEN
 from ..progress import Progress
 from ..store import Store
 from ..store.similarity_table import missing_pairs, write_similarity
@@ -93,6 +95,11 @@ def run_sweep(
             raise FulaError(
                 f"a network of this process ('{next(iter(modules))}') cannot be given to workers; "
                 "save it (fula_fast.save_checkpoint) and name the file, or use one worker"
+            )
+        if several and spec.data.source == GIVEN:
+            raise FulaError(
+                "data of this process cannot be given to workers; save them as files (npz, "
+                "imagefolder) and name those in [data], or use one worker"
             )
         with keeping_memory(found.device == "cpu"):
             bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
@@ -280,13 +287,14 @@ def _run_wave(
     task = bench.task(wave)
     hashes = _hashes(bench, wave)
     store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
-    common = _common(bench, wave, hashes)
+    common, unknown = _common(bench, wave, hashes), _unknown(bench)
     for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
         axes = bench.spec.grid.axes
         rows = [
             common
             | _robust_donors(bench, wave, outcome.cell)
             | _row(outcome)
+            | unknown
             | _axis_columns(outcome, axes)
             for outcome in outcomes
         ]
@@ -336,6 +344,11 @@ def _common(bench: Workbench, wave: PlannedWave, hashes: Mapping[str, str]) -> d
         for role, name in (("front", wave.key.front), ("end", wave.key.end))
     }
     return {**accuracies, **sites, **hashes, **place, **versions}
+
+
+def _unknown(bench: Workbench) -> dict[str, None]:
+    """The columns that stay empty where the data have no labels."""
+    return {} if bench.source(bench.spec.data).labelled else dict.fromkeys(OF_LABELS)
 
 
 def _robust_donors(bench: Workbench, wave: PlannedWave, cell: Cell) -> dict[str, float]:

@@ -30,6 +30,11 @@ class DataFacts:
     normalised: bool = False
     test_images: int = 0
 
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels: without, there are no classes."""
+        return self.classes > 0
+
 
 _NAMED = {  # side in pixels, classes, training and test images
     "digits": (8, 10, 1442, 355),
