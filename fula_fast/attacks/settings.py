@@ -12,7 +12,14 @@ from .options import check_ball, own_names
 
 
 class Attack(BaseModel):
-    """An l-inf or l2 PGD attack on pixels in [0, 1] (eps and step in the same units)."""
+    """An l-inf or l2 PGD attack on pixels in [0, 1].
+
+    - `norm`: of the ball around an image.
+    - `eps`: its radius, in pixels of [0, 1]; a text such as "8/255" is understood.
+    - `step`: length of one step, in the same units.
+    - `steps`: how many.
+    - `random_start`: from a random point of the ball; else from the image itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

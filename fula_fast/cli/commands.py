@@ -18,6 +18,7 @@ from .. import attacks
 from ..errors import FulaError
 from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
+from . import manual as _manual  # noqa: F401
 from . import similarity as _similarity_command  # noqa: F401  registers it
 from . import status as _status  # noqa: F401
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command

@@ -52,6 +52,13 @@ def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in found if text]
 
 
+def columns() -> list[tuple[str, str]]:
+    """(column, meaning) of every column that a table can have, but for those of a spec's own axes
+    and those on further test sets."""
+    donors = [f"{role}_{name}" for role in ("front", "end") for name in _DONOR]
+    return glossary([*_PLAIN, *donors, *(name for name in _known() if name not in _PLAIN)])
+
+
 def meaning(name: str) -> str:
     """What a column says; empty where it is not known (versions, a spec's own axes)."""
     if name in _known():

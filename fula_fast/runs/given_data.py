@@ -12,7 +12,7 @@ from .. import pipelines
 from ..errors import FulaError
 from ..models import Staged
 from ..pipelines import ImageSet, Normalisation, Source
-from ..pipelines.sources.given import GIVEN, Form, Read, at_hand, every_fifth, image_set, read
+from ..pipelines.sources.given import GIVEN, ImageForm, Read, at_hand, every_fifth, image_set, read
 from ..pipelines.sources.samples import is_array, is_picture
 from ..study.spec import Spec, load_spec
 from ..study.toml import Overrides, read_toml
@@ -41,10 +41,10 @@ def given_source(data: Data, end: Staged) -> Given:
     channels, size = end.input_shape[:2]
     if isinstance(data, str):
         return Given(pipelines.load_source(data, size=size, channels=channels))
-    return source_of(data, Form(channels, size), end.num_classes)
+    return source_of(data, ImageForm(channels, size), end.num_classes)
 
 
-def source_of(data: Data, form: Form, classes: int = 0) -> Given:
+def source_of(data: Data, form: ImageForm, classes: int = 0) -> Given:
     """The source of `data`: a `Source`, or sets of images as (train, test), as a mapping of splits,
     or as one set, of which every fifth image of a class becomes a test image.
 
@@ -81,7 +81,7 @@ def given_spec(
         raise FulaError(f"data is the name '{data}'; name a source in the spec: [data] source")
     overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     asked = load_spec(_with_data(spec, None), overrides).data
-    found = source_of(data, Form(asked.channels, asked.size, resizes=True))
+    found = source_of(data, ImageForm(asked.channels, asked.size, resizes=True))
     with at_hand(replace(found.source, name=GIVEN)) as content:
         yield load_spec(_with_data(spec, content), overrides), found.notes
 
@@ -146,7 +146,7 @@ def _named_splits(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"training": data[train], "test": data[test]}
 
 
-def _one_set(part: Any, form: Form, where: str) -> Read:
+def _one_set(part: Any, form: ImageForm, where: str) -> Read:
     if isinstance(part, ImageSet):
         labels = part.labels if part.labelled else None
         return Read(part.images, labels, part.classes or None)

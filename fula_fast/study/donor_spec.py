@@ -19,12 +19,16 @@ from ..attacks.settings import Attack
 from ..errors import FulaError, nearest
 from ..models.families import free_options
 from .protocol import HIGHEST_RATE
+from .toml import Form
 
 _PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Generators and tables keep seeds as 64-bit integers."""
+
+
+Moments = Annotated[tuple[float, ...] | None, Form("a number, or one per channel")]
 
 
 class SpecTable(BaseModel):
@@ -36,11 +40,16 @@ class SpecTable(BaseModel):
 class DataSpec(SpecTable):
     """A data set and how its images reach a model.
 
-    `size`: side in pixels to resize to; unset keeps the source's own. `channels`: 1 or 3.
-    `train_images`, `test_images`: at most so many, spread evenly over the classes; unset: all.
-    `mean`, `std`: per-channel normalisation (numbers or lists); unset: the source's own, which is
-    none but for `colour-mnist`; 0 and 1 leave pixels in [0, 1].
-    `options`: passed on to the source (for example the variant of `colour-mnist`).
+    - `source`: a named data set, as `fula-fast data list` prints them.
+    - `data_dir`: folder of the data; unset: $FULA_DATA, else `./data`.
+    - `size`: side in pixels to resize to; unset keeps the source's own.
+    - `channels`: of the images; gray ones are repeated where it is 3.
+    - `train_images`, `test_images`: at most so many, spread evenly over the classes; unset: all.
+    - `download`: whether missing files may be downloaded.
+    - `mean`, `std`: per-channel normalisation; unset: the source's own, which is
+      none but for `colour-mnist`; 0 and 1 leave pixels in [0, 1].
+    - `options`: passed on to the source (for example the variant of `colour-mnist`).
+    - `stream`: who makes batches: memory on the device, DALI, or NumPy; all give the same ones.
     """
 
     source: str = "digits"
@@ -50,8 +59,8 @@ class DataSpec(SpecTable):
     train_images: int | None = Field(None, ge=1)
     test_images: int | None = Field(None, ge=1)
     download: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Moments = None
+    std: Moments = None
     options: dict[str, Any] = Field(default_factory=dict)
     stream: Literal["resident", "dali", "reference"] = "resident"
 
@@ -92,6 +101,11 @@ class ShortcutSpec(SpecTable):
 
     Written as a table, as "pattern+location" ("aruco+class"), or as one of the preprint's three
     settings: "pattern" (pixel+random), "location" (noise+class), "both" (pixel+class).
+
+    - `pattern`: what the marker looks like; of `noise` it says nothing about the class.
+    - `location`: where it is pasted: a place of the class's own, or any.
+    - `size`: its side in pixels.
+    - `seed`: of the patterns and places.
     """
 
     pattern: Literal["pixel", "aruco", "noise"]
@@ -119,17 +133,27 @@ def _shortcut(value: Any) -> Any:
     return {"pattern": pattern, "location": location}
 
 
-OneShortcut = Annotated[ShortcutSpec | None, BeforeValidator(_shortcut)]
+OneShortcut = Annotated[
+    ShortcutSpec | None,
+    BeforeValidator(_shortcut),
+    Form("a table, text as `pixel+class` or `aruco+random`, or `none`"),
+]
 
 
 class Marked(SpecTable):
-    """A shortcut by itself."""
+    """A shortcut by itself.
+
+    - `shortcut`: the marker.
+    """
 
     shortcut: OneShortcut = None
 
 
 class Adversarial(Attack):
-    """Adversarial training of a donor: the share `alpha` of each batch is attacked."""
+    """Adversarial training of a donor; `true` takes all defaults.
+
+    - `alpha`: attacked share of each batch.
+    """
 
     alpha: float = Field(0.5, gt=0, le=1)
 
@@ -137,11 +161,25 @@ class Adversarial(Attack):
 class DonorSpec(SpecTable):
     """One donor: an architecture, and how it is trained or where its checkpoint lies.
 
-    `model`: a name of `fula_fast.models.build`; may be left out where a checkpoint names it.
-    `width`, `stem`, `residuals`, `batch_norm`, `options`: architecture; unset: the model's own.
-    `recipe`: `paper` or `fast`; `epochs`, `batch_size`, `lr` replace the recipe's value.
-    `data`, `crop_padding`, `flip`: unset: the run's data and protocol.
-    `untrained`, `permute_labels`: controls. `min_accuracy`: below it the run stops.
+    - `name`: set by the table's own name.
+    - `model`: an architecture of the package, `timm:NAME` or `torchvision:NAME`; may be left out
+      where a checkpoint names it.
+    - `width`: channels of the first stage; unset: the model's own, as for the next three.
+    - `stem`: `lowres` for images of 32 pixels, `stock` as the architecture was published.
+    - `residuals`: whether a ResNet has its skip connections.
+    - `batch_norm`: whether a VGG has batch norm.
+    - `options`: further options of the architecture (for example `every` of a ViT).
+    - `seed`: of its first weights and of its training's order.
+    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint, or `fast`.
+    - `epochs`, `batch_size`, `lr`: replace the recipe's value.
+    - `data`: what it is trained on; unset: the run's data.
+    - `crop_padding`, `flip`: augmentation of its training; unset: the protocol's.
+    - `shortcut`: marker on its training images.
+    - `checkpoint`: file of its weights; it is not trained then.
+    - `untrained`: a control: its first weights.
+    - `permute_labels`: a control: trained on labels that are permuted.
+    - `adversarial`: trained on attacked images: a table, or true.
+    - `min_accuracy`: below it the run stops.
     """
 
     name: str = ""
@@ -163,7 +201,7 @@ class DonorSpec(SpecTable):
     checkpoint: str | None = None
     untrained: bool = False
     permute_labels: bool = False
-    adversarial: Adversarial | None = None
+    adversarial: Annotated[Adversarial | None, Form("a table, or true or false")] = None
     min_accuracy: float | None = Field(None, ge=0, le=1)
 
     @field_validator("adversarial", mode="before")

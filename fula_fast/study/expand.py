@@ -17,9 +17,10 @@ from ..models.labels import check_answers, no_labels_for
 from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
+from .grid_spec import Mixture
 from .protocol import Protocol
 from .site_names import site_number
-from .spec import Mixture, Spec
+from .spec import Spec
 
 FactsOf = Callable[[str, str], DonorFacts]
 """Facts of a donor by name and hook."""

@@ -18,9 +18,12 @@ from ..attacks.settings import Attack
 from ..device.precision import FAST
 from ..errors import FulaError, nearest
 from ..methods.weightings import Weighting, check_weighting
+from .toml import Form
 
 CLOSED_FORM = "dm"
 """The start of a stitch that is its closed form: the value of `init`."""
+WEIGHTING = Form("`uniform`, `last`, `cutoff=N`, or a list of weights")
+ATTACK_NAME = Form("`none`, `pgd-N`, or an attack's name")
 HIGHEST_RATE = 1e6
 """Learning rates above it are mistakes: moments overflow, each optimiser in its own way."""
 
@@ -29,12 +32,19 @@ HIGHEST_RATE = 1e6
 class Situation:
     """What of a cell decides whether an option of its protocol acts on its numbers.
 
-    `trained`: its stitch has an objective; of that: `terms` (some normalised term), `weighted` (by
-    the weighting), `compares` (with anything of the end's own). `passes`: training passes are made
-    that change something; `refreshed`: a closed form waits for them, where `batch_statistics` move.
-    `closed_form`: the stitch is, or starts from, one. `attacked`: some images of its batches,
-    `partly_attacked`: not all. `robust`: robust accuracy is measured, `robust_steps`: with steps of
-    a given size. `sgd`: the optimiser.
+    - `trained`: the stitch has an objective.
+    - `terms`: its objective holds a normalised term.
+    - `weighted`: its objective holds terms that the weighting weighs.
+    - `compares`: its objective compares with something of the end's own.
+    - `passes`: training passes are made that change something.
+    - `refreshed`: a closed form waits for training passes.
+    - `batch_statistics`: running statistics move in training.
+    - `closed_form`: the stitch is, or starts from, the closed form.
+    - `attacked`: some images of its batches are attacked.
+    - `partly_attacked`: some images of its batches are attacked, not all.
+    - `robust`: robust accuracy is measured.
+    - `robust_steps`: robust accuracy is measured, with steps of a given size.
+    - `sgd`: the optimiser is SGD.
     """
 
     trained: bool
@@ -90,22 +100,36 @@ def attack_name(value: str) -> str:
 class Protocol(BaseModel):
     """Every option of training and evaluating one stitch, and beside it when it acts.
 
-    Fields whose meaning is not in their name:
-
+    - `preset`: the published configuration that the other options replace parts of.
+    - `optimiser`: of the stitch's parameters.
+    - `lr`: learning rate.
+    - `momentum`: of SGD.
+    - `weight_decay`: L2 penalty, as the optimiser adds it to gradients.
     - `schedule`: `thirds` multiplies the rate by 0.1 at one and two thirds of all epochs.
+    - `epochs`: of training.
+    - `batch_size`: training images in a step.
+    - `init`: start of the stitch: its closed form (DM), the identity, or random numbers.
     - `dm_samples`: images behind the closed form, or `all` for one streaming pass.
     - `dm_rcond`: relative singular-value cut-off; `rows` is rows * 2**-23 (float32 pseudo-inverse
       of a matrix with that many rows). `dm_samples = "all"` takes 1e-4 for `rows`.
     - `dm_stats`: running statistics of a `dm` result: `refreshed` by the training passes, or
       `stale` (the donors' own).
-    - `target_bn`: unset follows `bn`.
+    - `hook`: whether a site lies after or before the ReLU.
+    - `bn`: batch norm of the donors while a stitch trains: batch statistics, or stored ones.
+    - `target_bn`: the same of the pass that makes targets; unset follows `bn`.
+    - `dropout`: whether the donors' dropout draws while a stitch trains.
+    - `stitch_bn`: batch norm on both sides of the stitch, or none.
+    - `stitch_bias`: the bias of the affine map; only `stitch_bn = "both"` may drop it.
     - `norm`: scope of the normalised distance: the whole batch tensor, or each sample.
     - `weighting`: `uniform`, `last`, `cutoff=n` (first term and the next n), or a list of weights
       from the stitch's site to the last one (normalised to sum 1).
+    - `crop_padding`: pixels of padding around training images before a crop of their own size.
+    - `flip`: whether half of the training images are mirrored.
     - `share`: which images of a batch are attacked when 0 < alpha < 1: the `first` floor(alpha*B),
       or a `random` floor(alpha*B) drawn from the keyed randomness.
+    - `attack`: the PGD attack on training images; its ball is that of robust accuracy too.
     - `attack_target`: input from which targets of attacked images are computed.
-    - `stitch_bias`: the bias of the affine map; only `stitch_bn = "both"` may drop it.
+    - `robust`: the attack behind robust accuracy; the guide lists them.
     - `stitch_data`: which data set trains the stitch (`own`: the run's), for the second paper.
     """
 
@@ -132,9 +156,9 @@ class Protocol(BaseModel):
     stitch_bn: Annotated[Literal["none", "both"], ALWAYS] = "none"
     stitch_bias: Annotated[bool, ALWAYS] = True
     norm: Annotated[Literal["batch", "sample"], Acts(lambda s: s.terms)] = "batch"
-    weighting: Annotated[Weighting, AfterValidator(check_weighting), Acts(lambda s: s.weighted)] = (
-        "uniform"
-    )
+    weighting: Annotated[
+        Weighting, AfterValidator(check_weighting), WEIGHTING, Acts(lambda s: s.weighted)
+    ] = "uniform"
     crop_padding: Annotated[int, PASSES] = Field(4, ge=0)
     flip: Annotated[bool, PASSES] = True
     share: Annotated[Literal["first", "random"], Acts(lambda s: s.partly_attacked)] = "random"
@@ -148,7 +172,7 @@ class Protocol(BaseModel):
     attack_target: Annotated[Literal["adversarial", "clean"], Acts(lambda s: s.attacked)] = (
         "adversarial"
     )
-    robust: Annotated[str, AfterValidator(attack_name), ALWAYS] = NONE
+    robust: Annotated[str, AfterValidator(attack_name), ATTACK_NAME, ALWAYS] = NONE
     stitch_data: Annotated[Literal["own", "correlated", "sender"], ALWAYS] = "own"
 
     @model_validator(mode="after")

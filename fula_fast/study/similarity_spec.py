@@ -49,15 +49,20 @@ def _features(value: Any) -> Any:
 class SimilaritySpec(SpecTable):
     """Similarity of donors without training: every site of one against every site of the other.
 
-    `measures`: names, or "all". `donors`: each is compared with itself and with every other one;
-    `pairs`: [front, end] names instead; neither: the grid's pairs, or all donors where there is no
-    grid. `split`: the images.
-    `features`: how activations become matrices: a word, or words (one for maps, one for tokens),
-    for all measures or in a table by measure, with `default` for the others; unset: each measure's
-    own, the mean over positions. `options`: of measures, in tables by measure.
-    `samples`: images on which pairs of samples are compared and everything is tested against
-    chance; second moments and outputs take all images for their value. `null`: permutations behind
-    p, 0 for none. `intervals`: half samples behind the 95 % intervals, 0 for none. `seed`: of all.
+    - `measures`: names, or "all".
+    - `donors`: each is compared with itself and with every other one; unset, and without `pairs`:
+      the grid's pairs, or all donors where there is no grid.
+    - `pairs`: [front, end] names, instead of `donors`.
+    - `split`: the images.
+    - `features`: how activations become matrices: a word, or words (one for maps, one for tokens),
+      for all measures or in a table by measure, with `default` for the others; unset: each
+      measure's own, the mean over positions.
+    - `options`: of measures, in tables by measure.
+    - `samples`: images on which pairs of samples are compared and everything is tested against
+      chance; second moments and outputs take all images for their value.
+    - `null`: permutations behind p, 0 for none.
+    - `intervals`: half samples behind the 95 % intervals, 0 for none.
+    - `seed`: of all that is drawn.
     """
 
     measures: Annotated[tuple[str, ...], BeforeValidator(_names)] = _USUAL

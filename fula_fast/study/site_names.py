@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from ..errors import FulaError, nearest
+from .toml import Form
 
 
 def _one(value: Any) -> int | str:
@@ -40,9 +41,13 @@ def _listed(value: Any) -> Any:
     )
 
 
-Site = Annotated[Any, BeforeValidator(_one)]
+Site = Annotated[Any, BeforeValidator(_one), Form("a number from 1, or a name")]
 """One site, by number or name."""
-Sites = Annotated[Any, BeforeValidator(_listed)]
+Sites = Annotated[
+    Any,
+    BeforeValidator(_listed),
+    Form("`same`, `all-pairs`, or a list of end sites and of [front, end] pairs"),
+]
 """`same`, `all-pairs`, or a list of end sites and of [front, end] pairs."""
 
 

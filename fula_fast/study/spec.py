@@ -12,177 +12,34 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    FiniteFloat,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from ..errors import FulaError, check_name, nearest
 from ..measures.registry import IN_SWEEPS, measures
-from ..methods import METHODS, method, methods, objective
-from .donor_spec import DataSpec, DonorSpec, OneShortcut, Seed, SpecTable
-from .protocol import PRESETS, Protocol, attack_name, protocol
+from .donor_spec import DataSpec, DonorSpec, SpecTable
+from .grid_spec import GridSpec, Many
+from .protocol import ATTACK_NAME, Protocol, attack_name, protocol
 from .similarity_spec import SimilaritySpec
-from .site_names import Sites
-from .toml import Overrides, apply_overrides, explain, fractions, plain, read_toml
+from .toml import Form, Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)
-
-
-class Mixture(SpecTable):
-    """A named objective, `{name = "half", fula = 0.5, tlm = 0.5}`: non-negative weights of trained
-    methods by name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, FiniteFloat]
-    name: str = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Mixture:
-        if self.name in (each.name for each in methods()):
-            raise ValueError(f"a mixture cannot be called '{self.name}', a method's own name")
-        self.objective  # noqa: B018  which refuses what it cannot be
-        return self
-
-    @property
-    def objective(self) -> dict[str, float]:
-        """The positive weights by method."""
-        try:
-            return objective(self.__pydantic_extra__)
-        except FulaError as error:
-            raise ValueError(f"mixture '{self.name}': {error}") from None
-
-
-def _several(value: Any) -> Any:
-    """A single value stands for a list of one."""
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _method(value: str) -> str:
-    try:
-        return method(value).name
-    except FulaError as error:
-        raise ValueError(str(error)) from None
-
-
-def _method_kind(value: Any) -> str:
-    return "<mixture>" if isinstance(value, Mapping | Mixture) else "<name>"
-
-
-def _subset(value: Any) -> Any:
-    return None if value == "all" else value
-
-
-def _weighting(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-        return tuple(float(v) for v in value)
-    raise ValueError(f"{value!r} is none of 'uniform', 'last', 'cutoff=N', or a list of weights")
-
-
-Item = TypeVar("Item")
-Many = Annotated[tuple[Item, ...], BeforeValidator(_several)]
-"""A list, where a single value stands for a list of one: `Many[str]`."""
-Method = Annotated[
-    Annotated[str, AfterValidator(_method), Tag("<name>")] | Annotated[Mixture, Tag("<mixture>")],
-    Discriminator(_method_kind),
-]
-Weighting = Annotated[Any, BeforeValidator(_weighting)]
-Subset = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_subset)]
-
-
-class GridSpec(SpecTable):
-    """The grid: every combination of these lists is a cell.
-
-    `front` × `end` are donor names, or `pairs` lists [front, end] names explicitly.
-    `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
-    where a lone one is an end site with the front site of the same depth. Sites are numbers from
-    1, or names as `fula-fast sites` prints them.
-    `weightings` apply to objectives with a part that they weigh; unset: the protocol's.
-    `protocols`: preset names; unset: the protocol's. `subset`: first n classes, or "all".
-    `data_seeds`: order, crops and DM samples; unset: each cell's own seed.
-    `axes`: any protocol option with its list of values.
-    """
-
-    front: Many[str] = ()
-    end: Many[str] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    sites: Sites = "same"
-    methods: Many[Method] = METHODS
-    weightings: Many[Weighting] = ()
-    protocols: Many[str] = ()
-    alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
-    shortcut: Many[OneShortcut] = (None,)
-    subset: Many[Subset] = (None,)
-    seeds: Many[Seed] = (0,)
-    data_seeds: Annotated[
-        tuple[Seed, ...] | None, BeforeValidator(lambda v: v if v is None else _several(v))
-    ] = None
-    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _complete(self) -> GridSpec:
-        if bool(self.pairs) == bool(self.front or self.end):
-            raise ValueError("give front and end (lists of donor names), or pairs, one of the two")
-        if not self.pairs and not (self.front and self.end):
-            raise ValueError("front and end both need at least one donor name")
-        for key in ("methods", "alpha", "shortcut", "subset", "seeds", "data_seeds", "sites"):
-            if getattr(self, key) == ():
-                raise ValueError(f"{key} is empty; the grid would have no cells")
-        return self
-
-    @model_validator(mode="after")
-    def _known_names(self) -> GridSpec:
-        for preset in self.protocols:
-            if preset not in PRESETS:
-                raise ValueError(f"unknown protocol '{preset}'{nearest(preset, PRESETS)}")
-        names = [m if isinstance(m, str) else m.name for m in self.methods]
-        if twice := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"methods lists '{min(twice)}' twice")
-        for option in self.axes:
-            _check_axis(option, self.axes[option])
-        return self
-
-    def donor_pairs(self) -> tuple[tuple[str, str], ...]:
-        """(front, end) names of every pair, in order."""
-        return self.pairs or tuple((f, e) for f in self.front for e in self.end)
-
-
-_AXIS_ELSEWHERE = {"weighting": "grid.weightings", "preset": "grid.protocols"}
-
-
-def _check_axis(option: str, values: tuple[Any, ...]) -> None:
-    if option in _AXIS_ELSEWHERE:
-        raise ValueError(f"axes.{option}: use {_AXIS_ELSEWHERE[option]}")
-    if option not in Protocol.model_fields:
-        near = nearest(option, set(Protocol.model_fields) - set(_AXIS_ELSEWHERE))
-        raise ValueError(f"axes: unknown protocol option '{option}'{near}")
-    if not values:
-        raise ValueError(f"axes.{option} is empty; the grid would have no cells")
 
 
 class EvaluationSpec(SpecTable):
     """What is measured on finished cells.
 
-    `sets`: test sets beside the cell's own (which carries the cell's shortcut, when it has one).
-    `robust`: the attack behind robust accuracy; unset: the protocol's. `robust_images`: how many
-    test images are attacked, all when unset. `measures`: optional columns.
+    - `batch_size`: test images at once.
+    - `sets`: test sets beside the cell's own (which carries the cell's shortcut, when it has one).
+    - `robust`: the attack behind robust accuracy; unset: the protocol's.
+    - `robust_images`: how many test images are attacked; unset: all.
+    - `measures`: names of measures, each of which adds columns.
     """
 
     batch_size: int = Field(500, ge=1)
     sets: Many[Literal["shortcut", "clean", "rolled"]] = ()
-    robust: Annotated[str, AfterValidator(attack_name)] | None = None
+    robust: Annotated[str, AfterValidator(attack_name), ATTACK_NAME] | None = None
     robust_images: int | None = Field(None, ge=1)
-    measures: Many[str] = ()
+    measures: Many[Annotated[str, Form("a measure's name")]] = ()
 
     @field_validator("measures")
     @classmethod
@@ -197,8 +54,13 @@ class EvaluationSpec(SpecTable):
 class SlurmSpec(SpecTable):
     """Where Slurm puts a run's workers: `[engine.slurm]`.
 
-    `hours`: of one job; what it has not finished goes on from its wave's checkpoint in the next.
-    `gpus`: of a worker (0: processors alone). `sbatch`: more `#SBATCH` lines, `{"exclude": "n7"}`.
+    - `partition`, `account`: as `sbatch` takes them; unset: the cluster's own.
+    - `gpu_type`: the kind of GPU, as the cluster calls it; unset: any.
+    - `gpus`: of a worker (0: processors alone).
+    - `cpus`: of a worker.
+    - `memory`: main memory of a worker, as Slurm writes it.
+    - `hours`: of one job; what it has not finished goes on from its wave's checkpoint in the next.
+    - `sbatch`: more `#SBATCH` lines, `{"exclude": "n7"}`.
     """
 
     partition: str | None = None
@@ -212,8 +74,11 @@ class SlurmSpec(SpecTable):
 
 
 class RaySpec(SpecTable):
-    """Which Ray cluster runs a run's workers: `[engine.ray]`. `address` None: one of its own on
-    this machine. `gpus`, `cpus`: that a worker takes."""
+    """Which Ray cluster runs a run's workers: `[engine.ray]`.
+
+    - `address`: of the cluster; unset: one of its own on this machine.
+    - `gpus`, `cpus`: that a worker takes.
+    """
 
     address: str | None = None
     gpus: float = Field(1.0, ge=0)
@@ -223,12 +88,18 @@ class RaySpec(SpecTable):
 class EngineSpec(SpecTable):
     """How the cells are computed; nothing here changes what they mean.
 
-    `kind`: what runs the waves: processes of this machine, Slurm, or Ray. `workers`: how many at
-    once; unset: one for each GPU of this machine, or one.
-
-    `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's free
-    memory, 60% of a CPU's available memory. `compile`: also a captured step's stages go through
-    `torch.compile` (an H100 gains nothing by it, and waits ten seconds more for its first step).
+    - `mode`: how a wave's step is run; `auto`: captured in one CUDA graph on a GPU, and on a CPU
+      compiled where the work pays for it.
+    - `compile`: also a captured step's stages go through `torch.compile` (an H100 gains nothing by
+      it, and waits ten seconds more for its first step).
+    - `executor`: waves of lanes, or cell by cell in plain PyTorch (slow; the tests' oracle).
+    - `precision`: of activations; `auto`: bf16 where the device has instructions for it.
+    - `memory`: budget of a wave: "8GiB", "60%" of what is free, or bytes; unset: 85% of a GPU's
+      free memory, 60% of a CPU's available memory.
+    - `device`: where to compute; `auto`: a GPU where there is one.
+    - `kind`: what runs the waves: processes of this machine, Slurm, or Ray.
+    - `workers`: how many at once; unset: one for each GPU of this machine, or one.
+    - `slurm`, `ray`: where those put their workers.
     """
 
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
@@ -236,7 +107,7 @@ class EngineSpec(SpecTable):
     executor: Literal["wave", "solo"] = "wave"
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
     memory: str | int | None = None
-    device: str = "auto"
+    device: Annotated[str, Form("`auto`, `cpu`, `cuda`, or `cuda:N`")] = "auto"
     kind: Literal["local", "slurm", "ray"] = "local"
     workers: int | None = Field(None, ge=1)
     slurm: SlurmSpec = SlurmSpec()
@@ -260,7 +131,17 @@ class EngineSpec(SpecTable):
 
 
 class Spec(SpecTable):
-    """A whole run. Build it with `load_spec`, which fills in what donors inherit."""
+    """A whole run. Build it with `load_spec`, which fills in what donors inherit.
+
+    - `name`: of the run and its folder, `runs/NAME`.
+    - `data`: the images that stitches are trained and tested on.
+    - `donors`: the networks, by names of your own.
+    - `grid`: which stitched models there are: each combination is a cell.
+    - `similarity`: donors compared without training, by measures of similarity.
+    - `protocol`: how stitches are trained.
+    - `evaluation`: what is measured on finished cells.
+    - `engine`: how and where cells are computed; changes no result's meaning.
+    """
 
     name: str = "sweep"
     data: DataSpec = DataSpec()

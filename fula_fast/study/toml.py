@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date, time
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,13 @@ _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _FRACTION_KEYS = ("eps", "step")
 Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Beside a field: how its value is written, where its type does not say."""
+
+    text: str
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -221,12 +229,13 @@ def _model_at(root: type[BaseModel], path: list[Any]) -> type[BaseModel]:
     for part in path:
         field = model.model_fields.get(str(part))
         if field is not None:
-            model = next(iter(_models_in(field.annotation)), model)
+            model = next(iter(models_in(field.annotation)), model)
     return model
 
 
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    """The models that an annotation names, however deep."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)

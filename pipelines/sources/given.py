@@ -29,7 +29,7 @@ _GROWTH = 1.5
 
 
 @dataclass(frozen=True)
-class Form:
+class ImageForm:
     """How images are to be: `channels` of all, `size` of Pillow images (None: their own), and of
     arrays too where `resizes`."""
 
@@ -49,7 +49,7 @@ class Read:
     notes: tuple[str, ...] = ()
 
 
-def read(data: Any, form: Form, where: str) -> Read:
+def read(data: Any, form: ImageForm, where: str) -> Read:
     """All of `data` (see `samples`), which messages call `where`.
 
     Raises `FulaError` for what is no data, breaks the rules of arrays, or does not fit the memory.
@@ -63,7 +63,7 @@ def read(data: Any, form: Form, where: str) -> Read:
 
 
 def _images_into(
-    buffer: _Buffer, parts: Iterable[Part], form: Form, where: str
+    buffer: _Buffer, parts: Iterable[Part], form: ImageForm, where: str
 ) -> Iterator[np.ndarray | None]:
     """Fill the buffer; yields the labels of each part."""
     for images, labels in parts:
@@ -71,7 +71,7 @@ def _images_into(
         yield None if labels is None else on_host(labels)
 
 
-def _pixels(images: Any, form: Form, where: str) -> np.ndarray:
+def _pixels(images: Any, form: ImageForm, where: str) -> np.ndarray:
     """uint8 (B, H, W, C) of a part's images."""
     if len(images) and is_picture(images[0]):
         return np.stack([picture_pixels(image, form.size, form.channels) for image in images])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fula_fast.errors import FulaError
 from fula_fast.methods import METHODS
 from fula_fast.study.donor_spec import Adversarial, DonorSpec, ShortcutSpec
+from fula_fast.study.grid_spec import GridSpec, Mixture
 from fula_fast.study.protocol import PRESETS, Protocol
-from fula_fast.study.spec import GridSpec, Mixture, load_spec
+from fula_fast.study.spec import load_spec
 from fula_fast.study.toml import apply_overrides, parse_override, recipe_names
 
 MINIMAL = {

@@ -27,6 +27,7 @@ LAYERS = (
     {"report", "reproduce"},
     {"api"},
     {"bench"},
+    {"guide"},
     {"cli", "__main__"},
 )
 BELOW = {"attacks.names": "methods", "attacks.settings": "methods"}

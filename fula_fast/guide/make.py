@@ -1,0 +1,72 @@
+"""The guide, made: pages in Markdown, and a site of them that works offline.
+
+    python -m fula_fast.guide.make OUT     the pages in OUT/pages, and the site in OUT/site
+
+The site needs mkdocs-material; a link that leads nowhere fails the build.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import FulaError
+from ..files.atomic import replacing
+from ..files.paths import user_path
+from .parts import PARTS
+
+HOME = Path(__file__).parent
+_HERE = re.compile(r"^<!-- here: (\w+) -->$", re.M)
+
+
+def filled(text: str) -> str:
+    """A page with every part that it asks for."""
+    return _HERE.sub(lambda found: PARTS[found[1]](), text)
+
+
+def write_pages(folder: Path) -> Path:
+    """Write every page, and the site's settings beside them; returns the pages' folder.
+
+    Raises `FulaError` where the folder cannot be written.
+    """
+    for page in sorted((HOME / "pages").glob("*.md")):
+        _write(folder / "pages" / page.name, filled(page.read_text(encoding="utf-8")))
+    _write(folder / "mkdocs.yml", (HOME / "mkdocs.yml").read_text(encoding="utf-8"))
+    return folder / "pages"
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def can_build() -> bool:
+    """Whether mkdocs and its theme are installed."""
+    return all(find_spec(name) is not None for name in ("mkdocs", "material"))
+
+
+def build(folder: Path) -> Path:
+    """Write the pages and build the site; returns its first page.
+
+    Raises `FulaError` with what mkdocs says where it warns of anything.
+    """
+    write_pages(folder)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    files = [
+        "--config-file",
+        str(folder / "mkdocs.yml"),
+        "--site-dir",
+        str(folder.resolve() / "site"),
+    ]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FulaError(f"mkdocs refused the guide: {done.stdout}{done.stderr}")
+    return folder / "site" / "index.html"
+
+
+if __name__ == "__main__":
+    out = user_path(sys.argv[1])
+    print(build(out) if can_build() else write_pages(out))

@@ -1,0 +1,189 @@
+"""The parts of the guide that are written from the package's own records, models and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import Normalisation, kernels, load, stages, stitch, sweep
+from ..api import Stitched
+from ..attacks.names import attacks, parse
+from ..measures.registry import Measure, Needs, measures
+from ..methods import methods
+from ..models.families import DEFAULTS, LIBRARIES
+from ..pipelines.tools import list_sources
+from ..report.glossary import columns
+from ..reproduce.recipe import load_recipe, recipe_names
+from ..results import Results
+from ..study.protocol import PRESETS, Protocol
+from ..study.spec_keys import SpecKey, tables
+
+_NEEDS = {
+    Needs.SITES: "Of a stitched model, site by site",
+    Needs.STITCH: "Of a stitch",
+    Needs.OUTPUTS: "Of two models' answers",
+    Needs.MOMENTS: "Of second moments",
+    Needs.PAIRS: "Of pairs of samples",
+}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def code(names: Iterable[str]) -> str:
+    """Names as code, with commas."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def spec_part() -> str:
+    """Every key of a spec, a table for each of its tables."""
+    parts = []
+    for name, keys in tables().items():
+        acts = any(key.acts for key in keys)
+        heads = ("key", "type", "default", "meaning", *["acts where"] * acts)
+        rows = (_key_row(key, acts) for key in keys)
+        parts.append(f"## {f'`[{name}]`' if name else 'The top'}\n\n{table(heads, rows)}")
+    return "\n\n".join(parts)
+
+
+def _key_row(key: SpecKey, acts: bool) -> list[str]:
+    default = key.default if key.default in ("required", "unset", "its own") else f"`{key.default}`"
+    limits = f" ({key.range})" if key.range else ""
+    return [f"`{key.name}`", key.type + limits, default, key.meaning, *[key.acts] * acts]
+
+
+def presets_part() -> str:
+    """The options in which the presets differ."""
+    values = {name: preset.model_dump() for name, preset in PRESETS.items()}
+    options = [o for o in Protocol.model_fields if o != "preset"]
+    differ = [o for o in options if len({str(v[o]) for v in values.values()}) > 1]
+    rows = ([f"`{o}`", *(v[o] for v in values.values())] for o in differ)
+    return table(("option", *(f"`{name}`" for name in values)), rows)
+
+
+def methods_part() -> str:
+    """The methods' records."""
+    rows = ([f"`{m.name}`", m.stitch, m.reads, m.careful] for m in methods())
+    return table(("method", "the stitch is …", "reads as", "careful"), rows)
+
+
+def measures_part() -> str:
+    """The measures' records, by what they are computed from."""
+    return "\n\n".join(
+        f"### {title}\n\n{_measures_table(measures(needs))}" for needs, title in _NEEDS.items()
+    )
+
+
+def _measures_table(found: Sequence[Measure]) -> str:
+    rows = ([f"`{m.name}`: {m.label}", _range(m), m.reads, m.careful, m.source] for m in found)
+    return table(("measure", "range", "reads as", "careful", "source"), rows)
+
+
+def _range(measure: Measure) -> str:
+    return f"{measure.low:g} … {measure.high:g}; the same: {measure.best:g}"
+
+
+def attacks_part() -> str:
+    """The attacks' records."""
+    pgd = parse("pgd-10")
+    rows = [[f"`{a.name}`", a.reads, a.careful, f"{a.gradients:,}"] for a in attacks()]
+    return table(
+        ("attack", "is", "careful", "gradients"), [["`pgd-N`", pgd.reads, pgd.careful, "N"], *rows]
+    )
+
+
+def sources_part() -> str:
+    """The sources of images."""
+    rows = ([f"`{s.name}`", s.summary, code(s.options)] for s in list_sources())
+    return table(("source", "what it is", "options"), rows)
+
+
+def architectures_part() -> str:
+    """The architectures, with their options."""
+    own = ([f"`{n}`", code(f"{k} = {_toml(v)}" for k, v in o.items())] for n, o in DEFAULTS.items())
+    others = ([f"`{library}:NAME`", "those of the library"] for library in LIBRARIES)
+    return table(("model", "options and their defaults"), [*own, *others])
+
+
+def _toml(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f'"{value}"'
+        if isinstance(value, str)
+        else str(value)
+    )
+
+
+def experiments_part() -> str:
+    """The papers' experiments."""
+    recipes = map(load_recipe, recipe_names())
+    return table(("name", "of", "title"), ([f"`{r.name}`", r.figure, r.title] for r in recipes))
+
+
+def columns_part() -> str:
+    """The columns of a results table."""
+    return table(("column", "meaning"), ([f"`{name}`", text] for name, text in columns()))
+
+
+def kernels_part() -> str:
+    """The kernels' own page from its first section on, one heading lower; files stand as names."""
+    page = (Path(kernels.__file__).parent / "README.md").read_text(encoding="utf-8")
+    inner = page[page.index("\n") :].partition("## How it is laid out")[0]
+    return re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", inner).strip()
+
+
+def python_part() -> str:
+    """The Python interface, from its docstrings."""
+    functions = {"stages": stages, "stitch": stitch, "sweep": sweep, "load": load}
+    classes = {"Stitched": Stitched, "Results": Results, "Normalisation": Normalisation}
+    return "\n\n".join(
+        [*(_described(f"fula_fast.{n}", f) for n, f in functions.items()),
+         *(_class(n, c) for n, c in classes.items())]
+    )  # fmt: skip
+
+
+def _described(name: str, thing: Any, level: str = "##") -> str:
+    signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(thing)))
+    block = f"```text\n{name.rpartition('.')[2]}{signature}\n```"
+    return f"{level} `{name}`\n\n{block}\n\n{_prose(inspect.getdoc(thing))}"
+
+
+def _class(name: str, found: type) -> str:
+    members = {n: m for n, m in vars(found).items() if not n.startswith("_")}
+    methods = [_described(n, m, "###") for n, m in members.items() if inspect.isfunction(m)]
+    facts = [f"- `{n}`: {_prose(m.__doc__)}" for n, m in members.items() if isinstance(m, property)]
+    return "\n\n".join(
+        [f"## `{name}`\n\n{_prose(inspect.getdoc(found))}", "\n".join(facts), *methods]
+    )
+
+
+def _prose(text: str | None) -> str:
+    """A docstring as Markdown: indented examples stay blocks."""
+    return inspect.cleandoc(text or "").replace("<", "&lt;")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "spec": spec_part,
+    "presets": presets_part,
+    "methods": methods_part,
+    "measures": measures_part,
+    "attacks": attacks_part,
+    "sources": sources_part,
+    "architectures": architectures_part,
+    "experiments": experiments_part,
+    "columns": columns_part,
+    "kernels": kernels_part,
+    "python": python_part,
+}
+"""What `<!-- here: NAME -->` becomes, by name."""

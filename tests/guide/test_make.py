@@ -1,0 +1,142 @@
+"""The guide's pages hold every record, and the site builds without a warning."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fula_fast.attacks import attacks
+from fula_fast.cli import commands
+from fula_fast.errors import FulaError
+from fula_fast.guide import make
+from fula_fast.guide.parts import PARTS
+from fula_fast.measures import Needs, measures
+from fula_fast.methods import methods
+from fula_fast.models.families import DEFAULTS
+from fula_fast.pipelines.sources.by_name import source_names
+from fula_fast.report.glossary import columns, meaning
+from fula_fast.reproduce.recipe import recipe_names
+from fula_fast.study.protocol import PRESETS
+from fula_fast.study.spec_keys import keys
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    folder = make.write_pages(tmp_path_factory.mktemp("guide"))
+    return {page.stem: page.read_text(encoding="utf-8") for page in folder.glob("*.md")}
+
+
+def rows(page: str) -> list[list[str]]:
+    """The rows of a page's tables; a `|` within a cell is escaped."""
+    lines = (line for line in page.splitlines() if line.startswith("| `"))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def test_every_part_is_used_and_none_is_left(pages):
+    written = "".join(p.read_text(encoding="utf-8") for p in (make.HOME / "pages").glob("*.md"))
+    assert set(re.findall(r"<!-- here: (\w+) -->", written)) == set(PARTS)
+    assert not any("<!-- here" in text for text in pages.values())
+
+
+def test_tables_are_square(pages):
+    for name, text in pages.items():
+        for block in re.findall(r"(?:^\|.*\|\n?)+", text, re.M):
+            assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, (
+                name
+            )
+
+
+def test_methods_stand_as_their_records_say(pages):
+    wanted = [[f"`{m.name}`", m.stitch, m.reads, m.careful] for m in methods()]
+    for page in ("reading", "records"):
+        assert all(row in rows(pages[page]) for row in wanted)
+
+
+def test_records_hold_every_measure_attack_source_and_architecture(pages):
+    found = {row[0].partition(":")[0].strip("`"): row for row in rows(pages["records"])}
+    for each in measures(*Needs):
+        assert found[each.name][2:] == [each.reads, each.careful, each.source]
+    for each in attacks():
+        assert found[each.name][1:] == [each.reads, each.careful, f"{each.gradients:,}"]
+    assert {*source_names(), *DEFAULTS} <= set(found)
+
+
+def test_the_spec_page_holds_every_key(pages):
+    section, held = "", set()
+    for line in pages["spec"].splitlines():
+        section = line.removeprefix("## ").strip("`[]") if line.startswith("## ") else section
+        if line.startswith("| `"):
+            held.add(f"{'' if section == 'The top' else section + '.'}{line.split('`')[1]}")
+    models = {k.table for k in keys()}
+    assert {
+        k.path
+        for k in keys()
+        if k.inner is None and k.table in models & {s.rpartition(".")[0] for s in held}
+    } <= held
+
+
+def test_presets_and_experiments_are_all_there(pages):
+    assert all(f"`{name}`" in pages["protocols"] for name in (*PRESETS, *recipe_names()))
+    (epochs,) = [row for row in rows(pages["protocols"]) if row[0] == "`epochs`"]
+    assert epochs[1:] == [str(preset.epochs) for preset in PRESETS.values()]
+
+
+def test_columns_of_a_real_table_are_in_the_glossary(pages):
+    assert all(row[1] == meaning(row[0].strip("`")) for row in rows(pages["columns"]))
+    assert {"accuracy", "kappa", "front_hash", "end_site", "robust_eps"} <= dict(columns()).keys()
+
+
+def test_without_mkdocs_the_markdown_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "can_build", lambda: False)
+    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path / "g")])
+    assert answer.exit_code == 0 and str(tmp_path / "g" / "pages") in answer.output
+    assert (tmp_path / "g" / "pages" / "index.md").read_text().startswith("# Start")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FulaError, match="file"):
+        make.write_pages(tmp_path / "file")
+
+
+@pytest.fixture
+def mkdocs():
+    if not make.can_build():
+        pytest.skip("mkdocs-material is not installed: pip install mkdocs-material")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(mkdocs, tmp_path, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    site = tmp_path / "site"
+    assert opened == [(site / "index.html").resolve().as_uri()]
+    names = {page.stem for page in (make.HOME / "pages").glob("*.md")}
+    assert names <= {page.stem for page in site.glob("*.html")}
+    assert len(_fetched(site)) == 0
+    assert (
+        "table" in (site / "records.html").read_text()
+        and json.dumps("schedule")[1:-1] in (site / "spec.html").read_text()
+    )
+
+
+def _fetched(site: Path) -> list[str]:
+    """Addresses of other machines that a page would load something from."""
+    loads = re.compile(
+        r"<(?:script|img|link rel=\"(?:stylesheet|icon)\")[^>]*(?:src|href)=\"(https?://[^\"]*)"
+    )
+    return [url for page in site.glob("*.html") for url in loads.findall(page.read_text())]
+
+
+@pytest.mark.slow
+def test_a_link_that_leads_nowhere_fails_the_build(mkdocs, tmp_path, monkeypatch):
+    whole = make.filled
+    monkeypatch.setattr(make, "filled", lambda text: whole(text).replace("(spec.md)", "(gone.md)"))
+    with pytest.raises(FulaError, match="gone.md"):
+        make.build(tmp_path)
