@@ -15,11 +15,11 @@ from fula_fast import FulaError
 from fula_fast.models import build, save_checkpoint
 from fula_fast.pipelines import ImageSet, load_source
 from fula_fast.pipelines.sources import given
-from fula_fast.runs.given_data import Form, source_of
+from fula_fast.runs.given_data import ImageForm, source_of
 from fula_fast.store import Store
 
 QUICK = {"epochs": 1, "dm_samples": 60, "crop_padding": 1, "flip": True, "batch_size": 256}
-FORM = Form(3, 8)
+FORM = ImageForm(3, 8)
 
 
 def donor(seed, **options):
@@ -260,7 +260,7 @@ def test_pillow_images_are_resized_as_files_are(tmp_path):
     for number in range(4):
         assert np.array_equal(mine.train.images[number], theirs.train.images[number])
     with pytest.raises(FulaError, match=r"image 1 is 20x11x3, those before are 9x14x3.*size in"):
-        source_of([(picture, 0) for picture in pictures] * 2, Form(3))
+        source_of([(picture, 0) for picture in pictures] * 2, ImageForm(3))
 
 
 class Flips(Pairs):
