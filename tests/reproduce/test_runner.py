@@ -208,7 +208,8 @@ def test_all_goes_on_behind_one_that_cannot(capsys, tmp_path, monkeypatch):
     assert code == 1 and len(tried) == 36 and "fig12: failed, no disk" in out
 
 
-def test_all_without_anything_to_run_fails(capsys, tmp_path):
+def test_all_without_anything_to_run_fails(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("fula_fast.cli.reproduce.recipe_names", lambda: ("fig8", "fig10"))
     code, _, err = _command(
         capsys, "all", "--scale", "paper", "--data", str(tmp_path), "--device", "cpu"
     )
