@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tomli_w
 
 from fula_fast.cli import commands
 from fula_fast.guide import make
 from fula_fast.study.toml import apply_overrides
+
+tomli_w = pytest.importorskip("tomli_w")
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((make.HOME / "pages").glob("*.md"))
