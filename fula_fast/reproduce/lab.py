@@ -181,6 +181,11 @@ def cells_of(
     **names: str,
 ) -> list[Cell]:
     """Cells of one site pair: every method with every seed; ids are their positions."""
+    if rule.fula_soft:
+        raise FulaError(
+            "fula_soft = true is an option of sweeps and of stitch; leave it out of an experiment's "
+            "protocol"
+        )
     points = [(m, s) for m in methods for s in seeds]
     return [
         Cell(
