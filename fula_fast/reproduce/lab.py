@@ -15,6 +15,7 @@ from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
 from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
+from ..errors import FulaError
 from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
@@ -183,8 +184,8 @@ def cells_of(
     """Cells of one site pair: every method with every seed; ids are their positions."""
     if rule.fula_soft:
         raise FulaError(
-            "fula_soft = true is an option of sweeps and of stitch; leave it out of an experiment's "
-            "protocol"
+            "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol of "
+            "an experiment"
         )
     points = [(m, s) for m in methods for s in seeds]
     return [
