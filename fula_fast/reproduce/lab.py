@@ -184,8 +184,8 @@ def cells_of(
     """Cells of one site pair: every method with every seed; ids are their positions."""
     if rule.fula_soft:
         raise FulaError(
-            "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol of "
-            "an experiment"
+            "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol "
+            "of an experiment"
         )
     points = [(m, s) for m in methods for s in seeds]
     return [
