@@ -25,7 +25,7 @@ from .errors import FulaError
 from .files.paths import user_path
 from .measures.agreement import COLUMNS as AGREEMENT
 from .measures.registry import OF_LABELS
-from .methods import FULA, objective
+from .methods import FULA, objective, with_soft_term
 from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
@@ -219,8 +219,12 @@ def _cell(
             ("front", "end"), (given.front_site, given.end_site), donors, strict=True
         )
     ]
+    weights = objective(method)
+    if rule.fula_soft:
+        terms = donors[1].num_sites + 1 - sites[1]
+        weights = with_soft_term(weights, rule.weighting, terms)
     return Cell(
-        "front", "end", *sites, name, objective(method), rule,
+        "front", "end", *sites, name, weights, rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..attacks.names import parse
 from ..errors import FulaError
 from ..measures.registry import OF_LABELS
-from ..methods import method, objective
+from ..methods import method, objective, with_soft_term
 from ..methods.weightings import term_weights
 from ..models.labels import check_answers, no_labels_for
 from .cell import Cell, Context, cell_id, digest
@@ -71,6 +71,12 @@ class Objective:
         """Whether a weighting acts on some part of it."""
         return any(method(name).weighted for name in self.weights)
 
+    def at(self, rule: Protocol, terms: int) -> Objective:
+        """Under a protocol, at a site with so many terms behind it."""
+        if not rule.fula_soft:
+            return self
+        return replace(self, weights=with_soft_term(self.weights, rule.weighting, terms))
+
 
 def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
     """The grid's methods, named ones and mixtures alike."""
@@ -125,10 +131,11 @@ def _cells_at(
     spec: Spec, protocol: Protocol, pair: tuple[str, str], sites: tuple[int, int], last: int
 ) -> Iterator[Cell]:
     grid = spec.grid
+    terms = last + 1 - sites[1]
     variants = [
-        (asked, weighted)
+        (asked.at(weighted, terms), weighted)
         for asked in objectives(grid.methods)
-        for weighted in _weighted(protocol, asked, grid.weightings, last + 1 - sites[1])
+        for weighted in _weighted(protocol, asked, grid.weightings, terms)
     ]
     seeds = [(s, d) for s in grid.seeds for d in grid.data_seeds or (s,)]
     for alpha, shortcut, subset in product(grid.alpha, grid.shortcut, grid.subset):
