@@ -187,7 +187,8 @@ def given(
         named = f" (content {content[:16]}…)" if content else ""
         raise FulaError(
             f"the data of this run{named} were given from Python and are not at hand; give the "
-            "same again: fula_fast.sweep(spec, FOLDER, data=..., resume=True)"
+            "same again: fula_fast.sweep(spec, FOLDER, data=..., resume=True); commands of the "
+            "shell need data in files (npz, imagefolder)"
         )
     return _sources[content]
 
