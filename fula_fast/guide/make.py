@@ -2,7 +2,8 @@
 
     python -m fula_fast.guide.make OUT     the pages in OUT/pages, and the site in OUT/site
 
-The site needs mkdocs-material; a link that leads nowhere fails the build.
+The site needs mkdocs-material; a link that leads nowhere fails the build. `FULA_GUIDE_SEARCH=true`
+adds a search, for a site that a server gives out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def build(folder: Path) -> Path:
     Raises `FulaError` with what mkdocs says where it warns of anything.
     """
     write_pages(folder)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     files = [
         "--config-file",
         str(folder / "mkdocs.yml"),
