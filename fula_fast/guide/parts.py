@@ -21,6 +21,7 @@ from ..results import Results
 from ..study.protocol import PRESETS, Protocol
 from ..study.spec_keys import SpecKey, tables
 
+_WIDE = 90
 _NEEDS = {
     Needs.SITES: "Of a stitched model, site by site",
     Needs.STITCH: "Of a stitch",
@@ -154,9 +155,23 @@ def python_part() -> str:
 
 
 def _described(name: str, thing: Any, level: str = "##") -> str:
-    signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(thing)))
-    block = f"```text\n{name.rpartition('.')[2]}{signature}\n```"
+    block = f"```text\n{name.rpartition('.')[2]}{_signature(thing)}\n```"
     return f"{level} `{name}`\n\n{block}\n\n{_prose(inspect.getdoc(thing))}"
+
+
+def _signature(thing: Any) -> str:
+    """As it stands in the source; a parameter a line where one line is too long."""
+    whole = re.sub(r": '([^']*)'|> '([^']*)'", _unquoted, str(inspect.signature(thing)))
+    if len(whole) <= _WIDE:
+        return whole
+    inner, _, returned = whole.rpartition(") ->")
+    parts = re.split(r", (?=[\w*]+(?::|=|,|$))", inner[1:])
+    return "(\n    " + ",\n    ".join(parts) + f",\n) ->{returned}"
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    """An annotation without the quotes that `from __future__ import annotations` leaves."""
+    return f": {found[1]}" if found[1] is not None else f"> {found[2]}"
 
 
 def _class(name: str, found: type) -> str:
