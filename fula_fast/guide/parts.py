@@ -19,9 +19,11 @@ from ..report.glossary import columns
 from ..reproduce.recipe import load_recipe, recipe_names
 from ..results import Results
 from ..study.protocol import PRESETS, Protocol
-from ..study.spec_keys import SpecKey, tables
+from ..study.spec_keys import TABLE, SpecKey, tables
 
 _WIDE = 90
+_QUOTED = re.compile(r"""(: |> )(["'])(.*?)\2(?=, |\)| = |$)""")
+"""An annotation as `from __future__ import annotations` leaves it: a text."""
 _NEEDS = {
     Needs.SITES: "Of a stitched model, site by site",
     Needs.STITCH: "Of a stitch",
@@ -58,7 +60,7 @@ def spec_part() -> str:
 
 
 def _key_row(key: SpecKey, acts: bool) -> list[str]:
-    default = key.default if key.default in ("required", "unset", "its own") else f"`{key.default}`"
+    default = key.default if key.default in ("required", "unset", TABLE) else f"`{key.default}`"
     limits = f" ({key.range})" if key.range else ""
     return [f"`{key.name}`", key.type + limits, default, key.meaning, *[key.acts] * acts]
 
@@ -161,17 +163,12 @@ def _described(name: str, thing: Any, level: str = "##") -> str:
 
 def _signature(thing: Any) -> str:
     """As it stands in the source; a parameter a line where one line is too long."""
-    whole = re.sub(r": '([^']*)'|> '([^']*)'", _unquoted, str(inspect.signature(thing)))
+    whole = _QUOTED.sub(r"\1\3", str(inspect.signature(thing)))
     if len(whole) <= _WIDE:
         return whole
     inner, _, returned = whole.rpartition(") ->")
     parts = re.split(r", (?=[\w*]+(?::|=|,|$))", inner[1:])
     return "(\n    " + ",\n    ".join(parts) + f",\n) ->{returned}"
-
-
-def _unquoted(found: re.Match[str]) -> str:
-    """An annotation without the quotes that `from __future__ import annotations` leaves."""
-    return f": {found[1]}" if found[1] is not None else f"> {found[2]}"
 
 
 def _class(name: str, found: type) -> str:
