@@ -49,8 +49,9 @@ def test_every_fence_is_of_a_kind_that_is_tested():
         assert {block.kind for block in blocks(page)} <= KINDS, page
 
 
+@pytest.mark.usefixtures("without_plots", "forgotten")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
-def test_the_pages_code_runs(page, tmp_path, monkeypatch, capsys, forgotten):
+def test_the_pages_code_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
