@@ -11,11 +11,21 @@ from typing import Any
 from .errors import FulaError
 
 __version__ = "0.1.0"
-__all__ = ["FulaError", "Normalisation", "__version__", "load", "stages", "stitch", "sweep"]
+__all__ = [
+    "FulaError",
+    "Normalisation",
+    "__version__",
+    "load",
+    "similarity",
+    "stages",
+    "stitch",
+    "sweep",
+]
 
 _LAZY = {
     "Normalisation": "fula_fast.pipelines",
     "load": "fula_fast.results",
+    "similarity": "fula_fast.api",
     "stages": "fula_fast.models",
     "stitch": "fula_fast.api",
     "sweep": "fula_fast.api",

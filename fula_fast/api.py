@@ -24,26 +24,33 @@ from .engine.task import WaveTask, stitches_of
 from .errors import FulaError
 from .files.paths import user_path
 from .measures.agreement import COLUMNS as AGREEMENT
-from .methods import FULA, objective
+from .measures.registry import OF_LABELS
+from .methods import FULA, objective, with_soft_term
 from .methods import method as method_named
 from .methods.weightings import term_weights
 from .models import Staged, batchnorm, content_hash, load_checkpoint
 from .models.copies import private_copy, unwrapped
-from .models.labels import check_answers, check_label_order, check_stored_normalisation
+from .models.labels import (
+    check_answers,
+    check_label_order,
+    check_stored_normalisation,
+    no_labels_for,
+)
 from .pipelines import Normalisation, Source
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
-from .results import Results, behind, html_table, load
+from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
-from .runs.given_data import Data, given_moments, given_source
+from .runs.given_data import Data, given_moments, given_source, given_spec
 from .stitching.stitch import Geometry, Stitch
 from .study.cell import Cell
 from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
 from .study.protocol import protocol as preset
 from .study.resources import resources
+from .study.similarity_plan import similarity_spec
 from .study.site_names import Site, site_number
-from .study.spec import EngineSpec, load_spec, parse_table
+from .study.spec import EngineSpec, Spec, parse_table
 from .study.toml import explain, plain, read_toml
 
 Donor = Staged | str | Path
@@ -73,7 +80,8 @@ class Stitched:
       themselves are not touched.
     - `front_accuracy`, `end_accuracy`: of the donors by themselves on the same test images, None
       where a donor has other classes than the data.
-    - `accuracy`: top-1, in [0, 1]. `agreement_top1`: share of images to which the stitched model
+    - `accuracy`: top-1, in [0, 1]; None, as `agreement_right_wrong` and `kappa`, for data without
+      labels. `agreement_top1`: share of images to which the stitched model
       and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
       `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
       beyond chance.
@@ -87,11 +95,11 @@ class Stitched:
     protocol: Protocol
     stitch: Stitch
     model: nn.Module
-    accuracy: float
+    accuracy: float | None
     agreement_top1: float
-    agreement_right_wrong: float
+    agreement_right_wrong: float | None
     agreement_soft: float
-    kappa: float
+    kappa: float | None
     term_stitch: float
     loss: float | None
     seconds: float
@@ -140,8 +148,11 @@ def stitch(
 
     `front`, `end`: models cut into stages (`fula_fast.stages`, `fula_fast.models.build`), or paths
     of checkpoints. Sites are numbers from 1, or names (their `site_names`). `data`: a `Source`, the
-    name of one (resized to the donors' input), or a pair (train, test) of `ImageSet`s or of
-    (images, labels) arrays, uint8 (N, H, W, C) or as `pipelines.sources.arrays` says.
+    name of one (resized to the donors' input), or sets of images as (train, test) or {"train": …,
+    "test": …}; of one set alone every fifth image of a class is a test image. A set is an
+    `ImageSet`, (images, labels) or images as `pipelines.sources.arrays` says, a torch `Dataset` or
+    `DataLoader` of (image, label) or of images, or a Hugging Face data set. Without labels all but
+    `tlm`, accuracies, shortcuts, subsets and attacks works.
     `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
@@ -149,7 +160,7 @@ def stitch(
     `alpha`: attacked share of each batch. `shortcut`: marker pasted on all images, as of a spec
     ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
     `normalisation`: of the images, as the donors were trained with; by default the source's own.
-    Arrays have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
+    Data of your own have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
     `precision`: fp32 or fp64. `quiet`: show no progress.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
@@ -164,7 +175,8 @@ def stitch(
     given = parse_table(_Options, plain(asked), "stitch")
     rule = _protocol(protocol, plain(options))
     front, end = _donor(front, "front", rule), _donor(end, "end", rule)
-    source = given_source(data, end)
+    found = given_source(data, end)
+    source = found.source
     cell = _cell(method, rule, given, (front, end))
     _check(cell, front, end, source)
     moments = given_moments(normalisation, source)
@@ -180,9 +192,11 @@ def stitch(
     accuracies = _accuracies(front, end, images)
     with Progress() if quiet else open_progress() as progress:
         progress.run_started(1, 0)
-        found = _run(cell, front, end, images, given.precision, progress, accuracies)
+        for note in found.notes:
+            progress.note(note)
+        result = _run(cell, front, end, images, given.precision, progress, accuracies)
         progress.cell_done({"status": "ok"})
-    return found
+    return result
 
 
 def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
@@ -205,8 +219,12 @@ def _cell(
             ("front", "end"), (given.front_site, given.end_site), donors, strict=True
         )
     ]
+    weights = objective(method)
+    if rule.fula_soft:
+        terms = donors[1].num_sites + 1 - sites[1]
+        weights = with_soft_term(weights, rule.weighting, terms)
     return Cell(
-        "front", "end", *sites, name, objective(method), rule,
+        "front", "end", *sites, name, weights, rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
@@ -234,6 +252,8 @@ def _uncut(role: str, given: Any) -> str:
 
 
 def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
+    if not source.labelled:
+        _check_no_labels_needed(cell)
     if cell.weighted:
         term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
     for role, donor in (("front", front), ("end", end)):
@@ -254,6 +274,15 @@ def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
             f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
             "choose other sites, or a trained method"
         )
+
+
+def _check_no_labels_needed(cell: Cell) -> None:
+    asked = [f"method '{name}'" for name in cell.objective if method_named(name).labels]
+    asked += [f"alpha = {cell.alpha}"] * (cell.alpha > 0)
+    asked += [f"shortcut '{cell.shortcut_label}'"] * (cell.shortcut is not None)
+    asked += [f"subset = {cell.subset}"] * (cell.subset is not None)
+    if asked:
+        raise FulaError(no_labels_for(asked[0]))
 
 
 def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
@@ -313,6 +342,7 @@ def _run(
     if outcome.error:
         raise FulaError(outcome.error)
     measures = outcome.metrics | accuracies | {"seconds": outcome.metrics["train_seconds"]}
+    measures |= {} if images.test.labelled else dict.fromkeys(OF_LABELS)
     return Stitched(
         cell.method, cell.front_site, cell.end_site, cell.protocol, model.stitch,
         behind(images.test_moments, batchnorm.frozen(model)),
@@ -327,6 +357,7 @@ def sweep(
     resume: bool = False,
     fail_fast: bool = False,
     quiet: bool = False,
+    data: Data | None = None,
     models: Mapping[str, Staged] | None = None,
     donors: str | Path | None = None,
     overrides: Mapping[str, Any] | Iterable[str] = (),
@@ -335,28 +366,66 @@ def sweep(
 
     `spec`: a TOML file, a shipped recipe's name ("quickstart"), or the same tables as a
     dictionary. `out`: the run's folder, by default runs/NAME. `resume`: go on with the run there:
-    missing and failed cells only. `models`: donors of your own by name, cut into stages; their
-    tables in the spec, if any, say nothing of a model. `donors`: folder of trained donors (default:
-    the user's cache). `overrides`: of the spec's keys, as {"protocol.epochs": 5} or texts as of
-    `--set`.
+    missing and failed cells only. `data`: as of `stitch`, in the place of the spec's [data] source;
+    size, channels, mean, std and limits of that table hold for them. The run keeps their content
+    hash, so `resume` needs the same data again; `load` needs none.
+
+    `models`: donors of your own by name, cut into stages; their tables in the spec, if any, say
+    nothing of a model. `donors`: folder of trained donors (default: the user's cache). `overrides`:
+    of the spec's keys, as {"protocol.epochs": 5} or texts as of `--set`.
 
     A cell that fails leaves a row with `status` "failed"; the others go on, unless `fail_fast`.
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     models = {name: unwrapped(model) for name, model in (models or {}).items()}
-    loaded = load_spec(_with_models(spec, models), overrides)
-    folder = user_path(out) if out is not None else Path("runs") / loaded.name
+    options = {"resume": resume, "fail_fast": fail_fast}
+    with given_spec(data, _with_models(spec, models), overrides) as (loaded, notes):
+        folder = user_path(out) if out is not None else Path("runs") / loaded.name
+        run = _run_spec(loaded, folder, quiet, models, donors, notes, **options)
+    return load(run, models)
+
+
+def similarity(
+    spec: str | Path | Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    models: Mapping[str, Staged] | None = None,
+    donors: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> Similarities:
+    """Compare a spec's donors layer by layer, without training; write a run folder and its report.
+
+    The spec's `[similarity]` table says which measures, donors and images; without one the usual
+    measures are taken, of the grid's pairs or of all donors. Arguments are those of `sweep`; a
+    `[grid]` gives pairs alone, and `out` is runs/NAME-similarity by default. Raises `FulaError` as
+    `sweep` does, and where the run would not fit in memory.
+    """
+    models = {name: unwrapped(model) for name, model in (models or {}).items()}
+    loaded = similarity_spec(_with_models(spec, models), overrides)
+    folder = user_path(out) if out is not None else Path("runs") / f"{loaded.name}-similarity"
+    return similarities(_run_spec(loaded, folder, quiet, models, donors, resume=resume))
+
+
+def _run_spec(
+    spec: Spec,
+    folder: Path,
+    quiet: bool,
+    models: Mapping[str, Staged] | None,
+    donors: str | Path | None,
+    notes: tuple[str, ...] = (),
+    **options: bool,
+) -> Path:
+    """Run a spec with its report; the folder."""
+    place = None if donors is None else user_path(donors)
     with Progress() if quiet else open_progress() as progress:
+        for note in notes:
+            progress.note(note)
         found = sweep_with_report(
-            loaded,
-            folder,
-            resume=resume,
-            fail_fast=fail_fast,
-            progress=progress,
-            donors=None if donors is None else user_path(donors),
-            modules=models,
+            spec, folder, progress=progress, donors=place, modules=models, **options
         )
-    return load(found.run.folder, models)
+    return found.run.folder
 
 
 def _with_models(

@@ -56,8 +56,8 @@ class Progress:
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         """`epoch` of `epochs` of a donor's training is over."""
 
-    def donor_done(self, name: str, accuracy: float) -> None:
-        """A donor is ready; `accuracy` on its test set, in [0, 1]."""
+    def donor_done(self, name: str, accuracy: float | None) -> None:
+        """A donor is ready; `accuracy` on its test set, in [0, 1]; None without labels."""
 
     def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
         """A wave of `lanes` lanes begins, `steps` training steps long; `work`: its FLOPs."""
@@ -178,8 +178,8 @@ class LineProgress(_Counting):
         if epoch == 1 or self._due():  # one found trained has no epochs to tell of
             self.write(f"donor {name}: epoch {epoch}/{epochs}, loss {loss:.3f}")
 
-    def donor_done(self, name: str, accuracy: float) -> None:
-        self.write(f"donor {name}: test accuracy {accuracy:.4f}")
+    def donor_done(self, name: str, accuracy: float | None) -> None:
+        self.write(_ready(name, accuracy))
 
     def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
         super().wave_started(lanes, steps, work)
@@ -239,9 +239,9 @@ class LiveProgress(_Counting):
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         self._show(f"donor {name}", epochs, epoch, f"epochs, loss {loss:.3f}")
 
-    def donor_done(self, name: str, accuracy: float) -> None:
+    def donor_done(self, name: str, accuracy: float | None) -> None:
         self.bars.update(self.current, visible=False)
-        self.note(f"donor {name}: test accuracy {accuracy:.4f}")
+        self.note(_ready(name, accuracy))
 
     def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
         super().wave_started(lanes, steps, work)
@@ -290,8 +290,8 @@ class NotebookProgress(_Counting):
     def donor_epoch(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         self._draw_soon(f"donor {name}, loss {loss:.3f}", epoch, epochs)
 
-    def donor_done(self, name: str, accuracy: float) -> None:
-        self.note(f"donor {name}: test accuracy {accuracy:.4f}")
+    def donor_done(self, name: str, accuracy: float | None) -> None:
+        self.note(_ready(name, accuracy))
 
     def step(self, done: int, *args: Any, **values: Any) -> None:
         super().step(done, *args, **values)
@@ -323,6 +323,11 @@ class NotebookProgress(_Counting):
 
 
 _REDRAWN = 0.25
+
+
+def _ready(name: str, accuracy: float | None) -> str:
+    known = "ready" if accuracy is None else f"test accuracy {accuracy:.4f}"
+    return f"donor {name}: {known}"
 
 
 def _bar(text: str, done: int, total: int) -> str:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FulaError, nearest
 from .store import Store
+from .store.similarity_table import SIMILARITY_COLUMNS, matrix_of, similarity_rows
 from .store.tables import table
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
     import pyarrow
     from torch import Tensor, nn
@@ -51,6 +53,16 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], more: str = 
     return f"<table>{body}</table>{f'<p>{escape(more)}</p>' if more else ''}"
 
 
+def _data_frame(found: pyarrow.Table) -> pandas.DataFrame:
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        raise FulaError(
+            "pandas is not installed; pip install pandas, or use rows or to_arrow()"
+        ) from None
+    return found.to_pandas()
+
+
 _SHOWN_COLUMNS = ("front", "end", "front_site", "end_site", "method", "seed", "status", "accuracy",
                   "agreement_soft", "kappa", "term_stitch")  # fmt: skip
 _SHOWN_ROWS = 20
@@ -85,6 +97,11 @@ class Results:
         """The run's report, one HTML page."""
         return self.folder / "report.html"
 
+    @property
+    def similarity(self) -> Similarities:
+        """What the spec's `[similarity]` table asked for; empty where it has none."""
+        return similarities(self.folder)
+
     def select(self, **columns: Any) -> list[dict[str, Any]]:
         """The rows whose columns have these values: `select(method="fula", end_site=3)`."""
         known = {name for row in self.rows for name in row}
@@ -99,13 +116,7 @@ class Results:
 
     def to_pandas(self) -> pandas.DataFrame:
         """The table as a data frame; raises `FulaError` where pandas is not installed."""
-        try:
-            import pandas  # noqa: F401
-        except ImportError:
-            raise FulaError(
-                "pandas is not installed; pip install pandas, or use rows or to_arrow()"
-            ) from None
-        return self.to_arrow().to_pandas()
+        return _data_frame(self.to_arrow())
 
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell (a row's `cell`), as CPU tensors by name."""
@@ -135,3 +146,76 @@ class Results:
     def __repr__(self) -> str:
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"Results({len(self.rows)} of {self.cells} cells{failed}, '{self.folder}')"
+
+
+def similarities(folder: str | Path) -> Similarities:
+    """The similarity table of a run from its folder; raises `FulaError` where there is no run."""
+    store = Store.open(folder)
+    rows = table(similarity_rows(store), SIMILARITY_COLUMNS).to_pylist()
+    return Similarities(Path(folder), tuple(rows))
+
+
+_SHOWN = ("front", "end", "front_site", "end_site", "measure", "value", "p", "calibrated")
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Measures of donors against each other, site by site.
+
+    `rows`: one dictionary per front, end, site pair and measure (`store.similarity_table` says what
+    the columns mean), in the order of pairs and measures. `folder`: the run's folder.
+    """
+
+    folder: Path
+    rows: tuple[dict[str, Any], ...]
+
+    @property
+    def report(self) -> Path:
+        """The run's report, one HTML page."""
+        return self.folder / "report.html"
+
+    def matrix(self, measure: str, front: str, end: str, column: str = "value") -> np.ndarray:
+        """(front sites, end sites) of a measure between two donors; (1, 1) for one of outputs.
+
+        `column`: another number of the table, as "p" or "calibrated". NaN where there is none.
+        Raises `FulaError` for a pair, measure or column that the table does not have.
+        """
+        self._check(measure=measure, front=front, end=end)
+        if column not in SIMILARITY_COLUMNS:
+            raise FulaError(
+                f"the table has no column '{column}'{nearest(column, SIMILARITY_COLUMNS)}"
+            )
+        asked = {"measure": measure, "front": front, "end": end}
+        return matrix_of([r for r in self.rows if asked.items() <= r.items()], column)
+
+    def _check(self, **asked: str) -> None:
+        for name, value in asked.items():
+            if value not in (known := dict.fromkeys(row[name] for row in self.rows)):
+                raise FulaError(f"no {name} '{value}' in the table{nearest(value, known)}")
+        if not any(asked.items() <= row.items() for row in self.rows):
+            pairs = dict.fromkeys(f"{r['front']} with {r['end']}" for r in self.rows)
+            raise FulaError(
+                f"{asked['measure']} of '{asked['front']}' with '{asked['end']}' was not computed; "
+                f"pairs: {', '.join(pairs)}"
+            )
+
+    def to_arrow(self) -> pyarrow.Table:
+        """The table with typed columns."""
+        return table(self.rows, SIMILARITY_COLUMNS)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The table as a data frame; raises `FulaError` where pandas is not installed."""
+        return _data_frame(self.to_arrow())
+
+    def _repr_html_(self) -> str:
+        """The first rows, as a notebook shows them."""
+        rows = [[row.get(n) for n in _SHOWN] for row in self.rows[:_SHOWN_ROWS]]
+        return html_table(_SHOWN, rows, f"{self!r}; see rows, matrix(...) or to_pandas()")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        measures = len({row["measure"] for row in self.rows})
+        pairs = len({(row["front"], row["end"]) for row in self.rows})
+        return f"Similarities({measures} measures, {pairs} pairs of donors, '{self.folder}')"

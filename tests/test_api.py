@@ -178,7 +178,9 @@ def test_arrays_come_with_their_normalisation(donors, digits, form):
     train, test = digits.train, digits.test
     pairs = (train.images, train.labels), (test.images, test.labels)
     data = {"pairs": pairs, "sets": (train, test), "lists": [list(p) for p in pairs]}[form]
-    with pytest.raises(FulaError, match="arrays do not say how the donors' images were normalised"):
+    with pytest.raises(
+        FulaError, match="data of your own do not say how the donors' images were normalised"
+    ):
         fula_fast.stitch(*donors, 3, 5, data, **QUICK)
     found = fula_fast.stitch(*donors, 3, 5, data, normalisation=NORMAL, **QUICK)
     pixels = torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255
@@ -245,14 +247,14 @@ MISTAKES = [
     ({"data": "digitz"}, "unknown source 'digitz'; did you mean 'digits'?"),
     ({"data": 3}, "data is a int; give a Source"),
     ({"data": ("digits", "digits")}, "data has a str where a set of images belongs"),
-    ({"data": ((np.zeros((4, 8, 8, 3)) + 7, [0] * 4),) * 2}, "images is float64 from 7 to 7; give"),
+    ({"data": ((np.zeros((4, 8, 8, 3)) + 7, [0] * 4),) * 2}, "is float64 from 7 to 7; give"),
     ({"data": ((np.zeros((4, 8, 8, 2), np.uint8), [0] * 4),) * 2}, "of shape (4, 8, 8, 2); images"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 2]),) * 2}, "but there are 4 images"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [-1] * 4),) * 2}, "has the label -1; number"),
     ({"data": ((np.zeros((4, 8, 8, 3), np.uint8), [0.5] * 4),) * 2}, "labels are float64"),
-    ({"data": LABELLED_TO_11}, "'arrays' has labels 0 to 11, but end 'resnet18' answers with 10"),
+    ({"data": LABELLED_TO_11}, "'given' has labels 0 to 11, but end 'resnet18' answers with 10"),
     ({"data": LABELLED_TO_11, "method": "dm"}, "10 classes, 0 to 9; use data of its classes"),
-    ({"data": LABELLED_TO_11, "method": "tlm"}, "'arrays' has 12"),
+    ({"data": LABELLED_TO_11, "method": "tlm"}, "'given' has 12"),
     ({"front": nn.Linear(3, 3)}, "front is a Linear, not a model cut into stages"),
     ({"front": "no-such-file"}, "cannot read checkpoint 'no-such-file'"),
     ({"method": "tlm", "optimiser": "sgd", "weight_decay": 1e30}, "at step"),

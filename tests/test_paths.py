@@ -8,10 +8,9 @@ import pytest
 import fula_fast
 from fula_fast.donors.donor import donor_path
 from fula_fast.errors import FulaError
-from fula_fast.files.paths import user_path
+from fula_fast.files.paths import cache_folder, user_path
 from fula_fast.models import build, load_checkpoint, save_checkpoint
 from fula_fast.pipelines import load_source
-from fula_fast.pipelines.decode.cache import cache_folder
 from fula_fast.pipelines.sources.by_name import data_folder
 from fula_fast.reproduce import datasets
 from fula_fast.store import Store

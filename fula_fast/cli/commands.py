@@ -7,9 +7,8 @@ interrupted, 143 and 129 stopped by SIGTERM and SIGHUP.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from ..errors import FulaError
 from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from . import manual as _manual  # noqa: F401
+from . import similarity as _similarity_command  # noqa: F401  registers it
 from . import status as _status  # noqa: F401
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
@@ -77,7 +77,9 @@ def sweep(
     loaded = load_spec(spec, [*(overrides or ()), *_flags(table)])
     folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
-        return _show_plan(loaded, folder)
+        from .dry_run import show_plan
+
+        return show_plan(loaded, folder)
     from ..progress import open_progress
     from ..report.after_sweep import sweep_with_report
 
@@ -93,43 +95,6 @@ def sweep(
 def _flags(values: dict[str, Any]) -> list[tuple[str, Any]]:
     """Options given on the command line as overrides of a spec's [engine] table."""
     return [(f"engine.{key}", value) for key, value in values.items() if value is not None]
-
-
-def _show_plan(spec: Any, folder: Path) -> int:
-    from ..store import Store
-    from ..study.plan import plan
-    from ..study.resources import resources
-    from ..study.show_plan import print_plan
-
-    found = resources(spec.engine)
-    planned = plan(
-        spec,
-        device=found.device,
-        precision=found.precision,
-        mode=spec.engine.mode,
-        budget=found.budget,
-        fused=found.fused,
-        workers=found.workers,
-    )
-    done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
-    print_plan(planned, done)
-    if found.workers > 1:
-        print(_schedule_line(planned, done, found.workers))
-    for line in _dry_lines(spec, planned, done):
-        print(line)
-    return 0
-
-
-def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
-    from ..study.schedule import schedule
-
-    finished = set(done)
-    left = [w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished]
-    found = schedule(left, workers)
-    return (
-        f"schedule: {len(left)} waves on {workers} workers, {found.efficiency:.0%} of their time "
-        "at work until the last has ended (by FLOPs)"
-    )
 
 
 @command("work", resume="what is finished is kept: the same command goes on")
@@ -164,27 +129,6 @@ def work(
             profile=profile, progress=progress,
         )  # fmt: skip
     print(f"no wave of '{run}' is free; {left} cells have no result")
-
-
-def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
-    """Whether the data is there, and how long the missing cells would take on this machine."""
-    from ..pipelines.sources.places import place_of
-    from ..progress import duration
-    from ..reproduce.price import speed
-
-    tables = {table.source: table for table in (spec.data, *(d.data for d in spec.donors.values()))}
-    for name, table in tables.items():
-        place = place_of(name, table.options.get("path") or table.data_dir)
-        here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
-        yield f"data: '{name}' {here}"
-    finished = set(done)
-    work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)
-    if work:
-        seconds = work / speed(planned.device, planned.precision)
-        yield (
-            f"time: about {duration(seconds)} for the training of stitches, by a half-second probe "
-            "of this machine; donors that have to be trained, and tests, come on top"
-        )
 
 
 @command("train", resume="donors that are trained are kept; the same command goes on")
@@ -413,11 +357,16 @@ def sites(
 @command("report")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a sweep.")],
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Write tables for a paper too: tables/*.tex.")
+    ] = False,
 ) -> None:
     """Write a run's report again: report.html with its plots beside it."""
-    from ..report import write_report
+    from ..report import write_latex, write_report
 
     print(write_report(run))
+    for path in write_latex(run) if latex else ():
+        print(path)
 
 
 @command("doctor")

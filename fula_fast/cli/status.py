@@ -52,7 +52,8 @@ def _text(found: Status) -> str:
     left = found.seconds_left
     if left is not None:
         parts.append(f"{duration(left)} left")
-    lines = [f"{found.state}: {', '.join(parts)} of {found.cells} cells"]
+    of_cells = f"{', '.join(parts)} of {found.cells} cells" if found.cells else "no cells to run"
+    lines = [f"{found.state}: {of_cells}"]
     for worker in found.workers:
         since = duration(max(time.time() - worker.since, 0))
         wave = f"wave {worker.wave}, {worker.cells} cells, for {since}" if worker.wave else "idle"

@@ -343,13 +343,14 @@ def donor_at_hand(
 ) -> Donor:
     """A model that is there already as a donor, its test accuracy measured on `source`.
 
-    It goes to `device` and back. `path`: what messages call it.
+    Without labels there it is None. It goes to `device` and back. `path`: what messages call it.
     """
     staged.to(device)
     moments = {} if normalisation is None else {"normalisation": normalisation}
     test = evaluate(staged, source.test, device=device, precision=precision, **moments)
     staged.to("cpu")
-    metrics = DonorMetrics(test.accuracy, test.loss, None, None, 0.0, 0)
+    known = (test.accuracy, test.loss) if source.labelled else (None, None)
+    metrics = DonorMetrics(*known, None, None, 0.0, 0)
     return Donor(staged, metrics, content_hash(staged), path)
 
 

@@ -11,6 +11,7 @@ import torch
 from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
+from ..models.labels import no_labels_for
 from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
@@ -122,7 +123,8 @@ def obtain_donor(
             progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
         )
     _check_accuracy(spec, donor)
-    if not (spec.untrained or spec.permute_labels):  # controls are to know nothing
+    control = spec.untrained or spec.permute_labels  # which is to know nothing
+    if source.labelled and not control:
         warn_near_chance(f"[donors.{spec.name}]", donor.metrics.test_accuracy, source.test)
     progress.donor_done(spec.name, donor.metrics.test_accuracy)
     return donor
@@ -140,6 +142,8 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
 
 def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:
     got = donor.metrics.test_accuracy
+    if spec.min_accuracy is not None and got is None:
+        raise FulaError(no_labels_for(f"[donors.{spec.name}] min_accuracy"))
     if spec.min_accuracy is not None and got < spec.min_accuracy:
         fix = "give another checkpoint" if spec.checkpoint else "train longer, or widen the model"
         raise FulaError(

@@ -102,10 +102,11 @@ class Score(NamedTuple):
 @dataclass(frozen=True)
 class DonorMetrics:
     """`train_*`: means over the last epoch's (augmented, partly attacked) batches while training;
-    None without training. `test_*`: the whole test set in eval mode. `seconds`: of training."""
+    None without training. `test_*`: the whole test set in eval mode; None without labels.
+    `seconds`: of training."""
 
-    test_accuracy: float
-    test_loss: float
+    test_accuracy: float | None
+    test_loss: float | None
     train_accuracy: float | None
     train_loss: float | None
     seconds: float

@@ -21,3 +21,30 @@ def user_path(text: str | os.PathLike[str]) -> Path:
         raise FulaError(
             f"path '{text}' starts at a home folder that is not known; write the whole path"
         ) from None
+
+
+def cache_folder() -> Path:
+    """Root of the cache; created on first use."""
+    folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise FulaError(
+            f"cache folder '{folder}' cannot be made ({_told(error)}); set FULA_CACHE to a "
+            "writable folder"
+        ) from error
+    return folder
+
+
+def _default_folder() -> Path:
+    try:
+        home = user_path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise FulaError(
+            "this user has no home folder to keep a cache in; set FULA_CACHE to a writable folder"
+        ) from None
+    return Path(home) / "fula-fast"
+
+
+def _told(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

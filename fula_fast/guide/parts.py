@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import Normalisation, kernels, load, stages, stitch, sweep
+from .. import Normalisation, kernels, load, similarity, stages, stitch, sweep
 from ..api import Stitched
 from ..attacks.names import attacks, parse
 from ..measures.registry import Measure, Needs, measures
@@ -17,7 +17,7 @@ from ..models.families import DEFAULTS, LIBRARIES
 from ..pipelines.tools import list_sources
 from ..report.glossary import columns
 from ..reproduce.recipe import load_recipe, recipe_names
-from ..results import Results
+from ..results import Results, Similarities
 from ..study.protocol import PRESETS, Protocol
 from ..study.spec_keys import TABLE, SpecKey, tables
 
@@ -148,8 +148,13 @@ def kernels_part() -> str:
 
 def python_part() -> str:
     """The Python interface, from its docstrings."""
-    functions = {"stages": stages, "stitch": stitch, "sweep": sweep, "load": load}
-    classes = {"Stitched": Stitched, "Results": Results, "Normalisation": Normalisation}
+    functions = {f.__name__: f for f in (stages, stitch, sweep, similarity, load)}
+    classes = {
+        "Stitched": Stitched,
+        "Results": Results,
+        "Similarities": Similarities,
+        "Normalisation": Normalisation,
+    }
     return "\n\n".join(
         [*(_described(f"fula_fast.{n}", f) for n, f in functions.items()),
          *(_class(n, c) for n, c in classes.items())]

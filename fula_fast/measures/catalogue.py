@@ -293,8 +293,8 @@ _of_stitched(
     best=1.0,
     reads="what share of the end's activations the stitched model reproduces; below 0: less than a "
     "constant would",
-    careful="around one mean of all entries, means that differ by channel count as explained; "
-    "around each channel's own mean they do not",
+    careful="around one mean of all entries, means that differ between channels count as "
+    "explained; around each channel's own mean they do not",
     source="coefficient of determination",
     columns={
         "r2": "list, from the cell's own end site to the last: 1 − Σ(h − g)² / Σ(g − m)², m the "

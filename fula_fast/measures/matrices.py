@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
+from .moment_memory import WORK_BYTES
 from .moments import Moments
 from .outputs import Outputs
 from .pair import Ordered, Side, of_sides
 from .registry import Measure, Needs, Option, measure
 
 Choice = Mapping[str, Mapping[str, Option]]
-WORK_BYTES = 2**28
-"""How much memory the orders that are compared at once may take."""
 
 
 def between(name: str, x: Any, y: Any, **options: Option) -> float:
@@ -31,19 +30,25 @@ def between(name: str, x: Any, y: Any, **options: Option) -> float:
     return float(found[0, 0])
 
 
-def of_moments(moments: Moments, x: str, y: str, choice: Choice) -> dict[str, Tensor]:
-    """Measures of second moments for all site pairs of two groups: name -> (sites x, sites y)."""
+def of_moments(
+    moments: Moments, x: str, y: str, choice: Choice, y_sites: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Measures of second moments for all site pairs of two groups: name -> (sites x, sites y).
+
+    `y_sites`: these sites of y alone, from 0, in this order.
+    """
     functions = {name: _comparison(name, options) for name, options in choice.items()}
     for name in choice:
         if measure(name).needs is not Needs.MOMENTS:
             raise FulaError(f"{name} needs {measure(name).needs}, not moments; use `Sides`")
-    sites = [range(moments.sites(group)) for group in (x, y)]
-    found = {name: torch.empty(*map(len, sites), dtype=torch.float64) for name in choice}
-    for i in sites[0]:
-        for j in sites[1]:
+    columns = range(moments.sites(y)) if y_sites is None else y_sites
+    shape = moments.sites(x), len(columns)
+    found = {name: torch.empty(shape, dtype=torch.float64) for name in choice}
+    for i in range(shape[0]):
+        for place, j in enumerate(columns):
             pair = moments.pair((x, i), (y, j))
             for name, function in functions.items():
-                found[name][i, j] = function(pair)
+                found[name][i, place] = function(pair)
     return found
 
 
@@ -53,6 +58,16 @@ class _Group:
 
     sides: list[Any]
     functions: dict[str, Callable[..., Tensor]]
+
+
+def bundles(choice: Choice) -> list[dict[str, Mapping[str, Option]]]:
+    """The choice in parts that compare the same preparation, to be made one after the other where
+    all preparations at once would not fit in memory."""
+    found: dict[Any, dict[str, Mapping[str, Option]]] = {}
+    for name, options in choice.items():
+        key, _ = _preparation(measure(name), options)
+        found.setdefault(key, {})[name] = options
+    return list(found.values())
 
 
 class Sides:

@@ -12,6 +12,8 @@ from itertools import pairwise
 from .registry import Measure, Needs
 
 FLOAT64 = 8
+WORK_BYTES = 2**28
+"""How much memory the orders that are compared at once may take."""
 Widths = Mapping[str, Sequence[int]]
 """The number of features at each site of each group (a donor, or the lanes of a stitch)."""
 GroupPairs = Sequence[tuple[str, str]]

@@ -41,6 +41,9 @@ COMPARES = (Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS)
 IN_SWEEPS = (Needs.MOMENTS, Needs.SITES, Needs.STITCH)
 """The needs that a sweep meets while it tests its cells: what `[evaluation] measures` may name."""
 
+OF_LABELS = ("accuracy", "agreement_right_wrong", "kappa")
+"""Columns and measures that compare answers with labels."""
+
 
 class Invariance(StrEnum):
     """A change of one side's features that leaves a measure as it is."""

@@ -4,7 +4,7 @@ Needs no torch but in `objectives`. Add a method with `fula_fast.methods.registe
 """
 
 from .dm import DM
-from .fula import FULA
+from .fula import FULA, with_soft_term
 from .hint import HINT
 from .registry import Mark, Method, method, methods, objective, register, trained
 from .slm import SLM
@@ -15,5 +15,5 @@ METHODS = tuple(register(each).name for each in (DM, HINT, SLM, TLM, FULA))
 
 __all__ = [
     "DM", "FULA", "HINT", "METHODS", "SLM", "TLM", "Mark", "Method", "method", "methods",
-    "objective", "register", "trained",
+    "objective", "register", "trained", "with_soft_term",
 ]  # fmt: skip

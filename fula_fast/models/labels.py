@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has as many classes."""
-    if staged.num_classes != source.num_classes:
+    """Raise `FulaError` unless the model takes the source's images and has as many classes, where
+    the source has labels."""
+    if source.labelled and staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
             f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
@@ -36,6 +37,11 @@ def check_answers(classes: int, data_classes: int, role: str, data: str) -> None
             f"{data} has labels 0 to {data_classes - 1}, but {role} answers with {classes} classes,"
             f" 0 to {classes - 1}; use data of its classes, or leave the others' images out"
         )
+
+
+def no_labels_for(what: str) -> str:
+    """The message where `what` needs labels that the data do not have."""
+    return f"{what} needs labels, which the data do not have; leave it out, or give (image, label)"
 
 
 def check_label_order(

@@ -8,8 +8,10 @@ from typing import Any
 
 from ..runs.sweep import Finished, run_sweep, work
 from ..store import Store
+from ..store.similarity_table import similarity_rows
 from ..study.spec import Spec
 from .page import write_report
+from .similarity_cells import similarity_summary
 from .summary import summary
 
 
@@ -26,7 +28,8 @@ class Summary:
 
     def __str__(self) -> str:
         failed = f", {self.run.failed} failed" if self.run.failed else ""
-        head = f"{self.run.cells} cells in {self.run.seconds:.0f} s{failed}; report: {self.report}"
+        what = f"{self.run.cells} cells" if self.run.cells else "similarity"
+        head = f"{what} in {self.run.seconds:.0f} s{failed}; report: {self.report}"
         return f"{self.text}\n{head}" if self.text else head
 
 
@@ -44,4 +47,7 @@ def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:
     """`runs.sweep.run_sweep` with the same options, then its report."""
     finished = run_sweep(spec, out, **options)
     write_report(finished.folder)
-    return Summary(finished, summary(Store.open(finished.folder).rows()))
+    store = Store.open(finished.folder)
+    cells = summary(store.rows()) if finished.cells else ""
+    parts = cells, similarity_summary(similarity_rows(store))
+    return Summary(finished, "\n\n".join(filter(None, parts)))

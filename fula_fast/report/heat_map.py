@@ -28,12 +28,12 @@ def heat_map(study: Study, metric: str, shown: set[str]) -> Figure:
     """
     percent = metric.endswith("accuracy")
     matrices = {m: (100 if percent else 1) * study.matrix(m, metric) for m in study.methods}
-    drawn, panels = _canvas(len(matrices), study.sites)
+    drawn, panels = canvas(len(matrices), study.sites)
     low, high = scale(list(matrices.values()))
     for axes, (method, matrix) in zip(panels, matrices.items(), strict=False):
-        image = _image(axes, matrix, low, high)
-        _write_numbers(axes, matrix, image, digits=0 if percent else 2)
-        _frame(axes, same_sites(*study.sites))
+        image = shaded(axes, matrix, low, high)
+        write_numbers(axes, matrix, image, digits=0 if percent else 2)
+        frame(axes, same_sites(*study.sites))
         axes.set_title(f"{label(method)}{_self_text(matrix)}")
     unit = f"{METRICS[metric]} (%)" if percent else METRICS[metric]
     drawn.colorbar(image, ax=panels, shrink=0.8, pad=0.02, label=unit)
@@ -42,9 +42,12 @@ def heat_map(study: Study, metric: str, shown: set[str]) -> Figure:
     return drawn
 
 
-def _canvas(count: int, sites: tuple[int, int]) -> tuple[Figure, np.ndarray]:
-    """A figure with `count` panels for matrices of (front, end) sites, as even as they go."""
-    rows = math.ceil(count / MOST_COLUMNS)
+def canvas(
+    count: int, sites: tuple[int, int], most: int = MOST_COLUMNS
+) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` panels for matrices of (front, end) sites, as even as they go, at most
+    `most` in a row."""
+    rows = math.ceil(count / most)
     columns = math.ceil(count / rows)
     high, wide = (CELL * max(n, 5) for n in sites)
     drawn = figure(1.2 + columns * (wide + 0.7), 0.7 + rows * (high + 0.9))
@@ -60,7 +63,10 @@ def scale(matrices: list[np.ndarray]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
-def _image(axes: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage:
+def shaded(
+    axes: Axes, matrix: np.ndarray, low: float, high: float, colours: str = COLOURS
+) -> AxesImage:
+    """A matrix as an image with its sites as ticks."""
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -68,20 +74,31 @@ def _image(axes: Axes, matrix: np.ndarray, low: float, high: float) -> AxesImage
     axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1))
     axes.set_xlabel("End site")
     axes.set_ylabel("Front site")
-    return axes.imshow(matrix, cmap=COLOURS, vmin=low, vmax=high)
+    return axes.imshow(matrix, cmap=colours, vmin=low, vmax=high)
 
 
-def _write_numbers(axes: Axes, matrix: np.ndarray, image: AxesImage, digits: int) -> None:
-    peaks = np.where(np.isnan(matrix), -np.inf, matrix).max(axis=1)
+def write_numbers(
+    axes: Axes,
+    matrix: np.ndarray,
+    image: AxesImage,
+    digits: int,
+    *,
+    least: bool = False,
+    bold: bool = True,
+) -> None:
+    """The numbers of an image, the largest of each row bold (`least`: the smallest;
+    `bold` false: none)."""
+    ranked = -matrix if least else matrix
+    peaks = np.where(np.isnan(ranked), -np.inf, ranked).max(axis=1)
     for row, column, text, dark in _numbers(matrix, image, digits):
         axes.text(
             column, row, text, ha="center", va="center", fontsize=7,
             color="white" if dark else "black",
-            weight="bold" if matrix[row, column] == peaks[row] else "normal",
+            weight="bold" if bold and ranked[row, column] == peaks[row] else "normal",
         )  # fmt: skip
 
 
-def _frame(axes: Axes, pairs: Iterable[tuple[int, int]]) -> None:
+def frame(axes: Axes, pairs: Iterable[tuple[int, int]]) -> None:
     """Black on white, so that a frame is seen on dark and on light colours."""
     for front, end in pairs:
         for colour, width in (("white", 2.2), ("black", 0.9)):

@@ -19,9 +19,12 @@ from .. import __version__
 from ..files.atomic import folder as made
 from ..files.atomic import replacing
 from ..store import COLUMNS, Store
+from ..store.similarity_table import MEANINGS, planned_pairs, similarity_rows
 from ..study.cell import digest
 from .glossary import glossary
 from .heat_map import heat_map
+from .similarity_cells import SIMILARITY_HEADINGS, pair_similarities, summary_rows
+from .similarity_plots import similarity_maps, similarity_profile, tau_map
 from .stitching_plot import stitching_plot
 from .studies import METRICS, Row, Study, studies, title, varying
 from .style import label, look, rendered, write_files
@@ -55,6 +58,7 @@ def write_report(run_folder: str | Path) -> Path:
     with look():
         stitching = _stitching_plots(found, plots)
         cross_layer = _heat_maps(found, plots)
+        compared = _similarity(store, found, plots)
     page = template("report.html.j2").render(
         name=store.spec.get("name", store.folder.name),
         version=__version__,
@@ -63,6 +67,10 @@ def write_report(run_folder: str | Path) -> Path:
         headings=HEADINGS,
         stitching=stitching,
         cross_layer=cross_layer,
+        compared=compared,
+        similarity_missing=len(planned_pairs(store)) - len(compared),
+        similarity_headings=SIMILARITY_HEADINGS,
+        similarity_glossary=MEANINGS.items() if compared else (),
         failed=[row for row in rows if row["status"] == "failed"],
         table=(table := _table(rows)),
         glossary=glossary(table["all"]),
@@ -95,7 +103,7 @@ def template(name: str, package: str = __package__) -> jinja2.Template:
 def _fresh(plots: Path) -> Path:
     """The folder of plots, without those of an earlier report."""
     made(plots)
-    for kind in ("stitching", "cross-layer"):
+    for kind in ("stitching", "cross-layer", "similarity"):
         for old in (*plots.glob(f"{kind}-*.svg"), *plots.glob(f"{kind}-*.png")):
             old.unlink(missing_ok=True)
     return plots
@@ -111,7 +119,7 @@ def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
         for start in range(0, len(of_pair), MOST_ROWS):
             part = of_pair[start : start + MOST_ROWS]
             drawn = stitching_plot(part, shown)
-            name = _name("stitching", pair, start // MOST_ROWS, len(of_pair))
+            name = file_name("stitching", pair, start // MOST_ROWS, len(of_pair))
             pictures.append(_kept(drawn, plots / name, _stitching_caption(part)))
     return pictures
 
@@ -131,10 +139,46 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
     shown, pictures = varying(found), []
     for number, study in enumerate(s for s in found if s.cross_layer):
         for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
-            name = _name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
+            name = file_name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
             drawn = heat_map(study, metric, shown)
             pictures.append(_kept(drawn, plots / name, _heat_caption(study, metric)))
     return pictures
+
+
+def _similarity(store: Store, found: list[Study], plots: Path) -> list[dict[str, Any]]:
+    """For every pair of donors that was compared: its table and its pictures."""
+    pairs = pair_similarities(similarity_rows(store), found)
+    drawings = (similarity_maps, _MAPS), (similarity_profile, _PROFILE), (tau_map, _TAU)
+    sections = []
+    for number, pair in enumerate(pairs):
+        names = f"{pair.front} → {pair.end}"
+        pictures = []
+        for draw, (kind, words) in drawings if pair.panels else ():
+            path = plots / file_name(kind, (pair.front, pair.end), number, len(pairs))
+            pictures.append(_kept(draw(pair), path, f"{names}: {words}"))
+        sections.append({"title": names, "rows": summary_rows(pair), "pictures": pictures})
+    return sections
+
+
+_MAPS = (
+    "similarity-maps",
+    "every site of the front (rows) against every site of the end (columns), each measure with "
+    "its own colours: bright is similar. Marked in the corner: not above chance (p > 0.05 by "
+    "permutation, each cell by itself). Framed: same-site; bold: the row's most similar. "
+    "Self-Accuracy as in the table; best: p of the most similar cell against the most similar "
+    "cell of every permutation.",
+)
+_PROFILE = (
+    "similarity-profile",
+    "corresponding sites over depth. Bands: 95 % intervals over images, where the spec asks for "
+    "them; a measure's bias is taken out of them, so where it is large its value lies outside. "
+    "Open points: not above chance. Axes of distances point down, so that up is similar.",
+)
+_TAU = (
+    "similarity-tau",
+    "Kendall's τ-b between measures over all site pairs, larger for more similar in every "
+    "measure: 1 where two rank the pairs alike, 0 where they share nothing.",
+)
 
 
 def _heat_caption(study: Study, metric: str) -> str:
@@ -147,10 +191,13 @@ def _heat_caption(study: Study, metric: str) -> str:
     )
 
 
-def _name(kind: str, pair: tuple[str, str], number: int, count: int) -> str:
+def file_name(
+    kind: str, pair: tuple[str, str], number: int, count: int, suffix: str = ".svg"
+) -> str:
+    """A file's name for a pair of donors, numbered where there are several of its kind."""
     names = [name if len(name) < 60 else f"{name[:50]}-{digest(name)[:8]}" for name in pair]
     text = "-".join((kind, *names, *([str(number + 1)] if count > 1 else [])))
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + ".svg"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) + suffix
 
 
 def picture(path: Path, caption: str) -> Picture:

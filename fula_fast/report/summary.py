@@ -112,11 +112,15 @@ def percent(value: float) -> str:
 
 def _block(study: Study, setting: str) -> str:
     found = findings(study)
-    table = [HEADINGS, *map(cells_of, found)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
+    lines = aligned([HEADINGS, *map(cells_of, found)])
     head = f"{study.front} → {study.end}" + (f" ({setting})" if setting else "")
     return "\n".join([head, *lines, *_self_lines(found)])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines of equal columns, flush right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
 
 
 def _self_lines(found: list[Finding]) -> list[str]:

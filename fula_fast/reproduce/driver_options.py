@@ -6,7 +6,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from ..errors import FulaError
+from ..errors import FulaError, nearest
+from ..measures import Needs, measures
 from ..methods import method
 from ..study.donor_spec import Marked, SpecTable
 from ..study.protocol import HIGHEST_RATE, attack_name
@@ -29,6 +30,13 @@ def _method(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _measure(name: str) -> str:
+    valid = [each.name for each in measures(Needs.MOMENTS, Needs.PAIRS)]
+    if name not in valid:
+        raise ValueError(f"unknown measure '{name}'{nearest(name, valid)}")
+    return name
+
+
 def _shortcut(text: str) -> str:
     if Marked(shortcut=text).shortcut is None:
         raise ValueError("a sheet without a shortcut shows nothing; give one, like pixel+random")
@@ -45,15 +53,20 @@ class Options(SpecTable):
     batch_size: Whole | None = None
     columns: Whole | None = None
     data: Some[str] | None = None
+    depths: Some[Whole] | None = None
     donor: str | None = None
+    draws: Whole | None = None
     epochs: Whole | None = None
     images: Whole | None = None
     latents: Some[Whole] | None = None
     lr: Annotated[float, Field(gt=0, le=HIGHEST_RATE)] | None = None
+    measures: Some[Annotated[str, AfterValidator(_measure)]] | None = None
     methods: Some[Annotated[str, AfterValidator(_method)]] | None = None
     models: Some[dict[str, Any]] | None = None
     radii: Some[Positive] | None = None
     receivers: Some[str] | None = None
+    repeats: Whole | None = None
+    sample_counts: Some[Annotated[int, Field(strict=True, ge=20)]] | None = None
     seeds: Some[Seed] | None = None
     shortcuts: Some[Annotated[str, AfterValidator(_shortcut)]] | None = None
     sites: tuple[Site, ...] | None = None
@@ -61,3 +74,4 @@ class Options(SpecTable):
     stitch_steps: Whole | None = None
     test: Whole | None = None
     train: Whole | None = None
+    widths: Some[Whole] | None = None

@@ -15,10 +15,11 @@ from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
 from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
+from ..errors import FulaError
+from ..files.paths import cache_folder
 from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
-from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..stitching.starts import initial_stitches
 from ..study.cell import Cell
@@ -181,6 +182,11 @@ def cells_of(
     **names: str,
 ) -> list[Cell]:
     """Cells of one site pair: every method with every seed; ids are their positions."""
+    if rule.fula_soft:
+        raise FulaError(
+            "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol "
+            "of an experiment"
+        )
     points = [(m, s) for m in methods for s in seeds]
     return [
         Cell(

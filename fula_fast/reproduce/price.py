@@ -101,7 +101,7 @@ def in_cache(donor: DonorSpec) -> bool:
     """Whether the user's cache holds the donor; reads its data, whose content is in its name."""
     from ..donors.donor import donor_path, recipe_of
     from ..donors.obtain import normalisation_of, open_source
-    from ..pipelines.decode.cache import cache_folder
+    from ..files.paths import cache_folder
 
     source = open_source(donor.data)
     recipe = recipe_of(donor, source, normalisation_of(donor.data, source))

@@ -21,9 +21,12 @@ from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
+from ..measures.registry import OF_LABELS
 from ..models import Staged, describe_staged
+from ..pipelines.sources.given import GIVEN
 from ..progress import Progress
 from ..store import Store
+from ..store.similarity_table import missing_pairs, write_similarity
 from ..study.cell import Cell
 from ..study.facts import described_facts
 from ..study.plan import Plan, PlannedWave, plan
@@ -77,30 +80,40 @@ def run_sweep(
         planned = _kept(store, resources(spec.engine).budget, planned.device)
     todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
     work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
-    progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
+    if planned.cells:
+        progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
     for note in planned.notes:
         progress.note(note)
-    if todo:
+    if todo or (planned.similarity and (store is None or missing_pairs(store))):
         from .kept import keep_surroundings
+        from .similarity_pass import run_similarity
         from .workbench import Workbench
 
         found = resources(spec.engine)
-        several = found.workers > 1 or spec.engine.kind != "local"
+        several = todo and (found.workers > 1 or spec.engine.kind != "local")
         if several and modules:
             raise FulaError(
                 f"a network of this process ('{next(iter(modules))}') cannot be given to workers; "
                 "save it (fula_fast.save_checkpoint) and name the file, or use one worker"
+            )
+        if several and spec.data.source == GIVEN:
+            raise FulaError(
+                "data of this process cannot be given to workers; save them as files (npz, "
+                "imagefolder) and name those in [data], or use one worker"
             )
         with keeping_memory(found.device == "cpu"):
             bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
             store = store or _begun(spec, folder, bench)
             keep_surroundings(store, bench)
             store.add_launch(_launch(planned))
-            if several:
+            if planned.similarity:
+                with store.writers.present():
+                    run_similarity(bench, store)
+            if several and todo:
                 del bench  # its donors' memory is the workers'
                 launch = Launch(store, found, spec.engine, donors, fail_fast, profile, wait)
                 engine_of(spec.engine.kind)(launch, progress)
-            else:
+            elif todo:
                 _work(bench, store, todo, None, fail_fast, profile)
     return _finish(store, planned, time.perf_counter() - started)
 
@@ -193,7 +206,7 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"
         )
-    largest = max(wave.memory for wave in kept.waves)
+    largest = max((wave.memory for wave in kept.waves), default=0)
     if largest > budget:
         raise FulaError(
             f"'{store.folder}' was planned on '{kept.device}' with waves of "
@@ -274,13 +287,14 @@ def _run_wave(
     task = bench.task(wave)
     hashes = _hashes(bench, wave)
     store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
-    common = _common(bench, wave, hashes)
+    common, unknown = _common(bench, wave, hashes), _unknown(bench)
     for outcomes in _executor(bench.plan, wave, store, todo, profile)(task):
         axes = bench.spec.grid.axes
         rows = [
             common
             | _robust_donors(bench, wave, outcome.cell)
             | _row(outcome)
+            | unknown
             | _axis_columns(outcome, axes)
             for outcome in outcomes
         ]
@@ -332,6 +346,11 @@ def _common(bench: Workbench, wave: PlannedWave, hashes: Mapping[str, str]) -> d
     return {**accuracies, **sites, **hashes, **place, **versions}
 
 
+def _unknown(bench: Workbench) -> dict[str, None]:
+    """The columns that stay empty where the data have no labels."""
+    return {} if bench.source(bench.spec.data).labelled else dict.fromkeys(OF_LABELS)
+
+
 def _robust_donors(bench: Workbench, wave: PlannedWave, cell: Cell) -> dict[str, float]:
     """Columns of the two donors under the cell's own attack; cells of a wave may differ in it."""
     return {
@@ -361,7 +380,9 @@ def _axis_columns(outcome: Outcome, axes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
     store.tidy()
-    store.write_tables()
+    if planned.cells:
+        store.write_tables()
+    write_similarity(store)
     return Finished(store.folder, len(planned.cells), len(store.missing()), seconds)
 
 

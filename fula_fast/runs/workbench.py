@@ -13,10 +13,10 @@ from ..donors.donor import Donor
 from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
 from ..engine.task import WaveTask
 from ..errors import FulaError
+from ..files.paths import cache_folder
 from ..models import Staged
 from ..models.labels import check_label_order
 from ..pipelines import Batch, Source
-from ..pipelines.decode.cache import cache_folder
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
 from ..study.plan import Plan, PlannedWave
@@ -75,11 +75,16 @@ class Workbench:
     def prepare(self) -> None:
         """Open the run's data and all donors now: what is wrong with them shows before any cell,
         and what is wrong with the data before any donor is trained."""
-        for name in dict.fromkeys(n for w in self.plan.waves for n in (w.key.front, w.key.end)):
+        compared = self.plan.similarity.donors if self.plan.similarity else ()
+        stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
+        for name in dict.fromkeys((*stitched, *compared)):
             donor, data = self.spec.donor(name), self.spec.data
             check_normalisation(donor, self.source(donor.data), data, self.source(data))
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
+        for name in compared:
+            self._check_labels(name)
+            self._check_images(self.donor(name, self.spec.base_protocol.hook))
 
     def _pair(self, wave: PlannedWave) -> tuple[Donor, Donor]:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
@@ -138,16 +143,19 @@ class Workbench:
 
     def _check_pair(self, wave: PlannedWave, front: Donor, end: Donor) -> None:
         """Images must fit both donors; labels the end, whose head names the classes."""
-        data = self.source(self.spec.data)
         self._check_labels(wave.key.end)
         if wave.measures_robustness:
             self._check_labels(wave.key.front)
         for donor in (front, end):
-            if tuple(donor.staged.input_shape) != tuple(data.image_shape):
-                raise FulaError(
-                    f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, "
-                    f"the data gives {data.image_shape} (C, H, W); set size and channels in [data]"
-                )
+            self._check_images(donor)
+
+    def _check_images(self, donor: Donor) -> None:
+        data = self.source(self.spec.data)
+        if tuple(donor.staged.input_shape) != tuple(data.image_shape):
+            raise FulaError(
+                f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, "
+                f"the data gives {data.image_shape} (C, H, W); set size and channels in [data]"
+            )
 
     def _check_labels(self, name: str) -> None:
         own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))

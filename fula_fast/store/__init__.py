@@ -6,6 +6,7 @@
     RUN/checkpoints/*.safetensors a wave's progress
     RUN/launches/*.json           versions and hardware of each start
     RUN/results.parquet, .csv     rebuilt from the shards
+    RUN/similarity/*.json         pairs of donors; similarity.parquet, .csv are rebuilt from them
 
 Every file is written beside its place, flushed, and renamed: readers see all of it or nothing.
 There is no database and no lock, so several processes, or machines that share a network folder,

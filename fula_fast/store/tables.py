@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ SETTING = ("protocol", "alpha", "shortcut", "subset", "weighting", "bn", "epochs
 """Columns that tell settings apart, beside the run's own axes."""
 
 
-def table(rows: Iterable[dict[str, Any]]) -> pyarrow.Table:
+def table(rows: Iterable[dict[str, Any]], columns: Mapping[str, str] = COLUMNS) -> pyarrow.Table:
     """Rows as an Arrow table: known columns always there, null where a row has no value.
 
     Raises `FulaError` for a value that its column's type cannot hold.
@@ -65,16 +65,21 @@ def table(rows: Iterable[dict[str, Any]]) -> pyarrow.Table:
     import pyarrow
 
     rows = list(rows)
-    types = {**COLUMNS, **_extra_types(rows)}
+    types = {**columns, **_extra_types(rows, columns)}
     arrays = {name: _array(name, kind, rows) for name, kind in types.items()}
     return pyarrow.table(arrays)
 
 
-def write_tables(folder: Path, rows: Iterable[dict[str, Any]], stem: str = "results") -> None:
+def write_tables(
+    folder: Path,
+    rows: Iterable[dict[str, Any]],
+    stem: str = "results",
+    columns: Mapping[str, str] = COLUMNS,
+) -> None:
     """Write `results.parquet` and `results.csv` (null is an empty field) with the same values."""
     from pyarrow import csv, parquet
 
-    results = table(rows)
+    results = table(rows, columns)
     with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
     with replacing(folder / f"{stem}.csv") as temporary:
@@ -105,8 +110,8 @@ def _inert(results: pyarrow.Table) -> pyarrow.Table:
     return results
 
 
-def _extra_types(rows: list[dict[str, Any]]) -> dict[str, str]:
-    names = sorted({name for row in rows for name in row} - set(COLUMNS))
+def _extra_types(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
+    names = sorted({name for row in rows for name in row} - set(columns))
     names.sort(key=lambda name: not name.startswith("version_"))
     return {name: _extra_type(name, [row.get(name) for row in rows]) for name in names}
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..attacks.names import parse
 from ..errors import FulaError
-from ..methods import method, objective
+from ..measures.registry import OF_LABELS
+from ..methods import method, objective, with_soft_term
 from ..methods.weightings import term_weights
-from ..models.labels import check_answers
+from ..models.labels import check_answers, no_labels_for
 from .cell import Cell, Context, cell_id, digest
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
@@ -70,6 +71,12 @@ class Objective:
         """Whether a weighting acts on some part of it."""
         return any(method(name).weighted for name in self.weights)
 
+    def at(self, rule: Protocol, terms: int) -> Objective:
+        """Under a protocol, at a site with so many terms behind it."""
+        if not rule.fula_soft:
+            return self
+        return replace(self, weights=with_soft_term(self.weights, rule.weighting, terms))
+
 
 def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
     """The grid's methods, named ones and mixtures alike."""
@@ -86,6 +93,10 @@ def expand(
 
     Raises `FulaError` for sites out of range and for combinations that mean nothing.
     """
+    if not data.labelled:
+        _check_no_labels_needed(spec)
+    if spec.grid is None:
+        return (), ()
     kept: dict[str, Cell] = {}
     merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for cell, context in _points(spec, data, facts_of):
@@ -120,10 +131,11 @@ def _cells_at(
     spec: Spec, protocol: Protocol, pair: tuple[str, str], sites: tuple[int, int], last: int
 ) -> Iterator[Cell]:
     grid = spec.grid
+    terms = last + 1 - sites[1]
     variants = [
-        (asked, weighted)
+        (asked.at(weighted, terms), weighted)
         for asked in objectives(grid.methods)
-        for weighted in _weighted(protocol, asked, grid.weightings, last + 1 - sites[1])
+        for weighted in _weighted(protocol, asked, grid.weightings, terms)
     ]
     seeds = [(s, d) for s in grid.seeds for d in grid.data_seeds or (s,)]
     for alpha, shortcut, subset in product(grid.alpha, grid.shortcut, grid.subset):
@@ -198,6 +210,34 @@ def _check_pair(
 
 def _shown(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def _check_no_labels_needed(spec: Spec) -> None:
+    """Refuse, by its name, what needs labels; the data have none."""
+    asked = next(_needing_labels(spec), None)
+    if asked:
+        raise FulaError(no_labels_for(asked))
+
+
+def _needing_labels(spec: Spec) -> Iterator[str]:
+    yield from _grid_needing_labels(spec) if spec.grid else ()
+    for name in spec.similarity.measures if spec.similarity else ():
+        if name in OF_LABELS:
+            yield f"[similarity] measure '{name}'"
+    for donor in spec.donors.values():
+        if donor.data == spec.data and donor.model:
+            yield f"[donors.{donor.name}], which is trained or built for the classes of [data],"
+        if donor.data == spec.data and donor.min_accuracy is not None:
+            yield f"[donors.{donor.name}] min_accuracy"
+
+
+def _grid_needing_labels(spec: Spec) -> Iterator[str]:
+    weighed = (n for o in objectives(spec.grid.methods) for n in o.weights)
+    yield from (f"[grid] method '{name}'" for name in weighed if method(name).labels)
+    grid = {"alpha": max(spec.grid.alpha), "subset": max(spec.grid.subset, key=bool)}
+    yield from (f"[grid] {key} = {value}" for key, value in grid.items() if value)
+    yield from (f"shortcut '{mark.label}'" for mark in spec.grid.shortcut if mark)
+    yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
 
 
 def _check_data(spec: Spec, data: DataFacts) -> None:

@@ -22,31 +22,38 @@ Shape = tuple[int, ...]
 @dataclass(frozen=True)
 class DataFacts:
     """Image shape (C, H, W), number of classes and of training images; whether images are
-    normalised, that is, no pixels in [0, 1]."""
+    normalised, that is, no pixels in [0, 1]; number of test images."""
 
     shape: Shape
     classes: int
     train_images: int
     normalised: bool = False
+    test_images: int = 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether images have labels: without, there are no classes."""
+        return self.classes > 0
 
 
-_NAMED = {  # side in pixels, classes, training images
-    "digits": (8, 10, 1442),
-    "mnist": (28, 10, 60_000),
-    "fashion-mnist": (28, 10, 60_000),
-    "cifar10": (32, 10, 50_000),
-    "cifar100": (32, 100, 50_000),
-    "svhn": (32, 10, 73_257),
+_NAMED = {  # side in pixels, classes, training and test images
+    "digits": (8, 10, 1442, 355),
+    "mnist": (28, 10, 60_000, 10_000),
+    "fashion-mnist": (28, 10, 60_000, 10_000),
+    "cifar10": (32, 10, 50_000, 10_000),
+    "cifar100": (32, 100, 50_000, 10_000),
+    "svhn": (32, 10, 73_257, 26_032),
 }
 
 
 def data_facts(data: DataSpec) -> DataFacts:
     """Facts of a data set: nominal for those known by name, else read from the data itself."""
     if data.source in _NAMED:
-        side, classes, images = _NAMED[data.source]
+        side, classes, train, test = _NAMED[data.source]
         side = data.size or side
         shape = (data.channels, side, side)
-        return DataFacts(shape, classes, _limited(images, data), bool(data.normalises))
+        counts = _limited(train, data.train_images), _limited(test, data.test_images)
+        return DataFacts(shape, classes, counts[0], bool(data.normalises), counts[1])
     from ..pipelines import load_source
 
     source = load_source(
@@ -57,14 +64,15 @@ def data_facts(data: DataSpec) -> DataFacts:
         download=data.download,
         **data.options,
     )
-    images = _limited(len(source.train), data)
+    train = _limited(len(source.train), data.train_images)
+    test = _limited(len(source.test), data.test_images)
     own = source.normalisation is not None
     normalised = own if data.normalises is None else data.normalises
-    return DataFacts(tuple(source.image_shape), source.num_classes, images, normalised)
+    return DataFacts(tuple(source.image_shape), source.num_classes, train, normalised, test)
 
 
-def _limited(images: int, data: DataSpec) -> int:
-    return images if data.train_images is None else min(images, data.train_images)
+def _limited(images: int, most: int | None) -> int:
+    return images if most is None else min(images, most)
 
 
 @dataclass(frozen=True)

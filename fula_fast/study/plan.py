@@ -24,6 +24,7 @@ from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .protocol import Protocol
 from .resources import check_mode
 from .schedule import schedule
+from .similarity_plan import PlannedSimilarity, coarse_null, plan_similarity
 from .spec import Spec
 
 
@@ -105,7 +106,8 @@ class PlannedWave:
 class Plan:
     """Cells, their waves, and how they will be computed. `notes`: what the user should know.
 
-    `budget`: bytes per wave, None where unlimited. `executor`: `wave` or `solo`.
+    `budget`: bytes per wave, None where unlimited. `executor`: `wave` or `solo`. `similarity`: of
+    donors without training, where the spec asks for it.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Plan:
     executor: str = "wave"
     budget: int | None = None
     donors: Mapping[str, DonorFacts] = field(default_factory=dict, compare=False)
+    similarity: PlannedSimilarity | None = None
 
     @property
     def flops(self) -> int:
@@ -134,6 +137,7 @@ class Plan:
             "protocols": [p.model_dump(mode="json") for p in protocols],
             "cells": [c.to_json() | {"protocol": position[c.protocol]} for c in self.cells],
             "waves": [_wave_json(wave) for wave in self.waves],
+            "similarity": self.similarity and asdict(self.similarity),
         }
 
     @classmethod
@@ -153,10 +157,12 @@ class Plan:
         protocols = [Protocol.model_validate(p) for p in values["protocols"]]
         cells = [Cell.from_json(c, protocols[c["protocol"]]) for c in values["cells"]]
         by_id = {cell.id: cell for cell in cells}
+        asked = values["similarity"]
         return cls(
             cells=tuple(cells),
             waves=tuple(_wave_from_json(w, by_id) for w in values["waves"]),
             notes=tuple(values["notes"]),
+            similarity=asked and PlannedSimilarity.from_json(asked),
             **{name: values[name] for name in _SETTINGS},
         )
 
@@ -209,9 +215,12 @@ def plan(
     packer = _Packer(facts, data, precision, budget, fused, alone=solo)
     packed = [(key, lanes) for key, group in groups.items() for lanes in packer.packed(key, group)]
     waves = tuple(packer.wave(*part) for part in packer.shared_out(packed, workers))
+    known = {name: facts(name, spec.base_protocol.hook) for name in spec.donors}
+    asked = spec.similarity and plan_similarity(spec, data, known, budget)
+    notes += coarse_null(spec.similarity, known) if spec.similarity else ()
     return Plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
-        {name: facts(name, spec.base_protocol.hook) for name in spec.donors},
+        known, asked,
     )  # fmt: skip
 
 

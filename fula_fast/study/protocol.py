@@ -123,6 +123,8 @@ class Protocol(BaseModel):
     - `norm`: scope of the normalised distance: the whole batch tensor, or each sample.
     - `weighting`: `uniform`, `last`, `cutoff=n` (first term and the next n), or a list of weights
       from the stitch's site to the last one (normalised to sum 1).
+    - `fula_soft`: FuLA's mean has one more term, the loss of `slm`. It is part of a cell's
+      objective (`methods.with_soft_term`), which is where it acts.
     - `crop_padding`: pixels of padding around training images before a crop of their own size.
     - `flip`: whether half of the training images are mirrored.
     - `share`: which images of a batch are attacked when 0 < alpha < 1: the `first` floor(alpha*B),
@@ -159,6 +161,7 @@ class Protocol(BaseModel):
     weighting: Annotated[
         Weighting, AfterValidator(check_weighting), WEIGHTING, Acts(lambda s: s.weighted)
     ] = "uniform"
+    fula_soft: Annotated[bool, NEVER] = False
     crop_padding: Annotated[int, PASSES] = Field(4, ge=0)
     flip: Annotated[bool, PASSES] = True
     share: Annotated[Literal["first", "random"], Acts(lambda s: s.partly_attacked)] = "random"

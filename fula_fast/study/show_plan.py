@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from .cell import Cell
+from .facts import DonorFacts
 from .plan import Plan
+from .similarity_plan import PlannedSimilarity
 
 _SHOWN_WAVES = 20
 
@@ -31,11 +33,15 @@ def print_plan(plan: Plan, done: Collection[str] = ()) -> None:
 
 
 def _parts(plan: Plan, done: frozenset[str]) -> Iterator[RenderableType]:
-    yield _cells(plan, done)
-    yield _waves(plan, done)
+    if plan.cells:
+        yield _cells(plan, done)
+        yield _waves(plan, done)
+    if plan.similarity:
+        yield from _similarity(plan.similarity, plan.donors)
     for note in plan.notes:
         yield f"note: {note}"
-    yield _totals(plan, done)
+    if plan.cells:
+        yield _totals(plan, done)
 
 
 def _cells(plan: Plan, done: frozenset[str]) -> Table:
@@ -60,6 +66,20 @@ def _waves(plan: Plan, done: frozenset[str]) -> Table:
     if (rest := len(plan.waves) - _SHOWN_WAVES) > 0:
         table.add_row(f"and {rest} more")
     return table
+
+
+def _similarity(
+    asked: PlannedSimilarity, donors: Mapping[str, DonorFacts]
+) -> Iterator[RenderableType]:
+    """Pairs of donors with their sites, and what all of them share."""
+    table = _table("Similarity", "front", "end", "front sites", "end sites")
+    for pair in asked.pairs:
+        table.add_row(*pair, *(str(donors[name].num_sites) for name in pair))
+    yield table
+    yield (
+        f"similarity: {len(asked.measures)} measures on {asked.images:,} images; pairs of samples "
+        f"and chance on {asked.samples:,}; about {bytes_text(asked.memory)}"
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -19,6 +19,7 @@ from ..measures.registry import IN_SWEEPS, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
 from .grid_spec import GridSpec, Many
 from .protocol import ATTACK_NAME, Protocol, attack_name, protocol
+from .similarity_spec import SimilaritySpec
 from .toml import Form, Overrides, apply_overrides, explain, fractions, plain, read_toml
 
 T = TypeVar("T", bound=SpecTable)
@@ -136,6 +137,7 @@ class Spec(SpecTable):
     - `data`: the images that stitches are trained and tested on.
     - `donors`: the networks, by names of your own.
     - `grid`: which stitched models there are: each combination is a cell.
+    - `similarity`: donors compared without training, by measures of similarity.
     - `protocol`: how stitches are trained.
     - `evaluation`: what is measured on finished cells.
     - `engine`: how and where cells are computed; changes no result's meaning.
@@ -144,7 +146,8 @@ class Spec(SpecTable):
     name: str = "sweep"
     data: DataSpec = DataSpec()
     donors: dict[str, DonorSpec]
-    grid: GridSpec
+    grid: GridSpec | None = None
+    similarity: SimilaritySpec | None = None
     protocol: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSpec = EvaluationSpec()
     engine: EngineSpec = EngineSpec()
@@ -159,14 +162,27 @@ class Spec(SpecTable):
 
     @model_validator(mode="after")
     def _known_donors(self) -> Spec:
-        for pair in self.grid.donor_pairs():
-            for name in pair:
-                if name not in self.donors:
-                    raise ValueError(
-                        f"grid names donor '{name}', which has no [donors.{name}] table"
-                        f"{nearest(name, self.donors)}"
-                    )
+        if self.grid is None and self.similarity is None:
+            raise ValueError(
+                "key 'grid' is missing, and so is 'similarity'; a spec needs a [grid] of stitched "
+                "models, a [similarity] table, or both"
+            )
+        asked = self.similarity
+        named = [("grid", n) for pair in self.grid_pairs for n in pair]
+        if asked is not None:
+            named += [("similarity", n) for n in (*asked.donors, *sum(asked.pairs, ()))]
+        for table, name in named:
+            if name not in self.donors:
+                raise ValueError(
+                    f"{table} names donor '{name}', which has no [donors.{name}] table"
+                    f"{nearest(name, self.donors)}"
+                )
         return self
+
+    @property
+    def grid_pairs(self) -> tuple[tuple[str, str], ...]:
+        """(front, end) names of the grid's pairs; none without a grid."""
+        return self.grid.donor_pairs() if self.grid is not None else ()
 
     def donor(self, name: str) -> DonorSpec:
         """The donor of that name; raises `FulaError` where there is none."""
@@ -193,10 +209,10 @@ class Spec(SpecTable):
 
     def protocols(self) -> tuple[Protocol, ...]:
         """Every preset of the grid with every combination of the axes' values, in order."""
-        axes = self.grid.axes
+        axes, presets = (self.grid.axes, self.grid.protocols) if self.grid else ({}, ())
         return tuple(
             self.protocol_for(preset, **dict(zip(axes, values, strict=True)))
-            for preset in self.grid.protocols or (self.base_protocol.preset,)
+            for preset in presets or (self.base_protocol.preset,)
             for values in product(*axes.values())
         )
 
@@ -243,13 +259,13 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ())
     spec = parse_table(Spec, table, "")
     _check_axes_free(spec)
     spec.protocols()
-    for weighting in spec.grid.weightings:
+    for weighting in spec.grid.weightings if spec.grid else ():
         spec.protocol_for(spec.base_protocol.preset, weighting=weighting)
     return _inherited(spec)
 
 
 def _check_axes_free(spec: Spec) -> None:
-    for option in spec.grid.axes:
+    for option in spec.grid.axes if spec.grid else ():
         if option in spec.protocol:
             raise FulaError(
                 f"[protocol] {option} and [grid.axes] {option} both set the same option; keep one"
@@ -270,7 +286,8 @@ def _inherited(spec: Spec) -> Spec:
         )
         for name, donor in spec.donors.items()
     }
-    return spec.model_copy(update={"donors": filled})
+    asked = spec.similarity and spec.similarity.paired(spec.grid_pairs, tuple(spec.donors))
+    return spec.model_copy(update={"donors": filled, "similarity": asked})
 
 
 def _first(value: Any, default: Any) -> Any:

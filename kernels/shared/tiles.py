@@ -1,7 +1,7 @@
 """Tile sizes: shipped defaults, replaced per device by what `tune` measured and cached on disk.
 
 `choose` only looks up, so nothing is measured inside a launch or a capture. The cache is one JSON
-file per device under $FULA_CACHE (default ~/.cache/fula_fast); delete it to forget.
+file per device under $FULA_CACHE (default ~/.cache/fula-fast); delete it to forget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ...files.paths import user_path
+from ...files.paths import cache_folder
 from .device import power_of_two
 
 
@@ -148,8 +148,7 @@ def _device(x: torch.Tensor) -> str:
 
 
 def _path(device: str) -> Path:
-    root = os.environ.get("FULA_CACHE") or Path.home() / ".cache" / "fula_fast"
-    return user_path(root) / f"tiles-{device.replace(' ', '-').replace('/', '-')}.json"
+    return cache_folder() / f"tiles-{device.replace(' ', '-').replace('/', '-')}.json"
 
 
 @cache

@@ -21,34 +21,11 @@ import numpy as np
 from ...errors import FulaError
 from ...files import sealed
 from ...files.atomic import CannotWrite, remove, replacing_folder
-from ...files.paths import user_path
+from ...files.paths import cache_folder
 from ...files.sealed import CACHE
 
 _LOG = logging.getLogger(__name__)
 _GRAIN_NS = 2_000_000_000
-
-
-def cache_folder() -> Path:
-    """Root of the cache; created on first use."""
-    folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise FulaError(
-            f"cache folder '{folder}' cannot be made ({_reason(error)}); set FULA_CACHE to a "
-            "writable folder"
-        ) from error
-    return folder
-
-
-def _default_folder() -> Path:
-    try:
-        home = user_path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        raise FulaError(
-            "this user has no home folder to keep a cache in; set FULA_CACHE to a writable folder"
-        ) from None
-    return Path(home) / "fula-fast"
 
 
 def build_once(kind: str, key: str, fill: Callable[[Path], None]) -> Path:

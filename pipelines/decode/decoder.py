@@ -82,13 +82,19 @@ def decode_file(index: FolderIndex, i: int, size: int | None, channels: int) -> 
 
     try:
         with Image.open(io.BytesIO(index.read(i))) as image:
-            upright = _rgb(image)
-            pixels = np.asarray(upright if size is None else fit(upright, size))
-            return with_channels(pixels[None], channels)[0]
+            return picture_pixels(image, size, channels)
     except UnidentifiedImageError as error:  # its text names an object in memory
         raise unreadable(index.where(i), "no known image format") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise unreadable(index.where(i), str(error)) from error
+
+
+def picture_pixels(image, size: int | None, channels: int) -> np.ndarray:
+    """A Pillow image as uint8 (H, W, channels), by the rules of `decode_file`; raises `ValueError`
+    for one without a known white."""
+    upright = _rgb(image)
+    pixels = np.asarray(upright if size is None else fit(upright, size))
+    return with_channels(pixels[None], channels)[0]
 
 
 _SIXTEEN_BITS = ("PNG", "PPM")

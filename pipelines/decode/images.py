@@ -15,8 +15,9 @@ from ..draws.augment import Normalisation
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images in memory: `images` uint8 (N, H, W, C), `labels` int64 (N,), class names.
+    """Images in memory: `images` uint8 (N, H, W, C), `labels` int64 (N,), class names.
 
+    Without class names the labels are unknown: 0 stands for them (`unlabelled`).
     `images` may be a memory map. `skipped` names files left out: unreadable, or no image of a class
     folder. Raises `FulaError`
     for other shapes or dtypes.
@@ -38,14 +39,26 @@ class ImageSet:
                 f"labels are {self.labels.dtype} with shape {self.labels.shape}; "
                 f"{len(self.images)} images need int64 ({len(self.images)},)"
             )
+        if not self.labelled and not self.labels.any():
+            return
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
             raise FulaError(
                 f"labels run from {self.labels.min()} to {self.labels.max()}, but there are "
                 f"{self.num_classes} classes; labels must lie in 0 … {self.num_classes - 1}"
             )
 
+    @classmethod
+    def unlabelled(cls, images: np.ndarray) -> ImageSet:
+        """Images without labels."""
+        return cls(images, np.zeros(len(images), dtype=np.int64), ())
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return bool(self.classes)
 
     @property
     def num_classes(self) -> int:
@@ -118,6 +131,11 @@ class Source:
     @property
     def num_classes(self) -> int:
         return self.train.num_classes
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return bool(self.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

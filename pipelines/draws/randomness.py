@@ -42,6 +42,9 @@ class Purpose(IntEnum):
     NOISE_CENTRE = 16
     NOISE_TRAIN = 17
     NOISE_TEST = 18
+    SIMILARITY_SUBSET = 64
+    SIMILARITY_NULL = 65
+    SIMILARITY_HALF = 66
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import FulaError, nearest
 from ...files.paths import user_path
 from ..decode.images import Source, check_size
+from .given import GIVEN, given
 
 _LOADERS = {
     "digits": "sources.published.digits",
@@ -42,6 +43,8 @@ def source_names() -> tuple[str, ...]:
 
 def loader(name: str) -> Callable[..., Source]:
     """The function behind a source's name; its keyword-only arguments are the source's options."""
+    if name == GIVEN:
+        return given
     if name not in _LOADERS:
         raise FulaError(f"unknown source '{name}'{nearest(name, _LOADERS)}")
     module, _, function = _LOADERS[name].rpartition(".")

@@ -15,6 +15,7 @@ from ..decode.folders import index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
 from .arrays import load_npz
+from .given import every_fifth
 
 _DIGITS = tuple("0123456789")
 
@@ -51,11 +52,7 @@ def digits(folder: Path, size: int | None, channels: int, download: bool) -> Sou
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     labels = data.target.astype(np.int64)
-    rank = np.zeros(len(labels), dtype=np.int64)  # place within the class
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        rank[members] = np.arange(len(members))
-    test = rank % 5 == 4
+    test = every_fifth(labels, len(labels))
     return _fitted(
         "digits",
         (images[~test], labels[~test]),

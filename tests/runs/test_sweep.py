@@ -424,7 +424,7 @@ def test_donors_are_trained_once_and_found_again(spec, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sites": [[3, 12]]}, "end site 12 is out of range: donor 'b' has sites 1 to 9"),
+        ({"sites": [[3, 12]]}, "end 'b' has sites 1 to 9, so site 12 is out of range"),
         ({"methods": ["fulla"]}, "unknown method 'fulla'; did you mean 'fula'"),
         ({"sedes": [1]}, "unknown key 'sedes'; did you mean 'seeds'"),
         ({"end": "c"}, "which has no \\[donors.c\\] table"),

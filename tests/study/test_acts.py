@@ -74,6 +74,7 @@ OTHER = {
     "stitch_bias": [False],
     "norm": ["sample"],
     "weighting": ["last", "cutoff=0", (1.0, 3.0)],
+    "fula_soft": [True],
     "crop_padding": [0],
     "flip": [False],
     "share": ["first"],
@@ -88,8 +89,9 @@ OTHER = {
     "robust": ["pgd-1", "apgd20", "none"],
     "stitch_data": ["sender"],
 }
-OUTSIDE = {"preset", "hook", "stitch_data"}
-"""Options that nothing reads (a name), or that are read where donors are cut and data is opened."""
+OUTSIDE = {"preset", "hook", "stitch_data", "fula_soft"}
+"""Options that nothing reads (a name), that are read where donors are cut and data is opened, or
+that stand in the objective."""
 
 
 @cache

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...files import sealed
 from ...files.atomic import remove
+from ...files.paths import cache_folder
 from ...measures.agreement import right
 from ...models import Staged
 from ...pipelines import (
@@ -26,7 +27,6 @@ from ...pipelines import (
     open_stream,
     paired_evaluation,
 )
-from ...pipelines.decode.cache import cache_folder
 from ...report.style import figure, look, save
 from ..evidence import Row
 from ..experiment import Experiment

@@ -45,7 +45,7 @@ def test_a_small_grid_keeps_to_its_budget(attack, full, dispatches, gigabytes):
 
 
 @pytest.mark.parametrize(
-    ("full", "gigabytes", "milliseconds"), [(False, 207, 145), (True, 232, 165)]
+    ("full", "gigabytes", "milliseconds"), [(False, 207, 118), (True, 232, 134)]
 )
 @pytest.mark.slow
 def test_the_whole_grid_keeps_to_its_budget(full, gigabytes, milliseconds):

@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 
 from fula_fast.errors import FulaError
-from fula_fast.pipelines.decode.cache import (
-    build_once,
-    cache_folder,
-    content_digest,
-    load_array,
-    save_arrays,
-)
+from fula_fast.files.paths import cache_folder
+from fula_fast.pipelines.decode.cache import build_once, content_digest, load_array, save_arrays
 
 
 @pytest.fixture(autouse=True)
