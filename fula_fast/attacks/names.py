@@ -56,7 +56,7 @@ class NamedAttack:
 
     APGD `stages` in turn; or, without any, PGD, where `steps` is positive; then, on what survives,
     `search`. `steps`: iterations, `eot`: samples a gradient is the mean of. `reads`: what its
-    robust accuracy says, `careful`: when not to trust it; both for the README and help texts.
+    robust accuracy says, `careful`: when not to trust it; both for the guide and help texts.
 
     `search`: a function, or "module:function" imported on first use,
     (logits_fn, images (n, C, H, W) in [0, 1], labels (n,), `AttackOptions`) -> images of that form

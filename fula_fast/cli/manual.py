@@ -57,7 +57,7 @@ def guide(
     folder = _folder(out)
     if not can_build():
         pages = write_pages(folder)
-        print(f"{pages}: the pages as Markdown; pip install mkdocs-material for a site of them")
+        print(f"{pages}: the pages as Markdown; pip install 'fula-fast[docs]' for a site of them")
         return
     site = build(folder)
     print(site)

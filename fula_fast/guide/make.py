@@ -33,9 +33,8 @@ def write_pages(folder: Path) -> Path:
 
     Raises `FulaError` where the folder cannot be written.
     """
-    for page in sorted((HOME / "pages").glob("*.md")):
-        _write(folder / "pages" / page.name, filled(page.read_text(encoding="utf-8")))
-    _write(folder / "mkdocs.yml", (HOME / "mkdocs.yml").read_text(encoding="utf-8"))
+    for file in (HOME / "mkdocs.yml", *sorted((HOME / "pages").iterdir())):
+        _write(folder / file.relative_to(HOME), filled(file.read_text(encoding="utf-8")))
     return folder / "pages"
 
 

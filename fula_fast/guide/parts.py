@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import Normalisation, kernels, load, stages, stitch, sweep
+from .. import Normalisation, kernels, load, similarity, stages, stitch, sweep
 from ..api import Stitched
 from ..attacks.names import attacks, parse
 from ..measures.registry import Measure, Needs, measures
@@ -17,10 +17,13 @@ from ..models.families import DEFAULTS, LIBRARIES
 from ..pipelines.tools import list_sources
 from ..report.glossary import columns
 from ..reproduce.recipe import load_recipe, recipe_names
-from ..results import Results
+from ..results import Results, Similarities
 from ..study.protocol import PRESETS, Protocol
-from ..study.spec_keys import SpecKey, tables
+from ..study.spec_keys import TABLE, SpecKey, tables
 
+_WIDE = 90
+_QUOTED = re.compile(r"""(: |> )(["'])(.*?)\2(?=, |\)| = |$)""")
+"""An annotation as `from __future__ import annotations` leaves it: a text."""
 _NEEDS = {
     Needs.SITES: "Of a stitched model, site by site",
     Needs.STITCH: "Of a stitch",
@@ -57,7 +60,7 @@ def spec_part() -> str:
 
 
 def _key_row(key: SpecKey, acts: bool) -> list[str]:
-    default = key.default if key.default in ("required", "unset", "its own") else f"`{key.default}`"
+    default = key.default if key.default in ("required", "unset", TABLE) else f"`{key.default}`"
     limits = f" ({key.range})" if key.range else ""
     return [f"`{key.name}`", key.type + limits, default, key.meaning, *[key.acts] * acts]
 
@@ -145,8 +148,13 @@ def kernels_part() -> str:
 
 def python_part() -> str:
     """The Python interface, from its docstrings."""
-    functions = {"stages": stages, "stitch": stitch, "sweep": sweep, "load": load}
-    classes = {"Stitched": Stitched, "Results": Results, "Normalisation": Normalisation}
+    functions = {f.__name__: f for f in (stages, stitch, sweep, similarity, load)}
+    classes = {
+        "Stitched": Stitched,
+        "Results": Results,
+        "Similarities": Similarities,
+        "Normalisation": Normalisation,
+    }
     return "\n\n".join(
         [*(_described(f"fula_fast.{n}", f) for n, f in functions.items()),
          *(_class(n, c) for n, c in classes.items())]
@@ -154,9 +162,18 @@ def python_part() -> str:
 
 
 def _described(name: str, thing: Any, level: str = "##") -> str:
-    signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(thing)))
-    block = f"```text\n{name.rpartition('.')[2]}{signature}\n```"
+    block = f"```text\n{name.rpartition('.')[2]}{_signature(thing)}\n```"
     return f"{level} `{name}`\n\n{block}\n\n{_prose(inspect.getdoc(thing))}"
+
+
+def _signature(thing: Any) -> str:
+    """As it stands in the source; a parameter a line where one line is too long."""
+    whole = _QUOTED.sub(r"\1\3", str(inspect.signature(thing)))
+    if len(whole) <= _WIDE:
+        return whole
+    inner, _, returned = whole.rpartition(") ->")
+    parts = re.split(r", (?=[\w*]+(?::|=|,|$))", inner[1:])
+    return "(\n    " + ",\n    ".join(parts) + f",\n) ->{returned}"
 
 
 def _class(name: str, found: type) -> str:

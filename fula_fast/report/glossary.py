@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..attacks.names import COLUMNS as ATTACKED
+from ..measures.agreement import COLUMNS as AGREEMENT
 from ..measures.registry import IN_SWEEPS, Needs, measures
 
 _PLAIN = {
@@ -56,7 +57,8 @@ def columns() -> list[tuple[str, str]]:
     """(column, meaning) of every column that a table can have, but for those of a spec's own axes
     and those on further test sets."""
     donors = [f"{role}_{name}" for role in ("front", "end") for name in _DONOR]
-    return glossary([*_PLAIN, *donors, *(name for name in _known() if name not in _PLAIN)])
+    measured = (column for each in measures(*IN_SWEEPS) for column in each.columns)
+    return glossary([*dict.fromkeys((*_PLAIN, *AGREEMENT, *donors, *measured, *ATTACKED))])
 
 
 def meaning(name: str) -> str:

@@ -268,7 +268,7 @@ PRESETS: dict[str, Protocol] = {
         }
     ),
 }
-"""The published configurations; see each preset's column in the README's table.
+"""The published configurations; see each preset's column in the guide's table.
 
 Stated by their sources: optimiser, rates, decay, epochs, batch, DM samples, hook, batch-norm rule,
 stitch batch norm, attack share and targets. Ours where a source is silent: fula-v2's value.

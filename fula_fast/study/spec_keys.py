@@ -29,6 +29,8 @@ from .toml import Form, models_in
 
 _TABLES: dict[str, type[BaseModel]] = {"protocol": Protocol}
 """Tables whose field is a free mapping: a preset fills them in."""
+TABLE = "that of its keys"
+"""The default of a table."""
 _PLACE = {"donors": "donors.NAME"}
 _BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
 _PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "any"}
@@ -160,7 +162,7 @@ def _default(field: FieldInfo) -> str:
         return "{}"
     if field.default is PydanticUndefined:
         return "required"
-    return "its own" if isinstance(field.default, BaseModel) else _value(field.default)
+    return TABLE if isinstance(field.default, BaseModel) else _value(field.default)
 
 
 def _value(value: Any) -> str:

@@ -1,37 +1,32 @@
-"""The README's tables are those of the records."""
+"""The documents at the top lead where they say."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from fula_fast.attacks import attacks
-from fula_fast.measures import Needs, measures
-from fula_fast.methods import METHODS, method
-
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_methods(name):
-    each = method(name)
-    assert f"| `{name}` | {each.stitch} | {each.reads} | {each.careful} |" in README
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files_and_headings(name):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", (ROOT / name).read_text("utf-8"))
+    assert links
+    for place, heading in links:
+        assert (ROOT / place).exists(), place
+        text = (ROOT / place).read_text("utf-8") if heading else ""
+        slugs = {
+            re.sub(r"[^\w]+", "-", line.strip("# \n").lower())
+            for line in re.findall(r"^#+ .*", text, re.M)
+        }
+        assert not heading or heading[1:] in slugs, (place, heading)
 
 
-@pytest.mark.parametrize("each", attacks(), ids=lambda a: a.name)
-def test_attacks(each):
-    row = f"| `{each.name}` | {each.reads} | {each.careful} | {each.gradients:,} |"
-    assert row in README
-
-
-@pytest.mark.parametrize("each", measures(), ids=lambda m: m.name)
-def test_measures_of_donors(each):
-    ends = f"{each.low:.4g} … {each.high:.4g} | {each.best:.4g}"
-    assert f"| `{each.name}` | {ends} | {each.reads} | {each.careful} |" in README
-
-
-@pytest.mark.parametrize("each", measures(Needs.SITES, Needs.STITCH), ids=lambda m: m.name)
-def test_measures_of_stitched_models(each):
-    columns = ", ".join(f"`{name}`" for name in each.columns)
-    assert f"| `{each.name}` | {columns} | {each.reads} | {each.careful} |" in README
+def test_the_readme_names_every_page_of_the_guide():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    pages = {page.name for page in (ROOT / "fula_fast/guide/pages").glob("*.md")}
+    assert pages - {"python.md"} == set(
+        re.findall(r"^\| \[[^]]*\]\(fula_fast/guide/pages/(\w+\.md)", readme, re.M)
+    )
