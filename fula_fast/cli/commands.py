@@ -20,7 +20,7 @@ from ..files.paths import user_path
 from . import data as _data_commands  # noqa: F401  registers its commands
 from . import manual as _manual  # noqa: F401
 from . import similarity as _similarity_command  # noqa: F401  registers it
-from . import status as _status  # noqa: F401
+from . import workers as _workers  # noqa: F401
 from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
@@ -95,40 +95,6 @@ def sweep(
 def _flags(values: dict[str, Any]) -> list[tuple[str, Any]]:
     """Options given on the command line as overrides of a spec's [engine] table."""
     return [(f"engine.{key}", value) for key, value in values.items() if value is not None]
-
-
-@command("work", resume="what is finished is kept: the same command goes on")
-def work(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
-    device: DeviceOption = None,
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Cells that failed after it are not tried again: now."),
-    ] = None,
-    donors: Annotated[Path | None, typer.Option(help="Folder of trained donors.")] = None,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
-    ] = False,
-    parent: Annotated[
-        int | None, typer.Option(metavar="PID", help="End when this process has.")
-    ] = None,
-) -> None:
-    """Join a run as one more worker, from any machine that sees its folder."""
-    from ..progress import open_progress
-    from ..report.after_sweep import work_on_report
-    from ..runs.alone import end_with
-
-    if parent is not None:
-        end_with(parent)
-    with open_progress() as progress:
-        left = work_on_report(
-            run, device=device or "auto", since=since, donors=donors, fail_fast=fail_fast,
-            profile=profile, progress=progress,
-        )  # fmt: skip
-    print(f"no wave of '{run}' is free; {left} cells have no result")
 
 
 @command("train", resume="donors that are trained are kept; the same command goes on")

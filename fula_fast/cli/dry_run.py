@@ -11,24 +11,15 @@ from typing import Any
 def show_plan(spec: Any, folder: Path) -> int:
     """Print what a spec would compute; nothing is done. `folder`: a run whose cells may be done."""
     from ..store import Store
-    from ..study.plan import plan
+    from ..study.plan import plan_here
     from ..study.resources import resources
     from ..study.show_plan import print_plan
 
-    found = resources(spec.engine)
-    planned = plan(
-        spec,
-        device=found.device,
-        precision=found.precision,
-        mode=spec.engine.mode,
-        budget=found.budget,
-        fused=found.fused,
-        workers=found.workers,
-    )
+    planned, workers = plan_here(spec), resources(spec.engine).workers
     done = Store.open(folder).done() if os.path.lexists(folder / "spec.json") else ()
     print_plan(planned, done)
-    if found.workers > 1:
-        print(_schedule_line(planned, done, found.workers))
+    if workers > 1:
+        print(_schedule_line(planned, done, workers))
     for line in _dry_lines(spec, planned, done):
         print(line)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..device.allocator import free_memory
 from ..device.memory import used_memory
 from ..device.precision import arithmetic
 from ..errors import FulaError
@@ -60,8 +60,7 @@ def run_wave(
         # Out here the failed wave, its graph and their memory pool are no longer referred to.
         if store is not None:
             store.drop_checkpoint(name)  # a resumed run would begin with the wave that did not fit
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
         parts = [*_halves(part, name, reason), *parts]
 
 

@@ -27,16 +27,22 @@ class Summary:
         return self.run.folder / "report.html"
 
     def __str__(self) -> str:
+        if self.run.waiting:
+            return (
+                f"{self.run.waiting} of {self.run.cells} cells are left to workers that go on by "
+                f"themselves: fula-fast status {self.run.folder}"
+            )
         failed = f", {self.run.failed} failed" if self.run.failed else ""
         what = f"{self.run.cells} cells" if self.run.cells else "similarity"
         head = f"{what} in {self.run.seconds:.0f} s{failed}; report: {self.report}"
         return f"{self.text}\n{head}" if self.text else head
 
 
-def work_on_report(folder: str | Path, **options: Any) -> int:
-    """`runs.sweep.work` with the same options; whoever leaves last writes tables and report."""
+def work_on_report(folder: str | Path, *, report: bool = True, **options: Any) -> int:
+    """`runs.sweep.work` with the same options; whoever leaves last writes tables and report, unless
+    who started the workers does (not `report`)."""
     left, store = work(folder, **options), Store.open(folder)
-    if not store.writers.others():
+    if report and not store.writers.others():
         store.tidy()
         store.write_tables()
         write_report(store.folder)
@@ -46,6 +52,8 @@ def work_on_report(folder: str | Path, **options: Any) -> int:
 def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:
     """`runs.sweep.run_sweep` with the same options, then its report."""
     finished = run_sweep(spec, out, **options)
+    if finished.waiting:
+        return Summary(finished, "")  # the last worker writes the report
     write_report(finished.folder)
     store = Store.open(finished.folder)
     cells = summary(store.rows()) if finished.cells else ""

@@ -9,6 +9,7 @@ A donor that no name describes (a module of the user's own), or that is very lar
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def _surroundings(folder: Path) -> dict[str, Any]:
             "go on with it by --resume"
         )
     return sealed.read_json(path, sealed.SURROUNDINGS)
+
+
+def go_where_started(folder: Path) -> None:
+    """Make the folder in which a run was started this process's own, where it is there."""
+    started = Path(_surroundings(folder)["folder"])
+    if started.is_dir():
+        os.chdir(started)
 
 
 def settled_spec(store: Store) -> Spec:

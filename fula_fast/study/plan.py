@@ -22,7 +22,7 @@ from .costs import step_flops
 from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
 from .protocol import Protocol
-from .resources import check_mode
+from .resources import check_mode, resources
 from .schedule import schedule
 from .similarity_plan import PlannedSimilarity, coarse_null, plan_similarity
 from .spec import Spec
@@ -221,6 +221,15 @@ def plan(
     return Plan(
         spec.name, cells, waves, notes, device, precision, mode, spec.engine.executor, budget,
         known, asked,
+    )  # fmt: skip
+
+
+def plan_here(spec: Spec, donors: Mapping[str, DonorFacts] | None = None) -> Plan:
+    """The plan of a spec with what this machine has; see `plan`."""
+    found = resources(spec.engine)
+    return plan(
+        spec, device=found.device, precision=found.precision, mode=spec.engine.mode,
+        budget=found.budget, fused=found.fused, workers=found.workers, donors=donors,
     )  # fmt: skip
 
 

@@ -83,6 +83,11 @@ def check_mode(mode: str, device: str, dropout: str) -> None:
         )
 
 
+def present(device: str) -> str:
+    """`device`, or the processor where this machine has no GPU and only hands its work over."""
+    return device if gpu_present() else "cpu"
+
+
 def _device(asked: str) -> str:
     if asked == "cpu":
         return "cpu"

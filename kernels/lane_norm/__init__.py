@@ -39,20 +39,10 @@ def lane_norm(
     """
     a = checked(
         LaneNormArguments(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            residual,
-            target,
-            lanes,
-            training,
-            eps,
-            relu,
-            room,
-        )  # fmt: skip
-    )
+            x, weight, bias, running_mean, running_var, residual, target, lanes, training, eps,
+            relu, room,
+        )
+    )  # fmt: skip
     chosen = backend.choose("lane_norm", x)
     if chosen == "reference":
         return reference.forward(a)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fula_fast import FulaError, sweep
+from fula_fast import FulaError, load, sweep
 from fula_fast.cli import commands
 from fula_fast.models import build, save_checkpoint
 from fula_fast.progress import Progress
@@ -28,6 +28,7 @@ from fula_fast.store.activity import status_of
 from fula_fast.study.resources import Resources
 from fula_fast.study.spec import EngineSpec, SlurmSpec
 
+tomli_w = pytest.importorskip("tomli_w")
 pytestmark = pytest.mark.usefixtures("without_plots")
 
 
@@ -158,9 +159,9 @@ def test_a_worker_that_was_killed_is_replaced_a_few_times(store, monkeypatch):
     deaths, launch, progress = Counter(), launch_of(store), Progress()
     for _ in range(local.MOST_DEATHS - 1):
         dead = worker(store, -9, "Killed")
-        assert local._after(dead, launch, deaths, progress) == "another 0"
+        assert local._after(dead, launch, deaths, progress) == ["another 0"]
     asked = worker(store, 143, "stopped by SIGTERM")
-    assert local._after(asked, launch, deaths, progress) == "another 0"
+    assert local._after(asked, launch, deaths, progress) == ["another 0"]
     with pytest.raises(FulaError, match=r"10 workers ended .*signal 9: Killed"):
         local._after(worker(store, -9, "Killed"), launch, deaths, progress)
 
@@ -170,9 +171,9 @@ def test_what_a_worker_refuses_ends_the_run_and_one_that_is_done_does_not(store)
     refused = worker(store, 2, "a line\nerror: donor 'a' is gone\n")
     with pytest.raises(FulaError, match="^donor 'a' is gone"):
         local._after(refused, launch, Counter(), Progress())
-    assert local._after(worker(store, 0), launch, Counter(), Progress()) is None
+    assert local._after(worker(store, 0), launch, Counter(), Progress()) == []
     running = worker(store, None)
-    assert local._after(running, launch, Counter(), Progress()) is running
+    assert local._after(running, launch, Counter(), Progress()) == [running]
 
 
 def test_a_wave_that_another_has_claimed_is_let_go(store, monkeypatch):
@@ -193,9 +194,9 @@ def test_what_failed_after_the_start_is_settled_and_what_failed_before_is_not(st
     failed = {"cell": "c0", "status": "failed", "error": "boom"}
     store.write("w", [failed])
     launch = launch_of(store)
-    assert store.settled(launch.since) == set() and launch.left() == 3
+    assert store.settled(launch.since) == set()
     store.write("w", [failed | {"cell": "c1"}, {"cell": "c2", "status": "ok"}])
-    assert store.settled(launch.since) == {"c1", "c2"} and launch.left() == 1
+    assert store.settled(launch.since) == {"c1", "c2"}
 
 
 def test_status_tells_all_kinds_of_cells_apart(store, capsys):
@@ -218,6 +219,81 @@ def test_status_tells_all_kinds_of_cells_apart(store, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["state"] == "finished" and shown["reasons"] == {"boom": 1}
     assert shown["done"] == 2 and shown["failed"] == 1
+
+
+def test_all_workers_end_where_one_refuses(store, monkeypatch):
+    """The one that has just taken a dead one's place, too."""
+    ended = []
+
+    class Process:
+        def __init__(self, pid: int, code: int | None) -> None:
+            self.pid, self.code = pid, code
+
+        def poll(self):
+            return self.code
+
+        def terminate(self) -> None:
+            ended.append(self.pid)
+
+        def wait(self, seconds: float) -> None:
+            pass
+
+    started = iter([Process(1, 2), Process(2, -9), Process(3, None)])
+
+    def start(launch, number):
+        log = store.logs / f"worker-{number}.log"
+        log.write_text("error: no\n")
+        return local._Worker(number, log, next(started))
+
+    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "LOOK_SECONDS", 0)
+    with pytest.raises(FulaError, match="^no "):
+        local.run(launch_of(store), Progress())
+    assert 3 in ended
+
+
+def test_a_machine_of_many_gpus_keeps_a_network_of_this_process(tmp_path, donors, monkeypatch):
+    """Nobody asked for workers, who could not have it."""
+    monkeypatch.setattr("fula_fast.study.resources._devices", lambda *_: 4)
+    spec = spec_of(donors)
+    spec["grid"] |= {"sites": [[9, 9]], "methods": ["hint"], "seeds": [0]}
+    network = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=2).eval()
+    models = {"a": network}
+    spec["donors"]["a"] = {}
+    assert not sweep(spec, tmp_path / "run", models=models, quiet=True).failed
+
+
+@pytest.mark.slow
+def test_jobs_go_on_by_themselves_and_the_last_writes_the_report(donors, tmp_path, monkeypatch):
+    """For a GPU that this machine does not have; its jobs find none either, and take the CPU."""
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("FULA_SUBMITIT", "local")
+    spec = spec_of(donors, kind="slurm", workers=1, device="cuda", memory="1GiB")
+    path, run = tmp_path / "s.toml", tmp_path / "run"
+    path.write_text(tomli_w.dumps(spec))
+    given = [sys.executable, "-m", "fula_fast", "sweep", str(path), "--out", str(run)]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "36 of 36 cells are left to workers" in done.stdout
+    assert Store.open(run).plan["device"] == "cuda"
+    _until(lambda: list(run.glob("report.html")), 1)
+    assert not Store.open(run).missing() and (run / "results.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_joined_from_any_folder(donors, tmp_path, monkeypatch):
+    """Its spec's paths are those of the folder in which it was started."""
+    monkeypatch.chdir(donors)
+    spec = spec_of(donors)
+    spec["donors"] = {n: {"checkpoint": f"{n}.safetensors"} for n in "ab"}
+    first = sweep(spec, tmp_path / "run", quiet=True)
+    for shard in (tmp_path / "run" / "cells").glob("*/*.json"):
+        shard.unlink()
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "fula_fast", "work", "run", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert measured(load(tmp_path / "run")) == measured(first)
 
 
 def test_workers_take_no_network_of_this_process(tmp_path, donors):

@@ -18,28 +18,35 @@ def now() -> str:
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What an engine starts workers for. `donors`: folder of trained donors, if not the usual one.
-    `since`: the cells that failed before are tried once more."""
+class Manner:
+    """How a run goes. `donors`: folder of trained donors, if not the usual one; `fail_fast`: stop
+    at the first failed cell; `profile`: write a trace; `wait`: for the jobs of a cluster, which
+    else go on by themselves."""
 
-    store: Store
-    resources: Resources
-    engine: EngineSpec
     donors: Path | None = None
     fail_fast: bool = False
     profile: bool = False
     wait: bool = True
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What an engine starts workers for. `since`: the cells that failed before are tried once
+    more."""
+
+    store: Store
+    resources: Resources
+    engine: EngineSpec
+    manner: Manner = Manner()
     since: str = field(default_factory=now)
 
     def arguments(self) -> list[str]:
         """Of `fula-fast`, for one worker."""
         found = ["work", str(self.store.folder.absolute()), "--since", self.since]
-        found += ["--donors", str(self.donors.absolute())] if self.donors else []
-        return found + ["--fail-fast"] * self.fail_fast + ["--profile"] * self.profile
-
-    def left(self) -> int:
-        """How many cells are neither done nor failed since the start."""
-        return len(set(self.store.missing()) - self.store.settled(self.since))
+        how = self.manner
+        found += ["--donors", str(how.donors.absolute())] if how.donors else []
+        found += ["--no-report"] * how.wait  # who waits writes it
+        return found + ["--fail-fast"] * how.fail_fast + ["--profile"] * how.profile
 
 
 class Watch:

@@ -50,13 +50,16 @@ def run(launch: Launch, progress: Progress) -> None:
     Raises `FulaError` for what a worker could not go on with, and for a wave on which workers die.
     """
     watch, deaths = Watch(launch, progress), Counter()
-    running = [_start(launch, number) for number in range(launch.resources.workers)]
+    running: list[_Worker] = []  # at any moment all that must be ended
     try:
+        for number in range(launch.resources.workers):
+            running.append(_start(launch, number))  # noqa: PERF401  each at once among them
         while running:
             time.sleep(LOOK_SECONDS)
             if watch.look():
                 deaths.clear()
-            running = [next_ for w in running if (next_ := _after(w, launch, deaths, progress))]
+            for place in reversed(range(len(running))):
+                running[place : place + 1] = _after(running[place], launch, deaths, progress)
     finally:
         _end(running)
         watch.look()
@@ -88,13 +91,13 @@ def _place(number: int, workers: int, device: str) -> tuple[Mapping[str, str], s
     return {"CUDA_VISIBLE_DEVICES": names[number % len(names)]}, "cuda"
 
 
-def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress) -> _Worker | None:
-    """The worker while it runs, another in place of one that was killed, or None at its end."""
+def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress) -> list[_Worker]:
+    """The worker while it runs, another in place of one that was killed, none at its end."""
     code = worker.process.poll()
     if code is None:
-        return worker
+        return [worker]
     if code == 0:
-        return None
+        return []
     if code == _REFUSED:
         raise FulaError(f"{worker.last_words().removeprefix('error: ')} (log: {worker.log})")
     wave = launch.store.writers.left_by(worker.note)
@@ -107,7 +110,7 @@ def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress)
             f"{worker.last_words()}); see {worker.log}"
         )
     progress.note(f"worker {worker.number} ended ({reason}); another takes its place")
-    return _start(launch, worker.number)
+    return [_start(launch, worker.number)]
 
 
 def _end(workers: list[_Worker]) -> None:

@@ -45,7 +45,7 @@ class SlurmJob:
 
 
 def run(launch: Launch, progress: Progress) -> None:
-    """Submit the workers; with `launch.wait`, tell of what they finish until they have ended."""
+    """Submit the workers; with `wait`, tell of what they finish until they have ended."""
     executor = _executor(launch)
     job = SlurmJob(launch.arguments(), str(Path.cwd()))
     with executor.batch():
@@ -53,7 +53,7 @@ def run(launch: Launch, progress: Progress) -> None:
     names = ", ".join(job.job_id for job in jobs)
     progress.note(f"submitted {len(jobs)} Slurm jobs: {names}; fula-fast status tells of them")
     watch = Watch(launch, progress)
-    while launch.wait and not all(job.done() for job in jobs):
+    while launch.manner.wait and not all(job.done() for job in jobs):
         watch.look()
         time.sleep(LOOK_SECONDS)
     watch.look()

@@ -1,4 +1,4 @@
-"""`fula-fast status`: what a run is doing, from any machine."""
+"""`fula-fast work` and `fula-fast status`: join a run, or see what it is doing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import FAILED, command
+from ..files.paths import user_path
+from .app import FAILED, DeviceOption, command
 
 if TYPE_CHECKING:
     from ..store.activity import Status
 
 WATCH_SECONDS = 5.0
+
+
+@command("work", resume="what is finished is kept: the same command goes on")
+def work(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
+    device: DeviceOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Cells that failed after it are not tried again: now."),
+    ] = None,
+    donors: Annotated[Path | None, typer.Option(help="Folder of trained donors.")] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first failed cell.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
+    ] = False,
+    report: Annotated[
+        bool, typer.Option(help="Write tables and report if no other worker is left at the end.")
+    ] = True,
+    parent: Annotated[
+        int | None, typer.Option(metavar="PID", help="End when this process has.")
+    ] = None,
+) -> None:
+    """Join a run as one more worker, from any machine that sees its folder."""
+    from ..progress import open_progress
+    from ..report.after_sweep import work_on_report
+    from ..runs.alone import end_with
+    from ..runs.kept import go_where_started
+
+    folder = user_path(run).absolute()
+    if parent is None:
+        go_where_started(folder)  # its spec's paths may be relative
+    else:
+        end_with(parent)
+    with open_progress() as progress:
+        left = work_on_report(
+            folder, report=report, device=device or "auto", since=since, donors=donors,
+            fail_fast=fail_fast, profile=profile, progress=progress,
+        )  # fmt: skip
+    print(f"no wave of '{run}' is free; {left} cells have no result")
 
 
 @command("status")

@@ -1,0 +1,93 @@
+"""The waves of a run, one after another, by one of its workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..engine.task import Outcome, WaveTask
+from ..errors import FulaError
+from ..progress import Progress
+from ..store import Store
+from ..study.plan import Plan, PlannedWave
+from .engines.launch import Manner
+from .rows import hashes_of, rows_of
+from .workbench import Workbench
+
+Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
+_WAIT_SECONDS = 2.0
+
+
+def work_on(
+    bench: Workbench, store: Store, todo: set[str], manner: Manner, since: str | None = None
+) -> None:
+    """Run the waves with cells in `todo` that nobody else works on. `since`: cells that failed from
+    then on are done with."""
+    with store.writers.present():
+        for wave in _free_waves(bench.plan, store, todo, since, bench.progress):
+            _run_wave(wave, bench, store, todo, manner)
+
+
+def _free_waves(
+    planned: Plan, store: Store, todo: set[str], since: str | None, progress: Progress
+) -> Iterator[PlannedWave]:
+    """The waves with unfinished cells, those that another process works on last: it is waited for,
+    and what it has finished is taken out of `todo`. `since`: so are failures from then on."""
+    waiting, told = list(planned.waves), False
+    while waiting:
+        taken = {note["wave"]: note for note in store.writers.others()}
+        if taken and not told and not since:
+            note, told = next(iter(taken.values())), True
+            progress.note(
+                f"process {note['pid']} on {note['host']} works in '{store.folder}' too; its waves "
+                "are left to it"
+            )
+        if taken or since:
+            todo -= store.settled(since)
+        waiting = [wave for wave in waiting if todo.intersection(cell.id for cell in wave.cells)]
+        free = next((wave for wave in waiting if wave.id not in taken), None)
+        if free is not None:
+            if store.writers.claim(free.id):
+                waiting.remove(free)
+                if since:  # finished meanwhile?
+                    todo -= store.settled(since)
+                if todo.intersection(cell.id for cell in free.cells):
+                    yield free
+        elif waiting:
+            time.sleep(_WAIT_SECONDS)
+
+
+def _run_wave(
+    wave: PlannedWave, bench: Workbench, store: Store, todo: set[str], manner: Manner
+) -> None:
+    task, hashes = bench.task(wave), hashes_of(bench, wave)
+    store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
+    for outcomes in _executor(bench.plan, wave, store, todo, manner.profile)(task):
+        rows = list(rows_of(bench, wave, outcomes))
+        good = [o for o in outcomes if not o.error]
+        stitches, statistics = (
+            {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
+        )
+        store.write(wave.id, rows, stitches, statistics)
+        for row in rows:
+            bench.progress.cell_done(row)
+        if manner.fail_fast and (failed := [o for o in outcomes if o.error]):
+            raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
+
+
+def _executor(
+    planned: Plan, wave: PlannedWave, store: Store, todo: set[str], profile: bool
+) -> Executor:
+    """Runs the wave's unfinished cells, alone or as lanes."""
+    if planned.executor == "solo":
+        from ..engine import solo
+
+        return lambda task: solo.run_wave(_only(task, todo))
+    from .. import engine
+
+    return lambda task: engine.run_wave(_only(task, todo), store, wave.id, profile=profile)
+
+
+def _only(task: WaveTask, todo: set[str]) -> WaveTask:
+    return replace(task, cells=tuple(cell for cell in task.cells if cell.id in todo))
