@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
 from torch import nn
 
 from .donors.guessing import warn_near_chance
@@ -25,49 +24,25 @@ from .errors import FulaError
 from .files.paths import user_path
 from .measures.agreement import COLUMNS as AGREEMENT
 from .measures.registry import OF_LABELS
-from .methods import FULA, objective, with_soft_term
-from .methods import method as method_named
-from .methods.weightings import term_weights
-from .models import Staged, batchnorm, content_hash, load_checkpoint
-from .models.copies import private_copy, unwrapped
-from .models.labels import (
-    check_answers,
-    check_label_order,
-    check_stored_normalisation,
-    no_labels_for,
-)
-from .pipelines import Normalisation, Source
+from .methods import FULA
+from .models import Staged, batchnorm, content_hash
+from .models.copies import unwrapped
+from .models.labels import check_stored_normalisation
+from .pipelines import Normalisation
 from .progress import Progress, open_progress
 from .report.after_sweep import sweep_with_report
 from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source, given_spec
-from .stitching.stitch import Geometry, Stitch
+from .runs.one_cell import Donor, StitchOptions, cell_of, check_fit, donor_of, protocol_of,
+    uncut
+from .stitching.stitch import Stitch
 from .study.cell import Cell
-from .study.donor_spec import OneShortcut, Seed, SpecTable
 from .study.protocol import Protocol
-from .study.protocol import protocol as preset
 from .study.resources import resources
 from .study.similarity_plan import similarity_spec
-from .study.site_names import Site, site_number
 from .study.spec import EngineSpec, Spec, parse_table
-from .study.toml import explain, plain, read_toml
-
-Donor = Staged | str | Path
-
-
-class _Options(SpecTable):
-    """The plain arguments of `stitch` that are no protocol options, checked."""
-
-    front_site: Site
-    end_site: Site
-    seed: Seed
-    data_seed: Seed
-    alpha: float = Field(ge=0, le=1)
-    shortcut: OneShortcut
-    subset: int | None = Field(ge=1)
-    device: str
-    precision: Literal["fp32", "fp64"]
+from .study.toml import plain, read_toml
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -172,13 +147,13 @@ def stitch(
         "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
         "subset": subset, "device": device, "precision": precision,
     }  # fmt: skip
-    given = parse_table(_Options, plain(asked), "stitch")
-    rule = _protocol(protocol, plain(options))
-    front, end = _donor(front, "front", rule), _donor(end, "end", rule)
+    given = parse_table(StitchOptions, plain(asked), "stitch")
+    rule = protocol_of(protocol, plain(options))
+    front, end = donor_of(front, "front", rule), donor_of(end, "end", rule)
     found = given_source(data, end)
     source = found.source
-    cell = _cell(method, rule, given, (front, end))
-    _check(cell, front, end, source)
+    cell = cell_of(method, rule, given, (front, end))
+    check_fit(cell, front, end, source)
     moments = given_moments(normalisation, source)
     for role, donor in (("front", front), ("end", end)):
         check_stored_normalisation(donor, moments, role)
@@ -197,104 +172,6 @@ def stitch(
         result = _run(cell, front, end, images, given.precision, progress, accuracies)
         progress.cell_done({"status": "ok"})
     return result
-
-
-def _protocol(name: str, options: Mapping[str, Any]) -> Protocol:
-    try:
-        return preset(name, **options)
-    except ValidationError as error:
-        raise explain(error, Protocol, "") from None
-
-
-def _cell(
-    method: str | Mapping[str, float],
-    rule: Protocol,
-    given: _Options,
-    donors: tuple[Staged, Staged],
-) -> Cell:
-    name = method if isinstance(method, str) else "mixture"
-    sites = [
-        site_number(site, donor.site_names, f"{role} {donor.name}")
-        for role, site, donor in zip(
-            ("front", "end"), (given.front_site, given.end_site), donors, strict=True
-        )
-    ]
-    weights = objective(method)
-    if rule.fula_soft:
-        terms = donors[1].num_sites + 1 - sites[1]
-        weights = with_soft_term(weights, rule.weighting, terms)
-    return Cell(
-        "front", "end", *sites, name, weights, rule,
-        given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
-    )  # fmt: skip
-
-
-def _donor(given: Donor, role: str, rule: Protocol) -> Staged:
-    """The user's donor as a private copy in eval mode."""
-    if isinstance(given, str | Path):
-        return load_checkpoint(given, hook=rule.hook)
-    given = unwrapped(given)
-    if not isinstance(given, Staged):
-        raise FulaError(_uncut(role, given))
-    if given.hook != rule.hook:
-        raise FulaError(
-            f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
-            f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
-        )
-    return private_copy(given).eval()
-
-
-def _uncut(role: str, given: Any) -> str:
-    return (
-        f"{role} is a {type(given).__name__}, not a model cut into stages; "
-        "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
-    )
-
-
-def _check(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
-    if not source.labelled:
-        _check_no_labels_needed(cell)
-    if cell.weighted:
-        term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
-    for role, donor in (("front", front), ("end", end)):
-        if donor.input_shape != source.image_shape:
-            raise FulaError(
-                f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
-                f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
-            )
-    check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
-    for name in cell.objective:
-        if method_named(name).labels:
-            _check_classes(name, front, end, source)
-    classes = source.num_classes
-    check_answers(end.num_classes, classes, f"end '{end.name}'", f"'{source.name}'")
-    sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
-    if not cell.objective and not sites.like:
-        raise FulaError(
-            f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
-            "choose other sites, or a trained method"
-        )
-
-
-def _check_no_labels_needed(cell: Cell) -> None:
-    asked = [f"method '{name}'" for name in cell.objective if method_named(name).labels]
-    asked += [f"alpha = {cell.alpha}"] * (cell.alpha > 0)
-    asked += [f"shortcut '{cell.shortcut_label}'"] * (cell.shortcut is not None)
-    asked += [f"subset = {cell.subset}"] * (cell.subset is not None)
-    if asked:
-        raise FulaError(no_labels_for(asked[0]))
-
-
-def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
-    counts = {
-        "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
-    }  # fmt: skip
-    if len(set(counts.values())) > 1:
-        shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        raise FulaError(
-            f"{method} trains on labels, which must mean the same to both donors and the data, but "
-            f"their class counts differ ({shown}); use another method, or donors of one task"
-        )
 
 
 def _device(asked: str) -> torch.device:
@@ -438,7 +315,7 @@ def _with_models(
     donors = dict(table.get("donors", {}))
     for name, model in models.items():
         if not isinstance(model, Staged):
-            raise FulaError(_uncut(f"model '{name}'", model))
+            raise FulaError(uncut(f"model '{name}'", model))
         given = donors.get(name, {})
         if clash := {"model", "checkpoint", "untrained"} & set(given):
             raise FulaError(

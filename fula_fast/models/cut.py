@@ -25,6 +25,7 @@ from .sizes import (
     UnknownSizeError,
     asked_anywhere,
     check_runs,
+    running,
     shapes_of,
 )
 from .staged import Norm2d, Staged
@@ -272,14 +273,8 @@ def _classes(
 @torch.no_grad()
 def _checked_run(label: str, site: str, part: nn.Module, x: torch.Tensor) -> torch.Tensor:
     version = x._version
-    try:
+    with running(label, x.shape, f" (at {site})"):
         y = part(x)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).split("\n")[0][:160]
-        raise FulaError(
-            f"model '{label}' does not run on an input of shape {list(x.shape[1:])}: "
-            f"{reason} (at {site}); check input_shape and the model's options"
-        ) from error
     if site == "the head" and not isinstance(y, torch.Tensor):
         raise FulaError(
             f"model '{label}' returns a {type(y).__name__}, not a tensor; return the logits alone"

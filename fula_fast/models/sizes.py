@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -141,13 +142,21 @@ def check_runs(run: Callable[[Tensor], Any], root: nn.Module, shape: Sequence[in
     """Raise `FulaError` where `run`, a pass of the model `root`, refuses black images (B, C, H, W)
     of that shape."""
     weight = next(root.parameters(), torch.zeros(()))
-    try:
+    with running(type(root).__name__, shape):
         run(weight.new_zeros(tuple(shape)))
+
+
+@contextmanager
+def running(label: str, shape: Sequence[int], place: str = "") -> Iterator[None]:
+    """Tell what a model refuses of images (B, C, H, W), or whatever reaches a `place`, as one
+    `FulaError`."""
+    try:
+        yield
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0][:160]
         raise FulaError(
-            f"model '{type(root).__name__}' does not run on an input of shape {list(shape[1:])}: "
-            f"{reason}; check input_shape and the model's options"
+            f"model '{label}' does not run on an input of shape {list(shape[1:])}: "
+            f"{reason}{place}; check input_shape and the model's options"
         ) from error
 
 

@@ -1,0 +1,144 @@
+"""One stitched model asked for from Python: what the arguments of `fula_fast.stitch` mean, and
+whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ..errors import FulaError
+from ..methods import method as method_named
+from ..methods import objective, with_soft_term
+from ..methods.weightings import term_weights
+from ..models import Staged, load_checkpoint
+from ..models.copies import private_copy, unwrapped
+from ..models.labels import check_answers, check_label_order, no_labels_for
+from ..pipelines import Source
+from ..stitching.stitch import Geometry
+from ..study.cell import Cell
+from ..study.donor_spec import OneShortcut, Seed, SpecTable
+from ..study.protocol import Protocol
+from ..study.protocol import protocol as preset
+from ..study.site_names import Site, site_number
+from ..study.toml import explain
+
+Donor = Staged | str | Path
+
+
+class StitchOptions(SpecTable):
+    """The plain arguments of `stitch` that are no protocol options, checked."""
+
+    front_site: Site
+    end_site: Site
+    seed: Seed
+    data_seed: Seed
+    alpha: float = Field(ge=0, le=1)
+    shortcut: OneShortcut
+    subset: int | None = Field(ge=1)
+    device: str
+    precision: Literal["fp32", "fp64"]
+
+
+def protocol_of(name: str, options: Mapping[str, Any]) -> Protocol:
+    """A preset with options replaced; `FulaError` names what is wrong with one."""
+    try:
+        return preset(name, **options)
+    except ValidationError as error:
+        raise explain(error, Protocol, "") from None
+
+
+def cell_of(
+    method: str | Mapping[str, float],
+    rule: Protocol,
+    given: StitchOptions,
+    donors: tuple[Staged, Staged],
+) -> Cell:
+    """The cell that the arguments mean."""
+    name = method if isinstance(method, str) else "mixture"
+    sites = [
+        site_number(site, donor.site_names, f"{role} {donor.name}")
+        for role, site, donor in zip(
+            ("front", "end"), (given.front_site, given.end_site), donors, strict=True
+        )
+    ]
+    weights = objective(method)
+    if rule.fula_soft:
+        terms = donors[1].num_sites + 1 - sites[1]
+        weights = with_soft_term(weights, rule.weighting, terms)
+    return Cell(
+        "front", "end", *sites, name, weights, rule,
+        given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
+    )  # fmt: skip
+
+
+def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:
+    """The user's donor as a private copy in eval mode."""
+    if isinstance(given, str | Path):
+        return load_checkpoint(given, hook=rule.hook)
+    given = unwrapped(given)
+    if not isinstance(given, Staged):
+        raise FulaError(uncut(role, given))
+    if given.hook != rule.hook:
+        raise FulaError(
+            f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
+            f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
+        )
+    return private_copy(given).eval()
+
+
+def uncut(role: str, given: Any) -> str:
+    """What to say of a model that is not cut into stages."""
+    return (
+        f"{role} is a {type(given).__name__}, not a model cut into stages; "
+        "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
+    )
+
+
+def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
+    """Raise `FulaError` for donors and data that do not fit each other or the cell."""
+    if not source.labelled:
+        _check_no_labels_needed(cell)
+    if cell.weighted:
+        term_weights(cell.protocol.weighting, end.num_sites + 1 - cell.end_site)
+    for role, donor in (("front", front), ("end", end)):
+        if donor.input_shape != source.image_shape:
+            raise FulaError(
+                f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
+                f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
+            )
+    check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
+    for name in cell.objective:
+        if method_named(name).labels:
+            _check_classes(name, front, end, source)
+    classes = source.num_classes
+    check_answers(end.num_classes, classes, f"end '{end.name}'", f"'{source.name}'")
+    sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
+    if not cell.objective and not sites.like:
+        raise FulaError(
+            f"{cell.method} needs sites of one form, not {sites.source} and {sites.target}; "
+            "choose other sites, or a trained method"
+        )
+
+
+def _check_no_labels_needed(cell: Cell) -> None:
+    asked = [f"method '{name}'" for name in cell.objective if method_named(name).labels]
+    asked += [f"alpha = {cell.alpha}"] * (cell.alpha > 0)
+    asked += [f"shortcut '{cell.shortcut_label}'"] * (cell.shortcut is not None)
+    asked += [f"subset = {cell.subset}"] * (cell.subset is not None)
+    if asked:
+        raise FulaError(no_labels_for(asked[0]))
+
+
+def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
+    counts = {
+        "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
+    }  # fmt: skip
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise FulaError(
+            f"{method} trains on labels, which must mean the same to both donors and the data, but "
+            f"their class counts differ ({shown}); use another method, or donors of one task"
+        )
