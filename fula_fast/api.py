@@ -34,8 +34,7 @@ from .report.after_sweep import sweep_with_report
 from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source, given_spec
-from .runs.one_cell import Donor, StitchOptions, cell_of, check_fit, donor_of, protocol_of,
-    uncut
+from .runs.one_cell import Donor, StitchOptions, cell_of, check_fit, donor_of, protocol_of, uncut
 from .stitching.stitch import Stitch
 from .study.cell import Cell
 from .study.protocol import Protocol
