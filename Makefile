@@ -12,11 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
 PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py
 
-.PHONY: help quickstart test test-slow gpu-check gpu-visit lint bench install
+.PHONY: help quickstart test test-slow test-long gpu-check gpu-visit lint bench install
 help:
 	@echo "make quickstart   install, stitch two small networks, write a report (a few minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-slow    the tests that CI runs on top: packaging, embedding, sanitizers"
+	@echo "make test-long    what is run by hand: hours"
 	@echo "make gpu-check    tests and benchmarks on a CUDA device, in eleven minutes"
 	@echo "make gpu-visit    what a bare GPU machine needs, in .gpu/, and the commands to run there"
 	@echo "make lint | bench"
@@ -42,6 +43,10 @@ quickstart: install
 
 test: $(VENV)/.installed-test
 	$(PYTEST) -m 'not slow and not long and not gpu'
+
+# Hours: whole option tables, statistics of many draws, damage at every file.
+test-long: $(VENV)/.installed-test
+	$(PYTEST) -m 'long and not gpu' $(LONG)
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m 'slow and not long and not gpu' --durations=25 $(SLOW)

@@ -1,8 +1,8 @@
 """AutoAttack on a real network and real images: the reference package's adversarial images and
 flags.
 
-Three sizes of one comparison: a glance in every run, what three minutes of one core can carry in
-CI, and by hand (`pytest -m long tests/attacks`) the whole of AutoAttack's "rand". `python -m
+Sizes of one comparison: a glance and a few images' hundred iterations in CI, and by hand (`pytest
+-m long tests/attacks`) more images and the whole of AutoAttack's "rand". `python -m
 fula_fast.bench.suites.agreement` runs it on any number of images and keeps the figures.
 """
 
@@ -32,7 +32,7 @@ def test_a_glance(robust_net, cifar):
     compared(robust_net, cifar[0][:8], cifar[1][:8], 0.5 / 255, eot=1, steps=4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thirty_two_images_at_twenty_samples(robust_net, cifar):
     """32 images and 20 samples, as "rand" has them, but 3 of its 100 iterations: all of a stage's
     machinery, with a checkpoint at every iteration. Every adversarial image equals the

@@ -29,5 +29,11 @@ def test_kernels_in_the_interpreter():
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
-def test_every_option_in_the_interpreter():
-    _interpret("slow and not gpu")
+def test_a_sample_of_options_in_the_interpreter():
+    _interpret("slow and not long and not gpu")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
+def test_all_options_in_the_interpreter():
+    _interpret("long and not gpu")
