@@ -8,15 +8,20 @@ import time
 from threading import Thread
 
 LOOK_SECONDS = 1.0
+PATIENCE_SECONDS = 30.0
+"""How long this process may take to write what it has after SIGTERM."""
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, patience: float = PATIENCE_SECONDS) -> None:
     """Stop this process, as SIGTERM does, when its parent is `parent` no more: the system gives
-    the child of a killed process another."""
-    Thread(target=_watch, args=(parent,), daemon=True).start()
+    the child of a killed process another. What SIGTERM has not ended after `patience` seconds (an
+    exception that a destructor raises is dropped) SIGKILL ends: a run loses nothing by it."""
+    Thread(target=_watch, args=(parent, patience), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, patience: float) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(patience)
+    os.kill(os.getpid(), signal.SIGKILL)

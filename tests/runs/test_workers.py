@@ -28,6 +28,8 @@ from fula_fast.store.activity import status_of
 from fula_fast.study.resources import Resources
 from fula_fast.study.spec import EngineSpec, SlurmSpec
 
+from .test_alone import runs
+
 tomli_w = pytest.importorskip("tomli_w")
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -89,7 +91,7 @@ def test_workers_that_are_killed_change_nothing(donors, alone, tmp_path):
     ended.set()
     assert len(killed) == 6
     assert measured(found) == measured(undisturbed)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in killed)
+    assert not any(map(runs, killed))
 
 
 def _kill(folder: Path, killed: list[int], ended: threading.Event) -> None:
@@ -123,7 +125,7 @@ def test_no_worker_outlives_who_started_it(donors, tmp_path):
     pids = _until(lambda: [n["pid"] for n in _notes(tmp_path / "run") if n["wave"]], 2)
     starter.kill()
     starter.wait()
-    assert _until(lambda: [p for p in pids if not Path(f"/proc/{p}").exists()], 2) == pids
+    assert _until(lambda: [p for p in pids if not runs(p)], 2) == pids
     assert status_of(Store.open(tmp_path / "run")).state == "stopped"
 
 
