@@ -209,6 +209,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set protocol.epochs=5"),
 ]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Only the cells that failed, once more.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
 ]

@@ -21,7 +21,17 @@ from . import data as _data_commands  # noqa: F401  registers its commands
 from . import manual as _manual  # noqa: F401
 from . import similarity as _similarity_command  # noqa: F401  registers it
 from . import workers as _workers  # noqa: F401
-from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
+from .app import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    DeviceOption,
+    RetryOption,
+    SetOption,
+    SpecArgument,
+    app,
+    command,
+)
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
 
@@ -35,6 +45,7 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run: missing and failed cells only.")
     ] = False,
+    retry_failed: RetryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cells, waves, memory and work; do nothing.")
     ] = False,
@@ -85,8 +96,8 @@ def sweep(
 
     with open_progress() as progress:
         summary = sweep_with_report(
-            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress,
-            profile=profile, wait=wait or loaded.engine.kind != "slurm",
+            loaded, folder, resume=resume or retry_failed, fail_fast=fail_fast, progress=progress,
+            profile=profile, retry_failed=retry_failed, wait=wait or loaded.engine.kind != "slurm",
         )  # fmt: skip
     print(summary)
     return FAILED if summary.run.failed else 0

@@ -1,4 +1,4 @@
-"""`fula-fast work` and `fula-fast status`: join a run, or see what it is doing."""
+"""`fula-fast work`, `status` and `cancel`: join a run, see what it is doing, end it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..files.paths import user_path
-from .app import FAILED, DeviceOption, command
+from .app import FAILED, DeviceOption, RetryOption, command
 
 if TYPE_CHECKING:
     from ..store.activity import Status
@@ -33,6 +33,7 @@ def work(
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a trace and a table of time by stage.")
     ] = False,
+    retry_failed: RetryOption = False,
     report: Annotated[
         bool, typer.Option(help="Write tables and report if no other worker is left at the end.")
     ] = True,
@@ -54,7 +55,7 @@ def work(
     with open_progress() as progress:
         left = work_on_report(
             folder, report=report, device=device or "auto", since=since, donors=donors,
-            fail_fast=fail_fast, profile=profile, progress=progress,
+            fail_fast=fail_fast, profile=profile, retry_failed=retry_failed, progress=progress,
         )  # fmt: skip
     print(f"no wave of '{run}' is free; {left} cells have no result")
 
@@ -84,6 +85,33 @@ def status(
         if not watch or found.state != "running":
             return FAILED if found.failed else 0
         time.sleep(WATCH_SECONDS)
+
+
+@command("cancel")
+def cancel(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A sweep's folder.")],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for the workers' end.")
+    ] = 60.0,
+) -> int:
+    """End all workers of a run, on whichever machine: each keeps what it has finished.
+
+    Those that a cluster starts later for the same launch end at once. Exit code 1 where some still
+    work when `--wait` is over.
+    """
+    from ..runs.engines.launch import now
+    from ..store import Store
+    from ..store.activity import status_of
+
+    store = Store.open(run)
+    store.writers.cancel(now())
+    until = time.monotonic() + wait
+    while (left := status_of(store).workers) and time.monotonic() < until:
+        time.sleep(min(0.5, wait))
+    print(_text(status_of(store)))
+    if left:
+        print(f"{len(left)} workers have not heard of it yet; they end when they do")
+    return FAILED if left else 0
 
 
 def _text(found: Status) -> str:

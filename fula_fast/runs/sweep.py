@@ -66,13 +66,15 @@ def run_sweep(
     spec = _in_reach(spec, modules or {})
     planned = plan_here(spec, {n: described_facts(n, describe_staged(m)) for n, m in
                                (modules or {}).items()})  # fmt: skip
-    store = _existing(spec, folder, planned, resume)
+    store, chosen = _existing(spec, folder, planned, resume), Manner(**manner)
+    if store is None and chosen.retry_failed:
+        raise FulaError(f"'{folder}' holds no run whose failed cells could be done once more")
     if store is not None:
         planned = _kept(store, resources(spec.engine).budget, planned.device)
-    todo = {cell.id for cell in planned.cells} if store is None else set(store.missing())
+    todo = {cell.id for cell in planned.cells} if store is None else chosen.todo(store)
     _tell(progress, planned, todo)
     if todo or (planned.similarity and (store is None or missing_pairs(store))):
-        run = _Run(spec, folder, planned, progress, modules or {}, Manner(**manner))
+        run = _Run(spec, folder, planned, progress, modules or {}, chosen)
         store = run.compute(store, todo)
     return _finish(store, planned, time.perf_counter() - started)
 
@@ -129,7 +131,7 @@ class _Run:
             keep_surroundings(store, bench)
             store.add_launch(_launch(here))
             if here.similarity:
-                with store.writers.present():
+                with store.writers.present(now()):
                     run_similarity(bench, store)
             kind = self.spec.engine.kind
             if todo and kind == "local" and found.workers == 1:
@@ -164,7 +166,7 @@ def work(
     spec = load_spec(store.spec, [("engine.device", device), ("engine.workers", 1)])
     found = resources(spec.engine)
     planned = _kept(store, found.budget, found.device)
-    todo = set(store.missing()) - store.settled(since)
+    todo = chosen.todo(store) - store.settled(since)
     progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
     with keeping_memory(found.device == "cpu"):
         bench = Workbench(spec, planned, progress, donors=chosen.donors)
