@@ -243,9 +243,11 @@ def sweep(
 
     `spec`: a TOML file, a shipped recipe's name ("quickstart"), or the same tables as a
     dictionary. `out`: the run's folder, by default runs/NAME. `resume`: go on with the run there:
-    missing and failed cells only; `retry_failed`: failed ones alone. `data`: as of `stitch`, in the place of the spec's [data] source;
-    size, channels, mean, std and limits of that table hold for them. The run keeps their content
-    hash, so `resume` needs the same data again; `load` needs none.
+    missing and failed cells only; `retry_failed`: failed ones alone.
+
+    `data`: as of `stitch`, in the place of the spec's [data] source; size, channels, mean, std and
+    limits of that table hold for them. The run keeps their content hash, so `resume` needs the same
+    data again; `load` needs none.
 
     `models`: donors of your own by name, cut into stages; their tables in the spec, if any, say
     nothing of a model. `donors`: folder of trained donors (default: the user's cache). `overrides`:

@@ -13,9 +13,12 @@ from ..files.paths import user_path
 from .app import FAILED, DeviceOption, RetryOption, command
 
 if TYPE_CHECKING:
+    from ..store import Store
     from ..store.activity import Status
 
 WATCH_SECONDS = 5.0
+PAGE_SHARE = 4.0
+"""Between two pages lies this many times what one takes: looking is not to slow a run down."""
 
 
 @command("work", resume="what is finished is kept: the same command goes on")
@@ -68,6 +71,10 @@ def status(
         bool, typer.Option("--failed", help="List the failed cells with their errors.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
+    html: Annotated[
+        bool,
+        typer.Option("--html", help="Write the run's report.html as it stands, too: a live page."),
+    ] = False,
 ) -> int:
     """Show what a run is doing: done, running, waiting, interrupted, failed; time left.
 
@@ -77,14 +84,26 @@ def status(
     from ..store.activity import status_of
 
     while True:
+        started = time.monotonic()
         store = Store.open(run)
         found = status_of(store)
         print(json.dumps(found.to_json()) if as_json else _text(found), flush=True)
         if failed:
             print(*_failures(store), sep="\n")
+        if html:
+            _write_page(store, found, watch, started)
         if not watch or found.state != "running":
             return FAILED if found.failed else 0
-        time.sleep(WATCH_SECONDS)
+        time.sleep(max(WATCH_SECONDS, PAGE_SHARE * (time.monotonic() - started)))
+
+
+def _write_page(store: Store, found: Status, watch: bool, started: float) -> None:
+    from ..report.page import Live, write_report
+
+    running = watch and found.state == "running"
+    seconds = WATCH_SECONDS + PAGE_SHARE * (time.monotonic() - started)
+    live = Live(_text(found).splitlines(), max(round(seconds), 10)) if running else None
+    print(f"report: {write_report(store.folder, live)}", flush=True)
 
 
 @command("cancel")
