@@ -73,6 +73,9 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="wandb|tensorboard", help="Tell a tracker, too.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="For Slurm's jobs, which go on by themselves else.")
     ] = False,
@@ -84,7 +87,7 @@ def sweep(
     from ..study.spec import load_spec
 
     table = {"device": device, "executor": executor, "mode": engine_mode, "kind": engine}
-    table |= {"precision": precision, "memory": memory, "workers": workers}
+    table |= {"precision": precision, "memory": memory, "workers": workers, "track": track}
     loaded = load_spec(spec, [*(overrides or ()), *_flags(table)])
     folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:

@@ -40,6 +40,9 @@ def work(
     report: Annotated[
         bool, typer.Option(help="Write tables and report if no other worker is left at the end.")
     ] = True,
+    track: Annotated[
+        str | None, typer.Option(metavar="wandb|tensorboard", help="Tell a tracker, too.")
+    ] = None,
     parent: Annotated[
         int | None, typer.Option(metavar="PID", help="End when this process has.")
     ] = None,
@@ -57,7 +60,7 @@ def work(
         end_with(parent)
     with open_progress() as progress:
         left = work_on_report(
-            folder, report=report, device=device or "auto", since=since, donors=donors,
+            folder, report=report, track=track, device=device or "auto", since=since, donors=donors,
             fail_fast=fail_fast, profile=profile, retry_failed=retry_failed, progress=progress,
         )  # fmt: skip
     print(f"no wave of '{run}' is free; {left} cells have no result")

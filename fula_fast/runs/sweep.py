@@ -241,7 +241,7 @@ def _identity(spec: Spec) -> dict[str, Any]:
     return dumped | {"engine": {k: v for k, v in engine.items() if k not in _PLACE}}
 
 
-_PLACE = ("memory", "device", "kind", "workers", "slurm", "ray")
+_PLACE = ("memory", "device", "kind", "workers", "track", "slurm", "ray")
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:

@@ -50,7 +50,10 @@ class Launch:
         found = ["work", str(self.store.folder.absolute()), "--since", self.since]
         how = self.manner
         found += ["--donors", str(how.donors.absolute())] if how.donors else []
-        found += ["--no-report"] * how.wait  # who waits writes it
+        if how.wait:
+            found.append("--no-report")  # who waits writes it, and tells a tracker
+        elif self.engine.track:
+            found += ["--track", self.engine.track]
         for name in ("fail_fast", "profile", "retry_failed"):
             found += [f"--{name.replace('_', '-')}"] * getattr(how, name)
         return found
