@@ -209,6 +209,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set protocol.epochs=5"),
 ]
+ParentOption = Annotated[int | None, typer.Option(metavar="PID", help="End when this process has.")]
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Only the cells that failed, once more.")
 ]

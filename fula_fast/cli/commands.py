@@ -26,6 +26,7 @@ from .app import (
     FAILED,
     INTERRUPTED,
     DeviceOption,
+    ParentOption,
     RetryOption,
     SetOption,
     SpecArgument,
@@ -120,6 +121,7 @@ def train(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
+    parent: ParentOption = None,
 ) -> None:
     """Train a spec's donors, or find them trained, and print where their checkpoints lie."""
     from ..study.resources import resources
@@ -127,13 +129,17 @@ def train(
 
     loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device})])
     chosen = [loaded.donor(name) for name in donor or loaded.donors]
-    place = resources(loaded.engine).device
-    from ..donors.obtain import obtain_donor, open_source
+    where = resources(loaded.engine)
+    from ..donors.obtain import obtain_donor, open_source, training_precision
     from ..progress import open_progress
+    from ..runs.alone import end_with
 
+    if parent is not None:
+        end_with(parent)
+    how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
         found = [
-            obtain_donor(d, open_source(d.data), cache_dir=out, device=place, progress=progress)
+            obtain_donor(d, open_source(d.data), cache_dir=out, progress=progress, **how)
             for d in chosen
         ]
     for each, trained in zip(chosen, found, strict=True):

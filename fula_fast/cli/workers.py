@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..files.paths import user_path
-from .app import FAILED, DeviceOption, RetryOption, command
+from .app import FAILED, DeviceOption, ParentOption, RetryOption, command
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -43,9 +43,7 @@ def work(
     track: Annotated[
         str | None, typer.Option(metavar="wandb|tensorboard", help="Tell a tracker, too.")
     ] = None,
-    parent: Annotated[
-        int | None, typer.Option(metavar="PID", help="End when this process has.")
-    ] = None,
+    parent: ParentOption = None,
 ) -> None:
     """Join a run as one more worker, from any machine that sees its folder."""
     from ..progress import open_progress
