@@ -349,18 +349,21 @@ def test_workers_take_no_network_of_this_process(tmp_path, donors):
         )  # fmt: skip
 
 
-def test_parameters_of_a_slurm_job():
+def test_parameters_of_a_slurm_job(store):
     spec = SlurmSpec(
         partition="gpu", account="lab", gpu_type="h100", gpus=2, hours=1.5, cpus=8,
         sbatch={"exclude": "n7", "mail-type": "FAIL"},
     )  # fmt: skip
-    assert slurm.parameters(spec, "depth") == {
-        "name": "fula-depth", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
+    launch = Launch(store, Resources("cuda", "bf16", 1 << 30), EngineSpec(slurm=spec))
+    assert slurm.parameters(launch) == {
+        "name": "fula-run", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
         "slurm_partition": "gpu", "slurm_account": "lab",
         "slurm_additional_parameters": {
             "exclude": "n7", "mail_type": "FAIL", "gres": "gpu:h100:2"
         },
     }  # fmt: skip
+    launch = Launch(store, Resources("cpu", "fp32", 1 << 30), EngineSpec(slurm=spec))
+    assert "gres" not in slurm.parameters(launch)["slurm_additional_parameters"]
 
 
 @pytest.mark.slow
