@@ -26,10 +26,12 @@ from .app import (
     FAILED,
     INTERRUPTED,
     DeviceOption,
+    EngineOption,
     ParentOption,
     RetryOption,
     SetOption,
     SpecArgument,
+    WorkersOption,
     app,
     command,
 )
@@ -68,12 +70,8 @@ def sweep(
     memory: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(metavar="local|slurm|ray", help="What runs the waves.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
-    ] = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
     track: Annotated[
         str | None, typer.Option(metavar="wandb|tensorboard", help="Tell a tracker, too.")
     ] = None,
@@ -303,14 +301,16 @@ def reproduce(
     precision: Annotated[
         str | None, typer.Option(metavar="auto|fp32|tf32|bf16", help="Of activations.")
     ] = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
 ) -> int:
     """Run an experiment of the papers by name and set the result beside what they say."""
     from .reproduce import reproduce as run_experiments
 
-    engine = {"device": device, "precision": precision}
+    table = {"device": device, "precision": precision, "kind": engine, "workers": workers}
     return run_experiments(
         name, scale, out=out, data=data, dry_run=dry_run, models=(front, end),
-        overrides=overrides or (), engine={k: v for k, v in engine.items() if v is not None},
+        overrides=overrides or (), engine={k: v for k, v in table.items() if v is not None},
     )  # fmt: skip
 
 
