@@ -24,10 +24,10 @@ class Record:
     images: uint8, or float in [0, 1]; they stay where they are and are turned into float32 (float64
     stays) in batches. With L lanes: `logits` (L, N, classes) on the host, of the clean image until
     an adversarial one is confirmed; `correct` and `fooled` (L, N) bool, as is
-    `zero_gradient` (robust, and with a gradient of the cross-entropy that is zero in every pixel of
-    the clean image); `gradients` and `verified` (L,) counts of image gradients and of images
-    confirmed or refused. keep_images: remember the adversarial images too, in `found`. witness: a
-    model, (n, C, H, W) -> (n, classes), whose logits on the same images are kept in
+    `zero_gradient` (classified rightly, and with a gradient of the cross-entropy that is zero in
+    every pixel of the clean image); `gradients` and `verified` (L,) counts of image gradients and
+    of images confirmed or refused. keep_images: remember the adversarial images too, in `found`.
+    witness: a model, (n, C, H, W) -> (n, classes), whose logits on the same images are kept in
     `witness_logits` (L, N, classes).
 
     Raises `FulaError` for labels out of range, pixels outside [0, 1], and no image at all.
