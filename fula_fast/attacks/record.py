@@ -145,6 +145,10 @@ def _checked(logits_fn: LogitsFn, x: Tensor) -> Tensor:
     return logits
 
 
+_MOST_CHANNELS = 4
+"""Where the last axis is no longer than this, and the two before are, it holds the channels."""
+
+
 def as_floats(images: Tensor) -> Tensor:
     """uint8 images, or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
@@ -155,6 +159,11 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise FulaError("there is no image to attack; give at least one")
     if images.ndim != 4:
         raise FulaError(f"images have shape {tuple(images.shape)}; give them as (N, C, H, W)")
+    if images.shape[3] <= _MOST_CHANNELS < min(images.shape[1:3]):
+        raise FulaError(
+            f"images have shape {tuple(images.shape)}, with channels last; give (N, C, H, W), as "
+            "images.permute(0, 3, 1, 2) of a tensor"
+        )
     check_label_form(labels, len(images))
     if images.dtype == torch.uint8:
         return

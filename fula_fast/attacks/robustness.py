@@ -179,6 +179,14 @@ def _tensors(
     images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and labels (N,) on `device`."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor | np.ndarray):
+            raise FulaError(
+                f"{name} are a {type(given).__name__}; give a tensor or a NumPy array: images "
+                "(N, C, H, W), labels (N,)"
+            )
+        if isinstance(given, np.ndarray) and given.dtype.kind not in "biuf":
+            raise FulaError(f"{name} are an array of {given.dtype}; give numbers")
     if isinstance(images, np.ndarray):
         channels_last = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] > 4
         images = torch.from_numpy(np.ascontiguousarray(images))
