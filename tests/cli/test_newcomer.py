@@ -127,6 +127,8 @@ def test_names_of_the_field_are_understood(name, ours):
     )
     assert by_name.base_protocol == by_ours.base_protocol
     assert getattr(by_name.base_protocol.attack, ours) == 0.1
+    written = load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: "51/510"}}})
+    assert written.base_protocol == by_name.base_protocol
     with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
         robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1, ours: 0.1})
     with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
