@@ -82,8 +82,12 @@ def _check_sites(module: nn.Module, sites: Sequence[str]) -> None:
 
 
 def _prepared(module: nn.Module) -> nn.Module:
-    """Plain `BatchNorm2d`s become `Norm2d`s; nothing works in place, or it could change a site."""
+    """Plain `BatchNorm2d`s become `Norm2d`s; nothing works in place, or it could change a site; and
+    weights can be written to: no two entries of a buffer are one."""
     for child in module.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None and 0 in buffer.stride():
+                child._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
         if type(child) is nn.BatchNorm2d:
             child.__class__ = Norm2d
         if getattr(child, "inplace", None) is True:
