@@ -63,6 +63,23 @@ def test_the_readmes_spec_can_be_planned_as_it_stands(capsys, tmp_path, monkeypa
     assert code == 0 and "data: 'cifar10' is not here; looked for" in out
 
 
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("agreement_top1", "answer alike"),
+        (
+            "agreement_right_wrong",
+            "both get right or both wrong, 0.82 by chance for two models at 10",
+        ),
+        ("dm_stats", 'epochs of passes .*`dm_stats = "stale"` makes none'),
+    ],
+)
+def test_the_readme_says_what_names_do_not(word, says):
+    """Of what misled: an agreement by chance, and a closed form that takes thirty epochs."""
+    assert word in README and re.search(says, " ".join(README.split()))
+    assert load_spec(tomllib.loads(TINY)).base_protocol.dm_stats == "refreshed"
+
+
 def test_a_dry_run_says_whether_data_is_here_and_how_long_it_takes(capsys, tmp_path):
     (tmp_path / "s.toml").write_text(TINY)
     code, out, _ = run(capsys, "sweep", str(tmp_path / "s.toml"), "--dry-run")
