@@ -88,6 +88,16 @@ def test_a_dry_run_says_whether_data_is_here_and_how_long_it_takes(capsys, tmp_p
     assert list(tmp_path.iterdir()) == [tmp_path / "s.toml"]
 
 
+@pytest.mark.parametrize("path", ["gone.pt", "/gone/a.safetensors", "~/gone.pt"])
+def test_a_dry_run_says_which_checkpoint_is_not_here(capsys, tmp_path, path):
+    given = TINY.replace("untrained = true", f"checkpoint = '{path}'", 1)
+    (tmp_path / "s.toml").write_text(given)
+    code, out, _ = run(capsys, "sweep", str(tmp_path / "s.toml"), "--dry-run")
+    shown = path.replace("~", str(Path.home()))
+    assert code == 0 and f"donor a: checkpoint '{shown}' is not here" in out.replace("\n", "")
+    assert "donor b" not in out
+
+
 @pytest.mark.parametrize(
     "change",
     [
