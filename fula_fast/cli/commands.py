@@ -258,7 +258,7 @@ def _attack_model(
     return (
         f"{result.attack} on {len(result.robust)} images: clean accuracy "
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
-        f"{f' ({vanished} robust images have a zero gradient)' if vanished else ''}"
+        f"{f' ({vanished} images have a zero gradient)' if vanished else ''}"
     )
 
 
