@@ -33,6 +33,9 @@ from .summary import HEADINGS, cells_of, findings, percent
 MOST_ROWS = 4
 """Settings in one stitching plot; further ones get further figures."""
 
+PAGE_ROWS = 100
+"""Of the table of every number, in one page of it."""
+
 HEAT_METRICS = ("accuracy", "robust_accuracy", "agreement_soft")
 
 
@@ -73,6 +76,7 @@ def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
         name=store.spec.get("name", store.folder.name),
         version=__version__,
         live=live,
+        page_rows=PAGE_ROWS,
         progress=_progress(store, rows),
         findings=_findings(found),
         headings=HEADINGS,

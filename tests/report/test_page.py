@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -104,6 +108,48 @@ def test_every_number_and_error_is_there(reported) -> None:
         "were merged",
     ):
         assert words in page.text
+
+
+def test_ten_thousand_rows_are_paged_and_all_are_there(tmp_path: Path) -> None:
+    """As elements they would take a browser many seconds."""
+    some = list(same_site_rows((0.0,)))
+    rows = [
+        row | {"cell": f"{k:06x}", "seed": k}
+        for k, row in enumerate(some * (10_000 // len(some) + 1))
+    ]
+    write_run(tmp_path, rows)
+    text = write_report(tmp_path).read_text("utf-8")
+    body = text[text.index('<table id="numbers">') : text.index('id="rows"')]
+    assert body.count("<tr>") == 101
+    held = re.search(r'<script type="application/json" id="rows">(.*?)</script>', text, re.S)
+    assert len(json.loads(held[1])) == len(rows)
+
+
+@pytest.mark.slow
+def test_a_browser_filters_sorts_and_turns_pages(reported, tmp_path: Path) -> None:
+    """What its user does, by script in a real one."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    script = """
+      at("filter").value = "method=hint accuracy>0.5"; choose(); sortBy(names.indexOf("accuracy"));
+      const column = name => rows.map(row => row[names.indexOf(name)]);
+      document.title = JSON.stringify([all.length, column("method"), column("accuracy").map(Number)]);
+    """
+    page = (reported[0] / "report.html").read_text("utf-8")
+    probe = tmp_path / "probe.html"
+    probe.write_text(page.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", probe.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    count, methods, values = json.loads(html.unescape(re.search("<title>(.*?)</title>", shown)[1]))
+    rows = Store.open(reported[0]).rows()
+    chosen = sorted(
+        float(f"{row['accuracy']:.4g}")
+        for row in rows
+        if row["method"] == "hint" and (row["accuracy"] or 0) > 0.5
+    )
+    assert count == len(rows) and set(methods) == {"hint"} and values == chosen
+    assert shown.count("<td") > 0 and f"of {len(chosen)} rows" in shown
 
 
 def test_the_callers_plot_settings_stay(reported, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ SPEC = {
         "front": "a", "end": "b", "sites": "same", "methods": ["hint", "slm", "tlm", "fula"],
         "seeds": list(range(6)),
     },
-    "protocol": {"epochs": 4, "batch_size": 256, "crop_padding": 1},
+    "protocol": {"epochs": 150, "batch_size": 256, "crop_padding": 1},
     "evaluation": {"batch_size": 200},
 }  # fmt: skip
 CELLS = 216
@@ -112,7 +112,7 @@ def undisturbed(donors, tmp_path_factory) -> list[dict]:
     return run.rows
 
 
-SMALL = {"workers": 2, "memory": "16MiB"}
+SMALL = {"workers": 2, "memory": "120MiB"}
 """Waves so small that there are many."""
 
 
