@@ -12,7 +12,6 @@ equal on >= 99.8% of the images, robust accuracy within 0.2 points.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -150,7 +149,7 @@ def _timed(setup: Setup, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def main(arguments: list[str]) -> None:
     """Compare at every eps and write the JSON, anew after each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--eps", type=float, nargs="+", default=[1.0], help="in 255ths")
     parser.add_argument("--eot", type=int, default=20)

@@ -26,7 +26,6 @@ part of gpu-check of its own.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tarfile
@@ -370,7 +369,7 @@ def bench_rand(benchmark, setup, eps):
 
 def main(arguments: list[str]) -> None:
     """Run every case and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,6 @@ operators that a step calls, on tensors several times the size of the L2 cache.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -92,7 +91,7 @@ def rows(images: int) -> Iterator[Row]:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=int, default=9216, help="of a convolution")
     parser.add_argument("--out", type=Path, default=RESULTS / "ceilings.json")
     options = parser.parse_args(arguments)

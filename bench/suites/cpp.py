@@ -13,7 +13,6 @@ Targets: hint_terms >= 5x eager, stitch_hint >= 1.5x eager, augment >= 5x torchv
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -246,7 +245,7 @@ def bench_augment(benchmark, name):
 
 def main(arguments: list[str]) -> None:
     """Run every case and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--lanes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels-cpu.json")

@@ -10,7 +10,6 @@ operators with a kernel, bytes over the memory bus.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +153,7 @@ def saved(path: Path, row: Mapping[str, Any], label: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """Print a step's parts; with --save, write them into the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     add_options(parser)
     parser.add_argument("--phase", choices=("short", "full"), default="short")
     parser.add_argument("--attack", choices=ATTACKS, default="none", help="one iteration of it")

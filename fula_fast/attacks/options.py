@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ..errors import FulaError, nearest
+from ..errors import FulaError, nearest, present
 
 NORMS = ("linf", "l2")
 MODES = ("auto", "eager", "compiled", "captured")
@@ -123,6 +123,11 @@ class AttackOptions:
     keep_images: bool = False
     savings: Savings = Savings()
     starts: Callable[..., Any] | None = field(default=None, repr=False)
+
+    @property
+    def batch(self) -> int:
+        """`batch_size`, once a device has given the one that was not set."""
+        return present(self.batch_size)
 
     def __post_init__(self) -> None:
         _check_switches(self, ("random_start", "compile", "keep_images"))

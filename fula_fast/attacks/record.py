@@ -59,7 +59,7 @@ class Record:
         """Classes of the models."""
         return self.logits.shape[2]
 
-    def pixels(self, index: Sequence[int]) -> Tensor:
+    def pixels(self, index: Sequence[int] | Tensor) -> Tensor:
         """Images `index` (n,) as floats in [0, 1]: (n, C, H, W)."""
         return as_floats(self.images[torch.as_tensor(index, device=self.images.device)])
 

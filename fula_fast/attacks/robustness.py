@@ -142,7 +142,7 @@ def robust_evaluate(
         raise FulaError("mode = 'captured' needs models on a CUDA device; use mode = 'auto'")
     with arithmetic("fp32"), reproducible(chosen.seed):
         record = Record(
-            packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
+            packed, x, y, batch_size=chosen.batch, keep_images=chosen.keep_images,
             witness=witness,
         )  # fmt: skip
         went = run(packed, record, named, chosen)

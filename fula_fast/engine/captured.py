@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
-from ..errors import FulaError
+from ..errors import FulaError, present
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
 from .shares import ShareTable
@@ -38,14 +39,14 @@ class Captured:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
         """Take the steps of an epoch; yields each one's number within the training."""
-        first = epoch * self.task.stream.steps
+        first = epoch * self.task.batches.steps
         for step in self._batches(epoch, start_step):
             if self.wave.attacked:
                 self._draw(epoch, step, step == start_step)
             full = self.wave.full_at(first + step)
             if full is not self._recorded:
                 self._enter(full)
-            self._recording.replay()
+            present(self._recording).replay()
             self.replays += 1
             yield first + step
 
@@ -59,7 +60,7 @@ class Captured:
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[int]:
         """Put each batch (or its place in the epoch) where the graph reads it."""
-        stream = self.task.stream
+        stream: Any = self.task.batches
         if self._resident:
             stream.load_epoch(epoch)
         places = range(start_step, stream.steps)
@@ -69,14 +70,15 @@ class Captured:
             yield step
 
     def _filled(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        batches = self.task.stream.epoch(epoch, start_step)
+        batches = self.task.batches.epoch(epoch, start_step)
         if self._buffers is None:
             self._buffers = Batch(*(t.to(self.task.device, copy=True) for t in next(batches)))
             yield self._buffers
         yield from into_buffers(batches, self._buffers)
 
     def _batch(self) -> Batch:
-        return self.task.stream.batch_at(self._position) if self._resident else self._buffers
+        stream: Any = self.task.batches
+        return stream.batch_at(self._position) if self._resident else present(self._buffers)
 
     def _draw(self, epoch: int, step: int, new: bool) -> None:
         if self._table is None:
@@ -88,7 +90,7 @@ class Captured:
     def _step(self, full: bool) -> None:
         batch, own = self._batch(), None
         if self.wave.attacked:
-            drawn = self._table.draw_at(self._position)
+            drawn = present(self._table).draw_at(self._position)
             own = self.wave.attacked_batch(batch.images, batch.labels, drawn)
         self.wave.run(batch.images, batch.labels, full, own)
 

@@ -31,8 +31,8 @@ class Stepper:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
         """Take the steps of an epoch; yields each one's number within the training."""
-        first = epoch * self.task.stream.steps
-        for step, batch in enumerate(self.task.stream.epoch(epoch, start_step), start_step):
+        first = epoch * self.task.batches.steps
+        for step, batch in enumerate(self.task.batches.epoch(epoch, start_step), start_step):
             self._step(batch, first + step, epoch, step)
             yield first + step
 

@@ -41,6 +41,12 @@ class StitchedModel(nn.Module):
     Images (B, C, H, W) in, logits (B, classes) out. Donors passed in are never modified.
     """
 
+    front: Staged
+    tail: Staged
+    stitch: Stitch
+    front_site: int
+    end_site: int
+
     def __init__(
         self, front: Staged, end: Staged, front_site: int, end_site: int, stitch: Stitch
     ) -> None:

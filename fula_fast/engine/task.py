@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..device.precision import precision_of
-from ..errors import FulaError
+from ..errors import FulaError, present
 from ..models import Staged
 from ..models.batchnorm import check_norms
 from ..pipelines import Batch, Stream
@@ -61,6 +61,11 @@ class WaveTask:
     def parameter_dtype(self) -> torch.dtype:
         """Dtype of what is trained: float32, or float64 with the activations."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def batches(self) -> Stream:
+        """`stream`, of a task that trains."""
+        return present(self.stream)
 
     @property
     def steps(self) -> int:

@@ -103,7 +103,7 @@ class Lab:
         if key not in self._donors:
             self._donors[key] = obtain_donor(
                 spec,
-                self.source(spec.data),
+                self.source(spec.images),
                 cache_dir=self.donors or cache_folder() / "donors",
                 hook=hook,
                 device=self.resources.device,

@@ -103,8 +103,8 @@ def in_cache(donor: DonorSpec) -> bool:
     from ..donors.obtain import normalisation_of, open_source
     from ..files.paths import cache_folder
 
-    source = open_source(donor.data)
-    recipe = recipe_of(donor, source, normalisation_of(donor.data, source))
+    source = open_source(donor.images)
+    recipe = recipe_of(donor, source, normalisation_of(donor.images, source))
     return donor_path(cache_folder() / "donors", recipe).exists()
 
 

@@ -69,7 +69,7 @@ def cell_of(
         terms = donors[1].num_sites + 1 - sites[1]
         weights = with_soft_term(weights, rule.weighting, terms)
     return Cell(
-        "front", "end", *sites, name, weights, rule,
+        "front", "end", sites[0], sites[1], name, weights, rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
     compared with their own rounding. Raises `FulaError` where finished pairs are of other donors or
     images, and for activations that are not finite.
     """
-    spec, images = bench.spec.similarity, _images(bench)
+    spec, images = bench.spec.asked_similarity, _images(bench)
     for pair in planned_pairs(store):
         check_same(store, pair, _facts(bench, pair, images))
     if not (todo := missing_pairs(store)):
@@ -58,7 +58,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
 
 def _images(bench: Workbench) -> ImageSet:
     source = bench.source(bench.spec.data)
-    return source.train if bench.spec.similarity.split == "train" else source.test
+    return source.train if bench.spec.asked_similarity.split == "train" else source.test
 
 
 def _facts(bench: Workbench, pair: Pair, images: ImageSet) -> dict[str, str]:
@@ -77,7 +77,7 @@ def _donor(bench: Workbench, name: str) -> Staged:
 def _gathered(
     bench: Workbench, donors: Mapping[str, Staged], images: ImageSet, wanted: SiteBlocks
 ) -> Gathered:
-    spec, data = bench.spec.similarity, bench.spec.data
+    spec, data = bench.spec.asked_similarity, bench.spec.data
     batches = pipelines.evaluation_batches(
         images,
         bench.spec.evaluation.batch_size,
@@ -174,7 +174,7 @@ def _outputs(spec: SimilaritySpec, pair: Pair, gathered: Gathered, draws: Draws)
     taken = torch.from_numpy(gathered.samples)
     whole = [Sides([gathered.outputs(name)], choice) for name in pair]
     some = [[gathered.outputs(name, taken)] for name in pair]
-    values, scores = whole[0].against(whole[1]), compare(*some, choice, draws)
+    values, scores = whole[0].against(whole[1]), compare(some[0], some[1], choice, draws)
     return {name: (values[name].numpy(), scores[name]) for name in choice}
 
 

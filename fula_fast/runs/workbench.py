@@ -62,7 +62,7 @@ class Workbench:
             spec = self.spec.donor(name)
             self._donors[name, hook] = obtain_donor(
                 spec,
-                self.source(spec.data),
+                self.source(spec.images),
                 cache_dir=self._donor_folder or cache_folder() / "donors",
                 hook=hook,
                 device=self.device,
@@ -79,7 +79,7 @@ class Workbench:
         stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
         for name in dict.fromkeys((*stitched, *compared)):
             donor, data = self.spec.donor(name), self.spec.data
-            check_normalisation(donor, self.source(donor.data), data, self.source(data))
+            check_normalisation(donor, self.source(donor.images), data, self.source(data))
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
         for name in compared:
@@ -158,7 +158,7 @@ class Workbench:
             )
 
     def _check_labels(self, name: str) -> None:
-        own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
+        own, data = (self.source(d) for d in (self.spec.donor(name).images, self.spec.data))
         check_label_order(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
     def _images(self, wave: PlannedWave) -> CellImages:

@@ -8,6 +8,7 @@ over positions follows it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +61,7 @@ def from_rows(rows: Tensor, shape: Shape) -> Tensor:
     return rows if kind(shape) == "token" else rows[:, 0]
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to `size` (align_corners False, no antialias)."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x

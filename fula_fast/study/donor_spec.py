@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from ..attacks.settings import Attack
-from ..errors import FulaError, nearest
+from ..errors import FulaError, nearest, present
 from ..models.families import free_options
 from .protocol import HIGHEST_RATE
 from .toml import Form
@@ -54,10 +54,10 @@ class DataSpec(SpecTable):
 
     source: str = "digits"
     data_dir: str | None = None
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(default=None, ge=1)
     channels: Literal[1, 3] = 3
-    train_images: int | None = Field(None, ge=1)
-    test_images: int | None = Field(None, ge=1)
+    train_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
     download: bool = False
     mean: Moments = None
     std: Moments = None
@@ -110,7 +110,7 @@ class ShortcutSpec(SpecTable):
 
     pattern: Literal["pixel", "aruco", "noise"]
     location: Literal["class", "random"]
-    size: int = Field(4, ge=1)
+    size: int = Field(default=4, ge=1)
     seed: Seed = 0
 
     @property
@@ -155,7 +155,7 @@ class Adversarial(Attack):
     - `alpha`: attacked share of each batch.
     """
 
-    alpha: float = Field(0.5, gt=0, le=1)
+    alpha: float = Field(default=0.5, gt=0, le=1)
 
 
 class DonorSpec(SpecTable):
@@ -184,25 +184,25 @@ class DonorSpec(SpecTable):
 
     name: str = ""
     model: str = ""
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     stem: Literal["lowres", "stock"] | None = None
     residuals: bool | None = None
     batch_norm: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0
     recipe: Literal["paper", "fast"] = "fast"
-    epochs: int | None = Field(None, ge=0)
-    batch_size: int | None = Field(None, ge=2)
-    lr: float | None = Field(None, gt=0, le=HIGHEST_RATE)
+    epochs: int | None = Field(default=None, ge=0)
+    batch_size: int | None = Field(default=None, ge=2)
+    lr: float | None = Field(default=None, gt=0, le=HIGHEST_RATE)
     data: DataSpec | None = None
-    crop_padding: int | None = Field(None, ge=0)
+    crop_padding: int | None = Field(default=None, ge=0)
     flip: bool | None = None
     shortcut: OneShortcut = None
     checkpoint: str | None = None
     untrained: bool = False
     permute_labels: bool = False
     adversarial: Annotated[Adversarial | None, Form("a table, or true or false")] = None
-    min_accuracy: float | None = Field(None, ge=0, le=1)
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
 
     @field_validator("adversarial", mode="before")
     @classmethod
@@ -226,6 +226,11 @@ class DonorSpec(SpecTable):
         if self.untrained and (self.adversarial or self.permute_labels):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
         return self
+
+    @property
+    def images(self) -> DataSpec:
+        """`data`, of a donor that has its own or was given the run's by `load_spec`."""
+        return present(self.data)
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

@@ -258,7 +258,7 @@ class _Facts:
             return self.given[name]
         if (name, hook) not in self.known:
             donor = self.spec.donors[name]
-            own = self.data if donor.data == self.spec.data else data_facts(donor.data)
+            own = self.data if donor.data == self.spec.data else data_facts(donor.images)
             self.known[name, hook] = donor_facts(donor, own, hook)
         return self.known[name, hook]
 

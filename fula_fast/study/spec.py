@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from ..errors import FulaError, check_name, nearest
+from ..errors import FulaError, check_name, nearest, present
 from ..measures.registry import IN_SWEEPS, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
 from .grid_spec import GridSpec, Many
@@ -35,10 +35,10 @@ class EvaluationSpec(SpecTable):
     - `measures`: names of measures, each of which adds columns.
     """
 
-    batch_size: int = Field(500, ge=1)
+    batch_size: int = Field(default=500, ge=1)
     sets: Many[Literal["shortcut", "clean", "rolled"]] = ()
     robust: Annotated[str, AfterValidator(attack_name), ATTACK_NAME] | None = None
-    robust_images: int | None = Field(None, ge=1)
+    robust_images: int | None = Field(default=None, ge=1)
     measures: Many[Annotated[str, Form("a measure's name")]] = ()
 
     @field_validator("measures")
@@ -66,10 +66,10 @@ class SlurmSpec(SpecTable):
     partition: str | None = None
     account: str | None = None
     gpu_type: str | None = None
-    gpus: int = Field(1, ge=0)
-    cpus: int = Field(4, ge=1)
+    gpus: int = Field(default=1, ge=0)
+    cpus: int = Field(default=4, ge=1)
     memory: str = "32GB"
-    hours: float = Field(24.0, gt=0)
+    hours: float = Field(default=24.0, gt=0)
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
 
 
@@ -81,8 +81,8 @@ class RaySpec(SpecTable):
     """
 
     address: str | None = None
-    gpus: float = Field(1.0, ge=0)
-    cpus: float = Field(1.0, gt=0)
+    gpus: float = Field(default=1.0, ge=0)
+    cpus: float = Field(default=1.0, gt=0)
 
 
 class EngineSpec(SpecTable):
@@ -109,7 +109,7 @@ class EngineSpec(SpecTable):
     memory: str | int | None = None
     device: Annotated[str, Form("`auto`, `cpu`, `cuda`, or `cuda:N`")] = "auto"
     kind: Literal["local", "slurm", "ray"] = "local"
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(default=None, ge=1)
     slurm: SlurmSpec = SlurmSpec()
     ray: RaySpec = RaySpec()
 
@@ -178,6 +178,16 @@ class Spec(SpecTable):
                     f"{nearest(name, self.donors)}"
                 )
         return self
+
+    @property
+    def asked_grid(self) -> GridSpec:
+        """`grid`, of a spec that is known to have one."""
+        return present(self.grid)
+
+    @property
+    def asked_similarity(self) -> SimilaritySpec:
+        """`similarity`, of a spec that is known to ask for it."""
+        return present(self.similarity)
 
     @property
     def grid_pairs(self) -> tuple[tuple[str, str], ...]:

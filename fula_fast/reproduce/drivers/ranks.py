@@ -67,7 +67,7 @@ def _stitch(store: Store, row: Row) -> Row:
 def _donor(lab: Lab, name: str) -> Iterator[Row]:
     """A row for the output of every convolution and linear map, in the order of the pass."""
     spec = lab.experiment.sweeps[0].spec.donor(name)
-    staged, source = lab.staged(spec), lab.source(spec.data)
+    staged, source = lab.staged(spec), lab.source(spec.images)
     ranks: dict[str, ActivationRank] = {}
     sizes: dict[str, int] = {}
 
