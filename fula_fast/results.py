@@ -103,7 +103,10 @@ class Results:
         return similarities(self.folder)
 
     def select(self, **columns: Any) -> list[dict[str, Any]]:
-        """The rows whose columns have these values: `select(method="fula", end_site=3)`."""
+        """The rows whose columns have these values: `select(method="fula", end_site=3)`.
+
+        Raises `FulaError` for an unknown column.
+        """
         known = {name for row in self.rows for name in row}
         for name in columns:
             if self.rows and name not in known:

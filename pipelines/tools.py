@@ -149,7 +149,8 @@ def prepare(
 
     `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`
     (its one option here: `on_error`); every other source is downloaded if it can be and is not
-    there, and decoded into the cache.
+    there, and decoded into the cache. Raises `FulaError` where `imagenet` is given for another
+    source.
     """
     if name == "ls-imagenet-10":
         return _prepare_imagenet(data_folder(data_dir), imagenet, options)

@@ -46,7 +46,10 @@ def reference(
     classes: int = 10,
     batch_size: int = 250,
 ) -> tuple[Tensor, Tensor]:
-    """pyautoattack's adversarial images and flags, its published checkpoints scaled to `steps`."""
+    """pyautoattack's adversarial images and flags, its published checkpoints scaled to `steps`.
+
+    x (N, C, H, W), labels (N,); the same and bool (N,).
+    """
     from pyautoattack import AutoAttack
 
     runner = AutoAttack(

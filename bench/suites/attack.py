@@ -210,7 +210,10 @@ def reference_gradients(result: RobustResult) -> int:
 
 
 def check_savings(setup: Setup, eps: float) -> None:
-    """Our flags with every saving and with none are equal (8 images, 5 steps, 2 samples)."""
+    """Our flags with every saving and with none are equal (8 images, 5 steps, 2 samples).
+
+    Raises `FulaError` where they are not.
+    """
     x, labels = setup.x[:8], setup.labels[:8]
     attack = partial(robust_evaluate, setup.net, x, labels, "autoattack-rand", eps=eps, steps=5)
     (saved,), (plain,) = attack(), attack(eot=2, savings=_OFF)

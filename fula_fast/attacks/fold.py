@@ -24,7 +24,8 @@ _TOLERANCE = 1e-9
 
 
 class ScaleShift(nn.Module):
-    """relu?(x * scale + shift + residual): what is left of a batch norm that stands alone."""
+    """relu?(x * scale + shift + residual), (B, C, H, W): what is left of a batch norm that stands
+    alone."""
 
     scale: Tensor
     shift: Tensor
@@ -39,7 +40,8 @@ class ScaleShift(nn.Module):
 
 
 class Folded(nn.Module):
-    """relu?(x + residual): what is left of a batch norm whose convolution took it over."""
+    """relu?(x + residual), (B, C, H, W): what is left of a batch norm whose convolution took it
+    over."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         return _joined(x, residual, relu)

@@ -42,7 +42,8 @@ def eval_mode(model: object) -> Iterator[None]:
 
 
 def start_point(x: Tensor, noise: Tensor | None, eps: float) -> Tensor:
-    """`x` displaced by eps * `noise` (in the unit ball; see `start_noise`), kept in [0, 1]."""
+    """`x` (N, C, H, W) displaced by eps * `noise` (in the unit ball; see `start_noise`), kept in
+    [0, 1]."""
     if noise is None:
         return x
     return (x + eps * noise.to(x)).clamp(0, 1)

@@ -146,7 +146,7 @@ def _checked(logits_fn: LogitsFn, x: Tensor) -> Tensor:
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """uint8 images, or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
+    """Images (N, C, H, W), uint8 or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
 
 

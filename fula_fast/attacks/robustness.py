@@ -264,7 +264,8 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
     """Write a result's images as a compressed npz, atomically.
 
     Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
-    fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
+    fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON. Raises
+    `FulaError` where the attack kept no images.
     """
     path = user_path(path)
     adversarial = result.adversarial

@@ -75,7 +75,10 @@ RECIPES = {
 
 
 def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
-    """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
+    """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None.
+
+    Raises `FulaError` for an unknown name.
+    """
     if name not in RECIPES:
         raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
     given = {key: value for key, value in overrides.items() if value is not None}

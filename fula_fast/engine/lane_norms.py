@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class LaneNorm(nn.Module):
-    """relu?(bn_l(x) + residual) for lanes l concatenated along the batch.
+    """relu?(bn_l(x) + residual), (n*B, C, ...), for n lanes l concatenated along the batch.
 
     Before a pass, `assign` says which lanes come, in order, and under which rule: `moving` (batch
     statistics, running ones follow), `batch` (nothing moves), `running` (eval mode).
@@ -63,7 +63,7 @@ class LaneNorm(nn.Module):
         self.room = 0
 
     def assign(self, ids: Tensor | slice, count: int, rule: Rule) -> None:
-        """The next passes carry these `count` lanes."""
+        """The next passes carry these `count` lanes: `ids` (count,) of all, or a slice of them."""
         self.ids, self.count, self.rule = ids, count, rule
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -104,7 +104,7 @@ class LaneNorm(nn.Module):
 
 
 class LaneNormAct(LaneNorm):
-    """act(drop(bn_l(x))): timm's batch norm with an activation."""
+    """act(drop(bn_l(x))), (n*B, C, ...): timm's batch norm with an activation."""
 
     drop: nn.Module
     act: nn.Module
@@ -187,7 +187,7 @@ def lane_norms(module: nn.Module) -> list[LaneNorm]:
 
 
 def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
-    """Run a stage; its output, and the lane norm whose own output that is, unchanged.
+    """Run a stage on x (B, ...); its output, and the lane norm whose own output that is, unchanged.
 
     Found by running: what a stage does after its last norm is not written in its modules.
     """
@@ -205,7 +205,7 @@ def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
 
 
 def assign(norms: Iterable[LaneNorm], ids: Tensor | slice, count: int, rule: Rule) -> None:
-    """`LaneNorm.assign` for several layers."""
+    """`LaneNorm.assign` for several layers: `ids` (count,)."""
     for norm in norms:
         norm.assign(ids, count, rule)
 

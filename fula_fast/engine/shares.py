@@ -122,6 +122,6 @@ class ShareTable:
         self._noise.copy_(on_device(drawn, self._device))
 
     def draw_at(self, step: Tensor) -> Draw:
-        """The draw of a step, () int64 on the device."""
+        """The draw of a step, its number () int64 on the device."""
         places = [rows.index_select(0, step.view(1))[0] for rows in self._places]
         return Draw(places, self._noise)

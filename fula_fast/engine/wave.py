@@ -141,7 +141,10 @@ class Wave:
         self.run(x, y, self.full_at(number), x_attacked)
 
     def run(self, x: Tensor, y: Tensor, full: bool, x_attacked: Tensor | None = None) -> None:
-        """One step in the given phase: tensor code alone, without host contact."""
+        """One step in the given phase: tensor code alone, without host contact.
+
+        x (B, C, H, W), y (B,); x_attacked (L, B, C, H, W), each lane's own batch.
+        """
         lanes = list(range(len(self.lanes))) if full else self.trained
         route = self.routes[full]
         rule = "moving" if self.protocol.bn == "train" else "running"
@@ -336,7 +339,7 @@ class Wave:
 
     @torch.no_grad()
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors into place."""
+        """Copy a checkpoint's tensors into place; each has the shape that `state` gave it."""
         for name, tensor in self.state().items():
             tensor.copy_(saved[name])
 

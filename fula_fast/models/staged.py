@@ -49,7 +49,8 @@ class Chain(nn.Module):
     """Modules run in order, each under its architecture's own dotted name.
 
     `units` are (name, module, keyword arguments of its call). Modules are looked up by name at
-    every call, so that one may be replaced by another (a norm by its per-lane form).
+    every call, so that one may be replaced by another (a norm by its per-lane form). Takes (B,
+    ...), as its first module does.
     """
 
     def __init__(self, units: Iterable[tuple[str, nn.Module, Mapping[str, Any]]]) -> None:

@@ -75,7 +75,10 @@ def cell_of(
 
 
 def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:
-    """The user's donor as a private copy in eval mode."""
+    """The user's donor as a private copy in eval mode.
+
+    Raises `FulaError` for a model that is not cut into stages, or cut at another hook.
+    """
     if isinstance(given, str | Path):
         return load_checkpoint(given, hook=rule.hook)
     given = unwrapped(given)

@@ -206,7 +206,10 @@ class Spec(SpecTable):
         return self.protocol_for(self.protocol.get("preset", "fula-v2"))
 
     def protocol_for(self, preset: str, **axes: Any) -> Protocol:
-        """A preset with the spec's overrides, and one value of each axis."""
+        """A preset with the spec's overrides, and one value of each axis.
+
+        Raises `FulaError` for an option or value that no protocol has.
+        """
         options = {k: v for k, v in self.protocol.items() if k != "preset"} | axes
         if self.evaluation.robust is not None:
             options.setdefault("robust", self.evaluation.robust)

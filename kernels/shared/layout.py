@@ -30,7 +30,7 @@ def fronts_like(x: Tensor) -> Tensor:
 
 
 def placed(value: Tensor, into: Tensor) -> Tensor:
-    """`value` in the layout of the fresh tensor `into`."""
+    """`value` in the layout of the fresh tensor `into`, of the same shape."""
     return value if value.stride() == into.stride() else into.copy_(value)
 
 
@@ -41,5 +41,5 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def laid_out(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
-    """`x`, copied only where it does not lie in `layout`."""
+    """`x` (N, C, H, W), copied only where it does not lie in `layout`."""
     return None if x is None else x.contiguous(memory_format=layout)

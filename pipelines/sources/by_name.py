@@ -42,7 +42,10 @@ def source_names() -> tuple[str, ...]:
 
 
 def loader(name: str) -> Callable[..., Source]:
-    """The function behind a source's name; its keyword-only arguments are the source's options."""
+    """The function behind a source's name; its keyword-only arguments are the source's options.
+
+    Raises `FulaError` for an unknown name.
+    """
     if name == GIVEN:
         return given
     if name not in _LOADERS:

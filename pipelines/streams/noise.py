@@ -83,7 +83,8 @@ class NoiseSet:
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
 
     def first_classes(self, count: int) -> NoiseSet:
-        """Refused unless it is every class: the samples have no class folders to leave out."""
+        """Itself. Raises `FulaError` unless it is every class: the samples have no class folders to
+        leave out."""
         check_subset(count, self.num_classes)
         if count != self.num_classes:
             raise FulaError("clustered noise has no class subsets; give classes = N instead")
@@ -132,7 +133,10 @@ def clustered_noise(
     train: int = 60_000,
     test: int = 10_000,
 ) -> Source:
-    """Class clusters of noise with the `shape` of a receiver's activation; r is `radius`."""
+    """Class clusters of noise with the `shape` of a receiver's activation; r is `radius`.
+
+    Raises `FulaError` for a shape, radius or count that gives no samples.
+    """
     if not shape or min(shape) < 1:
         raise FulaError(
             f"clustered-noise has shape {tuple(shape)}; give the receiver's activation shape, for "
