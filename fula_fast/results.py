@@ -103,9 +103,11 @@ class Results:
         return similarities(self.folder)
 
     def select(self, **columns: Any) -> list[dict[str, Any]]:
-        """The rows whose columns have these values: `select(method="fula", end_site=3)`.
+        """The rows whose columns have these values. Raises `FulaError` for an unknown column.
 
-        Raises `FulaError` for an unknown column.
+        >>> rows = {"method": "fula", "accuracy": 0.9}, {"method": "dm", "accuracy": 0.2}
+        >>> Results(Path("run"), rows, cells=2).select(method="dm")
+        [{'method': 'dm', 'accuracy': 0.2}]
         """
         known = {name for row in self.rows for name in row}
         for name in columns:

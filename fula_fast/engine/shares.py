@@ -72,7 +72,7 @@ def noise_of(
     numbers: Sequence[int],
     shape: Sequence[int],
 ) -> np.ndarray:
-    """Start noise like a batch of `shape`, zero for images that nobody attacks."""
+    """Start noise like a batch of `shape`, (B, C, H, W), zero for images that nobody attacks."""
     cell = shares[0].cell
     noise = np.zeros(tuple(shape), np.float32)
     used = np.unique(np.concatenate(places))

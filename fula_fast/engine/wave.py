@@ -339,7 +339,7 @@ class Wave:
 
     @torch.no_grad()
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors into place; each has the shape that `state` gave it."""
+        """Copy a checkpoint's tensors, of any shape that `state` gave them, into place."""
         for name, tensor in self.state().items():
             tensor.copy_(saved[name])
 

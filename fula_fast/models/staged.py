@@ -148,7 +148,7 @@ class Staged(nn.Module):
         return {_PLACE.sub("", name): value for name, value in self.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state`, under the architecture's own names, into this model.
+        """Copy `state`, tensors of any shape under the architecture's own names, into this model.
 
         `num_batches_tracked` counters may be missing or left over. Raises `FulaError` for any other
         missing or left-over name and for a wrong shape.

@@ -18,11 +18,9 @@ from pydantic import (
 from ..attacks.settings import Attack
 from ..errors import FulaError, nearest, present
 from ..models.families import free_options
+from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
 from .toml import Form
-
-_PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
-
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Generators and tables keep seeds as 64-bit integers."""
@@ -91,7 +89,8 @@ class DataSpec(SpecTable):
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: not where the data lies, nor which backend reads it."""
         values = self.model_dump(exclude={"data_dir", "download", "stream"})
-        if self.source in _PATH_SOURCES and self.data_dir:
+        named = record_of(self.source)
+        if named is not None and named.at_path and self.data_dir:
             values["folder"] = Path(self.data_dir).name
         return {k: v for k, v in values.items() if v not in (None, {})}
 

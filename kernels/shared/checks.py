@@ -53,7 +53,7 @@ def integer(noun: str, name: str, value: object) -> None:
 
 
 def shape(noun: str, name: str, x: Tensor, *shapes: Sequence[int], meaning: str) -> None:
-    """`x` has one of `shapes`."""
+    """`x` has one of `shapes`, each like (N, C, H, W)."""
     if all(tuple(x.shape) != tuple(allowed) for allowed in shapes):
         wanted = " or ".join(str(tuple(allowed)) for allowed in shapes)
         fail(noun, f"{name}.shape", tuple(x.shape), f"must be {wanted}, {meaning}")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def like(x: Tensor, room: int = 0) -> Tensor:
-    """Uninitialised, of x's shape and dtype, and `room` samples more: contiguous if x is, else
-    channels-last if possible."""
+    """Uninitialised, of x's (N, C, H, W) and dtype, and `room` samples more: contiguous if x is,
+    else channels-last if possible."""
     shape = (x.shape[0] + room, *x.shape[1:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
@@ -30,7 +30,7 @@ def fronts_like(x: Tensor) -> Tensor:
 
 
 def placed(value: Tensor, into: Tensor) -> Tensor:
-    """`value` in the layout of the fresh tensor `into`, of the same shape."""
+    """`value`, of any shape, in the layout of the fresh tensor `into`, of the same shape."""
     return value if value.stride() == into.stride() else into.copy_(value)
 
 

@@ -44,8 +44,9 @@ SAME_NAME = {
     "roofline",
     # the augmentation of NumPy, and its kernel
     "augment",
-    # what is known by name, of methods and of measures; an experiment's driver and its stream
-    "registry", "noise",
+    # what is known by name, of methods, measures and sources, and what of it ships; an experiment's
+    # driver and its stream
+    "registry", "catalogue", "noise",
 }  # fmt: skip
 """Module names that may stand twice; files in a kernel's folder are named by their role."""
 
