@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .device.precision import PLAIN
 from .donors.guessing import warn_near_chance
 from .donors.training import evaluate
 from .engine.solo import run_cell
@@ -121,7 +122,7 @@ def stitch(
     subset: int | None = None,
     normalisation: Normalisation | Literal["source"] | None = "source",
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     quiet: bool = False,
     **options: Any,
 ) -> Stitched:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..device.graphs import WARM_UP, Recorder
+from ..device.mode import CAPTURED, COMPILED, EAGER
+from ..device.precision import FAST, PLAIN
 from ..device.replay import Replay, recorder_on
 from .apgd import APGDConfig, image_loss
 from .losses import evaluate
@@ -47,7 +49,7 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
     named.check_classes(record.num_classes, "the model")
     if options.eps == 0 or not record.surviving():
         return Run(None, 0, "none")
-    result = Run(None, 0, "eager")
+    result = Run(None, 0, EAGER)
     for bf16 in _PASSES[options.precision] if named.steps else ():
         if record.surviving():
             search = model.search(record.images.shape[1:], bf16=bf16, folded=options.savings.fold)
@@ -59,7 +61,7 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
     return result
 
 
-_PASSES = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}
+_PASSES = {PLAIN: (False,), FAST: (True, False), "fast": (True,)}
 """Whether each pass of the search is in bfloat16, by the option `precision`."""
 
 
@@ -186,7 +188,7 @@ def _same_gradient(
 
 
 def _recorder(record: Record, options: AttackOptions) -> Recorder | None:
-    wanted = options.mode in ("auto", "captured")
+    wanted = options.mode in ("auto", CAPTURED)
     return recorder_on(record.images.device) if wanted else None
 
 
@@ -230,7 +232,7 @@ class _Loops:
         """The loop of a route on which so many images are attacked."""
         if route not in self._loops:
             runs = math.ceil(images / self._options.batch) * self._options.restarts
-            worth = runs > WARM_UP or self._options.mode == "captured"
+            worth = runs > WARM_UP or self._options.mode == CAPTURED
             self._loops[route] = Replay(
                 partial(self._loop, logits_along(self._search, route)),
                 self._recorder if worth else None,
@@ -262,6 +264,6 @@ def _noise(options: AttackOptions, x: Tensor, image: Tensor, restart: int) -> Te
 
 
 def _mode(ran: set[str], options: AttackOptions) -> str:
-    if "captured" in ran:
-        return "captured"
-    return "compiled" if options.compiles else "eager"
+    if CAPTURED in ran:
+        return CAPTURED
+    return COMPILED if options.compiles else EAGER

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device.precision import arithmetic
+from ..device.mode import CAPTURED
+from ..device.precision import PLAIN, arithmetic
 from ..errors import FulaError, FulaWarning
 from ..files.atomic import replacing
 from ..files.paths import user_path
@@ -138,9 +139,9 @@ def robust_evaluate(
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=CUDA_BATCH if x.is_cuda else CPU_BATCH)
-    if chosen.mode == "captured" and not x.is_cuda:
+    if chosen.mode == CAPTURED and not x.is_cuda:
         raise FulaError("mode = 'captured' needs models on a CUDA device; use mode = 'auto'")
-    with arithmetic("fp32"), reproducible(chosen.seed):
+    with arithmetic(PLAIN), reproducible(chosen.seed):
         record = Record(
             packed, x, y, batch_size=chosen.batch, keep_images=chosen.keep_images,
             witness=witness,

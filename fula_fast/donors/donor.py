@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from ..device.precision import PLAIN
 from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder, remove, writing
@@ -177,7 +178,7 @@ def ensure_donor(
     hook: str = "post_relu",
     stream: str = "resident",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     compile: bool = False,
     attack: Adversary | None = None,
     min_accuracy: float | None = None,
@@ -304,7 +305,7 @@ def donor_from_checkpoint(
     hook: str = "post_relu",
     normalisation: Normalisation | None = None,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
 ) -> Donor:
     """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
@@ -339,7 +340,7 @@ def donor_at_hand(
     *,
     normalisation: Normalisation | None = None,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
 ) -> Donor:
     """A model that is there already as a donor, its test accuracy measured on `source`.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..device.precision import PLAIN
 from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
@@ -84,7 +85,7 @@ def obtain_donor(
     cache_dir: str | Path,
     hook: str = "post_relu",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     module: Staged | None = None,
     progress: Progress | None = None,
 ) -> Donor:

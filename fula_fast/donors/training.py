@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..device.precision import arithmetic, autocast
+from ..device.precision import PLAIN, arithmetic, autocast
 from ..errors import FulaError, nearest
 from ..measures.agreement import answered, right
 from ..models import Staged
@@ -131,7 +131,7 @@ def train_donor(
     shortcut: Shortcut | None = None,
     stream: str = "resident",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     alpha: float = 0.0,
     attack: Adversary | None = None,
     permute_labels: bool = False,
@@ -262,7 +262,7 @@ def evaluate(
     *,
     batch_size: int = 500,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     **options: Any,
 ) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.

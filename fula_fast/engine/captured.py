@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
+from ..device.mode import CAPTURED, COMPILED
 from ..errors import FulaError, present
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
@@ -28,7 +29,7 @@ class Captured:
 
     def __init__(self, task: WaveTask, wave: Wave, recorder: Recorder | None = None) -> None:
         self.task, self.wave = task, wave
-        self.mode, self.replays = "captured", 0
+        self.mode, self.replays = CAPTURED, 0
         self._recorder = recorder or CudaRecorder(task.device)
         self._resident = isinstance(task.stream, ResidentStream)
         self._position = torch.zeros((), dtype=torch.int64, device=task.device)
@@ -99,11 +100,11 @@ class Captured:
         try:
             return self._recorder.record(step, self.wave.snapshot)
         except CaptureRefused as refusal:
-            if self.task.mode == "captured":
+            if self.task.mode == CAPTURED:
                 raise FulaError(
                     f"engine mode 'captured' is not possible: the device refused the step "
                     f"({refusal}); use 'compiled'"
                 ) from None
             self.task.progress.note(f"CUDA graph capture refused ({refusal}): compiled steps")
-        self.mode = "compiled"
+        self.mode = COMPILED
         return Recording(step, None)

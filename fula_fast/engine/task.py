@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device.precision import precision_of
+from ..device.precision import PLAIN, precision_of
 from ..errors import FulaError, present
 from ..models import Staged
 from ..models.batchnorm import check_norms
@@ -44,7 +44,7 @@ class WaveTask:
     evaluations: Mapping[str, Callable[[], Iterator[Batch]]]
     epochs: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
+    precision: str = PLAIN
     mode: str = "auto"
     compile: bool = False
     flops: float = 0.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
+from ..device.precision import ReferencePrecision
 from ..errors import FulaError
 from ..methods import method as method_named
 from ..methods import objective, with_soft_term
@@ -39,7 +40,7 @@ class StitchOptions(SpecTable):
     shortcut: OneShortcut
     subset: int | None = Field(ge=1)
     device: str
-    precision: Literal["fp32", "fp64"]
+    precision: ReferencePrecision
 
 
 def protocol_of(name: str, options: Mapping[str, Any]) -> Protocol:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import pipelines
-from ..device.precision import PLAIN, arithmetic
+from ..device.precision import EXACT, PLAIN, arithmetic
 from ..donors.obtain import normalisation_of
 from ..measures.comparison import Draws, Judgement, Scores, compare, judged
 from ..measures.matrices import Sides, of_moments
@@ -46,7 +46,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
     donors = {n: _donor(bench, n) for n in dict.fromkeys(sum(todo, ()))}
     wanted = {(f, e): blocks(spec, donors[f].site_shapes, donors[e].site_shapes, (f, e))
               for f, e in todo}  # fmt: skip
-    exact = PLAIN if bench.plan.precision != "fp64" else "fp64"
+    exact = PLAIN if bench.plan.precision != EXACT else EXACT
     with arithmetic(exact), torch.no_grad():
         gathered = _gathered(bench, donors, images, wanted)
         for number, pair in enumerate(todo, 1):
@@ -70,7 +70,7 @@ def _facts(bench: Workbench, pair: Pair, images: ImageSet) -> dict[str, str]:
 
 def _donor(bench: Workbench, name: str) -> Staged:
     donor = private_copy(bench.donor(name, bench.spec.base_protocol.hook).staged)
-    dtype = torch.float64 if bench.plan.precision == "fp64" else torch.float32
+    dtype = torch.float64 if bench.plan.precision == EXACT else torch.float32
     return donor.to(bench.device, dtype).eval()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..device.allocator import free_memory, keeping_memory
 from ..device.machine import cpu_name, gpu_lines
+from ..device.precision import TF32
 from ..errors import FulaError, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
@@ -196,7 +197,7 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
     kept = Plan.from_json(store.plan)
     if kept.device == device:
         return kept
-    if kept.precision == "tf32" and device == "cpu":
+    if kept.precision == TF32 and device == "cpu":
         raise FulaError(
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..attacks.columns import attacked_images, attacked_models
+from ..device.precision import EXACT, PLAIN
 from ..donors.donor import Donor
 from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
 from ..engine.task import WaveTask
@@ -66,7 +67,7 @@ class Workbench:
                 cache_dir=self._donor_folder or cache_folder() / "donors",
                 hook=hook,
                 device=self.device,
-                precision="fp32" if self.plan.precision == "fp64" else self.plan.precision,
+                precision=PLAIN if self.plan.precision == EXACT else self.plan.precision,
                 module=self._modules.get(name),
                 progress=self.progress,
             )

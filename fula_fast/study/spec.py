@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from ..device.mode import ModeName
+from ..device.precision import PrecisionName
 from ..errors import FulaError, check_name, nearest, present
 from ..measures.registry import IN_SWEEPS, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
@@ -102,10 +104,10 @@ class EngineSpec(SpecTable):
     - `slurm`, `ray`: where those put their workers.
     """
 
-    mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    mode: Literal["auto", ModeName] = "auto"
     compile: bool = False
     executor: Literal["wave", "solo"] = "wave"
-    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
+    precision: Literal["auto", PrecisionName] = "auto"
     memory: str | int | None = None
     device: Annotated[str, Form("`auto`, `cpu`, `cuda`, or `cuda:N`")] = "auto"
     kind: Literal["local", "slurm", "ray"] = "local"
