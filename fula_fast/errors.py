@@ -34,7 +34,7 @@ class FulaWarning(UserWarning):
     """Something that went on, but that the user should know; the command line prints one line."""
 
 
-def present(value: T | None) -> T:
+def not_none(value: T | None) -> T:
     """`value`, which the caller knows to be there; `AssertionError` where it is not."""
     assert value is not None
     return value

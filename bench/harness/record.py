@@ -32,7 +32,7 @@ RESULTS = Path("bench/results")
 _PACKAGES = ("torch", "triton", "torchvision", "numpy")
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A parser of a benchmark's arguments; `doc`: its docstring, whose first line it shows."""
     return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
 

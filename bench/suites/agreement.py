@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fula_fast.attacks import RobustResult, Savings, robust_evaluate
-from fula_fast.bench.harness.record import RESULTS, device_label, environment, write
+from fula_fast.bench.harness.record import RESULTS, device_label, environment, parser_of, write
 from fula_fast.bench.suites.attack import Setup, load
 from fula_fast.device.precision import arithmetic
 
@@ -152,7 +152,7 @@ def _timed(setup: Setup, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def main(arguments: list[str]) -> None:
     """Compare at every eps and write the JSON, anew after each."""
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--eps", type=float, nargs="+", default=[1.0], help="in 255ths")
     parser.add_argument("--eot", type=int, default=20)

@@ -49,6 +49,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -372,7 +373,7 @@ def bench_rand(benchmark, setup, eps):
 
 def main(arguments: list[str]) -> None:
     """Run every case and write the JSON."""
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

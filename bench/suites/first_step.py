@@ -23,6 +23,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -82,7 +83,7 @@ def _spread(starts: list[dict[str, float]]) -> Mapping[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Start every mode and write the JSON; with --once, take the steps and print them."""
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__)
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="warm starts of each mode")
     parser.add_argument("--once", action="store_true", help="take two steps here and print times")

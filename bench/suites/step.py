@@ -26,6 +26,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     PeakMemory,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -150,7 +151,7 @@ def run(settings: Sequence[Setting], way: str, model: bool) -> Iterator[list[Row
 
 def main(arguments: Sequence[str]) -> None:
     """Measure every number of lanes, print, write."""
-    parser = arguments(__doc__)
+    parser = parser_of(__doc__)
     add_options(parser)
     parser.set_defaults(timed=5, warmup=3)
     parser.add_argument("--way", choices=WAYS, default="plain")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FulaError, present
+from ..errors import FulaError, not_none
 from ..models.copies import private_copy
 from ..models.staged import Norm2d
 from .start_noise import reproducible
@@ -136,8 +136,8 @@ class _hooked:
 
 def scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Eval-mode batch norm as y = scale * x + shift, each (C,)."""
-    scale = (present(norm.running_var) + norm.eps).rsqrt()
-    shift = -present(norm.running_mean) * scale
+    scale = (not_none(norm.running_var) + norm.eps).rsqrt()
+    shift = -not_none(norm.running_mean) * scale
     if norm.affine:
         return scale * norm.weight, shift * norm.weight + norm.bias
     return scale, shift

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..device.mode import COMPILED, MODES
 from ..device.precision import FAST, PLAIN
-from ..errors import FulaError, nearest, present
+from ..errors import FulaError, nearest, not_none
 
 NORMS = ("linf", "l2")
 _ASKED_MODES = ("auto", *MODES)
@@ -42,7 +42,7 @@ def _number(name: str, value: object) -> float:
     return number
 
 
-def _count(name: str, value: object, least: int) -> int:
+def _count(name: str, value: Any, least: int) -> int:
     """A whole number of any kind (NumPy's too) as an int."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not (whole and value >= least):
@@ -129,7 +129,7 @@ class AttackOptions:
     @property
     def batch(self) -> int:
         """`batch_size`, once a device has given the one that was not set."""
-        return present(self.batch_size)
+        return not_none(self.batch_size)
 
     def __post_init__(self) -> None:
         _check_switches(self, ("random_start", "compile", "keep_images"))

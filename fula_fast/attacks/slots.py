@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..device.graphs import Recorder
 from ..device.replay import Replay
-from ..errors import present
+from ..errors import not_none
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
 from .names import TARGETED, AttackStage
 from .packed import PackedModel, by_route, logits_along
@@ -157,7 +157,7 @@ class Search:
 
     @property
     def _batch(self) -> Slots:
-        return present(self._slots)
+        return not_none(self._slots)
 
     def _iterate(self) -> None:
         self.modes.add(self._batch.iterate(self._route))
@@ -259,7 +259,7 @@ class Search:
                 self._queue.append(job._replace(stage=job.stage + 1))
 
     def _job(self, row: int) -> Job:
-        return present(self._jobs[row])
+        return not_none(self._jobs[row])
 
     def _confirm(self, rows: Sequence[int]) -> set[int]:
         if not rows:

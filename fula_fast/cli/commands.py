@@ -119,7 +119,7 @@ def train(
 
     with open_progress() as progress:
         found = [
-            obtain_donor(d, open_source(d.data), cache_dir=out, device=place, progress=progress)
+            obtain_donor(d, open_source(d.images), cache_dir=out, device=place, progress=progress)
             for d in chosen
         ]
     for each, trained in zip(chosen, found, strict=True):

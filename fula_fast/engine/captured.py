@@ -10,7 +10,7 @@ import torch
 
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
 from ..device.mode import CAPTURED, COMPILED
-from ..errors import FulaError, present
+from ..errors import FulaError, not_none
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
 from .shares import ShareTable
@@ -47,7 +47,7 @@ class Captured:
             full = self.wave.full_at(first + step)
             if full is not self._recorded:
                 self._enter(full)
-            present(self._recording).replay()
+            not_none(self._recording).replay()
             self.replays += 1
             yield first + step
 
@@ -79,7 +79,7 @@ class Captured:
 
     def _batch(self) -> Batch:
         stream: Any = self.task.batches
-        return stream.batch_at(self._position) if self._resident else present(self._buffers)
+        return stream.batch_at(self._position) if self._resident else not_none(self._buffers)
 
     def _draw(self, epoch: int, step: int, new: bool) -> None:
         if self._table is None:
@@ -91,7 +91,7 @@ class Captured:
     def _step(self, full: bool) -> None:
         batch, own = self._batch(), None
         if self.wave.attacked:
-            drawn = present(self._table).draw_at(self._position)
+            drawn = not_none(self._table).draw_at(self._position)
             own = self.wave.attacked_batch(batch.images, batch.labels, drawn)
         self.wave.run(batch.images, batch.labels, full, own)
 

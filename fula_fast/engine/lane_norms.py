@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import kernels
-from ..errors import FulaError, present
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..models.batchnorm import Rule, has_activation
 from ..models.subsampled import take_pixels_first
@@ -51,7 +51,7 @@ class LaneNorm(nn.Module):
         self.register_buffer("bias", bias.detach().clone())
         self.register_buffer("running_mean", mean.repeat(lanes, 1))
         self.register_buffer("running_var", norm.running_var.detach().repeat(lanes, 1))
-        tracked = present(norm.num_batches_tracked).repeat(lanes)
+        tracked = not_none(norm.num_batches_tracked).repeat(lanes)
         self.register_buffer("num_batches_tracked", tracked)
         self.ids: Tensor | slice = slice(0, lanes)
         self.count, self.rule = lanes, "running"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..device.precision import PLAIN, precision_of
-from ..errors import FulaError, present
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..models.batchnorm import check_norms
 from ..pipelines import Batch, Stream
@@ -65,7 +65,7 @@ class WaveTask:
     @property
     def batches(self) -> Stream:
         """`stream`, of a task that trains."""
-        return present(self.stream)
+        return not_none(self.stream)
 
     @property
     def steps(self) -> int:

@@ -25,7 +25,7 @@ from ..attacks.options import TEXT_NAMES, AttackOptions, own_names
 from ..device.mode import CAPTURED
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
-from ..errors import FulaError, check_name
+from ..errors import FulaError, check_name, not_none
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged
@@ -210,8 +210,9 @@ class _Results:
 
     def finish(self) -> RobustRun:
         """Write the tables."""
-        self.store.tidy()
-        rows = self.store.rows()
+        store = not_none(self.store)
+        store.tidy()
+        rows = store.rows()
         stem = f"attack-{self.name}"
         write_tables(self.run.folder, rows, stem)
         return RobustRun(rows, self.run.folder / f"{stem}.csv")

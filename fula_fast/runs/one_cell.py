@@ -82,15 +82,15 @@ def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:
     """
     if isinstance(given, str | Path):
         return load_checkpoint(given, hook=rule.hook)
-    given = unwrapped(given)
-    if not isinstance(given, Staged):
-        raise FulaError(uncut(role, given))
-    if given.hook != rule.hook:
+    model: Any = unwrapped(given)
+    if not isinstance(model, Staged):
+        raise FulaError(uncut(role, model))
+    if model.hook != rule.hook:
         raise FulaError(
-            f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
-            f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
+            f"{role} is cut with hook = '{model.hook}', but protocol '{rule.preset}' stitches at "
+            f"'{rule.hook}'; cut it there, or pass hook='{model.hook}'"
         )
-    return private_copy(given).eval()
+    return private_copy(model).eval()
 
 
 def uncut(role: str, given: Any) -> str:

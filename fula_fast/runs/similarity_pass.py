@@ -11,6 +11,7 @@ import torch
 from .. import pipelines
 from ..device.precision import EXACT, PLAIN, arithmetic
 from ..donors.obtain import normalisation_of
+from ..errors import not_none
 from ..measures.comparison import Draws, Judgement, Scores, compare, judged
 from ..measures.matrices import Sides, of_moments
 from ..measures.moments import Moments
@@ -124,7 +125,8 @@ def _judged(verdict: Judgement, i: int, j: int) -> dict[str, float]:
     if verdict.chance is not None:
         found["p"] = verdict.chance.p[i, j]
         found["calibrated"] = verdict.chance.calibrated[i, j]
-        found |= {"p_holm": verdict.adjusted[i, j], "p_best": verdict.best.p}
+        found["p_holm"] = not_none(verdict.adjusted)[i, j]
+        found["p_best"] = float(not_none(verdict.best).p)
     if verdict.interval is not None:
         found |= {"low": verdict.interval.low[i, j], "high": verdict.interval.high[i, j]}
     return {name: float(value) for name, value in found.items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..device.allocator import free_memory, keeping_memory
 from ..device.machine import cpu_name, gpu_lines
 from ..device.precision import TF32
-from ..errors import FulaError, printable
+from ..errors import FulaError, not_none, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged, describe_staged
@@ -75,7 +75,7 @@ def run_sweep(
     if todo or (planned.similarity and (store is None or missing_pairs(store))):
         run = _Run(spec, folder, planned, progress, modules or {}, Manner(**manner))
         store = run.compute(store, todo)
-    return _finish(store, planned, time.perf_counter() - started)
+    return _finish(not_none(store), planned, time.perf_counter() - started)
 
 
 def _in_reach(spec: Spec, modules: Mapping[str, Staged]) -> Spec:

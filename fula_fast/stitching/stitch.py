@@ -160,7 +160,7 @@ class Stitch(nn.Module):
         """(B, *source) to (B, *target)."""
         size = self.geometry.target[1:] if self.geometry.resizes else None
         first = size is not None and (self.geometry.shrinks or self.norm_in is not None)
-        if first:
+        if size is not None and first:
             x = resize(x, size)
         if self.norm_in is not None:
             x = self.norm_in(x)

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from ..attacks.settings import Attack
-from ..errors import FulaError, nearest, present
+from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
@@ -229,7 +229,7 @@ class DonorSpec(SpecTable):
     @property
     def images(self) -> DataSpec:
         """`data`, of a donor that has its own or was given the run's by `load_spec`."""
-        return present(self.data)
+        return not_none(self.data)
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

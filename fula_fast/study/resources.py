@@ -11,7 +11,7 @@ from ..device import memory
 from ..device.machine import cpu_flags, gpu_present, has_amx
 from ..device.mode import CAPTURED, EAGER
 from ..device.precision import EXACT, FAST, PLAIN, PRECISIONS, PrecisionName
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from .spec import EngineSpec
 
 
@@ -104,7 +104,7 @@ def _fused(device: str, precision: str) -> bool:
     asked = os.environ.get("FULA_BACKEND") or "auto"
     if device != "cpu":
         return asked != "reference" and precision != EXACT and find_spec("triton") is not None
-    folders = find_spec("fula_fast.kernels").submodule_search_locations
+    folders = not_none(find_spec("fula_fast.kernels")).submodule_search_locations or ()
     built = any(found for folder in folders for found in Path(folder).glob("_core.*"))
     return built and asked in ("auto", "cpp")
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from ..device.mode import ModeName
 from ..device.precision import PrecisionName
-from ..errors import FulaError, check_name, nearest, present
+from ..errors import FulaError, check_name, nearest, not_none
 from ..measures.registry import IN_SWEEPS, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
 from .grid_spec import GridSpec, Many
@@ -184,12 +184,12 @@ class Spec(SpecTable):
     @property
     def asked_grid(self) -> GridSpec:
         """`grid`, of a spec that is known to have one."""
-        return present(self.grid)
+        return not_none(self.grid)
 
     @property
     def asked_similarity(self) -> SimilaritySpec:
         """`similarity`, of a spec that is known to ask for it."""
-        return present(self.similarity)
+        return not_none(self.similarity)
 
     @property
     def grid_pairs(self) -> tuple[tuple[str, str], ...]:

@@ -82,7 +82,7 @@ def _donor(lab: Lab, name: str) -> Iterator[Row]:
         for layer, module in staged.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    moments = normalisation_of(spec.data, source)
+    moments = normalisation_of(spec.images, source)
     for batch in evaluation_batches(source.test, _BATCH, lab.device, normalisation=moments):
         staged(batch.images)
     for hook in watched:
