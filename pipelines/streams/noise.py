@@ -96,10 +96,7 @@ class NoiseStream(StreamBase):
 
     def __init__(self, image_set: NoiseSet, *args: Any, **kwargs: Any) -> None:
         super().__init__(image_set, *args, **kwargs)
-        if self.shortcut is not None or self.normalisation is not None:
-            raise FulaError(
-                "clustered noise takes neither shortcut nor normalisation; leave them out"
-            )
+        refuse_pixels(self.shortcut, self.normalisation)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
         for index in self.slices(order, start_step):
