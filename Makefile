@@ -62,6 +62,7 @@ gpu-visit: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	BIN=$(BIN) .ci/types --baselinemode=lock
 
 bench: $(VENV)/.installed-test
 	$(BIN)/fula-fast bench

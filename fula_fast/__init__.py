@@ -6,9 +6,15 @@ Nothing heavy is imported here: torch, NumPy and pydantic are loaded when work s
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import FulaError
+
+if TYPE_CHECKING:
+    from .api import similarity, stitch, sweep
+    from .models import stages
+    from .pipelines import Normalisation
+    from .results import load
 
 __version__ = "0.1.0"
 __all__ = [

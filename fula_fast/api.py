@@ -1,8 +1,15 @@
 """The Python interface: one stitched model (`stitch`), or a whole grid of them (`sweep`).
 
->>> found = fula_fast.stitch(front, end, 3, 3, "digits", method="fula")  # doctest: +SKIP
->>> found.accuracy, found.model(images)  # doctest: +SKIP
->>> results = fula_fast.sweep("quickstart", "runs/quickstart")  # doctest: +SKIP
+>>> from fula_fast.models import build
+>>> front, end = (build("resnet18", num_classes=10, input_shape=(1, 8, 8), width=4)
+...               for _ in range(2))
+>>> found = stitch(front, end, 9, 9, "digits", method="dm", device="cpu", quiet=True)
+>>> found.stitch.weight.shape, found.model(torch.rand(5, 1, 8, 8)).shape
+(torch.Size([32, 32]), torch.Size([5, 10]))
+
+A grid is a spec of tables, or the name of one that ships:
+
+>>> results = sweep("quickstart", "runs/quickstart")  # doctest: +SKIP
 >>> results.rows, results.to_pandas()  # doctest: +SKIP
 """
 
@@ -16,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .device.precision import PLAIN
 from .donors.guessing import warn_near_chance
 from .donors.training import evaluate
 from .engine.solo import run_cell
@@ -114,7 +122,7 @@ def stitch(
     subset: int | None = None,
     normalisation: Normalisation | Literal["source"] | None = "source",
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     quiet: bool = False,
     **options: Any,
 ) -> Stitched:

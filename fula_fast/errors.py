@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LISTED = 20
 _MEANT = {
@@ -29,6 +32,12 @@ class FulaError(Exception):
 
 class FulaWarning(UserWarning):
     """Something that went on, but that the user should know; the command line prints one line."""
+
+
+def not_none(value: T | None) -> T:
+    """`value`, which the caller knows to be there; `AssertionError` where it is not."""
+    assert value is not None
+    return value
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

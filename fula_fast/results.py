@@ -109,6 +109,10 @@ class Results:
 
         A site may be named as `fula-fast sites` prints it: `front_site="layer1.0"`, in each row
         that of its own donor. Raises `FulaError` for a column or a site that there is not.
+
+        >>> rows = {"method": "fula", "accuracy": 0.9}, {"method": "dm", "accuracy": 0.2}
+        >>> Results(Path("run"), rows, cells=2).select(method="dm")
+        [{'method': 'dm', 'accuracy': 0.2}]
         """
         known = {name for row in self.rows for name in row}
         for name in columns:

@@ -32,7 +32,8 @@ def contact_sheet(
     """Write a PNG with up to `columns` random images of each of the first `classes` classes.
 
     Training images are cropped, flipped and marked as in that `epoch` of a stream with that `seed`;
-    test images carry the markers of `marker_set` (shortcut, clean, rolled). Returns `out`.
+    test images carry the markers of `marker_set` (shortcut, clean, rolled). Returns `out`. Raises
+    `FulaError` for an unknown split or marker set, for none to show, and for activations.
     """
     check_picture(out)
     if split not in _SPLITS:

@@ -16,8 +16,9 @@ from ..errors import FulaError
 from ..files.paths import user_path
 from .decode.files import NoFiles
 from .decode.images import Source
-from .sources.by_name import data_folder, load_source, loader, source_names
+from .sources.by_name import data_folder, load_source, loader
 from .sources.places import Place, place_of
+from .sources.registry import sources
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -35,11 +36,10 @@ class SourceInfo:
 def list_sources(data_dir: str | Path | None = None) -> tuple[SourceInfo, ...]:
     """Every source `load_source` knows."""
     found = []
-    for name in source_names():
-        load = loader(name)
-        summary = inspect.getdoc(load).split("\n")[0]
-        options = dict(load.__kwdefaults__ or {})
-        found.append(SourceInfo(name, summary, options, place_of(name, data_dir)))
+    for each in sources():
+        summary = (inspect.getdoc(each.loader()) or "").partition("\n")[0]
+        place = place_of(each.name, data_dir)
+        found.append(SourceInfo(each.name, summary, each.options(), place))
     return tuple(found)
 
 
@@ -149,7 +149,8 @@ def prepare(
 
     `ls-imagenet-10` is built from the ImageNet folder `imagenet` into `data_dir/ls-imagenet-10`
     (its one option here: `on_error`); every other source is downloaded if it can be and is not
-    there, and decoded into the cache.
+    there, and decoded into the cache. Raises `FulaError` where `imagenet` is given for another
+    source.
     """
     if name == "ls-imagenet-10":
         return _prepare_imagenet(data_folder(data_dir), imagenet, options)

@@ -194,7 +194,7 @@ def prepare(folder: Path, dali: bool) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare, and print the commands."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dali", action="store_true", help="NVIDIA DALI too, in parts")
     parser.add_argument("--folder", type=Path, default=Path(".gpu"), help="ignored by git")
     options = parser.parse_args(arguments)

@@ -145,10 +145,11 @@ class Peer(ABC):
 
     @abstractmethod
     def passes(self, x: Tensor) -> Passes:
-        """All forward passes of a step; running statistics of front and end follow."""
+        """All forward passes of a step on x (B, C, H, W); running statistics of front and end
+        follow."""
 
     def update(self, loss: Tensor) -> None:
-        """One step of the optimiser."""
+        """One step of the optimiser; loss ()."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

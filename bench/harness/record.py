@@ -6,6 +6,7 @@ writes with `write`, so that all results look alike.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -29,6 +30,11 @@ from fula_fast.device.memory import available_memory
 
 RESULTS = Path("bench/results")
 _PACKAGES = ("torch", "triton", "torchvision", "numpy")
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser of a benchmark's arguments; `doc`: its docstring, whose first line it shows."""
+    return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
 
 
 def environment(device: str | torch.device, command: str) -> dict[str, Any]:

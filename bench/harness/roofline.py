@@ -88,7 +88,7 @@ class KernelCost:
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes of a tensor's distinct elements: an expanded axis counts once."""
+    """Bytes of the distinct elements of a tensor of any shape: an expanded axis counts once."""
     count = tensor.element_size()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= length if stride else min(length, 1)

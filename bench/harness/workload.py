@@ -196,7 +196,7 @@ class OurWave:
 
     def stepping(self, full: bool) -> Callable[[int], object]:
         """A function that takes the next step: `full` ones, or those before statistics settle."""
-        first = -(-self.wave.settling_from // self.stepper.task.stream.steps) if full else 0
+        first = -(-self.wave.settling_from // self.stepper.task.batches.steps) if full else 0
         flow = self.stepper.epoch(first)
         return lambda _: next(flow)
 

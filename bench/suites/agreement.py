@@ -12,7 +12,6 @@ equal on >= 99.8% of the images, robust accuracy within 0.2 points.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fula_fast.attacks import RobustResult, Savings, robust_evaluate
-from fula_fast.bench.harness.record import RESULTS, device_label, environment, write
+from fula_fast.bench.harness.record import RESULTS, device_label, environment, parser_of, write
 from fula_fast.bench.suites.attack import Setup, load
 from fula_fast.device.precision import arithmetic
 
@@ -47,7 +46,10 @@ def reference(
     classes: int = 10,
     batch_size: int = 250,
 ) -> tuple[Tensor, Tensor]:
-    """pyautoattack's adversarial images and flags, its published checkpoints scaled to `steps`."""
+    """pyautoattack's adversarial images and flags, its published checkpoints scaled to `steps`.
+
+    x (N, C, H, W), labels (N,); the same and bool (N,).
+    """
     from pyautoattack import AutoAttack
 
     runner = AutoAttack(
@@ -150,7 +152,7 @@ def _timed(setup: Setup, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def main(arguments: list[str]) -> None:
     """Compare at every eps and write the JSON, anew after each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--eps", type=float, nargs="+", default=[1.0], help="in 255ths")
     parser.add_argument("--eot", type=int, default=20)

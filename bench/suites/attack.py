@@ -26,7 +26,6 @@ part of gpu-check of its own.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tarfile
@@ -50,6 +49,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -211,7 +211,10 @@ def reference_gradients(result: RobustResult) -> int:
 
 
 def check_savings(setup: Setup, eps: float) -> None:
-    """Our flags with every saving and with none are equal (8 images, 5 steps, 2 samples)."""
+    """Our flags with every saving and with none are equal (8 images, 5 steps, 2 samples).
+
+    Raises `FulaError` where they are not.
+    """
     x, labels = setup.x[:8], setup.labels[:8]
     attack = partial(robust_evaluate, setup.net, x, labels, "autoattack-rand", eps=eps, steps=5)
     (saved,), (plain,) = attack(), attack(eot=2, savings=_OFF)
@@ -370,7 +373,7 @@ def bench_rand(benchmark, setup, eps):
 
 def main(arguments: list[str]) -> None:
     """Run every case and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,6 @@ operators that a step calls, on tensors several times the size of the L2 cache.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from fula_fast.bench.harness.record import (
     copy_rate,
     environment,
     matrix_rate,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -92,7 +92,7 @@ def rows(images: int) -> Iterator[Row]:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=9216, help="of a convolution")
     parser.add_argument("--out", type=Path, default=RESULTS / "ceilings.json")
     options = parser.parse_args(arguments)

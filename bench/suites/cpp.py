@@ -13,7 +13,6 @@ Targets: hint_terms >= 5x eager, stitch_hint >= 1.5x eager, augment >= 5x torchv
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,14 @@ import torch
 from torch import Tensor
 
 from fula_fast import kernels
-from fula_fast.bench.harness.record import RESULTS, environment, quantiles, seconds_of, write
+from fula_fast.bench.harness.record import (
+    RESULTS,
+    environment,
+    parser_of,
+    quantiles,
+    seconds_of,
+    write,
+)
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.kernels import backend
 
@@ -246,7 +252,7 @@ def bench_augment(benchmark, name):
 
 def main(arguments: list[str]) -> None:
     """Run every case and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--lanes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels-cpu.json")

@@ -9,7 +9,6 @@ wave count; data sets and donors' training do not. Every start is a process of i
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     device_label,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -83,7 +83,7 @@ def _spread(starts: list[dict[str, float]]) -> Mapping[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Start every mode and write the JSON; with --once, take the steps and print them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="warm starts of each mode")
     parser.add_argument("--once", action="store_true", help="take two steps here and print times")

@@ -157,7 +157,7 @@ def _peer(setting: Setting, name: str, sites: Sequence[int], method: str) -> Pee
     start = new_stitch(*shapes, protocol("fula-v1")).initialise("random", 0)
     dtype = torch.float32 if name == "published" else setting.dtype
     options = {"dtype": dtype, "device": setting.device}
-    return PEERS[name](front, end, *sites, method, start.weight, start.bias, **options)
+    return PEERS[name](front, end, sites[0], sites[1], method, start.weight, start.bias, **options)
 
 
 def _peer_flops(setting: Setting, name: str, sites: Sequence[int], method: str) -> int:

@@ -51,6 +51,7 @@ from fula_fast.bench.harness.record import (
     copy_rate,
     environment,
     matrix_rate,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -372,7 +373,7 @@ def _tuned(chosen: argparse.Namespace, lanes: int) -> float:
 
 def main(arguments: list[str]) -> None:
     """Tune if asked, run the cases, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lanes", help=f"comma-separated, the most telling first; {LANES}")
     parser.add_argument("--sites", default=",".join(SITES))

@@ -10,7 +10,6 @@ Exit code 1 where one failed. Needs torch, triton and NumPy only.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fula_fast import kernels
-from fula_fast.bench.harness.record import RESULTS, environment, write
+from fula_fast.bench.harness.record import RESULTS, environment, parser_of, write
 from fula_fast.kernels import backend
 
 LANES, BATCH = 4, 16
@@ -202,7 +201,7 @@ def measure(device: str) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Check, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=torch.seed() % 2**31, help="default: any")
     parser.add_argument("--out", type=Path, default=RESULTS / "nouns.json")

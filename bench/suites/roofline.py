@@ -10,7 +10,6 @@ operators with a kernel, bytes over the memory bus.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from fula_fast.attacks.apgd import APGDConfig
 from fula_fast.attacks.names import CE
 from fula_fast.attacks.slots import Slots
-from fula_fast.bench.harness.record import RESULTS, environment, write
+from fula_fast.bench.harness.record import RESULTS, environment, parser_of, write
 from fula_fast.bench.harness.roofline import H100, Counter, KernelCost, Total, by_part, cost, total
 from fula_fast.bench.harness.workload import (
     Setting,
@@ -154,7 +153,7 @@ def saved(path: Path, row: Mapping[str, Any], label: str) -> Path:
 
 def main(arguments: Sequence[str]) -> None:
     """Print a step's parts; with --save, write them into the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     add_options(parser)
     parser.add_argument("--phase", choices=("short", "full"), default="short")
     parser.add_argument("--attack", choices=ATTACKS, default="none", help="one iteration of it")

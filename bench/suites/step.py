@@ -11,7 +11,6 @@ all numbers of lanes at the end the model), so that a run cut short leaves them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from fula_fast.bench.harness.record import (
     RESULTS,
     PeakMemory,
     environment,
+    parser_of,
     quantiles,
     seconds_of,
     write,
@@ -151,7 +151,7 @@ def run(settings: Sequence[Setting], way: str, model: bool) -> Iterator[list[Row
 
 def main(arguments: Sequence[str]) -> None:
     """Measure every number of lanes, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     add_options(parser)
     parser.set_defaults(timed=5, warmup=3)
     parser.add_argument("--way", choices=WAYS, default="plain")

@@ -131,7 +131,7 @@ def begin(config: APGDConfig, x: Tensor, labels: Tensor, noise: Tensor) -> State
 
 
 def unit(x: Tensor, norm: str) -> Tensor:
-    """Each image divided by its norm (+ 1e-12)."""
+    """Each image of x (N, C, H, W) divided by its norm (+ 1e-12)."""
     flat = x.flatten(1)
     size = flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
     return x / (_column(size, x) + 1e-12)
@@ -148,7 +148,8 @@ def advance(
     """One iteration: the state after the points `adv` were looked at (`seen`) and moved.
 
     table: `interval_table`. keep_first: `found` is each row's first adversarial image, else its
-    last. No host synchronisation; nothing is changed in place.
+    last. No host synchronisation; nothing is changed in place. State and `seen` hold (N, ...), a
+    row for each image.
     """
     state, grad = _observe(config, table, state, seen, keep_first)
     step = _step_linf if config.norm == "linf" else _step_l2

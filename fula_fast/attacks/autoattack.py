@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..device.graphs import WARM_UP, Recorder
+from ..device.mode import CAPTURED, COMPILED, EAGER
+from ..device.precision import FAST, PLAIN
 from ..device.replay import Replay, recorder_on
 from .apgd import APGDConfig, image_loss
 from .losses import evaluate
@@ -48,7 +50,7 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
     if options.eps == 0 or not record.surviving():
         return Run(None, 0, "none")
     _find_zero_gradients(model, record, options)
-    result = Run(None, 0, "eager")
+    result = Run(None, 0, EAGER)
     for bf16 in _PASSES[options.precision] if named.steps else ():
         if record.surviving():
             search = model.search(record.images.shape[1:], bf16=bf16, folded=options.savings.fold)
@@ -59,7 +61,7 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
     return result
 
 
-_PASSES = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}
+_PASSES = {PLAIN: (False,), FAST: (True, False), "fast": (True,)}
 """Whether each pass of the search is in bfloat16, by the option `precision`."""
 
 
@@ -70,9 +72,9 @@ def _find_zero_gradients(model: PackedModel, record: Record, options: AttackOpti
     if not pairs or record.num_classes < 2:  # one class has no gradient and no wrong answer
         return
     search = model.search(record.images.shape[1:], bf16=False, folded=options.savings.fold)
-    for begin in range(0, len(pairs), options.batch_size):
+    for begin in range(0, len(pairs), options.batch):
         lane, image = torch.tensor(
-            pairs[begin : begin + options.batch_size], device=record.images.device
+            pairs[begin : begin + options.batch], device=record.images.device
         ).unbind(1)
         x, labels = record.pixels(image), record.labels[image]
 
@@ -109,13 +111,13 @@ def _search_options(
     recorder: Recorder | None,
 ) -> SearchOptions:
     few = recorder is not None or options.compiles  # each size costs a graph; else no row is padded
-    every = range(1, options.batch_size + 1)
+    every = range(1, options.batch + 1)
     routed = _routed(record, recorder)
     several = routed and len({search.route(lane) for lane in record.lanes}) > 1
     return SearchOptions(
         keep_first=options.savings.compaction and same,
         packing=options.savings.packing,
-        sizes=fixed_sizes(options.batch_size, halves=several) if few else every,
+        sizes=fixed_sizes(options.batch, halves=several) if few else every,
         recorder=recorder,
         poll=4 if record.images.is_cuda else 1,
         routed=routed,
@@ -186,7 +188,7 @@ def _same_gradient(
 
 
 def _recorder(record: Record, options: AttackOptions) -> Recorder | None:
-    wanted = options.mode in ("auto", "captured")
+    wanted = options.mode in ("auto", CAPTURED)
     return recorder_on(record.images.device) if wanted else None
 
 
@@ -198,8 +200,8 @@ def _pgd_pass(
     for restart in range(options.restarts):
         for route, group in by_route(search, record.surviving(), loops.routed):
             loop = loops.along(route, len(group))
-            for begin in range(0, len(group), options.batch_size):
-                batch = group[begin : begin + options.batch_size]
+            for begin in range(0, len(group), options.batch):
+                batch = group[begin : begin + options.batch]
                 record.confirm(batch, loops.run(loop, batch, restart))
                 np.add.at(record.gradients, [own for own, _ in batch], named.steps)
     return Run(None, 1, _mode(loops.modes, options))
@@ -229,8 +231,8 @@ class _Loops:
     def along(self, route: Hashable | None, images: int) -> Replay:
         """The loop of a route on which so many images are attacked."""
         if route not in self._loops:
-            runs = math.ceil(images / self._options.batch_size) * self._options.restarts
-            worth = runs > WARM_UP or self._options.mode == "captured"
+            runs = math.ceil(images / self._options.batch) * self._options.restarts
+            worth = runs > WARM_UP or self._options.mode == CAPTURED
             self._loops[route] = Replay(
                 partial(self._loop, logits_along(self._search, route)),
                 self._recorder if worth else None,
@@ -245,7 +247,7 @@ class _Loops:
         filled up with its last image."""
         missing = 0
         if loop.records:
-            sizes = fixed_sizes(self._options.batch_size, halves=True)
+            sizes = fixed_sizes(self._options.batch, halves=True)
             missing = next(size for size in sizes if size >= len(pairs)) - len(pairs)
         filled = [*pairs, *[pairs[-1]] * missing]
         lane, image = torch.tensor(filled, device=self._record.images.device).unbind(1)
@@ -262,6 +264,6 @@ def _noise(options: AttackOptions, x: Tensor, image: Tensor, restart: int) -> Te
 
 
 def _mode(ran: set[str], options: AttackOptions) -> str:
-    if "captured" in ran:
-        return "captured"
-    return "compiled" if options.compiles else "eager"
+    if CAPTURED in ran:
+        return CAPTURED
+    return COMPILED if options.compiles else EAGER

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..device.precision import arithmetic
+from ..device.precision import PLAIN, arithmetic
 from ..measures.agreement import soft_agreement
 from ..pipelines import Batch
 from . import PackedModel, RobustResult, robust_evaluate
@@ -34,7 +34,7 @@ def attacked_models(
     `robust_precision` says how they were searched for. `end` runs without TF32, as the models do.
     """
     results = robust_evaluate(models, images, labels, attack, keep_images=True, **options)
-    with arithmetic("fp32"):
+    with arithmetic(PLAIN):
         return [_columns(result, end, images) for result in results]
 
 

@@ -9,11 +9,12 @@ with the original there before it is handed out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..models.copies import private_copy
 from ..models.staged import Norm2d
 from .start_noise import reproducible
@@ -23,7 +24,11 @@ _TOLERANCE = 1e-9
 
 
 class ScaleShift(nn.Module):
-    """relu?(x * scale + shift + residual): what is left of a batch norm that stands alone."""
+    """relu?(x * scale + shift + residual), (B, C, H, W): what is left of a batch norm that stands
+    alone."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -35,7 +40,8 @@ class ScaleShift(nn.Module):
 
 
 class Folded(nn.Module):
-    """relu?(x + residual): what is left of a batch norm whose convolution took it over."""
+    """relu?(x + residual), (B, C, H, W): what is left of a batch norm whose convolution took it
+    over."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         return _joined(x, residual, relu)
@@ -53,7 +59,8 @@ def fold(model: nn.Module, input_shape: Sequence[int] | None = None) -> nn.Modul
     statistics, and subclasses of PyTorch's, stay as they are. Raises `FulaError` where the folded
     copy computes something else: a convolution whose output is used beside its batch norm.
     """
-    shape = tuple(input_shape or model.input_shape)
+    given: Any = input_shape or model.input_shape
+    shape = tuple(given)
     kept = next(model.parameters())
     work = private_copy(model).double().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
@@ -129,20 +136,20 @@ class _hooked:
 
 def scale_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Eval-mode batch norm as y = scale * x + shift, each (C,)."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    shift = -norm.running_mean * scale
+    scale = (not_none(norm.running_var) + norm.eps).rsqrt()
+    shift = -not_none(norm.running_mean) * scale
     if norm.affine:
         return scale * norm.weight, shift * norm.weight + norm.bias
     return scale, shift
 
 
 def _replace(model: nn.Module, norm_name: str, conv_name: str | None) -> None:
-    norm = model.get_submodule(norm_name)
+    norm: Any = model.get_submodule(norm_name)
     scale, shift = scale_shift(norm)
     if conv_name is None:
         model.set_submodule(norm_name, ScaleShift(scale, shift))
         return
-    conv = model.get_submodule(conv_name)
+    conv: Any = model.get_submodule(conv_name)
     bias = shift if conv.bias is None else conv.bias * scale + shift
     conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None])
     conv.bias = nn.Parameter(bias)

@@ -22,5 +22,5 @@ def fab_and_square(logits: LogitsFn, x: Tensor, labels: Tensor, options: AttackO
     )  # fmt: skip
     runner.attacks_to_run = list(_ATTACKS)
     runner.fab.n_target_classes = min(9, logits(x[:1]).shape[1] - 1)
-    found, _ = runner.run_standard_evaluation(x, labels, batch_size=options.batch_size)
+    found, _ = runner.run_standard_evaluation(x, labels, batch_size=options.batch)
     return found

@@ -96,7 +96,8 @@ def evaluate(logits_fn: LogitsFn, x: Tensor, loss_of: Callable[[Tensor], Tensor]
 
 
 def check_label_form(labels: Tensor, images: int) -> None:
-    """Raise `FulaError` unless `labels` are one class index per image; looks at no value."""
+    """Raise `FulaError` unless `labels` are one class index per image, (images,); looks at no
+    value."""
     if labels.shape != (images,):
         raise FulaError(
             f"labels have shape {tuple(labels.shape)}, but there are {images} images; "
@@ -107,7 +108,7 @@ def check_label_form(labels: Tensor, images: int) -> None:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise `FulaError` for a label that is no class, 0 … classes - 1. Asks labels' device."""
+    """Raise `FulaError` for a label of (N,) that is no class, 0 … classes - 1. Asks the device."""
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(wrong.int().argmax())

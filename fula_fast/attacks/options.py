@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from ..errors import FulaError, nearest
+from ..device.mode import COMPILED, MODES
+from ..device.precision import FAST, PLAIN
+from ..errors import FulaError, nearest, not_none
 
 NORMS = ("linf", "l2")
-MODES = ("auto", "eager", "compiled", "captured")
-PRECISIONS = ("fp32", "bf16", "fast")
+_ASKED_MODES = ("auto", *MODES)
+PRECISIONS = (PLAIN, FAST, "fast")
 _SEEDS = 2**63
 
 
@@ -40,7 +42,7 @@ def _number(name: str, value: object) -> float:
     return number
 
 
-def _count(name: str, value: object, least: int) -> int:
+def _count(name: str, value: Any, least: int) -> int:
     """A whole number of any kind (NumPy's too) as an int."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not (whole and value >= least):
@@ -117,12 +119,17 @@ class AttackOptions:
     seed: int = 0
     restarts: int = 1
     batch_size: int | None = None
-    precision: str = "fp32"
+    precision: str = PLAIN
     mode: str = "auto"
     compile: bool = False
     keep_images: bool = False
     savings: Savings = Savings()
     starts: Callable[..., Any] | None = field(default=None, repr=False)
+
+    @property
+    def batch(self) -> int:
+        """`batch_size`, once a device has given the one that was not set."""
+        return not_none(self.batch_size)
 
     def __post_init__(self) -> None:
         _check_switches(self, ("random_start", "compile", "keep_images"))
@@ -150,7 +157,7 @@ class AttackOptions:
     @property
     def compiles(self) -> bool:
         """Whether models go through torch.compile."""
-        return self.compile or self.mode == "compiled"
+        return self.compile or self.mode == COMPILED
 
 
 NAMES = tuple(f.name for f in fields(AttackOptions))
@@ -207,9 +214,9 @@ def check_norm(norm: str) -> None:
 
 
 def check_mode(mode: str) -> None:
-    """Raise `FulaError` unless `mode` is one of `MODES`."""
-    if mode not in MODES:
-        raise FulaError(f"unknown mode '{mode}'{nearest(str(mode), MODES)}")
+    """Raise `FulaError` unless `mode` is one of the modes, or "auto"."""
+    if mode not in _ASKED_MODES:
+        raise FulaError(f"unknown mode '{mode}'{nearest(str(mode), _ASKED_MODES)}")
 
 
 def check_precision(precision: str) -> None:

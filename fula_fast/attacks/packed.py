@@ -83,7 +83,10 @@ class Single:
         return self.logits
 
     def search(self, input_shape: Sequence[int], *, bf16: bool, folded: bool) -> Single:
-        """The copy that gradients are taken of; see `PackedModel`."""
+        """The copy that gradients are taken of; see `PackedModel`.
+
+        Raises `FulaError` for bfloat16 of a function, which has no weights.
+        """
         result = copy.copy(self)
         if self._dtype is not None:  # weights, so something to fold and to narrow
             result._model = fold(self._model, input_shape) if folded else private_copy(self._model)
@@ -151,7 +154,8 @@ def as_packed(
 ) -> PackedModel:
     """A `PackedModel` from one, from a module or function, or from a sequence of those.
 
-    device: where copies of modules go; a `PackedModel` and functions stay where they are.
+    device: where copies of modules go; a `PackedModel` and functions stay where they are. Raises
+    `FulaError` for no model, and where a `PackedModel` is to be compiled.
     """
     if isinstance(models, PackedModel):
         if compile:

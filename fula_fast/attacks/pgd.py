@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device.compiling import compiled
+from ..device.mode import CAPTURED, COMPILED, EAGER
 from ..device.replay import Replay, recorder_on
 from ..errors import FulaError
 from ..kernels import pgd_step
@@ -42,7 +43,8 @@ def eval_mode(model: object) -> Iterator[None]:
 
 
 def start_point(x: Tensor, noise: Tensor | None, eps: float) -> Tensor:
-    """`x` displaced by eps * `noise` (in the unit ball; see `start_noise`), kept in [0, 1]."""
+    """`x` (N, C, H, W) displaced by eps * `noise` (in the unit ball; see `start_noise`), kept in
+    [0, 1]."""
     if noise is None:
         return x
     return (x + eps * noise.to(x)).clamp(0, 1)
@@ -162,7 +164,7 @@ class PGD:
     ) -> None:
         check_mode(mode)
         self._model, self._asked = logits_fn, mode
-        self._compiled = compile or mode == "compiled"
+        self._compiled = compile or mode == COMPILED
         forward = compiled(logits_fn) if self._compiled else logits_fn
 
         def loop(x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -174,7 +176,7 @@ class PGD:
 
     def _replay_on(self, device: torch.device) -> Replay:
         if device not in self._replays:
-            captures = self._asked in ("auto", "captured")
+            captures = self._asked in ("auto", CAPTURED)
             self._replays[device] = Replay(self._loop, recorder_on(device) if captures else None)
         self._last = self._replays[device]
         return self._last
@@ -182,9 +184,9 @@ class PGD:
     @property
     def mode(self) -> str:
         """What the last call ran: "eager", "compiled" or "captured"."""
-        if self._last.mode == "captured":
-            return "captured"
-        return "compiled" if self._compiled else "eager"
+        if self._last.mode == CAPTURED:
+            return CAPTURED
+        return COMPILED if self._compiled else EAGER
 
     @property
     def replays(self) -> int:
@@ -197,7 +199,7 @@ class PGD:
         Before the loop the labels are looked at: one host synchronisation a call, and one forward
         pass at the first.
         """
-        if self._asked == "captured" and not x.is_cuda:
+        if self._asked == CAPTURED and not x.is_cuda:
             raise FulaError("mode = 'captured' needs images on a CUDA device; use mode = 'auto'")
         with eval_mode(self._model):
             self._check_labels(x, labels)

@@ -59,7 +59,7 @@ class Record:
         """Classes of the models."""
         return self.logits.shape[2]
 
-    def pixels(self, index: Sequence[int]) -> Tensor:
+    def pixels(self, index: Sequence[int] | Tensor) -> Tensor:
         """Images `index` (n,) as floats in [0, 1]: (n, C, H, W)."""
         return as_floats(self.images[torch.as_tensor(index, device=self.images.device)])
 
@@ -150,7 +150,7 @@ _MOST_CHANNELS = 4
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """uint8 images, or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
+    """Images (N, C, H, W), uint8 or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
 
 

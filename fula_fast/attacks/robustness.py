@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device.precision import arithmetic
+from ..device.mode import CAPTURED
+from ..device.precision import PLAIN, arithmetic
 from ..errors import FulaError, FulaWarning
 from ..files.atomic import replacing
 from ..files.paths import user_path
@@ -138,11 +139,11 @@ def robust_evaluate(
     x, y = _tensors(images, labels, packed.device if device is None else device)
     if chosen.batch_size is None:
         chosen = replace(chosen, batch_size=CUDA_BATCH if x.is_cuda else CPU_BATCH)
-    if chosen.mode == "captured" and not x.is_cuda:
+    if chosen.mode == CAPTURED and not x.is_cuda:
         raise FulaError("mode = 'captured' needs models on a CUDA device; use mode = 'auto'")
-    with arithmetic("fp32"), reproducible(chosen.seed):
+    with arithmetic(PLAIN), reproducible(chosen.seed):
         record = Record(
-            packed, x, y, batch_size=chosen.batch_size, keep_images=chosen.keep_images,
+            packed, x, y, batch_size=chosen.batch, keep_images=chosen.keep_images,
             witness=witness,
         )  # fmt: skip
         went = run(packed, record, named, chosen)
@@ -273,7 +274,8 @@ def save_examples(path: str | Path, result: RobustResult, labels: np.ndarray) ->
     """Write a result's images as a compressed npz, atomically.
 
     Arrays, one row per image: `adversarial` float32 (N, C, H, W) (the clean image where nothing
-    fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON.
+    fooled the model), `labels`, `predictions`, `correct`, `robust`; and `settings`, JSON. Raises
+    `FulaError` where the attack kept no images.
     """
     path = user_path(path)
     adversarial = result.adversarial

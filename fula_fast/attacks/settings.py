@@ -24,9 +24,9 @@ class Attack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     norm: Literal["linf", "l2"] = "linf"
-    eps: float = Field(8 / 255, ge=0)
-    step: float = Field(2 / 255, ge=0)
-    steps: int = Field(10, ge=0)
+    eps: float = Field(default=8 / 255, ge=0)
+    step: float = Field(default=2 / 255, ge=0)
+    steps: int = Field(default=10, ge=0)
     random_start: bool = False
 
     @model_validator(mode="before")

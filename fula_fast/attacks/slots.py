@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..device.graphs import Recorder
 from ..device.replay import Replay
+from ..errors import not_none
 from .apgd import APGDConfig, State, advance, begin, evaluate_mean, image_loss, interval_table
 from .names import TARGETED, AttackStage
 from .packed import PackedModel, by_route, logits_along
@@ -154,8 +155,12 @@ class Search:
                     self._iterate()
                 self._harvest()
 
+    @property
+    def _batch(self) -> Slots:
+        return not_none(self._slots)
+
     def _iterate(self) -> None:
-        self.modes.add(self._slots.iterate(self._route))
+        self.modes.add(self._batch.iterate(self._route))
         for job, t in zip(self._jobs, self._t, strict=True):
             if job is not None and t <= self._config.steps:
                 self._record.gradients[job.lane] += self._config.eot
@@ -188,7 +193,7 @@ class Search:
             return
         rows = [row for row, job in enumerate(self._jobs) if job is not None]
         before, self._slots = self._slots, self._of_size(size)
-        if rows:
+        if before is not None and rows:
             before.move_to(self._slots, self._index(rows))
         self._jobs = [self._jobs[row] for row in rows] + [None] * (size - len(rows))
         self._t = np.concatenate([self._t[rows], np.zeros(size - len(rows), dtype=np.int64)])
@@ -221,7 +226,7 @@ class Search:
         loss = self._index([self._stages[job.stage].loss for job in jobs])
         target = self._index([self._target(job) for job in jobs])
         lane = self._index([job.lane for job in jobs])
-        self._slots.put(self._index(rows), state, lane, loss, target)
+        self._batch.put(self._index(rows), state, lane, loss, target)
         for row, job in zip(rows, jobs, strict=True):
             self._jobs[row], self._t[row] = job, 0
 
@@ -242,21 +247,24 @@ class Search:
         done = {row for row in live if self._t[row] > self._config.steps}
         if not done and not self._options.keep_first:
             return
-        fooled = self._slots.state.fooled.tolist()  # the one host synchronisation
+        fooled = self._batch.state.fooled.tolist()  # the one host synchronisation
         claimed = [row for row in live if fooled[row] and (row in done or self._options.keep_first)]
         confirmed = self._confirm(claimed)
         again = [row for row in claimed if row not in confirmed | done]
         if again:
-            self._slots.state.fooled.index_fill_(0, self._index(again), False)
+            self._batch.state.fooled.index_fill_(0, self._index(again), False)
         for row in sorted(confirmed | done):
-            job, self._jobs[row] = self._jobs[row], None
+            job, self._jobs[row] = self._job(row), None
             if row not in confirmed and job.stage + 1 < len(self._stages):
                 self._queue.append(job._replace(stage=job.stage + 1))
+
+    def _job(self, row: int) -> Job:
+        return not_none(self._jobs[row])
 
     def _confirm(self, rows: Sequence[int]) -> set[int]:
         if not rows:
             return set()
         index = self._index(rows)
-        pairs = [(self._jobs[row].lane, self._jobs[row].image) for row in rows]
-        right = self._record.confirm(pairs, self._slots.state.found[index])
+        pairs = [(self._job(row).lane, self._job(row).image) for row in rows]
+        right = self._record.confirm(pairs, self._batch.state.found[index])
         return {row for row, yes in zip(rows, right, strict=True) if yes}

@@ -137,7 +137,7 @@ def train(
     how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
         found = [
-            obtain_donor(d, open_source(d.data), cache_dir=out, progress=progress, **how)
+            obtain_donor(d, open_source(d.images), cache_dir=out, progress=progress, **how)
             for d in chosen
         ]
     for each, trained in zip(chosen, found, strict=True):

@@ -15,6 +15,7 @@ from rich.table import Table
 from .. import __version__
 from ..device import machine
 from ..device.memory import available_memory
+from ..device.precision import FAST
 from ..study import resources
 from ..study.show_plan import bytes_text
 from ..study.spec import EngineSpec
@@ -118,4 +119,4 @@ def _defaults() -> Facts:
 def _why(found: resources.Resources) -> str:
     if found.device != "cpu":
         return "a GPU multiplies bf16 fastest"
-    return "the processor has AMX" if found.precision == "bf16" else "the processor has no AMX"
+    return "the processor has AMX" if found.precision == FAST else "the processor has no AMX"

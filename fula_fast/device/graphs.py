@@ -140,7 +140,7 @@ class Rerun:
 
 
 def snapshot_of(tensors: Sequence[Tensor]) -> Callable[[], None]:
-    """A snapshot of these tensors."""
+    """A snapshot of these tensors, of any shape."""
     kept = [t.clone() for t in tensors]
 
     def restore() -> None:

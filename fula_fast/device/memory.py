@@ -18,7 +18,10 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*|%)\s*")
 
 
 def budget(amount: str | int, available: int) -> int:
-    """Bytes meant by "8GiB", "60%" (of `available` bytes), or a plain number of bytes."""
+    """Bytes meant by "8GiB", "60%" (of `available` bytes), or a plain number of bytes.
+
+    Raises `FulaError` for anything else, and for an amount out of its range.
+    """
     found = _AMOUNT.fullmatch(str(amount))
     unit = found[2].lower() if found else None
     if found is None or (unit != "%" and unit not in _UNITS):

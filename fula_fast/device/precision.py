@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 PrecisionName = Literal["fp64", "fp32", "tf32", "bf16"]
+ReferencePrecision = Literal["fp32", "fp64"]
+"""Of a cell by itself, in plain PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,18 @@ class Precision:
         return getattr(torch, self.dtype_name)
 
 
-PRECISIONS: dict[str, Precision] = {
-    "fp64": Precision("float64", 8),
-    "fp32": Precision("float32", 4),
-    "tf32": Precision("float32", 4, tf32=True),
-    "bf16": Precision("bfloat16", 2),
-}
-FAST = "bf16"
+EXACT: PrecisionName = "fp64"
+TF32: PrecisionName = "tf32"
+FAST: PrecisionName = "bf16"
 """What `auto` chooses where a device multiplies it fast."""
-PLAIN = "fp32"
+PLAIN: PrecisionName = "fp32"
 """What `auto` chooses elsewhere."""
+PRECISIONS: dict[str, Precision] = {
+    EXACT: Precision("float64", 8),
+    PLAIN: Precision("float32", 4),
+    TF32: Precision("float32", 4, tf32=True),
+    FAST: Precision("bfloat16", 2),
+}
 
 
 def precision_of(name: str) -> Precision:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .graphs import CaptureRefused, CudaRecorder, Recorder, Recording, snapshot_of
+from .mode import CAPTURED, EAGER
 
 
 def recorder_on(device: torch.device) -> Recorder | None:
@@ -43,7 +44,7 @@ class Replay:
     ) -> None:
         self._fn, self._recorder, self._state = fn, recorder, state
         self._calls: dict[Any, _Call | None] = {}
-        self.mode = "eager"
+        self.mode = EAGER
         self.replays = 0
 
     @property
@@ -54,9 +55,9 @@ class Replay:
     def __call__(self, *tensors: Tensor) -> Tensor | None:
         call = None if self._recorder is None else self._call(tensors)
         if call is None:
-            self.mode = "eager"
+            self.mode = EAGER
             return self._fn(*tensors)
-        self.mode = "captured"
+        self.mode = CAPTURED
         self.replays += 1
         return call.replay(tensors)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from ..device.precision import PLAIN
 from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder, remove, writing
@@ -177,10 +178,7 @@ def ensure_donor(
     hook: str = "post_relu",
     stream: str = "resident",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
-    compile: bool = False,
-    attack: Adversary | None = None,
-    min_accuracy: float | None = None,
+    precision: str = PLAIN,
     replace_damaged: bool = False,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> Donor:
@@ -188,25 +186,22 @@ def ensure_donor(
     saved.
 
     Either way the model is read from its file, so a resumed run sees the very same one. Where
-    another process trains the same donor, its model is waited for. `attack`:
-    see `train_donor`; by default the recipe's own attack. A damaged file raises `FulaError`, or is
-    trained again with a logged warning where `replace_damaged`. Raises `FulaError` where
-    the test accuracy lies below `min_accuracy`.
+    another process trains the same donor, its model is waited for. A damaged file raises
+    `FulaError`, or is trained again with a logged warning where `replace_damaged`.
     """
     path = donor_path(cache_dir, recipe)
     damaged = path.exists()
     donor = _stored(path, recipe, hook, replace_damaged)
     if donor is None:
-        how = {"stream": stream, "device": device, "precision": precision, "compile": compile}
+        how = {"stream": stream, "device": device, "precision": precision}
         with _alone(path):
             if not damaged:  # another may have made it meanwhile
                 donor = _stored(path, recipe, hook, replace_damaged)
             if donor is None:
-                metrics = _train(recipe, source, path, attack, progress=progress, **how)
+                metrics = _train(recipe, source, path, progress=progress, **how)
                 loaded = load_checkpoint(path, hook=hook)
                 content = content_hash(loaded)
                 donor = Donor(loaded, metrics, content, path, dict(recipe), trained=True)
-    _check_accuracy(donor, min_accuracy)
     return donor
 
 
@@ -247,11 +242,10 @@ def _stored(
     return Donor(staged, metrics, meta["content_hash"], path, dict(recipe))
 
 
-def _train(
-    recipe: Mapping[str, Any], source: Source, path: Path, attack: Adversary | None, **how: Any
-) -> DonorMetrics:
+def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) -> DonorMetrics:
     """Train the recipe's donor, `how` as `train_donor` takes it, and save it with its metrics."""
-    if attack is None and recipe["alpha"]:
+    attack = None
+    if recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
     moments = recipe["normalisation"]
     staged = fresh_model(
@@ -304,7 +298,7 @@ def donor_from_checkpoint(
     hook: str = "post_relu",
     normalisation: Normalisation | None = None,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
 ) -> Donor:
     """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
@@ -339,7 +333,7 @@ def donor_at_hand(
     *,
     normalisation: Normalisation | None = None,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
 ) -> Donor:
     """A model that is there already as a donor, its test accuracy measured on `source`.
 
@@ -352,12 +346,3 @@ def donor_at_hand(
     known = (test.accuracy, test.loss) if source.labelled else (None, None)
     metrics = DonorMetrics(*known, None, None, 0.0, 0)
     return Donor(staged, metrics, content_hash(staged), path)
-
-
-def _check_accuracy(donor: Donor, least: float | None) -> None:
-    got = donor.metrics.test_accuracy
-    if least is not None and got < least:
-        raise FulaError(
-            f"donor '{donor.path.name}' has test accuracy {got:.4f}, below min_accuracy = {least}; "
-            "train longer (epochs), or widen the model"
-        )

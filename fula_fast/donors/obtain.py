@@ -62,9 +62,9 @@ def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: S
     input, so one of its donors would see numbers that it was not trained on. Where neither table
     sets `mean` and `std`, each data set has the ones that it was published with.
     """
-    if donor.data.normalises is None and data.normalises is None:
+    if donor.images.normalises is None and data.normalises is None:
         return
-    sees, given = normalisation_of(donor.data, own), normalisation_of(data, source)
+    sees, given = normalisation_of(donor.images, own), normalisation_of(data, source)
     if sees != given:
         raise FulaError(
             f"[donors.{donor.name}.data] normalises images by {_moments(sees)}, but those of the "
@@ -90,7 +90,7 @@ def obtain_donor(
     cache_dir: str | Path,
     hook: str = "post_relu",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     module: Staged | None = None,
     progress: Progress | None = None,
 ) -> Donor:
@@ -101,7 +101,7 @@ def obtain_donor(
     `min_accuracy`.
     """
     progress = progress or Progress()
-    normalisation = normalisation_of(spec.data, source)
+    normalisation = normalisation_of(spec.images, source)
     progress.donor_started(spec.name)
     if module is not None:
         donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
@@ -122,7 +122,7 @@ def obtain_donor(
             source,
             cache_dir=cache_dir,
             hook=hook,
-            stream=spec.data.stream,
+            stream=spec.images.stream,
             device=device,
             precision=precision,
             replace_damaged=True,
@@ -142,7 +142,7 @@ def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied, moments = private_copy(module).eval(), normalisation_of(spec.data, source)
+    copied, moments = private_copy(module).eval(), normalisation_of(spec.images, source)
     return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..device.precision import arithmetic, autocast
+from ..device.precision import PLAIN, arithmetic, autocast
 from ..errors import FulaError, nearest
 from ..measures.agreement import answered, right
 from ..models import Staged
@@ -75,7 +75,10 @@ RECIPES = {
 
 
 def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
-    """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None."""
+    """A named recipe with those of `lr`, `epochs`, `batch_size` replaced that are not None.
+
+    Raises `FulaError` for an unknown name.
+    """
     if name not in RECIPES:
         raise FulaError(f"unknown recipe '{name}'{nearest(name, RECIPES)}")
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -128,7 +131,7 @@ def train_donor(
     shortcut: Shortcut | None = None,
     stream: str = "resident",
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     alpha: float = 0.0,
     attack: Adversary | None = None,
     permute_labels: bool = False,
@@ -259,7 +262,7 @@ def evaluate(
     *,
     batch_size: int = 500,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: str = PLAIN,
     **options: Any,
 ) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.

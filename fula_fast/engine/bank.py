@@ -61,7 +61,7 @@ class Group:
         return plain and (not geometry.resizes or self.entry_size is not None)
 
     @property
-    def entry_size(self) -> tuple[int, int] | None:
+    def entry_size(self) -> tuple[int, ...] | None:
         """What inputs are resized to first: where the target is smaller, or a batch norm comes
         before the map."""
         geometry = self.template.geometry

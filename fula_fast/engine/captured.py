@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
-from ..errors import FulaError
+from ..device.mode import CAPTURED, COMPILED
+from ..errors import FulaError, not_none
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
 from .shares import ShareTable
@@ -27,7 +29,7 @@ class Captured:
 
     def __init__(self, task: WaveTask, wave: Wave, recorder: Recorder | None = None) -> None:
         self.task, self.wave = task, wave
-        self.mode, self.replays = "captured", 0
+        self.mode, self.replays = CAPTURED, 0
         self._recorder = recorder or CudaRecorder(task.device)
         self._resident = isinstance(task.stream, ResidentStream)
         self._position = torch.zeros((), dtype=torch.int64, device=task.device)
@@ -38,14 +40,14 @@ class Captured:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
         """Take the steps of an epoch; yields each one's number within the training."""
-        first = epoch * self.task.stream.steps
+        first = epoch * self.task.batches.steps
         for step in self._batches(epoch, start_step):
             if self.wave.attacked:
                 self._draw(epoch, step, step == start_step)
             full = self.wave.full_at(first + step)
             if full is not self._recorded:
                 self._enter(full)
-            self._recording.replay()
+            not_none(self._recording).replay()
             self.replays += 1
             yield first + step
 
@@ -59,7 +61,7 @@ class Captured:
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[int]:
         """Put each batch (or its place in the epoch) where the graph reads it."""
-        stream = self.task.stream
+        stream: Any = self.task.batches
         if self._resident:
             stream.load_epoch(epoch)
         places = range(start_step, stream.steps)
@@ -69,14 +71,15 @@ class Captured:
             yield step
 
     def _filled(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        batches = self.task.stream.epoch(epoch, start_step)
+        batches = self.task.batches.epoch(epoch, start_step)
         if self._buffers is None:
             self._buffers = Batch(*(t.to(self.task.device, copy=True) for t in next(batches)))
             yield self._buffers
         yield from into_buffers(batches, self._buffers)
 
     def _batch(self) -> Batch:
-        return self.task.stream.batch_at(self._position) if self._resident else self._buffers
+        stream: Any = self.task.batches
+        return stream.batch_at(self._position) if self._resident else not_none(self._buffers)
 
     def _draw(self, epoch: int, step: int, new: bool) -> None:
         if self._table is None:
@@ -88,7 +91,7 @@ class Captured:
     def _step(self, full: bool) -> None:
         batch, own = self._batch(), None
         if self.wave.attacked:
-            drawn = self._table.draw_at(self._position)
+            drawn = not_none(self._table).draw_at(self._position)
             own = self.wave.attacked_batch(batch.images, batch.labels, drawn)
         self.wave.run(batch.images, batch.labels, full, own)
 
@@ -97,11 +100,11 @@ class Captured:
         try:
             return self._recorder.record(step, self.wave.snapshot)
         except CaptureRefused as refusal:
-            if self.task.mode == "captured":
+            if self.task.mode == CAPTURED:
                 raise FulaError(
                     f"engine mode 'captured' is not possible: the device refused the step "
                     f"({refusal}); use 'compiled'"
                 ) from None
             self.task.progress.note(f"CUDA graph capture refused ({refusal}): compiled steps")
-        self.mode = "compiled"
+        self.mode = COMPILED
         return Recording(step, None)

@@ -40,7 +40,7 @@ def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str
     table = SiteTable([n.end_site for n in wave.lanes], sites, task.device, task.measures)
     route = route_of(wave.lanes, sites, full=False, to_head=True)
     for batch in batches:
-        for x, y in _parts(batch.images, batch.labels, wave.protocol.batch_size):
+        for x, y in _parts(batch.images, batch.labels, wave.shared.batch_size):
             agreement.add(*_answers(wave, route, x.to(wave.dtype), table), y)
     values = {name: column.tolist() for name, column in agreement.result().items()}
     return [

@@ -39,7 +39,7 @@ class Fronts:
             self._made[key] = self._stacked(*key)
         return self._made[key]
 
-    def _stacked(self, sites: Sequence[int], size: tuple[int, int] | None) -> Tensor:
+    def _stacked(self, sites: Sequence[int], size: tuple[int, ...] | None) -> Tensor:
         parts = [self._found[site] for site in sites]
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (x if size is None else resize(x, size)).unflatten(0, (len(sites), -1))

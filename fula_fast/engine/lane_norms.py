@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import kernels
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..models.batchnorm import Rule, has_activation
 from ..models.subsampled import take_pixels_first
@@ -24,15 +24,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class LaneNorm(nn.Module):
-    """relu?(bn_l(x) + residual) for lanes l concatenated along the batch.
+    """relu?(bn_l(x) + residual), (n*B, C, ...), for n lanes l concatenated along the batch.
 
     Before a pass, `assign` says which lanes come, in order, and under which rule: `moving` (batch
     statistics, running ones follow), `batch` (nothing moves), `running` (eval mode).
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, norm: _BatchNorm, lanes: int) -> None:
         super().__init__()
-        if norm.running_mean is None:
+        if norm.running_mean is None or norm.running_var is None:
             raise FulaError(
                 "a batch norm without running statistics cannot be evaluated lane by lane; "
                 "build the donor with track_running_stats = True"
@@ -45,7 +51,7 @@ class LaneNorm(nn.Module):
         self.register_buffer("bias", bias.detach().clone())
         self.register_buffer("running_mean", mean.repeat(lanes, 1))
         self.register_buffer("running_var", norm.running_var.detach().repeat(lanes, 1))
-        tracked = norm.num_batches_tracked.repeat(lanes)
+        tracked = not_none(norm.num_batches_tracked).repeat(lanes)
         self.register_buffer("num_batches_tracked", tracked)
         self.ids: Tensor | slice = slice(0, lanes)
         self.count, self.rule = lanes, "running"
@@ -57,7 +63,7 @@ class LaneNorm(nn.Module):
         self.room = 0
 
     def assign(self, ids: Tensor | slice, count: int, rule: Rule) -> None:
-        """The next passes carry these `count` lanes."""
+        """The next passes carry these `count` lanes: `ids` (count,) of all, or a slice of them."""
         self.ids, self.count, self.rule = ids, count, rule
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -98,9 +104,12 @@ class LaneNorm(nn.Module):
 
 
 class LaneNormAct(LaneNorm):
-    """act(drop(bn_l(x))): timm's batch norm with an activation."""
+    """act(drop(bn_l(x))), (n*B, C, ...): timm's batch norm with an activation."""
 
-    def __init__(self, norm: nn.Module, lanes: int) -> None:
+    drop: nn.Module
+    act: nn.Module
+
+    def __init__(self, norm: Any, lanes: int) -> None:
         super().__init__(norm, lanes)
         self.drop, self.act = norm.drop, norm.act
 
@@ -178,7 +187,7 @@ def lane_norms(module: nn.Module) -> list[LaneNorm]:
 
 
 def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
-    """Run a stage; its output, and the lane norm whose own output that is, unchanged.
+    """Run a stage on x (B, ...); its output, and the lane norm whose own output that is, unchanged.
 
     Found by running: what a stage does after its last norm is not written in its modules.
     """
@@ -196,7 +205,7 @@ def last_norm(stage: nn.Module, x: Tensor) -> tuple[Tensor, LaneNorm | None]:
 
 
 def assign(norms: Iterable[LaneNorm], ids: Tensor | slice, count: int, rule: Rule) -> None:
-    """`LaneNorm.assign` for several layers."""
+    """`LaneNorm.assign` for several layers: `ids` (count,)."""
     for norm in norms:
         norm.assign(ids, count, rule)
 
@@ -216,10 +225,11 @@ def settling_steps(norms: Iterable[LaneNorm], tolerance: float = 1e-9) -> int | 
     """
     import math
 
-    momenta = {norm.momentum for norm in norms}
-    if not momenta:
+    every = {norm.momentum for norm in norms}
+    if not every:
         return 0
-    if None in momenta or min(momenta) <= 0:
+    momenta = [momentum for momentum in every if momentum is not None]
+    if len(momenta) < len(every) or min(momenta) <= 0:
         return None
     slowest = min(momenta)
     return 1 if slowest >= 1 else math.ceil(math.log(tolerance) / math.log1p(-slowest))

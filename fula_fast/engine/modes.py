@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from ..device.compiling import compiled
+from ..device.mode import CAPTURED, COMPILED, EAGER
 from ..study.resources import check_mode, why_not_captured
 from .captured import Captured
 from .network import Runner, run_plain
@@ -31,8 +32,8 @@ class Stepper:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
         """Take the steps of an epoch; yields each one's number within the training."""
-        first = epoch * self.task.stream.steps
-        for step, batch in enumerate(self.task.stream.epoch(epoch, start_step), start_step):
+        first = epoch * self.task.batches.steps
+        for step, batch in enumerate(self.task.batches.epoch(epoch, start_step), start_step):
             self._step(batch, first + step, epoch, step)
             yield first + step
 
@@ -46,7 +47,7 @@ class Stepper:
 
 def open_stepper(task: WaveTask, wave: Wave, mode: str) -> Stepper | Captured:
     """The stepper of a wave in the mode that `runner_of` resolved."""
-    return Captured(task, wave) if mode == "captured" else Stepper(task, wave, mode)
+    return Captured(task, wave) if mode == CAPTURED else Stepper(task, wave, mode)
 
 
 def runner_of(task: WaveTask) -> tuple[str, Runner]:
@@ -57,13 +58,13 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     ours, between which little is left to fuse (324 lanes on an H100: 131 ms a step either way).
     """
     mode = _resolved(task)
-    compiles = mode == "compiled" or (mode == "captured" and task.compile)
+    compiles = mode == COMPILED or (mode == CAPTURED and task.compile)
     return mode, CompiledRunner() if compiles else run_plain
 
 
 def fuse_of(mode: str) -> Fuse:
     """How chains of elementwise operators are made one kernel in a mode."""
-    return unfused if mode == "eager" else compiled
+    return unfused if mode == EAGER else compiled
 
 
 def _resolved(task: WaveTask) -> str:
@@ -75,8 +76,8 @@ def _resolved(task: WaveTask) -> str:
         reason = why_not_captured(place, dropout)
         if reason:
             task.progress.note(f"{reason}: compiled, not captured")
-        return "compiled" if reason else "captured"
-    return "compiled" if task.flops >= WORTH_COMPILING else "eager"
+        return COMPILED if reason else CAPTURED
+    return COMPILED if task.flops >= WORTH_COMPILING else EAGER
 
 
 class CompiledRunner:

@@ -25,7 +25,7 @@ Runner = Callable[[nn.Module, Tensor], Tensor]
 
 
 def run_plain(stage: nn.Module, x: Tensor) -> Tensor:
-    """Run a stage as it is; a compiled runner takes its place."""
+    """Run a stage as it is, x (B, ...) to (B, ...); a compiled runner takes its place."""
     return stage(x)
 
 
@@ -128,7 +128,10 @@ class Network:
         return found
 
     def native_evaluation(self, x: Tensor) -> list[Tensor]:
-        """The untouched end donor in eval mode: activations at sites 1 … k, then the logits."""
+        """The untouched end donor in eval mode, of x (B, C, H, W).
+
+        Returns activations (B, ...) at sites 1 … k, then the logits (B, classes).
+        """
         found = []
         for stage in (*self.native.stages, self.native.head):
             assign(self._norms[id(stage)], slice(0, 1), 1, "running")  # all lanes' rows are equal

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..errors import not_none
 from ..stitching.stitch import FeatureNorm, Stitch, from_rows, resize, to_rows
 
 
@@ -71,5 +72,5 @@ class RowStitch:
 
 def _scale_shift(norm: FeatureNorm) -> tuple[Tensor, Tensor]:
     """Eval-mode batch norm as a scale and a shift, (features,) each."""
-    scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias.detach() - norm.running_mean * scale
+    scale = norm.weight.detach() * (not_none(norm.running_var) + norm.eps).rsqrt()
+    return scale, norm.bias.detach() - not_none(norm.running_mean) * scale

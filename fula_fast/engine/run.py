@@ -13,6 +13,7 @@ import torch
 
 from ..device.allocator import free_memory
 from ..device.memory import used_memory
+from ..device.mode import EAGER
 from ..device.precision import arithmetic
 from ..errors import FulaError
 from ..models import Staged, content_hash
@@ -134,7 +135,7 @@ def _train(
         for number in stepper.epoch(epoch, start):
             if recorder is not None:
                 recorder.step()
-            if number == first * per_epoch + start and stepper.mode != "eager":
+            if number == first * per_epoch + start and stepper.mode != EAGER:
                 waited = time.perf_counter() - began
                 task.progress.note(f"{stepper.mode}: {waited:.1f} s to the first step's end")
             rate = (number - epoch * per_epoch - start + 1) / (time.perf_counter() - began)

@@ -72,7 +72,7 @@ def noise_of(
     numbers: Sequence[int],
     shape: Sequence[int],
 ) -> np.ndarray:
-    """Start noise like a batch of `shape`, zero for images that nobody attacks."""
+    """Start noise like a batch of `shape`, (B, C, H, W), zero for images that nobody attacks."""
     cell = shares[0].cell
     noise = np.zeros(tuple(shape), np.float32)
     used = np.unique(np.concatenate(places))
@@ -122,6 +122,6 @@ class ShareTable:
         self._noise.copy_(on_device(drawn, self._device))
 
     def draw_at(self, step: Tensor) -> Draw:
-        """The draw of a step, () int64 on the device."""
+        """The draw of a step, its number () int64 on the device."""
         places = [rows.index_select(0, step.view(1))[0] for rows in self._places]
         return Draw(places, self._noise)

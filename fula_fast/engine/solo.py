@@ -41,6 +41,12 @@ class StitchedModel(nn.Module):
     Images (B, C, H, W) in, logits (B, classes) out. Donors passed in are never modified.
     """
 
+    front: Staged
+    tail: Staged
+    stitch: Stitch
+    front_site: int
+    end_site: int
+
     def __init__(
         self, front: Staged, end: Staged, front_site: int, end_site: int, stitch: Stitch
     ) -> None:
@@ -61,7 +67,8 @@ class StitchedModel(nn.Module):
         return self.tail.head(self.tail.run(self.at_stitch(x), self.end_site))
 
     def at_stitch(self, x: Tensor) -> Tensor:
-        """The stitch's output, in the place of the end's own activation at its site."""
+        """The stitch's output for x (B, C, H, W), in the place of the end's own activation at its
+        site."""
         return self.stitch(self.front.run(x, 0, self.front_site))
 
 

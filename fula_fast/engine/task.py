@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device.precision import precision_of
-from ..errors import FulaError
+from ..device.precision import PLAIN, precision_of
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..models.batchnorm import check_norms
 from ..pipelines import Batch, Stream
@@ -44,7 +44,7 @@ class WaveTask:
     evaluations: Mapping[str, Callable[[], Iterator[Batch]]]
     epochs: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
+    precision: str = PLAIN
     mode: str = "auto"
     compile: bool = False
     flops: float = 0.0
@@ -61,6 +61,11 @@ class WaveTask:
     def parameter_dtype(self) -> torch.dtype:
         """Dtype of what is trained: float32, or float64 with the activations."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def batches(self) -> Stream:
+        """`stream`, of a task that trains."""
+        return not_none(self.stream)
 
     @property
     def steps(self) -> int:

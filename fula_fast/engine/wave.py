@@ -8,18 +8,21 @@ step over one flat buffer. Lanes never mix, so a lane computes what its cell wou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import kernels
 from ..attacks.pgd import pgd
+from ..attacks.settings import Attack
 from ..kernels.shared.layout import laid_out, layout_of
 from ..methods import Method, methods
 from ..models import Staged
 from ..pipelines import Batch
 from ..stitching.stitch import Stitch
 from ..study.cell import Cell
+from ..study.protocol import Protocol
 from .aims import Aims, Targets
 from .bank import Bank
 from .dropout import PASSES, Key, set_key, use_keyed_dropout
@@ -36,6 +39,25 @@ Terms = tuple[Tensor, list[tuple[int, int, float]]]
 def _tasks() -> tuple[Method, ...]:
     """The methods with a loss on logits: a column each in the table of terms."""
     return tuple(method for method in methods() if method.loss is not None)
+
+
+class Shared(NamedTuple):
+    """The options that all lanes of a wave share, of those that a step asks for."""
+
+    batch_size: int
+    bn: str
+    target_bn: str
+    dropout: str
+    attack: Attack
+    attack_target: str
+
+    @classmethod
+    def of(cls, rule: Protocol) -> Shared:
+        """Those of any lane's protocol."""
+        return cls(
+            rule.batch_size, rule.bn, rule.resolved_target_bn, rule.dropout, rule.attack,
+            rule.attack_target,
+        )  # fmt: skip
 
 
 class Wave:
@@ -65,7 +87,7 @@ class Wave:
         self.device = torch.device(device)
         attacked = any(cell.alpha > 0 for cell in cells)
         self.lanes = in_order(cells, end.num_sites, front.site_shapes, shared=not attacked)
-        self.protocol = cells[0].protocol  # for what the wave shares
+        self.shared = Shared.of(cells[0].protocol)
         self.steps, self.dtype = steps, dtype
         numbers = torch.float64 if dtype == torch.float64 else torch.float32
         self.bank = Bank(self.lanes, stitches, self.device, numbers)
@@ -80,7 +102,7 @@ class Wave:
             self.bank.flat, self.bank.lane_of, protocols, steps, fuse=fuse
         )  # fmt: skip
         self._masks: Key | None = None
-        if self.protocol.dropout == "train":
+        if self.shared.dropout == "train":
             for which in PASSES:
                 use_keyed_dropout(getattr(self.network, which), which)
         elif not self.attacked:
@@ -101,7 +123,7 @@ class Wave:
 
     def _plan_phases(self, sites: int, settle: bool) -> None:
         """Routes of the two phases: before and after lanes without a functional term settle."""
-        moving = self.protocol.bn == "train"
+        moving = self.shared.bn == "train"
         norms = [*lane_norms(self.network.tail), *lane_norms(self.network.front)]
         needed = settling_steps(norms) if settle and not self.attacked else None
         last = self.steps if needed is None else needed
@@ -129,7 +151,7 @@ class Wave:
         self._masks = Key(self.lanes[0].cell.data_seed, epoch, index)
 
     def _set_masks(self, masks: Key | None) -> None:
-        if self.protocol.dropout == "train":
+        if self.shared.dropout == "train":
             for part in (self.network.front, self.network.native, self.network.tail):
                 set_key(part, masks)
 
@@ -141,10 +163,13 @@ class Wave:
         self.run(x, y, self.full_at(number), x_attacked)
 
     def run(self, x: Tensor, y: Tensor, full: bool, x_attacked: Tensor | None = None) -> None:
-        """One step in the given phase: tensor code alone, without host contact."""
+        """One step in the given phase: tensor code alone, without host contact.
+
+        x (B, C, H, W), y (B,); x_attacked (L, B, C, H, W), each lane's own batch.
+        """
         lanes = list(range(len(self.lanes))) if full else self.trained
         route = self.routes[full]
-        rule = "moving" if self.protocol.bn == "train" else "running"
+        rule = "moving" if self.shared.bn == "train" else "running"
         self._set_masks(self._masks)
         x = x.to(self.dtype)
         own = (
@@ -182,7 +207,7 @@ class Wave:
 
     def attack(self, batch: Batch, epoch: int, step: int) -> Tensor:
         """`attacked_batch` with the random numbers of this step."""
-        numbers = batch.index.tolist() if self.protocol.attack.random_start else None
+        numbers = batch.index.tolist() if self.shared.attack.random_start else None
         drawn = draw(self.shares, epoch, step, batch.images, numbers)
         return self.attacked_batch(batch.images, batch.labels, drawn)
 
@@ -208,20 +233,20 @@ class Wave:
 
         found = pgd(
             lambda z: self.logits(z, share.lanes), chosen(images),
-            labels.index_select(0, places).repeat(count), self.protocol.attack,
+            labels.index_select(0, places).repeat(count), self.shared.attack,
             noise=None if noise is None else chosen(noise),
         )  # fmt: skip
         return found.unflatten(0, (count, -1))
 
     def _targets(self, x: Tensor, own: Tensor, lanes: Sequence[int]) -> Targets:
-        rule = "batch" if self.protocol.resolved_target_bn == "train" else "running"
+        rule = "batch" if self.shared.target_bn == "train" else "running"
         depth = {n: self._target_depth(self.lanes[n]) for n in lanes}
         depth = {n: d for n, d in depth.items() if d}
         if not depth:
             return {}
         if self.network.shared:
             return self.network.targets(x, depth, rule)
-        if self.protocol.attack_target == "clean":
+        if self.shared.attack_target == "clean":
             x = torch.cat([x] * len(depth))  # which keeps the layout, as repeat() does not
         else:
             x = take_lanes(own, len(lanes), [list(lanes).index(n) for n in depth])
@@ -336,7 +361,7 @@ class Wave:
 
     @torch.no_grad()
     def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors into place."""
+        """Copy a checkpoint's tensors, of any shape that `state` gave them, into place."""
         for name, tensor in self.state().items():
             tensor.copy_(saved[name])
 

@@ -24,7 +24,7 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Root of the cache; created on first use."""
+    """Root of the cache; created on first use. Raises `FulaError` where it cannot be made."""
     folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def hard_agreement(a_right: Tensor, b_right: Tensor) -> Tensor:
 
 
 def soft_agreement(logits: Tensor, end_logits: Tensor) -> Tensor:
-    """Mean of `soft_overlap` over the samples."""
+    """Mean of `soft_overlap` over the samples: (..., n, C) twice to (...)."""
     return soft_overlap(logits, end_logits).mean(-1)
 
 
@@ -53,7 +53,7 @@ def error_consistency(a_right: Tensor, b_right: Tensor) -> Tensor:
 
 
 def kappa(observed: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Agreement beyond that of independent models with accuracies a and b."""
+    """Agreement (...) beyond that of independent models with accuracies a and b, (...) each."""
     chance = a * b + (1 - a) * (1 - b)
     return (observed - chance) / (1 - chance)
 
@@ -110,7 +110,8 @@ def residual_squares(activation: Tensor, target: Tensor, lanes: int = 1) -> Tens
 
 
 def r_squared(activation: Tensor, target: Tensor) -> Tensor:
-    """1 - mean (h - g)^2 / mean (g - m)^2, with m the one mean of all of g's entries."""
+    """1 - mean (h - g)^2 / mean (g - m)^2 of two (B, ...), with m the one mean of all of g's
+    entries."""
     fit = SiteFit(1, target.device)
     fit.add(residual_squares(activation, target), target)
     return fit.result()[0]

@@ -49,7 +49,8 @@ def unbiased_linear_cka(pair: Pair) -> Tensor:
 def rbf_kernel(x: Tensor, *, bandwidth: float = 0.5) -> Tensor:
     """The centred kernel exp(-d^2 / (2 sigma^2)) of the rows of x, scaled to norm 1: (n, n).
 
-    sigma: `bandwidth` times the median distance of differing samples. Zero for constant x.
+    sigma: `bandwidth` times the median distance of differing samples. Zero for constant x. Raises
+    `FulaError` for a bandwidth that is not above 0.
     """
     if not bandwidth > 0:
         raise FulaError(f"bandwidth {bandwidth} must be above 0, a share of the median distance")
@@ -64,7 +65,7 @@ def rbf_kernel(x: Tensor, *, bandwidth: float = 0.5) -> Tensor:
 
 
 def kernel_cka(a: Tensor, b: Tensor) -> Tensor:
-    """<A, B> of centred kernels of norm 1 (`rbf_kernel`), in [0, 1] (Kornblith et al. 2019).
+    """<A, B> of centred kernels (n, n) of norm 1 (`rbf_kernel`), in [0, 1] (Kornblith et al. 2019).
 
     With RBF kernels: symmetric; invariant to shift, scale and rotation. 0 where a side is constant.
     """

@@ -31,7 +31,8 @@ def r2_cca(pair: Pair) -> Tensor:
 def svcca(pair: Pair, *, variance: float = 0.99) -> Tensor:
     """`mean_cca` of both sides cut to the principal components that hold `variance` of each.
 
-    In [0, 1]. Symmetric; invariant to shift, scale and rotation (Raghu et al. 2017).
+    In [0, 1]. Symmetric; invariant to shift, scale and rotation (Raghu et al. 2017). Raises
+    `FulaError` for a variance outside (0, 1].
     """
     if not 0 < variance <= 1:
         raise FulaError(f"variance {variance} must lie in (0, 1], the share that is kept")

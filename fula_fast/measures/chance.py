@@ -34,8 +34,8 @@ def against_chance(
     """Each score (...) against its own nulls (K, ...).
 
     p = (1 + #{null >= observed}) / (K + 1). threshold: the (1 - alpha) quantile tau of null and
-    observed together, the ceil((1 - alpha)(K + 1))-th in order. calibrated:
-    max(0, (s - tau) / (s_max - tau)).
+    observed together, the ceil((1 - alpha)(K + 1))-th in order. calibrated: max(0, (s - tau) /
+    (s_max - tau)). Raises `FulaError` for an alpha outside (0, 1).
     """
     s, nulls = oriented(measure, observed), oriented(measure, null)
     if not 0 < alpha < 1:

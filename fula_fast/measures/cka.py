@@ -17,6 +17,11 @@ class LinearCKA:
 
     `unbiased`: HSIC of Song et al. 2012 (zero expectation for independent X and Y) in place of
     the biased one, which grows with the number of features.
+
+    >>> x, cka = torch.tensor([[0.0, 1], [2, 0], [1, 4], [3, 3]]), LinearCKA()
+    >>> cka.add(x, x @ torch.tensor([[0.0, 2], [-2, 0]]))  # turned, and twice as long
+    >>> round(cka.result(), 6)
+    1.0
     """
 
     def __init__(self, *, unbiased: bool = False) -> None:

@@ -26,7 +26,8 @@ def standardised(
 
     `dissimilarity`: `correlation` (1 - Pearson), `cosine` (1 - cosine), `euclidean`. `compared`:
     `spearman` takes ranks (ties get their mean), `pearson` the numbers. `center`: whether columns
-    are centred first; Euclidean distances do not see it.
+    are centred first; Euclidean distances do not see it. Raises `FulaError` for another `compared`
+    or `dissimilarity`.
     """
     found = dissimilarities(x, dissimilarity, center)
     upper = above_diagonal(found)
@@ -52,7 +53,10 @@ def rsa(a: Tensor, b: Tensor) -> Tensor:
 
 
 def dissimilarities(x: Tensor, dissimilarity: str, center: bool = True) -> Tensor:
-    """(n, n) of the named dissimilarity between rows; see `standardised`."""
+    """(n, n) of the named dissimilarity between rows; see `standardised`.
+
+    Raises `FulaError` for an unknown name.
+    """
     if dissimilarity not in _DISSIMILARITIES:
         raise FulaError(
             f"unknown dissimilarity {dissimilarity!r}{nearest(dissimilarity, _DISSIMILARITIES)}"

@@ -12,8 +12,11 @@ _SAME = 1e-12
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """||x_i - x_j||^2, exactly 0 between equal rows. Distances that agree but for rounding are made
-    equal, so that ties do not depend on the order of the samples."""
+    """||x_i - x_j||^2, (n, n), exactly 0 between equal rows.
+
+    Of x (n, d). Distances that agree but for rounding are made equal, so that ties do not depend on
+    the order of the samples.
+    """
     x = centred(x)
     gram = x @ x.T
     norms = gram.diag()
@@ -22,7 +25,8 @@ def squared_distances(x: Tensor) -> Tensor:
 
 
 def cosines(x: Tensor) -> Tensor:
-    """Cosines between rows as they are; a row of zeros has 0 with all others, 1 with itself."""
+    """Cosines (n, n) between rows (n, d) as they are; a row of zeros has 0 with all others, 1 with
+    itself."""
     x = as_rows(x)
     norms = x.norm(dim=1, keepdim=True)
     unit = torch.where(norms > 0, x / torch.where(norms > 0, norms, 1), 0)
@@ -30,7 +34,7 @@ def cosines(x: Tensor) -> Tensor:
 
 
 def levelled(distances: Tensor) -> Tensor:
-    """Rounded to `_SAME` of the largest."""
+    """Distances (n, n) rounded to `_SAME` of the largest."""
     step = _SAME * distances.amax().clamp(min=torch.finfo(distances.dtype).tiny / _SAME)
     return (distances / step).round() * step
 

@@ -15,6 +15,7 @@ def as_matrix(x: Tensor, features: str, size: tuple[int, int] | None = None) -> 
     Maps (N, C, H, W): `mean` over positions (N, C), `flat` (N, C*H*W), `positions` (N*H*W, C),
     first resized to `size` as a stitch resizes: bilinear, align_corners False. Tokens (N, T, D):
     `cls` the first token (N, D), `mean` over tokens (N, D), `all` (N*T, D), sample by sample.
+    Raises `FulaError` for other shapes and for features that the kind of site does not have.
     """
     if x.dim() == 2:
         return x
@@ -39,7 +40,7 @@ def default_features(measure: Measure, dimensions: int) -> Features:
 
 
 def rows_per_sample(x: Tensor, features: str, size: tuple[int, int] | None = None) -> int:
-    """How many rows `as_matrix` makes of one sample."""
+    """How many rows `as_matrix` makes of one sample of x (N, ...)."""
     if x.dim() == 4 and features == Features.POSITIONS:
         height, width = size or x.shape[-2:]
         return height * width

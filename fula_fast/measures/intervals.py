@@ -65,7 +65,10 @@ def over_images(
 
 
 def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Student's interval of the mean over the first axis (seeds, ...), at least two of them."""
+    """Student's interval of the mean over the first axis (seeds, ...), at least two of them.
+
+    Raises `FulaError` for fewer.
+    """
     values = np.asarray(values, dtype=np.float64)
     _check_level(level)
     if len(values) < 2:
@@ -78,7 +81,8 @@ def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
     """Of two methods or measures with one value per seed: Student's paired t test.
 
-    Where all differences are equal, p is 1 if they are 0 and 0 otherwise.
+    Where all differences are equal, p is 1 if they are 0 and 0 otherwise. Raises `FulaError` unless
+    both are (n,).
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -94,7 +98,7 @@ def kendall(a: ArrayLike, b: ArrayLike) -> RankAgreement:
     """Of two measures' values on the same cells, of any shape; cells with a NaN are left out.
 
     Give distances through `chance.oriented`. 0 with p = 1 where a measure ranks nothing: all equal,
-    or fewer than two cells.
+    or fewer than two cells. Raises `FulaError` for unequal counts of cells.
     """
     a, b = np.ravel(np.asarray(a, dtype=np.float64)), np.ravel(np.asarray(b, dtype=np.float64))
     if a.shape != b.shape:

@@ -35,7 +35,8 @@ def of_moments(
 ) -> dict[str, Tensor]:
     """Measures of second moments for all site pairs of two groups: name -> (sites x, sites y).
 
-    `y_sites`: these sites of y alone, from 0, in this order.
+    `y_sites`: these sites of y alone, from 0, in this order. Raises `FulaError` for a measure that
+    needs samples.
     """
     functions = {name: _comparison(name, options) for name, options in choice.items()}
     for name in choice:
@@ -92,7 +93,10 @@ class Sides:
         return self._count
 
     def against(self, other: Sides, orders: Tensor | None = None) -> dict[str, Tensor]:
-        """name -> (I, J), these sides first; (K, I, J) in `orders` (K, n) of the other's rows."""
+        """name -> (I, J), these sides first; (K, I, J) in `orders` (K, n) of the other's rows.
+
+        Raises `FulaError` where the sides were made for other measures or of other samples.
+        """
         if self.choice != other.choice:
             raise FulaError(f"{other.choice} was prepared for other measures than {self.choice}")
         if self.samples != other.samples:

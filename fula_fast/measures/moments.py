@@ -47,7 +47,10 @@ class Moments:
         self.bytes = gathered_bytes(widths, pairs, samples or 0, self.space)
 
     def add(self, batch: Mapping[str, Sequence[Tensor]]) -> None:
-        """One batch: each group's activations (B, ...) site by site, of the same B samples."""
+        """One batch: each group's activations (B, ...) site by site, of the same B samples.
+
+        Raises `FulaError` for unequal batches and for more samples than announced.
+        """
         rows = {name: self._rows(name, batch) for name in self._widths}
         sizes = {name: len(r[0]) for name, r in rows.items()}
         if len(set(sizes.values())) > 1:
@@ -72,7 +75,7 @@ class Moments:
         return len(self._widths[group])
 
     def side(self, place: Place) -> Side:
-        """One site's own moments."""
+        """One site's own moments. Raises `FulaError` before all announced samples came."""
         if self.samples not in (None, self._count):
             raise FulaError(f"{self._count} samples came, {self.samples} were announced")
         if place not in self._sides:

@@ -18,7 +18,8 @@ from .pair import centred
 def neighbourhoods(x: Tensor, *, k: int = 10, distance: str = "euclidean") -> Tensor:
     """(n, n) of the rows of x, each row summing to k.
 
-    `distance`: `euclidean`, or `cosine` of rows centred by column.
+    `distance`: `euclidean`, or `cosine` of rows centred by column. Raises `FulaError` for another
+    distance.
     """
     if distance not in ("euclidean", "cosine"):
         raise FulaError(

@@ -26,7 +26,7 @@ class Outputs:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Outputs:
-        """Of logits (n, C) of samples with these labels (n,)."""
+        """Of logits (n, C) of samples with these labels (n,). Raises `FulaError` for no sample."""
         if not len(logits):
             raise FulaError("0 samples: outputs are compared on at least 1; give more images")
         return cls(as_rows(logits), agreement.right(logits, labels))

@@ -133,7 +133,10 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def centred(x: Tensor) -> Tensor:
-    """`as_rows`, less the columns' means; a constant column becomes exactly 0."""
+    """`as_rows` of x (n, ...), less the columns' means; a constant column becomes exactly 0.
+
+    Raises `FulaError` for fewer than 2 samples.
+    """
     if len(x) < 2:
         raise FulaError(
             f"{len(x)} sample(s): a measure compares at least 2 samples; give more images"
@@ -143,7 +146,7 @@ def centred(x: Tensor) -> Tensor:
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and 0 where below is not positive: a constant side shares nothing."""
+    """above / below, (...) each; 0 where below is not positive: a constant side shares nothing."""
     good = below > 0
     return torch.where(good, above / torch.where(good, below, 1), 0)
 

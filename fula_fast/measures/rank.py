@@ -74,7 +74,7 @@ def condition_number(matrix: Tensor) -> Tensor:
 
 
 def rank_and_condition(state: Mapping[str, Tensor]) -> tuple[int, float]:
-    """Of a trained stitch, by its tensors."""
+    """Of a trained stitch, by its tensors: `weight` (out, in)."""
     rank, condition = stitch_spectrum(state["weight"])
     return int(rank), float(condition)
 

@@ -125,7 +125,10 @@ class Measure:
         return max(self.low, 0.0) if self.similarity else self.high
 
     def bound(self, options: Mapping[str, Option]) -> dict[str, Option]:
-        """All keyword arguments, the given `options` in place of their defaults."""
+        """All keyword arguments, the given `options` in place of their defaults.
+
+        Raises `FulaError` for an option that the measure does not have.
+        """
         for name in options:
             if name not in self.options:
                 raise FulaError(

@@ -148,7 +148,7 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def stitch_columns(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
-    """Columns of the measures among `names` that are of a trained map."""
+    """Columns of the measures among `names` that are of a trained map: `weight` (out, in)."""
     found: dict[str, Any] = {}
     for name in names:
         if (chosen := measure(name)).needs is Needs.STITCH:

@@ -104,6 +104,10 @@ def objective(asked: str | Mapping[str, float]) -> dict[str, float]:
 
     A method that is not trained has none. Raises `FulaError` for unknown names and for weights that
     are negative or all zero.
+
+    >>> import fula_fast.methods  # which registers those that ship
+    >>> objective("hint"), objective("dm"), objective({"fula": 0.5, "tlm": 2, "hint": 0})
+    ({'hint': 1.0}, {}, {'fula': 0.5, 'tlm': 2.0})
     """
     if isinstance(asked, str):
         return {asked: 1.0} if method(asked).trained else {}

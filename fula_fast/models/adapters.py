@@ -69,7 +69,10 @@ def build_torchvision(
     sites: Sequence[str] | None = None,
     **arguments: Any,
 ) -> Staged:
-    """`torchvision:NAME`; `arguments` go to its constructor."""
+    """`torchvision:NAME`; `arguments` go to its constructor.
+
+    Raises `FulaError` for an unknown NAME and for images of other than 3 channels.
+    """
     from torchvision import models
 
     kind = name.partition(":")[2]
@@ -94,7 +97,10 @@ def build_timm(
     sites: Sequence[str] | None = None,
     **arguments: Any,
 ) -> Staged:
-    """`timm:NAME`; `arguments` go to `timm.create_model`."""
+    """`timm:NAME`; `arguments` go to `timm.create_model`.
+
+    Raises `FulaError` for an unknown NAME.
+    """
     timm = _timm(name)
     kind = name.partition(":")[2]
     if not timm.is_model(kind):

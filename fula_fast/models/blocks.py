@@ -12,7 +12,8 @@ from .staged import Chain, Norm2d
 
 
 class ResidualBlock(nn.Module):
-    """conv1-bn1-ReLU … convN-bnN (+ skip), then a ReLU unless the call says otherwise."""
+    """conv1-bn1-ReLU … convN-bnN (+ skip) of (B, C, H, W), then a ReLU unless the call says
+    otherwise."""
 
     def __init__(self, block: layout.Block) -> None:
         super().__init__()

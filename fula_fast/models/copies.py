@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 _WRAPPER_PARTS = ("_orig_mod", "module")
 
 
-def unwrapped(module: M) -> M:
+def unwrapped(module: Any) -> Any:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, in any
     order; anything that is no module is as it was."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)

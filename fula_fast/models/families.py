@@ -119,7 +119,10 @@ def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def check_request(
     name: str, num_classes: int, input_shape: Sequence[int], hook: str
 ) -> tuple[int, ...]:
-    """Validate what every model takes; returns the input shape as a tuple."""
+    """Validate what every model takes; returns the input shape as a tuple.
+
+    Raises `FulaError` for an unknown hook, fewer than 2 classes, or another form of shape.
+    """
     if hook not in HOOKS:
         raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")
     if type(num_classes) is not int or num_classes < 2:

@@ -105,7 +105,7 @@ def _unpickled(said: str) -> str:
 
 
 def fitted(path: Path, content: Any, own: Mapping[str, Tensor]) -> Foreign:
-    """The weights in `content` for a model whose state is `own`.
+    """The weights in `content` for a model whose state is `own`, tensors of any shape.
 
     Raises `FulaError` where there is no state dict, and for tensors beside the network that may
     change its function. A normalisation there is given back: the caller has to apply it.

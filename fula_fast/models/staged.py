@@ -49,7 +49,8 @@ class Chain(nn.Module):
     """Modules run in order, each under its architecture's own dotted name.
 
     `units` are (name, module, keyword arguments of its call). Modules are looked up by name at
-    every call, so that one may be replaced by another (a norm by its per-lane form).
+    every call, so that one may be replaced by another (a norm by its per-lane form). Takes (B,
+    ...), as its first module does.
     """
 
     def __init__(self, units: Iterable[tuple[str, nn.Module, Mapping[str, Any]]]) -> None:
@@ -147,7 +148,7 @@ class Staged(nn.Module):
         return {_PLACE.sub("", name): value for name, value in self.state_dict().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state`, under the architecture's own names, into this model.
+        """Copy `state`, tensors of any shape under the architecture's own names, into this model.
 
         `num_batches_tracked` counters may be missing or left over. Raises `FulaError` for any other
         missing or left-over name and for a wrong shape.

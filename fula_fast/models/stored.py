@@ -51,7 +51,10 @@ def read_description(path: str | Path) -> Described | None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is one of tensors, by its first bytes or else its name."""
+    """Whether a file is one of tensors, by its first bytes or else its name.
+
+    Raises `FulaError` for a file that cannot be read.
+    """
     try:
         with path.open("rb") as file:
             starts_right = file.read(9)[8:] == _SAFETENSORS_START

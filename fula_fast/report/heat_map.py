@@ -58,7 +58,7 @@ def canvas(
 
 
 def scale(matrices: list[np.ndarray]) -> tuple[float, float]:
-    """The least and the largest number of all panels."""
+    """The least and the largest number of all panels, each (sites, sites)."""
     values = np.concatenate([m[~np.isnan(m)] for m in matrices])
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
@@ -66,7 +66,7 @@ def scale(matrices: list[np.ndarray]) -> tuple[float, float]:
 def shaded(
     axes: Axes, matrix: np.ndarray, low: float, high: float, colours: str = COLOURS
 ) -> AxesImage:
-    """A matrix as an image with its sites as ticks."""
+    """A matrix (sites, sites) as an image with its sites as ticks."""
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -86,7 +86,7 @@ def write_numbers(
     least: bool = False,
     bold: bool = True,
 ) -> None:
-    """The numbers of an image, the largest of each row bold (`least`: the smallest;
+    """The numbers (rows, columns) of an image, the largest of each row bold (`least`: the smallest;
     `bold` false: none)."""
     ranked = -matrix if least else matrix
     peaks = np.where(np.isnan(ranked), -np.inf, ranked).max(axis=1)

@@ -101,9 +101,9 @@ def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
     return path
 
 
-def template(name: str, package: str = __package__) -> jinja2.Template:
+def template(name: str, package: str = "fula_fast.report") -> jinja2.Template:
     """A page's template in `package`; it may import this package's `parts.html.j2`."""
-    places = {name: package, "parts.html.j2": __package__}
+    places = {name: package, "parts.html.j2": "fula_fast.report"}
     texts = {n: files(place).joinpath(n).read_text("utf-8") for n, place in places.items()}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def _block(pair: PairSimilarity) -> str:
     return "\n".join([f"similarity {pair.front} → {pair.end}", *aligned(table)])
 
 
-def _output(row: Mapping[str, object]) -> tuple[str, ...]:
+def _output(row: Mapping[str, Any]) -> tuple[str, ...]:
     p = row.get("p")
     shown = p_text(np.nan if p is None else float(p))
     return (measure(row["measure"]).label, "–", "answers", f"{row['value']:.3f}", shown, "–", "–")

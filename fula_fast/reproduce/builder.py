@@ -75,6 +75,7 @@ class Builder:
         return all(_positions(shape) >= _LEAST for shape in shapes)
 
     def data(self, name: str) -> Chosen:
+        """A data set of the catalogue, made once. Raises `FulaError` for an unknown name."""
         if name not in self.catalogue["data"]:
             known = self.catalogue["data"]
             raise FulaError(f"no data set '{name}' in the catalogue{nearest(name, known)}")
@@ -179,7 +180,10 @@ class Builder:
             raise FulaError(f"{error}{fix}") from None
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The driver's options with those `given`; sites are those of its end, as in a grid."""
+        """The driver's options with those `given`; sites are those of its end, as in a grid.
+
+        Raises `FulaError` for an option that the driver does not have.
+        """
         usual, name = self.recipe.options, self.recipe.name
         for key in given:
             if key not in usual:
@@ -213,7 +217,10 @@ class Builder:
         return _pairs_of(merged(self.recipe.grid, first.grid)) if first else []
 
     def donor(self, name: str, model: str | None = None) -> dict[str, Any]:
-        """The `[donors.*]` table of a catalogue donor; `model` replaces its architecture."""
+        """The `[donors.*]` table of a catalogue donor; `model` replaces its architecture.
+
+        Raises `FulaError` for an unknown name.
+        """
         if name not in self.catalogue["donors"]:
             known = self.catalogue["donors"]
             raise FulaError(f"no donor '{name}' in the catalogue{nearest(name, known)}")

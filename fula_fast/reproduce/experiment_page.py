@@ -47,7 +47,7 @@ def write_page(
         *_given(drawn, folder),
         *_given(_heat_maps(experiment, run_folder), folder),
     ]
-    page = template("experiment.html.j2", __package__).render(
+    page = template("experiment.html.j2", "fula_fast.reproduce").render(
         name=experiment.name,
         figure=recipe.figure,
         title=recipe.title,

@@ -103,7 +103,7 @@ class Lab:
         if key not in self._donors:
             self._donors[key] = obtain_donor(
                 spec,
-                self.source(spec.data),
+                self.source(spec.images),
                 cache_dir=self.donors or cache_folder() / "donors",
                 hook=hook,
                 device=self.resources.device,
@@ -181,7 +181,10 @@ def cells_of(
     rule: Protocol,
     **names: str,
 ) -> list[Cell]:
-    """Cells of one site pair: every method with every seed; ids are their positions."""
+    """Cells of one site pair: every method with every seed; ids are their positions.
+
+    Raises `FulaError` for a protocol with `fula_soft`.
+    """
     if rule.fula_soft:
         raise FulaError(
             "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol "

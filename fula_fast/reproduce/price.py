@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from ..attacks.names import gradients
+from ..device.precision import FAST
 from ..donors.donor import resolved_recipe
 from ..progress import duration
 from ..study.donor_spec import DonorSpec
@@ -103,8 +104,8 @@ def in_cache(donor: DonorSpec) -> bool:
     from ..donors.obtain import normalisation_of, open_source
     from ..files.paths import cache_folder
 
-    source = open_source(donor.data)
-    recipe = recipe_of(donor, source, normalisation_of(donor.data, source))
+    source = open_source(donor.images)
+    recipe = recipe_of(donor, source, normalisation_of(donor.images, source))
     return donor_path(cache_folder() / "donors", recipe).exists()
 
 
@@ -161,7 +162,7 @@ def speed(device: str, precision: str) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rate = _probe(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        rate = _probe(device, torch.bfloat16 if precision == FAST else torch.float32)
     finally:
         torch.set_num_threads(threads)
     return _USE * rate * (threads if device == "cpu" else 1)

@@ -149,7 +149,7 @@ def tables_in(args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def catalogue() -> dict[str, Any]:
     """The tables of `catalog.toml`."""
-    return tomllib.loads(files(__package__).joinpath("catalog.toml").read_text("utf-8"))
+    return tomllib.loads(files("fula_fast.reproduce").joinpath("catalog.toml").read_text("utf-8"))
 
 
 def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _folder():
-    return files(__package__) / "experiments"
+    return files("fula_fast.reproduce") / "experiments"
 
 
 def _table(name: str) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from ..attacks import RobustResult, save_examples
 from ..attacks.columns import attacked_images
 from ..attacks.names import DEFAULT, prepared
 from ..attacks.options import TEXT_NAMES, AttackOptions, own_names
+from ..device.mode import CAPTURED
 from ..engine.attacked import attacked_lanes
 from ..engine.restore import restored
-from ..errors import FulaError, check_name
+from ..errors import FulaError, check_name, not_none
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged
@@ -114,7 +115,7 @@ def _check_mode(options: AttackOptions, device: str) -> None:
             "a run's cells are attacked in one wave, which is captured on CUDA and not compiled; "
             "leave compile out, and mode = 'auto'"
         )
-    if options.mode == "captured" and not device.startswith("cuda"):
+    if options.mode == CAPTURED and not device.startswith("cuda"):
         raise FulaError("mode = 'captured' needs a CUDA device; use mode = 'auto'")
 
 
@@ -209,8 +210,9 @@ class _Results:
 
     def finish(self) -> RobustRun:
         """Write the tables."""
-        self.store.tidy()
-        rows = self.store.rows()
+        store = not_none(self.store)
+        store.tidy()
+        rows = store.rows()
         stem = f"attack-{self.name}"
         write_tables(self.run.folder, rows, stem)
         return RobustRun(rows, self.run.folder / f"{stem}.csv")

@@ -35,7 +35,7 @@ class Gathered:
     samples: np.ndarray = field(repr=False)
 
     def outputs(self, name: str, taken: Tensor | None = None) -> Outputs:
-        """A donor's outputs on all images, or on some."""
+        """A donor's outputs on all images, or on those `taken`, indices (n,)."""
         logits, labels = self.logits[name], self.labels
         if taken is not None:
             logits, labels = logits[taken], labels[taken]
@@ -54,8 +54,8 @@ def gather(
 ) -> Gathered:
     """Every image once through every donor, in the order of the batches.
 
-    `images`: how many will come. `samples`: sorted indices of those whose rows are kept. Raises
-    `FulaError` for an activation that is not finite, with donor and site.
+    `images`: how many will come. `samples` (n,): sorted indices of those whose rows are kept.
+    Raises `FulaError` for an activation that is not finite, with donor and site.
     """
     found = _empty(donors, images, samples, wanted, outputs, device)
     start = 0

@@ -57,7 +57,7 @@ def source_of(data: Data, form: ImageForm, classes: int = 0) -> Given:
     parts = {w: _one_set(part, form, f"the {w} data") for w, part in _splits(data).items()}
     notes = tuple(note for part in parts.values() for note in part.notes)
     if len(parts) == 1:
-        return _split(*parts.values(), notes, classes)
+        return _split(next(iter(parts.values())), notes, classes)
     train, test = parts.values()
     if (train.labels is None) != (test.labels is None):
         bare = "training" if train.labels is None else "test"
@@ -206,7 +206,7 @@ def given_moments(asked: Normalisation | str | None, source: Source) -> Normalis
             f"normalisation is a {type(asked).__name__}; give fula_fast.Normalisation(mean, std), "
             "or None for pixels in [0, 1]"
         )
-    found = source.normalisation if asked == "source" else asked
+    found = source.normalisation if isinstance(asked, str) else asked
     if found is not None and len(found.mean) != source.image_shape[0]:
         raise FulaError(
             f"normalisation has {len(found.mean)} means, but the images have "

@@ -116,7 +116,7 @@ def settled_spec(store: Store) -> Spec:
 
 
 def _settled_donor(donor: DonorSpec, base: Path, kept: Path, known: Mapping[str, Any]) -> DonorSpec:
-    update: dict[str, Any] = {"data": _settled(donor.data, base, known)}
+    update: dict[str, Any] = {"data": _settled(donor.images, base, known)}
     if kept.is_file():
         update |= _BUILT | {"checkpoint": str(kept.absolute())}
     elif donor.checkpoint and (base / donor.checkpoint).exists():

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
+from ..device.precision import ReferencePrecision
 from ..errors import FulaError
 from ..methods import method as method_named
 from ..methods import objective, with_soft_term
@@ -39,7 +40,7 @@ class StitchOptions(SpecTable):
     shortcut: OneShortcut
     subset: int | None = Field(ge=1)
     device: str
-    precision: Literal["fp32", "fp64"]
+    precision: ReferencePrecision
 
 
 def protocol_of(name: str, options: Mapping[str, Any]) -> Protocol:
@@ -69,24 +70,27 @@ def cell_of(
         terms = donors[1].num_sites + 1 - sites[1]
         weights = with_soft_term(weights, rule.weighting, terms)
     return Cell(
-        "front", "end", *sites, name, weights, rule,
+        "front", "end", sites[0], sites[1], name, weights, rule,
         given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
     )  # fmt: skip
 
 
 def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:
-    """The user's donor as a private copy in eval mode."""
+    """The user's donor as a private copy in eval mode.
+
+    Raises `FulaError` for a model that is not cut into stages, or cut at another hook.
+    """
     if isinstance(given, str | Path):
         return load_checkpoint(given, hook=rule.hook)
-    given = unwrapped(given)
-    if not isinstance(given, Staged):
-        raise FulaError(uncut(role, given))
-    if given.hook != rule.hook:
+    model: Any = unwrapped(given)
+    if not isinstance(model, Staged):
+        raise FulaError(uncut(role, model))
+    if model.hook != rule.hook:
         raise FulaError(
-            f"{role} is cut with hook = '{given.hook}', but protocol '{rule.preset}' stitches at "
-            f"'{rule.hook}'; cut it there, or pass hook='{given.hook}'"
+            f"{role} is cut with hook = '{model.hook}', but protocol '{rule.preset}' stitches at "
+            f"'{rule.hook}'; cut it there, or pass hook='{model.hook}'"
         )
-    return private_copy(given).eval()
+    return private_copy(model).eval()
 
 
 def uncut(role: str, given: Any) -> str:

@@ -22,7 +22,7 @@ def rows_of(
     bench: Workbench, wave: PlannedWave, outcomes: Iterable[Outcome]
 ) -> Iterator[dict[str, Any]]:
     """A row for each outcome of a wave."""
-    common, unknown, axes = _common(bench, wave), _unknown(bench), bench.spec.grid.axes
+    common, unknown, axes = _common(bench, wave), _unknown(bench), bench.spec.asked_grid.axes
     for outcome in outcomes:
         robust = _robust_donors(bench, wave, outcome.cell)
         yield common | robust | _row(outcome) | unknown | _axis_columns(outcome, axes)

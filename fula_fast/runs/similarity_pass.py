@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from .. import pipelines
-from ..device.precision import PLAIN, arithmetic
+from ..device.precision import EXACT, PLAIN, arithmetic
 from ..donors.obtain import normalisation_of
+from ..errors import not_none
 from ..measures.comparison import Draws, Judgement, Scores, compare, judged
 from ..measures.matrices import Sides, of_moments
 from ..measures.moments import Moments
@@ -38,7 +39,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
     compared with their own rounding. Raises `FulaError` where finished pairs are of other donors or
     images, and for activations that are not finite.
     """
-    spec, images = bench.spec.similarity, _images(bench)
+    spec, images = bench.spec.asked_similarity, _images(bench)
     for pair in planned_pairs(store):
         check_same(store, pair, _facts(bench, pair, images))
     if not (todo := missing_pairs(store)):
@@ -46,7 +47,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
     donors = {n: _donor(bench, n) for n in dict.fromkeys(sum(todo, ()))}
     wanted = {(f, e): blocks(spec, donors[f].site_shapes, donors[e].site_shapes, (f, e))
               for f, e in todo}  # fmt: skip
-    exact = PLAIN if bench.plan.precision != "fp64" else "fp64"
+    exact = PLAIN if bench.plan.precision != EXACT else EXACT
     with arithmetic(exact), torch.no_grad():
         gathered = _gathered(bench, donors, images, wanted)
         for number, pair in enumerate(todo, 1):
@@ -58,7 +59,7 @@ def run_similarity(bench: Workbench, store: Store) -> None:
 
 def _images(bench: Workbench) -> ImageSet:
     source = bench.source(bench.spec.data)
-    return source.train if bench.spec.similarity.split == "train" else source.test
+    return source.train if bench.spec.asked_similarity.split == "train" else source.test
 
 
 def _facts(bench: Workbench, pair: Pair, images: ImageSet) -> dict[str, str]:
@@ -70,14 +71,14 @@ def _facts(bench: Workbench, pair: Pair, images: ImageSet) -> dict[str, str]:
 
 def _donor(bench: Workbench, name: str) -> Staged:
     donor = private_copy(bench.donor(name, bench.spec.base_protocol.hook).staged)
-    dtype = torch.float64 if bench.plan.precision == "fp64" else torch.float32
+    dtype = torch.float64 if bench.plan.precision == EXACT else torch.float32
     return donor.to(bench.device, dtype).eval()
 
 
 def _gathered(
     bench: Workbench, donors: Mapping[str, Staged], images: ImageSet, wanted: SiteBlocks
 ) -> Gathered:
-    spec, data = bench.spec.similarity, bench.spec.data
+    spec, data = bench.spec.asked_similarity, bench.spec.data
     batches = pipelines.evaluation_batches(
         images,
         bench.spec.evaluation.batch_size,
@@ -124,7 +125,8 @@ def _judged(verdict: Judgement, i: int, j: int) -> dict[str, float]:
     if verdict.chance is not None:
         found["p"] = verdict.chance.p[i, j]
         found["calibrated"] = verdict.chance.calibrated[i, j]
-        found |= {"p_holm": verdict.adjusted[i, j], "p_best": verdict.best.p}
+        found["p_holm"] = not_none(verdict.adjusted)[i, j]
+        found["p_best"] = float(not_none(verdict.best).p)
     if verdict.interval is not None:
         found |= {"low": verdict.interval.low[i, j], "high": verdict.interval.high[i, j]}
     return {name: float(value) for name, value in found.items()}
@@ -174,7 +176,7 @@ def _outputs(spec: SimilaritySpec, pair: Pair, gathered: Gathered, draws: Draws)
     taken = torch.from_numpy(gathered.samples)
     whole = [Sides([gathered.outputs(name)], choice) for name in pair]
     some = [[gathered.outputs(name, taken)] for name in pair]
-    values, scores = whole[0].against(whole[1]), compare(*some, choice, draws)
+    values, scores = whole[0].against(whole[1]), compare(some[0], some[1], choice, draws)
     return {name: (values[name].numpy(), scores[name]) for name in choice}
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..device.allocator import free_memory, keeping_memory
 from ..device.machine import cpu_name, gpu_lines
-from ..errors import FulaError, printable
+from ..device.precision import TF32
+from ..errors import FulaError, not_none, printable
 from ..files.atomic import folder as made
 from ..files.paths import user_path
 from ..models import Staged, describe_staged
@@ -76,7 +77,7 @@ def run_sweep(
     if todo or (planned.similarity and (store is None or missing_pairs(store))):
         run = _Run(spec, folder, planned, progress, modules or {}, chosen)
         store = run.compute(store, todo)
-    return _finish(store, planned, time.perf_counter() - started)
+    return _finish(not_none(store), planned, time.perf_counter() - started)
 
 
 def _in_reach(spec: Spec, modules: Mapping[str, Staged]) -> Spec:
@@ -198,7 +199,7 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
     kept = Plan.from_json(store.plan)
     if kept.device == device:
         return kept
-    if kept.precision == "tf32" and device == "cpu":
+    if kept.precision == TF32 and device == "cpu":
         raise FulaError(
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"

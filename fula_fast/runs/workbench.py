@@ -68,7 +68,7 @@ class Workbench:
             spec = self.spec.donor(name)
             self._donors[name, hook] = obtain_donor(
                 spec,
-                self.source(spec.data),
+                self.source(spec.images),
                 cache_dir=self.donor_folder,
                 hook=hook,
                 device=self.device,
@@ -86,7 +86,7 @@ class Workbench:
         stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
         for name in dict.fromkeys((*stitched, *compared)):
             donor, data = self.spec.donor(name), self.spec.data
-            check_normalisation(donor, self.source(donor.data), data, self.source(data))
+            check_normalisation(donor, self.source(donor.images), data, self.source(data))
         names = [name for name in dict.fromkeys((*stitched, *compared)) if self._is_to_train(name)]
         if train and len(names) > 1:
             train(names)
@@ -101,8 +101,8 @@ class Workbench:
         donor = self.spec.donor(name)
         if name in self._modules or donor.checkpoint or donor.untrained:
             return False
-        source = self.source(donor.data)
-        recipe = recipe_of(donor, source, normalisation_of(donor.data, source))
+        source = self.source(donor.images)
+        recipe = recipe_of(donor, source, normalisation_of(donor.images, source))
         return not donor_path(self.donor_folder, recipe).exists()
 
     def _pair(self, wave: PlannedWave) -> tuple[Donor, Donor]:
@@ -177,7 +177,7 @@ class Workbench:
             )
 
     def _check_labels(self, name: str) -> None:
-        own, data = (self.source(d) for d in (self.spec.donor(name).data, self.spec.data))
+        own, data = (self.source(d) for d in (self.spec.donor(name).images, self.spec.data))
         check_label_order(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
     def _images(self, wave: PlannedWave) -> CellImages:

@@ -47,7 +47,10 @@ def cutoff(rcond: float | str, rows: int, streaming_all: bool) -> float:
 
 
 def paired_rows(front: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, *source), (B, *target) to (rows, c_in), (rows, c_out); the front is resized first."""
+    """(B, *source), (B, *target) to (rows, c_in), (rows, c_out); the front is resized first.
+
+    Raises `FulaError` for sites of unlike form.
+    """
     geometry = Geometry(tuple(front.shape[1:]), tuple(end.shape[1:]))
     if not geometry.like:
         raise FulaError(

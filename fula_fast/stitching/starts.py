@@ -26,7 +26,10 @@ wave is planned."""
 
 
 def activations(model: Staged, x: Tensor, sites: Iterable[int]) -> list[Tensor]:
-    """The model's activations at `sites` (ascending; 0 is the input), in one pass."""
+    """The model's activations (B, ...) of x (B, C, H, W) at `sites`, in one pass.
+
+    Sites ascend; 0 is the input.
+    """
     found, at = [], 0
     for site in sites:
         x, at = model.run(x, at, site), site
@@ -79,7 +82,10 @@ def closed_forms(
     protocol: Protocol,
     images: Tensor | Iterable[Tensor],
 ) -> dict[Pair, ClosedForm]:
-    """DM of every pair from fp32 activations in eval mode (protocol section 3)."""
+    """DM of every pair from fp32 activations in eval mode (protocol section 3).
+
+    images: (N, C, H, W), or batches of them.
+    """
     if not pairs:
         return {}
     everything = protocol.dm_samples == "all"

@@ -8,6 +8,7 @@ over positions follows it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,10 @@ _KINDS: dict[int, Kind] = {3: "conv", 2: "token", 1: "vector"}
 
 
 def kind(shape: Shape) -> Kind:
-    """`conv`, `token` or `vector`, by the number of axes of a site's shape (no batch axis)."""
+    """`conv`, `token` or `vector`, by the number of axes of a site's shape (no batch axis).
+
+    Raises `FulaError` for another number of axes.
+    """
     if len(shape) not in _KINDS:
         raise FulaError(
             f"a site of shape {tuple(shape)} is none of (C, H, W), (N, C), (C,); "
@@ -60,7 +64,7 @@ def from_rows(rows: Tensor, shape: Shape) -> Tensor:
     return rows if kind(shape) == "token" else rows[:, 0]
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of (B, C, H, W) to `size` (align_corners False, no antialias)."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
@@ -114,7 +118,7 @@ class Geometry:
 
 
 class FeatureNorm(nn.BatchNorm1d):
-    """Batch norm over the feature axis of any site form."""
+    """Batch norm over the feature axis of any site form: (B, C), (B, C, H, W), (B, N, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:  # tokens carry features last
@@ -156,7 +160,7 @@ class Stitch(nn.Module):
         """(B, *source) to (B, *target)."""
         size = self.geometry.target[1:] if self.geometry.resizes else None
         first = size is not None and (self.geometry.shrinks or self.norm_in is not None)
-        if first:
+        if size is not None and first:
             x = resize(x, size)
         if self.norm_in is not None:
             x = self.norm_in(x)
@@ -182,7 +186,7 @@ class Stitch(nn.Module):
         """Fill the maps: `identity` (zero bias), or U(-1/sqrt(fan_in), 1/sqrt(fan_in)) by `seed`.
 
         Random values are NumPy's Philox keyed by the seed alone, so that they depend on neither
-        device nor grouping. Between unlike forms `identity` is refused.
+        device nor grouping. Raises `FulaError` for `identity` between unlike forms.
         """
         if how == "identity" and not self.geometry.like:
             raise FulaError(

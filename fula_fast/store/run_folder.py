@@ -263,7 +263,10 @@ class Store:
                     _warn(error)
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
-        """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows."""
+        """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows.
+
+        Raises `FulaError` for those.
+        """
         new = {n: h for n, h in hashes.items() if self._donors.get(n) != h}
         for row in self.rows() if new else ():
             for side in ("front", "end"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
+from ..errors import not_none
 from ..files import sealed
 from ..files.sealed import SHARD
 
@@ -70,9 +71,8 @@ def wave_of(path: Path) -> str | None:
 
 def next_stem(taken: Iterable[Path], wave_id: str, rows: list[dict[str, Any]]) -> str:
     """Name of the wave's next shard; the digest keeps apart two processes that count alike."""
-    orders = [
-        int(_NAME.fullmatch(path.name)["order"]) for path in taken if wave_of(path) == wave_id
-    ]
+    names = (_NAME.fullmatch(path.name) for path in taken if wave_of(path) == wave_id)
+    orders = [int(not_none(name)["order"]) for name in names]
     return f"{wave_id}-{max(orders, default=-1) + 1:04d}-{sealed.digest_of(rows)[:12]}"
 
 

@@ -123,7 +123,9 @@ def matrix_of(rows: Iterable[Row], column: str) -> np.ndarray:
 def check_same(store: Store, pair: Sequence[str], facts: Mapping[str, Any]) -> None:
     """`FulaError` where a finished pair was computed from other donors or other images."""
     found = read_pair(store, pair)
-    for name, value in facts.items() if found else ():
+    if not found:
+        return
+    for name, value in facts.items():
         if found["facts"].get(name) != value:
             raise FulaError(
                 f"{name} of the finished pair {pair[0]}, {pair[1]} in '{store.folder}' has content "

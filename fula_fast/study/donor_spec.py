@@ -16,13 +16,11 @@ from pydantic import (
 )
 
 from ..attacks.settings import Attack
-from ..errors import FulaError, nearest
+from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
+from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
 from .toml import Form
-
-_PATH_SOURCES = ("imagefolder", "npz", "audiofolder", "stylized")
-
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Generators and tables keep seeds as 64-bit integers."""
@@ -54,10 +52,10 @@ class DataSpec(SpecTable):
 
     source: str = "digits"
     data_dir: str | None = None
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(default=None, ge=1)
     channels: Literal[1, 3] = 3
-    train_images: int | None = Field(None, ge=1)
-    test_images: int | None = Field(None, ge=1)
+    train_images: int | None = Field(default=None, ge=1)
+    test_images: int | None = Field(default=None, ge=1)
     download: bool = False
     mean: Moments = None
     std: Moments = None
@@ -91,7 +89,8 @@ class DataSpec(SpecTable):
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: not where the data lies, nor which backend reads it."""
         values = self.model_dump(exclude={"data_dir", "download", "stream"})
-        if self.source in _PATH_SOURCES and self.data_dir:
+        named = record_of(self.source)
+        if named is not None and named.at_path and self.data_dir:
             values["folder"] = Path(self.data_dir).name
         return {k: v for k, v in values.items() if v not in (None, {})}
 
@@ -110,7 +109,7 @@ class ShortcutSpec(SpecTable):
 
     pattern: Literal["pixel", "aruco", "noise"]
     location: Literal["class", "random"]
-    size: int = Field(4, ge=1)
+    size: int = Field(default=4, ge=1)
     seed: Seed = 0
 
     @property
@@ -155,7 +154,7 @@ class Adversarial(Attack):
     - `alpha`: attacked share of each batch.
     """
 
-    alpha: float = Field(0.5, gt=0, le=1)
+    alpha: float = Field(default=0.5, gt=0, le=1)
 
 
 class DonorSpec(SpecTable):
@@ -184,25 +183,25 @@ class DonorSpec(SpecTable):
 
     name: str = ""
     model: str = ""
-    width: int | None = Field(None, ge=1)
+    width: int | None = Field(default=None, ge=1)
     stem: Literal["lowres", "stock"] | None = None
     residuals: bool | None = None
     batch_norm: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0
     recipe: Literal["paper", "fast"] = "fast"
-    epochs: int | None = Field(None, ge=0)
-    batch_size: int | None = Field(None, ge=2)
-    lr: float | None = Field(None, gt=0, le=HIGHEST_RATE)
+    epochs: int | None = Field(default=None, ge=0)
+    batch_size: int | None = Field(default=None, ge=2)
+    lr: float | None = Field(default=None, gt=0, le=HIGHEST_RATE)
     data: DataSpec | None = None
-    crop_padding: int | None = Field(None, ge=0)
+    crop_padding: int | None = Field(default=None, ge=0)
     flip: bool | None = None
     shortcut: OneShortcut = None
     checkpoint: str | None = None
     untrained: bool = False
     permute_labels: bool = False
     adversarial: Annotated[Adversarial | None, Form("a table, or true or false")] = None
-    min_accuracy: float | None = Field(None, ge=0, le=1)
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
 
     @field_validator("adversarial", mode="before")
     @classmethod
@@ -226,6 +225,11 @@ class DonorSpec(SpecTable):
         if self.untrained and (self.adversarial or self.permute_labels):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
         return self
+
+    @property
+    def images(self) -> DataSpec:
+        """`data`, of a donor that has its own or was given the run's by `load_spec`."""
+        return not_none(self.data)
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

@@ -113,12 +113,12 @@ def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Ce
     data_digest = digest(spec.data.identity())
     protocols = spec.protocols()
     _check_data(spec, data)
-    for pair in spec.grid.donor_pairs():
+    for pair in spec.asked_grid.donor_pairs():
         for protocol in protocols:
             front, end = (facts_of(name, protocol.hook) for name in pair)
             _check_pair(spec, data, front, end, protocol)
-            donors = tuple(recipes[name] for name in pair)
-            for i, j in site_pairs(spec.grid.sites, front, end):
+            donors = recipes[pair[0]], recipes[pair[1]]
+            for i, j in site_pairs(spec.asked_grid.sites, front, end):
                 like = alike(front.shapes[i - 1], end.shapes[j - 1])
                 if not like:
                     _check_dm(spec, front, end, (i, j))
@@ -130,7 +130,7 @@ def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Ce
 def _cells_at(
     spec: Spec, protocol: Protocol, pair: tuple[str, str], sites: tuple[int, int], last: int
 ) -> Iterator[Cell]:
-    grid = spec.grid
+    grid = spec.asked_grid
     terms = last + 1 - sites[1]
     variants = [
         (asked.at(weighted, terms), weighted)
@@ -165,7 +165,7 @@ def alike(front: tuple[int, ...], end: tuple[int, ...]) -> bool:
 
 def _check_dm(spec: Spec, front: DonorFacts, end: DonorFacts, sites: tuple[int, int]) -> None:
     """A `dm` result between sites of unlike form would be a random map under a wrong name."""
-    closed = [o.method for o in objectives(spec.grid.methods) if not o.weights]
+    closed = [o.method for o in objectives(spec.asked_grid.methods) if not o.weights]
     if not closed:
         return
     shapes = front.shapes[sites[0] - 1], end.shapes[sites[1] - 1]
@@ -181,7 +181,7 @@ def _check_pair(
     spec: Spec, data: DataFacts, front: DonorFacts, end: DonorFacts, protocol: Protocol
 ) -> None:
     pair = f"front '{front.name}' ({front.classes} classes) and end '{end.name}' ({end.classes})"
-    weighed = dict.fromkeys(n for o in objectives(spec.grid.methods) for n in o.weights)
+    weighed = dict.fromkeys(n for o in objectives(spec.asked_grid.methods) for n in o.weights)
     labels = next((name for name in weighed if method(name).labels), None)
     if labels and front.classes != end.classes:
         raise FulaError(
@@ -232,16 +232,16 @@ def _needing_labels(spec: Spec) -> Iterator[str]:
 
 
 def _grid_needing_labels(spec: Spec) -> Iterator[str]:
-    weighed = (n for o in objectives(spec.grid.methods) for n in o.weights)
+    weighed = (n for o in objectives(spec.asked_grid.methods) for n in o.weights)
     yield from (f"[grid] method '{name}'" for name in weighed if method(name).labels)
-    grid = {"alpha": max(spec.grid.alpha), "subset": max(spec.grid.subset, key=bool)}
+    grid = {"alpha": max(spec.asked_grid.alpha), "subset": max(spec.asked_grid.subset, key=bool)}
     yield from (f"[grid] {key} = {value}" for key, value in grid.items() if value)
-    yield from (f"shortcut '{mark.label}'" for mark in spec.grid.shortcut if mark)
+    yield from (f"shortcut '{mark.label}'" for mark in spec.asked_grid.shortcut if mark)
     yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
 
 
 def _check_data(spec: Spec, data: DataFacts) -> None:
-    for subset in spec.grid.subset:
+    for subset in spec.asked_grid.subset:
         if subset is not None and subset > data.classes:
             raise FulaError(
                 f"[grid] subset = {subset} is out of range: '{spec.data.source}' has classes "
@@ -249,14 +249,14 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
             )
     if data.normalised:
         _check_plain(spec)
-    trains = any(not isinstance(m, str) or method(m).trained for m in spec.grid.methods)
+    trains = any(not isinstance(m, str) or method(m).trained for m in spec.asked_grid.methods)
     for rule in spec.protocols():
         if trains and rule.batch_size > data.train_images:
             raise FulaError(
                 f"[protocol] batch_size = {rule.batch_size} is more than the {data.train_images} "
                 f"training images of '{spec.data.source}'; lower it"
             )
-    markers = [*spec.grid.shortcut, *(d.shortcut for d in spec.donors.values())]
+    markers = [*spec.asked_grid.shortcut, *(d.shortcut for d in spec.donors.values())]
     for shortcut in markers:
         _check_shortcut(shortcut, data)
 
@@ -264,7 +264,7 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
 def _check_plain(spec: Spec) -> None:
     """Attacks on normalised images would keep to a range that is not theirs."""
     alpha, attacks = (
-        max(spec.grid.alpha),
+        max(spec.asked_grid.alpha),
         {p.robust for p in spec.protocols() if p.measures_robustness},
     )
     asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]

@@ -1,6 +1,7 @@
 """What planning must know about data and donors: shapes, classes, costs. No torch.
 
-Facts of named data sets are constants here; those of folders and archives are read from the data.
+Facts of published data sets stand in their records; those of folders and archives are read from
+the data.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..files.paths import user_path
+from ..pipelines.sources.registry import record_of
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
@@ -36,20 +38,11 @@ class DataFacts:
         return self.classes > 0
 
 
-_NAMED = {  # side in pixels, classes, training and test images
-    "digits": (8, 10, 1442, 355),
-    "mnist": (28, 10, 60_000, 10_000),
-    "fashion-mnist": (28, 10, 60_000, 10_000),
-    "cifar10": (32, 10, 50_000, 10_000),
-    "cifar100": (32, 100, 50_000, 10_000),
-    "svhn": (32, 10, 73_257, 26_032),
-}
-
-
 def data_facts(data: DataSpec) -> DataFacts:
     """Facts of a data set: nominal for those known by name, else read from the data itself."""
-    if data.source in _NAMED:
-        side, classes, train, test = _NAMED[data.source]
+    named = record_of(data.source)
+    if named is not None and named.nominal is not None:
+        side, classes, train, test = named.nominal
         side = data.size or side
         shape = (data.channels, side, side)
         counts = _limited(train, data.train_images), _limited(test, data.test_images)

@@ -14,7 +14,8 @@ from functools import cached_property
 from math import ceil
 from typing import Any
 
-from ..device.precision import precision_of
+from ..device.mode import EAGER
+from ..device.precision import PLAIN, precision_of
 from ..errors import FulaError
 from . import wave_memory
 from .cell import Cell, digest
@@ -115,8 +116,8 @@ class Plan:
     waves: tuple[PlannedWave, ...]
     notes: tuple[str, ...] = ()
     device: str = "cpu"
-    precision: str = "fp32"
-    mode: str = "eager"
+    precision: str = PLAIN
+    mode: str = EAGER
     executor: str = "wave"
     budget: int | None = None
     donors: Mapping[str, DonorFacts] = field(default_factory=dict, compare=False)
@@ -186,8 +187,8 @@ def plan(
     spec: Spec,
     *,
     device: str = "cpu",
-    precision: str = "fp32",
-    mode: str = "eager",
+    precision: str = PLAIN,
+    mode: str = EAGER,
     budget: int | None = None,
     fused: bool = True,
     workers: int = 1,
@@ -258,7 +259,7 @@ class _Facts:
             return self.given[name]
         if (name, hook) not in self.known:
             donor = self.spec.donors[name]
-            own = self.data if donor.data == self.spec.data else data_facts(donor.data)
+            own = self.data if donor.data == self.spec.data else data_facts(donor.images)
             self.known[name, hook] = donor_facts(donor, own, hook)
         return self.known[name, hook]
 

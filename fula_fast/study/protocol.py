@@ -139,12 +139,12 @@ class Protocol(BaseModel):
 
     preset: Annotated[str, NEVER] = "fula-v2"
     optimiser: Annotated[Literal["adam", "sgd"], TRAINED] = "adam"
-    lr: Annotated[float, TRAINED] = Field(1e-3, gt=0, le=HIGHEST_RATE)
-    momentum: Annotated[float, Acts(lambda s: s.trained and s.sgd)] = Field(0.9, ge=0, lt=1)
-    weight_decay: Annotated[float, TRAINED] = Field(1e-4, ge=0, allow_inf_nan=False)
+    lr: Annotated[float, TRAINED] = Field(default=1e-3, gt=0, le=HIGHEST_RATE)
+    momentum: Annotated[float, Acts(lambda s: s.trained and s.sgd)] = Field(default=0.9, ge=0, lt=1)
+    weight_decay: Annotated[float, TRAINED] = Field(default=1e-4, ge=0, allow_inf_nan=False)
     schedule: Annotated[Literal["constant", "thirds"], TRAINED] = "thirds"
-    epochs: Annotated[int, PASSES] = Field(30, ge=0)
-    batch_size: Annotated[int, PASSES] = Field(128, ge=2)
+    epochs: Annotated[int, PASSES] = Field(default=30, ge=0)
+    batch_size: Annotated[int, PASSES] = Field(default=128, ge=2)
     init: Annotated[Literal["dm", "identity", "random"], TRAINED] = "dm"
     dm_samples: Annotated[int | Literal["all"], Acts(lambda s: s.closed_form)] = 500
     dm_rcond: Annotated[float | Literal["rows"], Acts(lambda s: s.closed_form)] = "rows"
@@ -162,7 +162,7 @@ class Protocol(BaseModel):
         Weighting, AfterValidator(check_weighting), WEIGHTING, Acts(lambda s: s.weighted)
     ] = "uniform"
     fula_soft: Annotated[bool, NEVER] = False
-    crop_padding: Annotated[int, PASSES] = Field(4, ge=0)
+    crop_padding: Annotated[int, PASSES] = Field(default=4, ge=0)
     flip: Annotated[bool, PASSES] = True
     share: Annotated[Literal["first", "random"], Acts(lambda s: s.partly_attacked)] = "random"
     attack: Annotated[

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..device import memory
 from ..device.machine import cpu_flags, gpu_present, has_amx
-from ..device.precision import FAST, PLAIN, PRECISIONS, PrecisionName
-from ..errors import FulaError
+from ..device.mode import CAPTURED, EAGER
+from ..device.precision import EXACT, FAST, PLAIN, PRECISIONS, PrecisionName
+from ..errors import FulaError, not_none
 from .spec import EngineSpec
 
 
@@ -35,12 +36,12 @@ def resources(engine: EngineSpec, flags: frozenset[str] | None = None) -> Resour
     """
     elsewhere = engine.kind != "local"
     device = engine.device if elsewhere and engine.device != "auto" else _device(engine.device)
-    if engine.executor == "solo" and engine.mode not in ("auto", "eager"):
+    if engine.executor == "solo" and engine.mode not in ("auto", EAGER):
         raise FulaError(
             f"engine mode '{engine.mode}' is the wave executor's; the solo executor runs eagerly: "
             "use mode 'auto' or executor 'wave'"
         )
-    if engine.compile and (engine.mode == "eager" or engine.executor == "solo"):
+    if engine.compile and (engine.mode == EAGER or engine.executor == "solo"):
         raise FulaError(
             "engine compile = true has nothing to compile in eager steps: leave it out, or use "
             "mode 'auto', 'compiled' or 'captured' of the wave executor"
@@ -77,7 +78,7 @@ def why_not_captured(device: str, dropout: str) -> str:
 
 def check_mode(mode: str, device: str, dropout: str) -> None:
     """`FulaError` for a mode that waves cannot run in there."""
-    if mode == "captured" and (reason := why_not_captured(device, dropout)):
+    if mode == CAPTURED and (reason := why_not_captured(device, dropout)):
         raise FulaError(
             f"engine mode 'captured' is not possible: {reason}; use 'compiled' or 'eager'"
         )
@@ -102,8 +103,8 @@ def _fused(device: str, precision: str) -> bool:
     """What `kernels.backend` will choose for `lane_norm`, told without loading torch."""
     asked = os.environ.get("FULA_BACKEND") or "auto"
     if device != "cpu":
-        return asked != "reference" and precision != "fp64" and find_spec("triton") is not None
-    folders = find_spec("fula_fast.kernels").submodule_search_locations
+        return asked != "reference" and precision != EXACT and find_spec("triton") is not None
+    folders = not_none(find_spec("fula_fast.kernels")).submodule_search_locations or ()
     built = any(found for folder in folders for found in Path(folder).glob("_core.*"))
     return built and asked in ("auto", "cpp")
 

@@ -157,7 +157,7 @@ def plan_similarity(
     Raises `FulaError` for measures that the donors or the images do not allow, and where the run
     would take more than `budget` bytes.
     """
-    asked = spec.similarity
+    asked = spec.asked_similarity
     images = data.train_images if asked.split == "train" else data.test_images
     samples = min(asked.samples, images)
     for name in asked.measures:

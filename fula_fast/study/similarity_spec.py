@@ -75,10 +75,10 @@ class SimilaritySpec(SpecTable):
         default_factory=dict
     )
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    samples: int = Field(2000, ge=2)
-    null: int = Field(200, ge=0)
-    intervals: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    samples: int = Field(default=2000, ge=2)
+    null: int = Field(default=200, ge=0)
+    intervals: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("measures")
     @classmethod

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from ..errors import FulaError, check_name, nearest
+from ..device.mode import ModeName
+from ..device.precision import PrecisionName
+from ..errors import FulaError, check_name, nearest, not_none
 from ..measures.registry import IN_SWEEPS, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
 from .grid_spec import GridSpec, Many
@@ -35,10 +37,10 @@ class EvaluationSpec(SpecTable):
     - `measures`: names of measures, each of which adds columns.
     """
 
-    batch_size: int = Field(500, ge=1)
+    batch_size: int = Field(default=500, ge=1)
     sets: Many[Literal["shortcut", "clean", "rolled"]] = ()
     robust: Annotated[str, AfterValidator(attack_name), ATTACK_NAME] | None = None
-    robust_images: int | None = Field(None, ge=1)
+    robust_images: int | None = Field(default=None, ge=1)
     measures: Many[Annotated[str, Form("a measure's name")]] = ()
 
     @field_validator("measures")
@@ -66,10 +68,10 @@ class SlurmSpec(SpecTable):
     partition: str | None = None
     account: str | None = None
     gpu_type: str | None = None
-    gpus: int = Field(1, ge=0)
-    cpus: int = Field(4, ge=1)
+    gpus: int = Field(default=1, ge=0)
+    cpus: int = Field(default=4, ge=1)
     memory: str = "32GB"
-    hours: float = Field(24.0, gt=0)
+    hours: float = Field(default=24.0, gt=0)
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
 
 
@@ -81,8 +83,8 @@ class RaySpec(SpecTable):
     """
 
     address: str | None = None
-    gpus: float = Field(1.0, ge=0)
-    cpus: float = Field(1.0, gt=0)
+    gpus: float = Field(default=1.0, ge=0)
+    cpus: float = Field(default=1.0, gt=0)
 
 
 class EngineSpec(SpecTable):
@@ -104,14 +106,14 @@ class EngineSpec(SpecTable):
     - `slurm`, `ray`: where those put their workers.
     """
 
-    mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    mode: Literal["auto", ModeName] = "auto"
     compile: bool = False
     executor: Literal["wave", "solo"] = "wave"
-    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16"] = "auto"
+    precision: Literal["auto", PrecisionName] = "auto"
     memory: str | int | None = None
     device: Annotated[str, Form("`auto`, `cpu`, `cuda`, or `cuda:N`")] = "auto"
     kind: Literal["local", "slurm", "ray"] = "local"
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(default=None, ge=1)
     track: Literal["wandb", "tensorboard"] | None = None
     slurm: SlurmSpec = SlurmSpec()
     ray: RaySpec = RaySpec()
@@ -183,6 +185,16 @@ class Spec(SpecTable):
         return self
 
     @property
+    def asked_grid(self) -> GridSpec:
+        """`grid`, of a spec that is known to have one."""
+        return not_none(self.grid)
+
+    @property
+    def asked_similarity(self) -> SimilaritySpec:
+        """`similarity`, of a spec that is known to ask for it."""
+        return not_none(self.similarity)
+
+    @property
     def grid_pairs(self) -> tuple[tuple[str, str], ...]:
         """(front, end) names of the grid's pairs; none without a grid."""
         return self.grid.donor_pairs() if self.grid is not None else ()
@@ -199,7 +211,10 @@ class Spec(SpecTable):
         return self.protocol_for(self.protocol.get("preset", "fula-v2"))
 
     def protocol_for(self, preset: str, **axes: Any) -> Protocol:
-        """A preset with the spec's overrides, and one value of each axis."""
+        """A preset with the spec's overrides, and one value of each axis.
+
+        Raises `FulaError` for an option or value that no protocol has.
+        """
         options = {k: v for k, v in self.protocol.items() if k != "preset"} | axes
         if self.evaluation.robust is not None:
             options.setdefault("robust", self.evaluation.robust)

@@ -106,6 +106,8 @@ def _position(name: str, text: str, message: str) -> str:
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """Key path and value of one `a.b=c`; the value is TOML, or else the text itself.
 
+    Raises `FulaError` for a text of another form.
+
     >>> parse_override("grid.seeds=[0, 1]")
     (('grid', 'seeds'), [0, 1])
     """
@@ -171,7 +173,10 @@ def plain(value: Any, where: str = "") -> Any:
 
 def fractions(value: Any, key: str = "") -> Any:
     """The same tree with texts such as "8/255" under `eps` and `step` as numbers, whatever the
-    field calls them."""
+    field calls them.
+
+    Raises `FulaError` for a division by zero.
+    """
     if isinstance(value, Mapping):
         return {k: fractions(v, k) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -20,7 +20,7 @@ def forward(a: HintTermsArguments) -> list[Tensor]:
 
 
 def backward(a: HintTermsArguments, ddist2: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the activations."""
+    """Gradients of the activations, each of its shape; ddist2: (lanes, B) each."""
     grads = [like(x) for x in a.activations]
     shares = [as_sums(d, x) for d, x in zip(ddist2, a.activations, strict=True)]
     _core.hint_terms_backward(*_laid(a), shares, grads)

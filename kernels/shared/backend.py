@@ -93,7 +93,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def choose(noun: str, x: Tensor) -> str:
-    """`reference`, `triton` or `cpp` for a call of `noun` on tensors like `x`.
+    """`reference`, `triton` or `cpp` for a call of `noun` on tensors like `x`, of any shape.
 
     Raises `FulaError` where the requested backend cannot serve.
     """

@@ -53,14 +53,14 @@ def integer(noun: str, name: str, value: object) -> None:
 
 
 def shape(noun: str, name: str, x: Tensor, *shapes: Sequence[int], meaning: str) -> None:
-    """`x` has one of `shapes`."""
+    """`x` has one of `shapes`, each like (N, C, H, W)."""
     if all(tuple(x.shape) != tuple(allowed) for allowed in shapes):
         wanted = " or ".join(str(tuple(allowed)) for allowed in shapes)
         fail(noun, f"{name}.shape", tuple(x.shape), f"must be {wanted}, {meaning}")
 
 
 def like(noun: str, name: str, x: Tensor, main: str, other: Tensor, dtype: bool = True) -> None:
-    """`x` lives where `other` does, and shares its dtype if `dtype`."""
+    """`x` lives where `other` does, and shares its dtype if `dtype`; any shapes."""
     if x.device != other.device:
         fail(noun, f"{name}.device", x.device, f"must be that of {main}, {other.device}")
     if dtype and x.dtype != other.dtype:
@@ -70,7 +70,7 @@ def like(noun: str, name: str, x: Tensor, main: str, other: Tensor, dtype: bool 
 
 
 def floating(noun: str, name: str, x: Tensor) -> None:
-    """`x` is of a dtype that the kernels have."""
+    """`x`, of any shape, is of a dtype that the kernels have."""
     if x.dtype not in FLOATS:
         fail(noun, f"{name}.dtype", x.dtype, "must be float32, bfloat16, float16 or float64")
 

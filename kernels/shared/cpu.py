@@ -15,15 +15,15 @@ from .sums import accumulator
 
 
 def sums(x: Tensor, *sizes: int) -> Tensor:
-    """Uninitialised, in the dtype of x's sums."""
+    """Uninitialised (*sizes), in the dtype of x's sums."""
     return torch.empty(sizes, dtype=accumulator(x.dtype))
 
 
 def as_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
-    """`t` contiguous, in the dtype of x's sums."""
+    """`t`, of any shape, contiguous, in the dtype of x's sums."""
     return None if t is None else t.detach().to(accumulator(x.dtype)).contiguous()
 
 
 def laid(t: Tensor | None, layout: torch.memory_format) -> Tensor | None:
-    """`t` in `layout`, without gradient."""
+    """`t` (N, C, H, W) in `layout`, without gradient."""
     return laid_out(None if t is None else t.detach(), layout)

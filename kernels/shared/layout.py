@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def like(x: Tensor, room: int = 0) -> Tensor:
-    """Uninitialised, of x's shape and dtype, and `room` samples more: contiguous if x is, else
-    channels-last if possible."""
+    """Uninitialised, of x's (N, C, H, W) and dtype, and `room` samples more: contiguous if x is,
+    else channels-last if possible."""
     shape = (x.shape[0] + room, *x.shape[1:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
@@ -30,7 +30,7 @@ def fronts_like(x: Tensor) -> Tensor:
 
 
 def placed(value: Tensor, into: Tensor) -> Tensor:
-    """`value` in the layout of the fresh tensor `into`."""
+    """`value`, of any shape, in the layout of the fresh tensor `into`, of the same shape."""
     return value if value.stride() == into.stride() else into.copy_(value)
 
 
@@ -41,5 +41,5 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def laid_out(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
-    """`x`, copied only where it does not lie in `layout`."""
+    """`x` (N, C, H, W), copied only where it does not lie in `layout`."""
     return None if x is None else x.contiguous(memory_format=layout)

@@ -49,7 +49,7 @@ def schema(returns: str, *records: type, **more: type) -> str:
 
 
 def or_empty(value: Tensor | None, x: Tensor) -> Tensor:
-    """`value`, or an empty tensor of sums over `x`."""
+    """`value`, or an empty tensor (0,) of sums over `x`."""
     return x.new_empty(0, dtype=accumulator(x.dtype)) if value is None else value
 
 

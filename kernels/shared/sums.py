@@ -12,7 +12,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in its accumulator's dtype."""
+    """`x`, of any shape, in its accumulator's dtype."""
     return x.to(accumulator(x.dtype))
 
 

@@ -110,7 +110,7 @@ _forced: dict[str, Tile] = {}
 def choose(
     kernel: str, x: torch.Tensor, channels: int, inner: int = 0, *, flat: bool = True
 ) -> Tile:
-    """The tile of `kernel` for tensors like `x` with `channels` columns, `inner` summed values.
+    """The tile of `kernel` for tensors like `x` (N, channels, ...), `inner` summed values.
 
     flat: rows lie at equal distances.
     """
@@ -181,7 +181,8 @@ def tune(
 ) -> Tile:
     """Measure `launch` under every candidate tile of `kernel`, keep the fastest in the cache.
 
-    `measure` returns the seconds of a callable. Tiles that the device cannot hold are passed over.
+    x: (N, channels, ...). `measure` returns the seconds of a callable. Tiles that the device cannot
+    hold are passed over.
     """
     from triton.runtime.errors import OutOfResources
 

@@ -31,7 +31,8 @@ _GRAIN_NS = 2_000_000_000
 def build_once(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     """The cache entry `kind/key`: a folder that `fill` writes the first time it is asked for.
 
-    Every byte of an entry is read once by each process; a damaged one is built again.
+    Every byte of an entry is read once by each process; a damaged one is built again. Raises
+    `FulaError` where it cannot be written.
     """
     entry, name = cache_folder() / kind / key, f"{kind}/{key}"
     if entry in _whole and entry.is_dir():

@@ -114,7 +114,8 @@ def file_set(
     """The images of `index`, decoded when gathered; `size` is required.
 
     With `on_error="skip"` every file is decoded once beforehand to find the unreadable ones (the
-    result is cached), since a stream cannot drop a sample without changing its batches.
+    result is cached), since a stream cannot drop a sample without changing its batches. Raises
+    `FulaError` without a size.
     """
     check_on_error(on_error)
     if size is None:

@@ -70,7 +70,10 @@ def splits_of(tree: FileTree) -> tuple[str, str] | None:
 def index_splits(
     tree: FileTree, classes: Sequence[str] | None = None, extensions: tuple[str, ...] = IMAGES
 ) -> tuple[FolderIndex, FolderIndex]:
-    """The training and test files of `tree`; both splits must hold the same classes."""
+    """The training and test files of `tree`; both splits must hold the same classes.
+
+    Raises `FulaError` where they do not, and where a split is missing.
+    """
     splits = splits_of(tree)
     if splits is None:
         raise FulaError(
@@ -144,7 +147,7 @@ def _class_order(tree: FileTree, split: str, classes: Sequence[str] | None) -> t
 
 
 def files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.ndarray:
-    """Places of the files directly in `folder`."""
+    """Places of the files directly in `folder`. Raises `FulaError` where there is none."""
     prefix = f"{folder}/".encode(errors="surrogateescape")
     start, stop = _span(tree, folder)
     names = tree.names[start:stop].tolist()

@@ -49,7 +49,7 @@ class ImageSet:
 
     @classmethod
     def unlabelled(cls, images: np.ndarray) -> ImageSet:
-        """Images without labels."""
+        """Images (N, H, W, C) without labels."""
         return cls(images, np.zeros(len(images), dtype=np.int64), ())
 
     def __len__(self) -> int:

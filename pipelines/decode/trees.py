@@ -71,7 +71,7 @@ class FileTree:
         return int(self.places[i, 1] - self.places[i, 0])
 
     def key(self, samples: np.ndarray) -> str:
-        """SHA-256 of the content of the files `samples`, by which decoded data is cached."""
+        """SHA-256 of the content of the files `samples` (n,), by which decoded data is cached."""
         if self.packed is None:
             return content_digest((self.root / self.name(i) for i in samples), self.root)
         digest = hashlib.sha256(self._archive_key.encode())

@@ -48,7 +48,7 @@ def crop_flip(
 
 
 def to_floats(images: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [0, 1], correctly rounded."""
+    """uint8 of any shape to float32 in [0, 1], correctly rounded."""
     return images.astype(np.float32) / np.float32(255)
 
 
@@ -61,7 +61,7 @@ def normalised(images: np.ndarray, normalisation: Normalisation | None) -> np.nd
 
 
 def to_float_tensor(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float32 in [0, 1], equal to `to_floats` bit for bit.
+    """uint8 of any shape to float32 in [0, 1], equal to `to_floats` bit for bit.
 
     The divisor is a tensor: CUDA turns division by a Python number into a multiplication.
     """

@@ -73,7 +73,7 @@ def sample_words(
 
 
 def uniforms(words: torch.Tensor) -> torch.Tensor:
-    """float32 in [0, 1) from 32-bit words, 24 bits each."""
+    """float32 in [0, 1) from 32-bit words of any shape, 24 bits each."""
     return (words >> 8).float() * 2**-24
 
 

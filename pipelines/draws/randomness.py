@@ -104,12 +104,12 @@ def _generator(seed: int, epoch: int, purpose: Purpose) -> np.random.Philox:
 
 
 def below(raw: np.ndarray, bound: int) -> np.ndarray:
-    """Uniform int32 in [0, bound) from uint64 words (bias at most bound / 2**32)."""
+    """Uniform int32 in [0, bound) from uint64 words of any shape (bias at most bound / 2**32)."""
     return ((raw >> np.uint64(32)) * np.uint64(bound) >> np.uint64(32)).astype(np.int32)
 
 
 def uniform(raw: np.ndarray) -> np.ndarray:
-    """Uniform float32 in [0, 1), 24 bits each, from uint64 words."""
+    """Uniform float32 in [0, 1), 24 bits each, from uint64 words of any shape."""
     return (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 

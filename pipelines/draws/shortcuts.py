@@ -110,7 +110,8 @@ def draw_markers(
 ) -> Markers:
     """One epoch's markers of the samples with `labels` (N,), for images (C, H, W) = `image_shape`.
 
-    `rolled` gives every image of class c the marker, and the place, of class c - 1.
+    `rolled` gives every image of class c the marker, and the place, of class c - 1. Raises
+    `FulaError` for a marker larger than the images.
     """
     channels, height, width = image_shape
     room = (height - shortcut.size, width - shortcut.size)
@@ -134,7 +135,10 @@ def evaluation_markers(
     num_classes: int,
     image_shape: tuple[int, int, int],
 ) -> Markers | None:
-    """The markers of an evaluation set: `shortcut`, `clean` (None), or `rolled`."""
+    """The markers of an evaluation set: `shortcut`, `clean` (None), or `rolled`.
+
+    Raises `FulaError` for another name.
+    """
     if which not in MARKER_SETS:
         raise FulaError(f"unknown evaluation set '{which}'{nearest(which, MARKER_SETS)}")
     if which == "clean":
@@ -151,7 +155,10 @@ def evaluation_markers(
 
 
 def class_patterns(shortcut: Shortcut, num_classes: int, channels: int) -> np.ndarray:
-    """The classes' markers, float32 (classes, s, s, C): colours or ArUco bits, permuted by seed."""
+    """The classes' markers, float32 (classes, s, s, C): colours or ArUco bits, permuted by seed.
+
+    Raises `FulaError` where ArUco has too few markers or its bits do not fit.
+    """
     order = permutation(shortcut.seed, 0, Purpose.CLASS_PATTERN, num_classes)
     size = shortcut.size
     if shortcut.pattern == "pixel":
@@ -186,7 +193,7 @@ def distant_colours(count: int, channels: int) -> tuple[tuple[float, ...], ...]:
     """`count` colours by farthest-point sampling of linspace(0, 1, count)**channels.
 
     Starts at the grid's first point; each next point is the one farthest from those taken, the
-    first such in grid order.
+    first such in grid order. Raises `FulaError` for more colours than are told apart.
     """
     if count > _MOST_COLOURS:
         raise FulaError(

@@ -39,7 +39,8 @@ def npz(
     """A NumPy archive of images and labels, and maybe class names in `classes`.
 
     Its keys are train_x, train_y, test_x, test_y, or those of Keras (x_train, …) or MedMNIST
-    (train_images, …); arrays as in this module's rules.
+    (train_images, …); arrays as in this module's rules. Raises `FulaError` where there is no such
+    file.
     """
     file = user_path(path) if path else folder
     if not file.is_file():
@@ -137,7 +138,10 @@ def _classes(
 
 
 def image_array(array: Any, where: str) -> np.ndarray:
-    """uint8 (N, H, W, C) of a user's images, by this module's rules; `where` names them."""
+    """uint8 (N, H, W, C) of a user's images, by this module's rules; `where` names them.
+
+    Raises `FulaError` for pixels out of range.
+    """
     images = _with_channel_axis(np.asarray(array), where)
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
@@ -170,7 +174,10 @@ def _with_channel_axis(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def label_array(array: Any, images: int, where: str) -> np.ndarray:
-    """int64 (N,) of a user's labels for so many `images`, by this module's rules."""
+    """int64 (N,) of a user's labels for so many `images`, by this module's rules.
+
+    Raises `FulaError` unless they are whole numbers from 0, one for each image.
+    """
     labels = np.asarray(array)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

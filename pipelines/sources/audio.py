@@ -140,7 +140,10 @@ def mel_filters(bands: int, window: int, rate: int) -> np.ndarray:
 
 
 def index_flat(tree: FileTree, test_below: int) -> tuple[FolderIndex, FolderIndex]:
-    """`<class>_…_<number>.wav` files: numbers under `test_below` are the test split."""
+    """`<class>_…_<number>.wav` files: numbers under `test_below` are the test split.
+
+    Raises `FulaError` where there are none.
+    """
     stems = {i: tree.name(i).rsplit("/", 1)[-1][:-4].split("_") for i in _wav_places(tree)}
     parts = {i: s for i, s in stems.items() if len(s) > 1 and s[-1].isdigit()}
     if not parts:

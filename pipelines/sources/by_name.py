@@ -1,16 +1,14 @@
 """Named sources: `load_source("cifar10", data_dir=..., size=32)`.
 
 Data is looked for in `data_dir`, else `$FULA_DATA`, else `./data`; a data folder may hold the
-unpacked form or the archive. Nothing is downloaded unless asked. A new source is a function
-`(folder, size, channels, download, *, options) -> Source`, a line in `_LOADERS`, and its place in
-`places.py`.
+unpacked form or the archive. Nothing is downloaded unless asked. A new source is a function and
+its record in `catalogue`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +16,15 @@ from ...errors import FulaError, nearest
 from ...files.paths import user_path
 from ..decode.images import Source, check_size
 from .given import GIVEN, given
-
-_LOADERS = {
-    "digits": "sources.published.digits",
-    "mnist": "sources.published.mnist",
-    "fashion-mnist": "sources.published.fashion_mnist",
-    "cifar10": "sources.published.cifar10",
-    "cifar100": "sources.published.cifar100",
-    "svhn": "sources.published.svhn",
-    "imagefolder": "sources.published.imagefolder",
-    "npz": "sources.arrays.npz",
-    "colour-mnist": "sources.derived.colour_mnist",
-    "ls-imagenet-10": "sources.derived.ls_imagenet_10",
-    "audiofolder": "sources.derived.audiofolder",
-    "stylized": "sources.derived.stylized",
-    "clustered-noise": "streams.noise.clustered_noise",
-}
-
-
-def source_names() -> tuple[str, ...]:
-    """All names `load_source` knows."""
-    return tuple(_LOADERS)
+from .registry import named_source
 
 
 def loader(name: str) -> Callable[..., Source]:
-    """The function behind a source's name; its keyword-only arguments are the source's options."""
-    if name == GIVEN:
-        return given
-    if name not in _LOADERS:
-        raise FulaError(f"unknown source '{name}'{nearest(name, _LOADERS)}")
-    module, _, function = _LOADERS[name].rpartition(".")
-    return getattr(import_module(f"..{module}", __package__), function)
+    """The function behind a source's name; its keyword-only arguments are the source's options.
+
+    Raises `FulaError` for an unknown name.
+    """
+    return given if name == GIVEN else named_source(name).loader()
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:

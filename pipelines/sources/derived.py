@@ -25,7 +25,10 @@ def colour_mnist(
     variant: str = "correlated",
     seed: int = 0,
 ) -> Source:
-    """Colour MNIST: correlated, digit, colour, colour-only, bw or mix (Smith et al. 2025)."""
+    """Colour MNIST: correlated, digit, colour, colour-only, bw or mix (Smith et al. 2025).
+
+    Raises `FulaError` for other than 3 channels.
+    """
     from . import colour
 
     chosen = colour.variant(variant)
@@ -79,6 +82,7 @@ def audiofolder(
 
     Class folders under train/ and test/ or val/, or flat `<class>_..._<number>.wav` files whose
     numbers under `test_below` are the test split. `rate` Hz and `duration` seconds fit every clip.
+    Raises `FulaError` for a rate or duration out of range.
     """
     from .audio import WAV, SpectrogramDecoder, index_flat
 
@@ -113,7 +117,8 @@ def stylized(
     """Stylised images: a folder at `path`, or the source `base` with its textures exchanged.
 
     `base_options` are those of the source `base`; `on_error`, `decoder` and `cached` are about the
-    folder, as in `imagefolder`.
+    folder, as in `imagefolder`. Raises `FulaError` for both or neither, and for a base that stays
+    files.
     """
     if (path is None) == (base is None):
         raise FulaError(

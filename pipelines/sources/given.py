@@ -194,7 +194,7 @@ def given(
 
 
 def image_set(read_: Read, classes: tuple[str, ...], kept: np.ndarray | None = None) -> ImageSet:
-    """What was read, or some of it, under these class names; unlabelled without any."""
+    """What was read, or its rows `kept` (n,), under these class names; unlabelled without any."""
     images, labels = read_.images, read_.labels
     if kept is not None:
         images, labels = images[kept], None if labels is None else labels[kept]

@@ -39,7 +39,8 @@ def prepare_ls_imagenet_10(
     """Write the ten classes of an ImageNet folder (train/<wnid>/, val/<wnid>/) as PNG under `out`.
 
     Shorter side 32, centre crop. `on_error="skip"` leaves unreadable files out. `out` appears only
-    when complete; one that exists is refused, and so are two files of a class with one name.
+    when complete; one that exists is refused, and so are two files of a class with one name. Raises
+    `FulaError` for those.
     """
     check_on_error(on_error)
     out = user_path(out)

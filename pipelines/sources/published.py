@@ -158,7 +158,8 @@ def class_folders(
 ) -> FileTree:
     """The tree with class folders: what in `folder` starts with `prefix`, or `folder` itself.
 
-    `downloads`: the source could be downloaded, which the error for missing data then says.
+    `downloads`: the source could be downloaded, which the error for missing data then says. Raises
+    `FulaError` where there are none.
     """
     other = ", or download = true" if downloads else ""
     if not folder.exists():

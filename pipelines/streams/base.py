@@ -95,14 +95,17 @@ class StreamBase:
         return self.draw(epoch).order
 
     def places(self, order: np.ndarray, start_step: int) -> range:
-        """The numbers of the whole batches of `order`, from `start_step` on."""
+        """The numbers of the whole batches of `order` (N,), from `start_step` on.
+
+        Raises `FulaError` for a step beyond them.
+        """
         steps = len(order) // self.batch_size
         if not 0 <= start_step <= steps:
             raise FulaError(f"start step {start_step} must lie in 0 … {steps}, the steps there are")
         return range(start_step, steps)
 
     def slices(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
-        """The sample indices of each whole batch."""
+        """The sample indices (batch_size,) of each whole batch of `order` (N,)."""
         for step in self.places(order, start_step):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
@@ -150,7 +153,8 @@ class ReferenceStream(StreamBase):
 
 
 def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A host array as a tensor on `device`; to CUDA from pinned memory, without waiting."""
+    """A host array of any shape as a tensor on `device`; to CUDA from pinned memory, without
+    waiting."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device)

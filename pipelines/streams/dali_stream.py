@@ -52,6 +52,8 @@ def _check_decoder(decoder: Decoder, device: torch.device) -> None:
 class DaliStream(StreamBase):
     """A stream through DALI over an `ImageSet` (in memory or mapped) or a `FileSet`."""
 
+    image_set: Any  # either, as `_from_files` says
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._from_files = isinstance(self.image_set, FileSet)

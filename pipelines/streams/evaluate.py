@@ -33,7 +33,8 @@ def evaluation_batches(
     `order` (int64, any length) chooses other samples.
 
     With a `shortcut`, `marker_set` is `shortcut` (each image carries its class's marker), `clean`
-    (none) or `rolled` (each image of class c carries the marker of class c - 1).
+    (none) or `rolled` (each image of class c carries the marker of class c - 1). Raises `FulaError`
+    for a batch size below 1.
     """
     if batch_size < 1:
         raise FulaError(f"batch size {batch_size} must be at least 1")
@@ -68,7 +69,7 @@ def take(
 ) -> torch.Tensor:
     """`count` different random images (count, C, H, W), un-augmented, with the shortcut if given.
 
-    The samples of the closed form (DM).
+    The samples of the closed form (DM). Raises `FulaError` for more images than there are.
     """
     if not 1 <= count <= len(image_set):
         raise FulaError(

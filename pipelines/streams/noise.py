@@ -83,7 +83,8 @@ class NoiseSet:
         return out.contiguous(memory_format=torch.channels_last) if out.ndim == 4 else out
 
     def first_classes(self, count: int) -> NoiseSet:
-        """Refused unless it is every class: the samples have no class folders to leave out."""
+        """Itself. Raises `FulaError` unless it is every class: the samples have no class folders to
+        leave out."""
         check_subset(count, self.num_classes)
         if count != self.num_classes:
             raise FulaError("clustered noise has no class subsets; give classes = N instead")
@@ -95,10 +96,7 @@ class NoiseStream(StreamBase):
 
     def __init__(self, image_set: NoiseSet, *args: Any, **kwargs: Any) -> None:
         super().__init__(image_set, *args, **kwargs)
-        if self.shortcut is not None or self.normalisation is not None:
-            raise FulaError(
-                "clustered noise takes neither shortcut nor normalisation; leave them out"
-            )
+        refuse_pixels(self.shortcut, self.normalisation)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
         for index in self.slices(order, start_step):
@@ -132,7 +130,10 @@ def clustered_noise(
     train: int = 60_000,
     test: int = 10_000,
 ) -> Source:
-    """Class clusters of noise with the `shape` of a receiver's activation; r is `radius`."""
+    """Class clusters of noise with the `shape` of a receiver's activation; r is `radius`.
+
+    Raises `FulaError` for a shape, radius or count that gives no samples.
+    """
     if not shape or min(shape) < 1:
         raise FulaError(
             f"clustered-noise has shape {tuple(shape)}; give the receiver's activation shape, for "

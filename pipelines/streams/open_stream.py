@@ -51,7 +51,10 @@ def open_stream(
 
 
 def backend_class(name: str, image_set: ImageSet | FileSet) -> type[StreamBase]:
-    """The stream class of the named backend; made-up samples have the same one for all."""
+    """The stream class of the named backend; made-up samples have the same one for all.
+
+    Raises `FulaError` for another name.
+    """
     if name not in BACKENDS:
         raise FulaError(f"unknown stream '{name}'{nearest(name, BACKENDS)}")
     if not isinstance(image_set, ImageSet | FileSet):

@@ -38,7 +38,10 @@ class ResidentStream(StreamBase):
         self._made = torch.float32 if exact else self.dtype
 
     def load_epoch(self, epoch: int, order: np.ndarray | None = None) -> None:
-        """Put the epoch's random numbers into the device buffers (in place after the first)."""
+        """Put the epoch's random numbers into the device buffers (in place after the first).
+
+        `order` (N,): samples in an order of the caller's.
+        """
         draw, markers = self.draw(epoch), self.markers(epoch)
         order = self.order(epoch) if order is None else order
         self._store(order=order, dy=draw.dy, dx=draw.dx, flip=draw.flip)

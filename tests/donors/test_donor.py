@@ -23,10 +23,12 @@ from fula_fast.donors.donor import (
     recipe_of,
     train_donor,
 )
+from fula_fast.donors.obtain import obtain_donor
 from fula_fast.donors.training import RECIPES, permuted
 from fula_fast.errors import FulaError
 from fula_fast.models import build, content_hash, load_checkpoint, save_checkpoint
 from fula_fast.pipelines import Augmentation, ImageSet, Normalisation, Shortcut, Source, open_stream
+from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.protocol import Attack
 
 SHAPE = (3, 8, 8)
@@ -333,11 +335,12 @@ def test_a_damaged_donor_is_named_or_trained_again(source, tmp_path, caplog):
 
 
 def test_a_donor_below_its_accuracy_is_refused_but_kept(source, tmp_path):
-    recipe = _recipe(source, epochs=0)
+    tables = {"data": {"source": "digits"}, "width": 4, "epochs": 0, "min_accuracy": 0.99}
+    spec = DonorSpec(name="a", model="resnet18", **tables)
     for _ in range(2):
         with pytest.raises(FulaError, match=r"below min_accuracy = 0\.99; train longer"):
-            ensure_donor(recipe, source, cache_dir=tmp_path, min_accuracy=0.99)
-    assert donor_path(tmp_path, recipe).exists()
+            obtain_donor(spec, source, cache_dir=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_the_users_own_checkpoint(source, tmp_path):
@@ -431,7 +434,8 @@ def test_fast_recipe_reaches_the_quickstarts_accuracy(tmp_path):
         recipe = donor_recipe(
             digits, model="resnet18", options={"width": 8}, seed=seed, pad=1, flip=False
         )
-        ensure_donor(recipe, digits, cache_dir=tmp_path, min_accuracy=0.97)
+        donor = ensure_donor(recipe, digits, cache_dir=tmp_path)
+        assert donor.metrics.test_accuracy >= 0.97
 
 
 @pytest.mark.slow

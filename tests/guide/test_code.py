@@ -115,9 +115,11 @@ def forgotten(monkeypatch):
     from fula_fast.attacks import names as attacks
     from fula_fast.measures import registry as measures
     from fula_fast.methods import registry as methods
+    from fula_fast.pipelines.sources import registry as sources
 
-    measures.measures()
-    for module, records in ((attacks, "_ATTACKS"), (measures, "_MEASURES"), (methods, "_METHODS")):
+    measures.measures(), sources.sources()
+    kept = {attacks: "_ATTACKS", measures: "_MEASURES", methods: "_METHODS", sources: "_SOURCES"}
+    for module, records in kept.items():
         monkeypatch.setattr(module, records, dict(getattr(module, records)))
     yield
     sys.modules.pop("my_package", None)

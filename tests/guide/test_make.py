@@ -16,7 +16,7 @@ from fula_fast.guide.parts import PARTS
 from fula_fast.measures import Needs, measures
 from fula_fast.methods import methods
 from fula_fast.models.families import DEFAULTS
-from fula_fast.pipelines.sources.by_name import source_names
+from fula_fast.pipelines import source_names
 from fula_fast.report.glossary import columns, meaning
 from fula_fast.reproduce.recipe import recipe_names
 from fula_fast.study.protocol import PRESETS

@@ -13,13 +13,16 @@ from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.measures import registry as measure_registry
 from fula_fast.methods import registry as method_registry
+from fula_fast.pipelines.sources import registry as source_registry
 from fula_fast.report.style import label
 from fula_fast.reproduce import price as pricing
 from fula_fast.reproduce import resolve
 from fula_fast.store import Store
 
 EXTENSION = """
-from fula_fast import attacks, measures, methods
+import numpy as np
+
+from fula_fast import attacks, measures, methods, pipelines
 
 methods.register(methods.Method(
     "ends", "Both ends", "trained on the first and the last term", "a toy", "a toy",
@@ -33,10 +36,23 @@ measures.register(measures.Measure(
     "spread_ratio", "ratio of spreads", measures.Needs.MOMENTS, "toy_extension:spread_ratio",
     0.0, 1.0, 1.0, reads="how alike the total variances are", careful="a toy", source="none",
 ))
+pipelines.register(pipelines.NamedSource("stripes", "toy_extension:stripes", "made up"))
 attacks.register(attacks.NamedAttack(
     "dark", "right although darker by eps", "a toy", search="toy_extension:darker",
     search_gradients=3,
 ))
+
+
+def stripes(folder, size, channels, download, *, width=2):
+    \"\"\"Upright stripes or level ones.\"\"\"
+    side = size or 8
+    labels = np.arange(260) % 2
+    line = ((np.arange(side)[None] + np.arange(260)[:, None]) // width % 2 * 200).astype(np.uint8)
+    images = np.where(labels[:, None, None], line[:, None], line[:, :, None])
+    images = np.broadcast_to(images[..., None], (260, side, side, channels)).copy()
+    sets = (pipelines.ImageSet(images[part], labels[part], ("level", "upright"))
+            for part in (slice(200), slice(200, None)))
+    return pipelines.Source("stripes", *sets)
 
 
 def squared(logits, end_logits, labels):
@@ -56,7 +72,7 @@ def darker(logits, x, labels, options):
 SPEC = """
 name = "toy"
 [data]
-source = "digits"
+source = "{source}"
 size = 8
 train_images = 200
 test_images = 60
@@ -99,6 +115,8 @@ def installed(tmp_path_factory) -> Path:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-extension\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[fula_fast]\ntoy = toy_extension\n")
     known = [method_registry._METHODS, measure_registry._MEASURES, names._ATTACKS]
+    known += [source_registry._SOURCES]
+    source_registry.sources()  # those that ship
     before = [dict(each) for each in known]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
@@ -119,9 +137,9 @@ def command(capsys, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture
 def spec(installed, tmp_path):
-    def written(executor: str) -> str:
+    def written(executor: str, source: str = "digits") -> str:
         path = tmp_path / f"{executor}.toml"
-        path.write_text(SPEC.format(executor=executor))
+        path.write_text(SPEC.format(executor=executor, source=source))
         return str(path)
 
     return written
@@ -130,7 +148,7 @@ def spec(installed, tmp_path):
 def test_without_the_package_their_names_are_refused(tmp_path, capsys):
     """First of all: the fixture stays until the last test here."""
     path = tmp_path / "spec.toml"
-    path.write_text(SPEC.format(executor="wave"))
+    path.write_text(SPEC.format(executor="wave", source="digits"))
     code, _, err = command(capsys, "sweep", str(path), "--dry-run")
     assert code == 2 and "unknown method 'logits'" in err
 
@@ -138,6 +156,27 @@ def test_without_the_package_their_names_are_refused(tmp_path, capsys):
 def test_a_dry_run_counts_the_cells_of_foreign_methods(spec, capsys):
     code, out, _ = command(capsys, "sweep", spec("wave"), "--dry-run")
     assert code == 0 and "2 logits" in out and "2 half" in out
+
+
+def test_a_foreign_source_is_listed_verified_and_planned(spec, capsys):
+    _, out, _ = command(capsys, "data", "list")
+    assert "stripes" in out and "made up" in out
+    code, out, _ = command(capsys, "data", "verify", "stripes")
+    assert code == 0 and "upright" in out
+    code, out, err = command(capsys, "sweep", spec("solo", "stripes"), "--dry-run")
+    assert code == 0 and "2 ends" in out, err
+    wrong = spec("solo", "stripes"), "--set", "data.options.widht=3"
+    code, _, err = command(capsys, "sweep", *wrong, "--dry-run")
+    assert code == 2 and "no option 'widht'" in err and "'width'" in err
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_foreign_source(spec, tmp_path, capsys):
+    one = ("--set", "grid.methods=['dm']", "--set", "evaluation.robust=none")
+    path = spec("solo", "stripes")
+    code, _, err = command(capsys, "sweep", path, "--out", str(tmp_path / "run"), *one)
+    assert code == 0, err
+    assert all(row["accuracy"] >= 0 for row in Store.open(tmp_path / "run").rows())
 
 
 @pytest.mark.slow

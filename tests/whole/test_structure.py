@@ -6,10 +6,17 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from fula_fast.attacks import attacks
+from fula_fast.device.mode import MODES
+from fula_fast.device.precision import PRECISIONS
+from fula_fast.methods import methods
+from fula_fast.models.families import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 HOMES = {"fula_fast": "fula_fast", "kernels": "fula_fast.kernels"}
@@ -44,8 +51,9 @@ SAME_NAME = {
     "roofline",
     # the augmentation of NumPy, and its kernel
     "augment",
-    # what is known by name, of methods and of measures; an experiment's driver and its stream
-    "registry", "noise",
+    # what is known by name, of methods, measures and sources, and what of it ships; an experiment's
+    # driver and its stream
+    "registry", "catalogue", "noise",
 }  # fmt: skip
 """Module names that may stand twice; files in a kernel's folder are named by their role."""
 
@@ -151,6 +159,40 @@ def test_no_two_modules_of_one_name():
     assert not {stem: names for stem, names in twice.items() if stem not in SAME_NAME}
 
 
+NAMES = {
+    "method": (
+        [each.name for each in methods()],
+        # one init rule is named for the closed form; one family of experiments for its paper
+        {"study/protocol.py", "reproduce/recipe.py", *(f"methods/{m.name}.py" for m in methods())},
+    ),
+    "attack": ([each.name for each in attacks()], {"attacks/names.py"}),
+    "architecture": (list(DEFAULTS), {"models/families.py"}),
+    "precision": (list(PRECISIONS), {"device/precision.py"}),
+    "mode": (list(MODES), {"device/mode.py"}),
+}
+
+
+def strings(path: Path) -> Iterator[str]:
+    """String literals of a file but for docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_is_a_literal_in_one_file(kind):
+    names, homes = NAMES[kind]
+    package = ROOT / "fula_fast"
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if not set(names).isdisjoint(strings(path))
+    }
+    assert found and found <= homes
+
+
 def test_no_two_public_classes_of_one_name():
     homes = defaultdict(list)
     for name, path in modules().items():
@@ -158,3 +200,46 @@ def test_no_two_public_classes_of_one_name():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].append(name)
     assert not {cls: names for cls, names in homes.items() if len(names) > 1}
+
+
+NAMED_IN_TEXT = {
+    # by records: tests ask for measures, sources, drivers by their names
+    "measures.alignment", "measures.canonical", "measures.catalogue", "measures.dissimilarity",
+    "measures.distances", "measures.neighbours", "measures.shape", "pipelines.sources.catalogue",
+    "reproduce.drivers.penultimate", "attacks.handover",
+    # by what a package hands on
+    "models.blocks", "pipelines.streams.dali_stream", "pipelines.streams.resident",
+    "reproduce.builder", "runs.alone", "runs.engines.ray",
+}  # fmt: skip
+WITHOUT_TEST = {
+    # started as programs, by hand or on a GPU machine
+    "bench.harness.gpu_probe", "bench.harness.outcomes", "bench.suites.ceilings",
+    "bench.suites.cpp", "bench.suites.nouns", "bench.suites.solo", "bench.suites.startup",
+    "bench.suites.step", "__main__",
+}  # fmt: skip
+
+
+def _imported_by_tests() -> set[str]:
+    """Modules that a test file is named for, imports, or names in a text."""
+    found: set[str] = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        inner = path.relative_to(ROOT / "tests").with_name(path.stem.removeprefix("test_")).parts
+        found |= {".".join(("fula_fast", *inner))}
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found |= {node.value, node.value.partition(":")[0]}
+    return found & modules().keys()
+
+
+def test_every_module_has_its_test():
+    """One that imports it, or that imports the module of which it is a part. The files of a kernel
+    are named for their roles, and tested under its noun."""
+    tested = _imported_by_tests()
+    near = tested.union(*map(imports, tested))
+    lone = {name for name, path in modules().items() if path.name != "__init__.py"} - near
+    lone = {name.removeprefix("fula_fast.") for name in lone}
+    assert {n for n in lone if not n.startswith("kernels.")} == NAMED_IN_TEXT | WITHOUT_TEST

@@ -50,7 +50,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     name, model = task.arguments["donor"], task.arguments["model"]
     spec = _spec(lab.experiment, name, model)
     donor = lab.donor(spec)
-    test = lab.source(spec.data).test.evenly(lab.experiment.options["images"])
+    test = lab.source(spec.images).test.evenly(lab.experiment.options["images"])
     (result,) = robust_evaluate(
         donor.staged,
         torch.from_numpy(test.images).permute(0, 3, 1, 2),

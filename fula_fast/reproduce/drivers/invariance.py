@@ -38,8 +38,8 @@ def tasks(experiment: Experiment) -> list[Task]:
     images, steps = sweep.data.train_images, options["steps"]
     lanes = 2 * len(options["methods"]) * len(options["seeds"])
     found = []
-    for front, end in sweep.spec.grid.donor_pairs():
-        for i, j in site_pairs(sweep.spec.grid.sites, facts[front], facts[end]):
+    for front, end in sweep.spec.asked_grid.donor_pairs():
+        for i, j in site_pairs(sweep.spec.asked_grid.sites, facts[front], facts[end]):
             search = 2 * steps * images * sum(facts[front].flops[:i])
             stitches = 3 * lanes * images * options["epochs"] * sum(facts[end].flops[j:])
             key = {"front": front, "end": end, "sites": (i, j)}

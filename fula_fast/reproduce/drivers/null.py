@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import not_none
 from ...measures.chance import oriented
 from ...measures.comparison import Draws, compare, judged
 from ...measures.registry import measure
@@ -98,15 +99,16 @@ def _compared(
     for name, scores in compare(first, second, choice, draws).items():
         judgement = judged(measure(name), scores, LEVEL)
         similar = oriented(measure(name), scores.observed)
+        chance, best = not_none(judgement.chance), not_none(judgement.best)
         yield (
             name,
             {
                 "raw": similar.mean(),
                 "raw_best": similar.max(),
-                "calibrated": judgement.chance.calibrated.mean(),
-                "above": (judgement.chance.p <= 1 - LEVEL).mean(),
-                "any_above": float((judgement.chance.p <= 1 - LEVEL).any()),
-                "best_above": float(judgement.best.p <= 1 - LEVEL),
+                "calibrated": chance.calibrated.mean(),
+                "above": (chance.p <= 1 - LEVEL).mean(),
+                "any_above": float((chance.p <= 1 - LEVEL).any()),
+                "best_above": float(best.p <= 1 - LEVEL),
             },
         )
 

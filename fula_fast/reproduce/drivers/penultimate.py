@@ -20,7 +20,7 @@ _BATCH = 128
 def tasks(experiment: Experiment) -> list[Task]:
     """One task per pair, site and seed of the sweep."""
     sweep = experiment.sweeps[0]
-    facts, grid = sweep.donor_facts(), sweep.spec.grid
+    facts, grid = sweep.donor_facts(), sweep.spec.asked_grid
     images, steps = experiment.options["images"], experiment.options["steps"]
     return [
         Task(

@@ -67,7 +67,7 @@ def _stitch(store: Store, row: Row) -> Row:
 def _donor(lab: Lab, name: str) -> Iterator[Row]:
     """A row for the output of every convolution and linear map, in the order of the pass."""
     spec = lab.experiment.sweeps[0].spec.donor(name)
-    staged, source = lab.staged(spec), lab.source(spec.data)
+    staged, source = lab.staged(spec), lab.source(spec.images)
     ranks: dict[str, ActivationRank] = {}
     sizes: dict[str, int] = {}
 
@@ -82,7 +82,7 @@ def _donor(lab: Lab, name: str) -> Iterator[Row]:
         for layer, module in staged.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    moments = normalisation_of(spec.data, source)
+    moments = normalisation_of(spec.images, source)
     for batch in evaluation_batches(source.test, _BATCH, lab.device, normalisation=moments):
         staged(batch.images)
     for hook in watched:

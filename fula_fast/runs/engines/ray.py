@@ -20,7 +20,10 @@ _REFUSED = 2
 
 
 def run(launch: Launch, progress: Progress) -> None:
-    """Start the tasks and tell of what they finish until they have ended."""
+    """Start the tasks and tell of what they finish until they have ended.
+
+    Raises `FulaError` where the cluster refuses them.
+    """
     ray, spec = _ray(), launch.engine.ray
     ours = not ray.is_initialized()
     if ours:
