@@ -124,7 +124,8 @@ def _judged(verdict: Judgement, i: int, j: int) -> dict[str, float]:
     if verdict.chance is not None:
         found["p"] = verdict.chance.p[i, j]
         found["calibrated"] = verdict.chance.calibrated[i, j]
-        found |= {"p_holm": verdict.adjusted[i, j], "p_best": verdict.best.p}
+        found |= {"p_holm": verdict.holm[i, j], "p_family": verdict.family[i, j]}
+        found["p_best"] = verdict.best.p
     if verdict.interval is not None:
         found |= {"low": verdict.interval.low[i, j], "high": verdict.interval.high[i, j]}
     return {name: float(value) for name, value in found.items()}
