@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg import blas
 from torch import Tensor
 
 
@@ -150,9 +149,11 @@ def _as_rows(x: Tensor) -> Tensor:
 
 def _products(rows: Tensor) -> Tensor:
     """rows rows^T. BLAS's product of a matrix with itself takes half the work; torch has it not."""
-    symmetric = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}.get(rows.dtype)
-    if symmetric is None or rows.device.type != "cpu":
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return rows @ rows.T
+    from scipy.linalg import blas  # the engine imports this module, and does without SciPy
+
+    symmetric = blas.ssyrk if rows.dtype == torch.float32 else blas.dsyrk
     upper = torch.from_numpy(symmetric(1.0, rows.detach().numpy().T, trans=1))
     return upper + upper.triu(1).T
 

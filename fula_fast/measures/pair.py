@@ -15,7 +15,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import linalg
 from torch import Tensor
 
 from ..errors import FulaError
@@ -181,6 +180,8 @@ def singular_values(x: Tensor) -> Tensor:
 def _by_iteration(x: Tensor) -> tuple[Tensor, Tensor]:
     """`decomposed` by QR iteration (LAPACK's gesvd): slower than divide and conquer, which on a CPU
     may fail to converge on a harmless matrix, one of tens of thousands."""
+    from scipy import linalg  # the engine imports this module, and does without SciPy
+
     each = [
         linalg.svd(one, full_matrices=False, lapack_driver="gesvd")[:2]
         for one in x.reshape(-1, *x.shape[-2:]).cpu().numpy()
