@@ -7,6 +7,7 @@ Activations are (B, ...) and count flattened, one row a sample; sums are kept in
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -112,9 +113,9 @@ class MinibatchCKA:
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, x: Iterable[Tensor], y: Iterable[Tensor]) -> None:
-        """One batch: activations (B, ...) of both sides, site by site. An activation is no longer
-        needed when the next one is asked for."""
-        k, l = (torch.stack([_hollow_gram(site) for site in side]) for side in (x, y))
+        """One batch: activations (B, ...) of both sides, site by site. On a CPU products of a site
+        are taken while the next one's activation is made."""
+        k, l = _grams(x), _grams(y)
         found = _hollow_hsic(k, l), _own_hsic(k), _own_hsic(l)
         before = self._sums or [torch.zeros_like(each) for each in found]
         self._sums = tuple(a + b for a, b in zip(before, found, strict=True))
@@ -147,8 +148,17 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def _grams(side: Iterable[Tensor]) -> Tensor:
+    """(sites, B, B). BLAS's product of a matrix with itself takes half the work of any product, but
+    its own threads gain little on so few rows, and wait for each other: a thread takes a site."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.stack(list(pool.map(_hollow_gram, side)))
+
+
 def _products(rows: Tensor) -> Tensor:
-    """rows rows^T. BLAS's product of a matrix with itself takes half the work; torch has it not."""
+    """rows rows^T; torch has no product of a matrix with itself."""
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return rows @ rows.T
     from scipy.linalg import blas  # the engine imports this module, and does without SciPy
