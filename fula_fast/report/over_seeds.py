@@ -60,8 +60,8 @@ def _of(values: Values, seed: Seed) -> float:
 
 
 def seed_rows(values: Mapping[str, Values]) -> list[tuple[str, ...]]:
-    """Under `SEED_HEADINGS`: the means over seeds, then the differences, as shares in percent; none
-    without two seeds."""
+    """Under `SEED_HEADINGS`: the means over seeds, then the differences, as shares in percent,
+    intervals cut to what is possible; none without two seeds."""
     return [*_means(values), *(_difference(each) for each in comparisons(values))]
 
 
@@ -70,13 +70,13 @@ def _means(values: Mapping[str, Values]) -> Iterator[tuple[str, ...]]:
         if not isinstance(of_seeds, Mapping) or len(of_seeds) < 2:
             continue
         found = over_seeds(list(of_seeds.values()))
-        numbers = _interval(float(found.value), float(found.low), float(found.high))
+        numbers = _interval(float(found.value), max(float(found.low), 0), min(float(found.high), 1))
         yield name, str(len(of_seeds)), *numbers, "", ""
 
 
 def _difference(each: Comparison) -> tuple[str, ...]:
     found = each.difference
-    numbers = _interval(found.mean, found.low, found.high, "+")
+    numbers = _interval(found.mean, max(found.low, -1), min(found.high, 1), "+")
     tested = f"{found.p:.2g}", f"{each.adjusted:.2g}"
     return f"{each.first} − {each.second}", str(each.seeds), *numbers, *tested
 

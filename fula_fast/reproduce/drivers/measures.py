@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...measures.intervals import kendall, over_seeds
+from ...measures.registry import measure
 from ...measures.self_accuracy import self_accuracy
 from ...report.similarity_cells import ALPHA, PairSimilarity, Panel, pair_similarities
 from ...report.similarity_plots import similarity_maps, tau_map
@@ -122,7 +123,11 @@ def tables(lab: Lab, rows: list[Row]) -> list[Table]:
         *(_Column(f"τ with {label(m)}", f"tau_{m}", percent=False) for m in methods),
     ]
     lines = [
-        (f"{front} → {end}", label(by), *(_cell(part, column) for column in columns))
+        (
+            f"{front} → {end}",
+            label(by) if by in methods else measure(by).label,
+            *(_cell(part, column) for column in columns),
+        )
         for (front, end, by), part in Evidence(tuple(rows)).groups("front", "end", "by").items()
     ]
     heads = ("pair", "found by", *(column.head for column in columns))
@@ -133,7 +138,7 @@ _CAPTION = (
     "Self-Accuracy: how often a layer is most similar to itself, directed, and of (M + Mᵀ)/2. "
     "Above chance: site pairs whose p, corrected for all of them, is at most 0.05. τ: Kendall's "
     "τ-b over the site pairs with the accuracies of a stitching method. Where several seeds were "
-    "stitched: means, with 95 % intervals over seeds by Student's t."
+    "stitched: means, with 95 % intervals over seeds by Student's t, cut to what is possible."
 )
 
 
@@ -145,7 +150,8 @@ def _cell(rows: Evidence, column: _Column) -> str:
     shown = f"{times * values.mean():.{digits}f}"
     if len(values) > 1 and np.ptp(values) > 0:
         found = over_seeds(values)
-        shown += f" ({times * found.low:.{digits}f} … {times * found.high:.{digits}f})"
+        low, high = np.clip([found.low, found.high], 0 if column.percent else -1, 1)
+        shown += f" ({times * low:.{digits}f} … {times * high:.{digits}f})"
     return shown + (" %" if column.percent else "")
 
 
