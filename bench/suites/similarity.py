@@ -80,7 +80,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ImageCounts:
     """`images` that pass through both donors, and `samples` of them on which measures are compared;
     `cka_images` of the comparison with pytorch-cka."""
 
@@ -103,7 +103,7 @@ def measure_grid(setting: Setting) -> Row:
 
 
 @torch.no_grad()
-def measure_measures(setting: Setting, sizes: Sizes) -> Row:
+def measure_measures(setting: Setting, sizes: ImageCounts) -> Row:
     """Seconds of the pass and of every measure, as PRICE has them."""
     memory = PeakMemory(setting.device)
     with keeping_memory(setting.device == "cpu"), arithmetic(PLAIN):
@@ -204,7 +204,7 @@ def plain_network(setting: Setting, seed: int) -> Staged:
     return stages(whole.eval(), names, input_shape=shape, num_classes=CLASSES).eval()
 
 
-def measure_cka(setting: Setting, sizes: Sizes, who: str) -> Row:
+def measure_cka(setting: Setting, sizes: ImageCounts, who: str) -> Row:
     """18 x 18 sites, images to matrix: `ours` or `pytorch-cka`; p20, p50, p80 of five passes."""
     memory = PeakMemory(setting.device)
     with keeping_memory(setting.device == "cpu" and who == "ours"), arithmetic(PLAIN):
@@ -216,13 +216,27 @@ def measure_cka(setting: Setting, sizes: Sizes, who: str) -> Row:
         taken = seconds_of(work, 5, setting.device, warmup=0)
         alone = _alone(pair, images[0], who)
         alone_taken = seconds_of(alone, 5, setting.device)
+        peak = memory.bytes()
+        exact = _exact(pair, images)
+    # pytorch-cka cuts at 0, below which chance may bring the estimate
+    error = (matrix.double().cpu().clamp(0, 1) - exact.clamp(0, 1)).abs().max()
     return {
         "name": who,
-        "peak_bytes": memory.bytes(),
+        "peak_bytes": peak,
         "seconds": quantiles(taken),
         "without_networks": quantiles(alone_taken),
         "matrix": matrix.double().cpu().tolist(),
+        "error": float(error),
     }
+
+
+def _exact(pair: Sequence[Staged], images: Sequence[Tensor]) -> Tensor:
+    """The matrix with the networks' float32 activations, and all sums and products in float64."""
+    cka = MinibatchCKA()
+    with torch.inference_mode():
+        for x in images:
+            cka.add(*((a.double() for a in _activations(model, x)) for model in pair))
+    return cka.result().cpu()
 
 
 def _ours(pair: Sequence[Staged], images: Sequence[Tensor], device: str) -> Callable[..., Tensor]:
@@ -277,7 +291,7 @@ def _alone(pair: Sequence[Staged], x: Tensor, who: str) -> Callable[[int], objec
 
 
 def compare_all(
-    setting: Setting, sizes: Sizes, command: str, isolation: Isolation = isolated
+    setting: Setting, sizes: ImageCounts, command: str, isolation: Isolation = isolated
 ) -> Iterator[Row]:
     """The report so far, after each part."""
     report: Row = {
@@ -317,8 +331,10 @@ def summary(rows: Mapping[str, Row]) -> list[Row]:
         }
         for name, (what, least) in speeds.items():
             found.append(figure(name, theirs[what]["p50"] / ours[what]["p50"], least))
-        apart = np.abs(np.subtract(ours["matrix"], theirs["matrix"])).max()
+        apart = np.abs(np.clip(ours["matrix"], 0, 1) - theirs["matrix"]).max()
         found.append(figure("largest difference of the matrices", float(apart), None))
+        for name, row in (("our", ours), ("pytorch-cka's", theirs)):
+            found.append(figure(f"{name} largest error against float64", row["error"], None))
         memory = theirs["peak_bytes"] / max(ours["peak_bytes"], 1)
         found.append(figure("pytorch-cka's peak memory over ours", memory, None))
     return found
@@ -341,7 +357,7 @@ def table(report: Row) -> Table:
     return shown
 
 
-def run(setting: Setting, sizes: Sizes, out: Path, isolation: Isolation = isolated) -> Row:
+def run(setting: Setting, sizes: ImageCounts, out: Path, isolation: Isolation = isolated) -> Row:
     """Measure, write `similarity-DEVICE.json` under `out` after each part, print the table."""
     path = out / f"similarity-{device_label(setting.device)}.json"
     command = f"{command_of('similarity', setting)} {sizes.options}"
@@ -355,7 +371,7 @@ def run(setting: Setting, sizes: Sizes, out: Path, isolation: Isolation = isolat
 
 def bench_similarity(benchmark):
     """The comparison once, into its JSON; the figures stand in `extra_info`."""
-    report = benchmark.pedantic(run, (usual_setting(), Sizes(), RESULTS), rounds=1)
+    report = benchmark.pedantic(run, (usual_setting(), ImageCounts(), RESULTS), rounds=1)
     benchmark.extra_info |= {row["figure"]: row["value"] for row in report["summary"]}
 
 
@@ -363,11 +379,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="measures of similarity beside grid and package")
     add_options(parser)
-    for name, value in asdict(Sizes()).items():
+    for name, value in asdict(ImageCounts()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
-    sizes = Sizes(**{name: getattr(options, name) for name in asdict(Sizes())})
+    sizes = ImageCounts(**{name: getattr(options, name) for name in asdict(ImageCounts())})
     run(setting_of(options), sizes, options.out)
 
 

@@ -230,3 +230,11 @@ def test_the_page_compares_methods_over_seeds(tmp_path):
     page = write_report(store.folder).read_text("utf-8")
     assert page.count("Hint − FuLA") == 1  # of mean accuracy
     assert "linear CKA − stitching, FuLA" in page  # of Self-Accuracy
+
+
+def test_latex_of_several_seeds_has_their_differences(tmp_path):
+    paths = write_latex(write_run(tmp_path, TABLE, cells=seeded_rows(shift)).folder)
+    assert [path.name for path in paths][2:] == ["seeds-a-a.tex", "tau-a-a.tex"]
+    lines = paths[2].read_text("utf-8").splitlines()
+    assert lines[2].startswith(" & seeds & mean & 95 \\% interval & p & p after Holm")
+    assert any(line.startswith("linear CKA $-$ stitching, FuLA & 3 & ") for line in lines)

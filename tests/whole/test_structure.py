@@ -41,7 +41,7 @@ LOOSE = {"__init__", "__main__", "api", "errors", "progress", "results"}
 SAME_NAME = {
     # a benchmark is named for what it measures
     "agreement", "attack", "data", "precision", "record", "solo", "grid", "kernels",
-    "roofline",
+    "roofline", "similarity",
     # the augmentation of NumPy, and its kernel
     "augment",
     # what is known by name, of methods and of measures; an experiment's driver and its stream

@@ -10,11 +10,11 @@ import torch
 
 from fula_fast.bench.harness.workload import Setting
 from fula_fast.bench.suites import similarity
-from fula_fast.bench.suites.similarity import Sizes
+from fula_fast.bench.suites.similarity import ImageCounts
 from fula_fast.measures.registry import measures
 
 TINY = Setting("cpu", "fp32", width=2, batch=16, lanes=4, timed=1, warmup=1, mode="eager", image=8)
-SIZES = Sizes(images=32, samples=32, cka_images=32)
+SIZES = ImageCounts(images=32, samples=32, cka_images=32)
 
 
 def test_the_network_has_eighteen_sites():
@@ -40,6 +40,8 @@ def test_our_cka_is_the_mean_of_the_batches_written_out():
                 sums[:, i, j] += [hsic(x, y), hsic(x, x), hsic(y, y)]
     expected = sums[0] / np.sqrt(sums[1] * sums[2])
     np.testing.assert_allclose(row["matrix"], expected, atol=1e-4)
+    apart = np.clip(row["matrix"], 0, 1) - np.clip(expected, 0, 1)
+    assert row["error"] == pytest.approx(np.abs(apart).max(), abs=1e-5)
 
 
 def hsic(x: np.ndarray, y: np.ndarray) -> float:
