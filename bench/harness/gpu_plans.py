@@ -105,8 +105,8 @@ def second() -> list[Part]:
     kernels = ("--lanes", "16,324", "--tune", "heaviest", "--seconds", "{seconds}")
     data = _suite("data", "{out}/data.json", "3")
     return [
-        Part("grid", _suite("grid", "--timed", "10", "--out", "{out}"), 110, _ENGINE),
-        Part("kernels", _suite("kernels", *kernels, "--out", "{out}/kernels.json"), 75),
+        Part("grid", _suite("grid", "--timed", "10", "--out", "{out}"), 100, _ENGINE),
+        Part("kernels", _suite("kernels", *kernels, "--out", "{out}/kernels.json"), 65),
         Part(
             "attack", _suite("attack", "--images", "512", "--rounds", "1", *out), 50,
             (*attack, "torchattacks"), _DATA,
@@ -118,9 +118,13 @@ def second() -> list[Part]:
         Part("data", data, 30, (*_ENGINE, "torchvision")),
         Part(
             # the captured ones again: the first plan may have run out of time among them
-            "tests", _pytest(*_other_files()), 50, (*_TESTED, *_ENGINE),
+            "tests", _pytest(*_other_files()), 45, (*_TESTED, *_ENGINE),
         ),
         Part("scale", _suite("scale", "--counts", "1,16,324", "--out", "{out}"), 20, _ENGINE),
+        Part(
+            "similarity", _suite("similarity", "--lanes", "36", "--timed", "5", "--out", "{out}"),
+            25, (*_ENGINE, "scipy"),
+        ),
         Part("memcheck", _watched(), 40, _TESTED, under=_MEMCHECK, settings=_UNPOOLED),
     ]  # fmt: skip
 
@@ -181,11 +185,13 @@ def dry(parts: Sequence[Part]) -> list[Part]:
 def _dry(part: Part) -> tuple[str, ...]:
     tiny = "--device cpu --precision fp32 --width 2 --batch 4 --timed 2 --warmup 1 --mode eager"
     size = (*tiny.split(), "--image", "8", "--out")
+    small = ("--images", "16", "--samples", "16", "--cka-images", "8")
     smaller = {
         "nouns": _suite("nouns", "--device", "cpu", "--out", "{out}/nouns.json"),
         "plain-36": _suite("step", "--counts", "4", *size, "{out}/step.json"),
         "grid": _suite("grid", "--lanes", "4", *size, "{out}"),
         "scale": _suite("scale", "--counts", "1,2", *size, "{out}"),
+        "similarity": _suite("similarity", "--lanes", "4", *small, *size, "{out}"),
     }
     if part.name in smaller:
         return smaller[part.name]

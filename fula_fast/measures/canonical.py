@@ -6,11 +6,10 @@ centred matrices (Björck & Golub 1973): the correlations that linear maps of bo
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from .pair import Pair, Side, ratio
+from .pair import Pair, Side, ratio, singular_values
 
 
 def mean_cca(pair: Pair) -> Tensor:
@@ -37,7 +36,7 @@ def svcca(pair: Pair, *, variance: float = 0.99) -> Tensor:
     if not 0 < variance <= 1:
         raise FulaError(f"variance {variance} must lie in (0, 1], the share that is kept")
     kept = [_leading(side, variance) for side in (pair.x, pair.y)]
-    rho = torch.linalg.svdvals(pair.overlap[..., : kept[0], : kept[1]])
+    rho = singular_values(pair.overlap[..., : kept[0], : kept[1]])
     return _mean(rho.clamp(max=1))
 
 

@@ -2,7 +2,8 @@
 
 Gröger, Wen, Brbić 2026 (arXiv 2602.14486): raw scores grow with width, with few samples, and with
 the number of layer pairs searched. The null breaks the correspondence of the samples of one side;
-one permutation is shared by all sites and measures, so the best pair has its own null. Distances
+one permutation is shared by all sites and measures, so the best pair has its own null, and so has
+a whole matrix: `family` says which of its cells are above chance when all are looked at. Distances
 are tested as their negatives.
 """
 
@@ -58,6 +59,31 @@ def best_against_chance(
     nulls = oriented(measure, null)
     nulls = nulls.reshape(len(nulls), -1).max(1)
     return against_chance(measure, oriented(measure, s), oriented(measure, nulls), alpha)
+
+
+def family(measure: Measure, observed: ArrayLike, null: ArrayLike) -> np.ndarray:
+    """p of every cell of a matrix (I, J), adjusted for all of them: step-down maxT.
+
+    Westfall & Young 1993, Algorithm 4.1; Nichols & Holmes 2002. Each cell's scores are
+    standardised by mean and spread of its nulls and the observed one together, so that cells whose
+    chance levels differ compare; then the cells are taken from the largest score down, each against
+    the largest score of every permutation (K, I, J) among the cells that are left. The chance that
+    any cell without correspondence falls below alpha is at most alpha. Unlike `holm`, p can fall to
+    1 / (K + 1) whatever the number of cells, for the permutations keep how the cells depend on each
+    other. 1 where a cell's scores are all alike.
+    """
+    s, nulls = oriented(measure, observed), oriented(measure, null)
+    both = np.concatenate([s[None], nulls]).reshape(len(nulls) + 1, -1)
+    spread = both.std(0)
+    known = spread > 1e-12 * np.abs(both).max(0)
+    scores = np.where(known, (both - both.mean(0)) / np.where(known, spread, 1), 0)
+    order = np.argsort(-scores[0], kind="stable")
+    falling = scores[:, order]
+    largest = np.maximum.accumulate(falling[:, ::-1], axis=1)[:, ::-1]  # among the cells left
+    p = (largest >= falling[0] - 1e-12).sum(0) / len(both)
+    out = np.empty(s.size)
+    out[order] = np.maximum.accumulate(p)
+    return np.where(known, out, 1).reshape(s.shape)
 
 
 def oriented(measure: Measure, values: ArrayLike) -> np.ndarray:

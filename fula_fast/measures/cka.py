@@ -6,6 +6,8 @@ Activations are (B, ...) and count flattened, one row a sample; sums are kept in
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -105,41 +107,80 @@ def _unbiased(m: _Pair, n: int) -> Tensor:
 
 
 class MinibatchCKA:
-    """Linear CKA from the means of the batches' unbiased HSIC (Nguyen et al. 2021).
+    """Linear CKA of all site pairs from the means of the batches' unbiased HSIC (Nguyen et al.
+    2021), as `pytorch-cka` computes it.
 
-    For activations with too many features for their covariance: needs B x B memory. It estimates
-    the unbiased `LinearCKA`, more noisily the smaller the batches.
+    For activations with too many features for their covariance: one batch needs a (B, B) matrix a
+    site. It estimates the unbiased `LinearCKA`, more noisily the smaller the batches.
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """One batch of at least four samples: activations (B, ...) of both."""
-        if len(x) < 4:
-            raise ValueError(f"a batch needs at least 4 samples, got {len(x)}")
-        k, l = _hollow_gram(x), _hollow_gram(y)
-        found = torch.stack([_hollow_hsic(k, l), _hollow_hsic(k, k), _hollow_hsic(l, l)])
-        self._sums = found if self._sums is None else self._sums + found
+    def add(self, x: Iterable[Tensor], y: Iterable[Tensor]) -> None:
+        """One batch: activations (B, ...) of both sides, site by site. On a CPU products of a site
+        are taken while the next one's activation is made."""
+        k, l = _grams(x), _grams(y)
+        found = _hollow_hsic(k, l), _own_hsic(k), _own_hsic(l)
+        before = self._sums or [torch.zeros_like(each) for each in found]
+        self._sums = tuple(a + b for a, b in zip(before, found, strict=True))
 
-    def result(self) -> float:
-        """CKA over the batches so far."""
+    def result(self) -> Tensor:
+        """(sites x, sites y): CKA over the batches so far. Raises `ValueError` without any."""
         if self._sums is None:
             raise ValueError("CKA needs at least one batch")
         xy, xx, yy = self._sums
-        return float(xy / (xx * yy).sqrt())
+        return xy / torch.outer(xx, yy).sqrt()
 
 
 def _hollow_gram(x: Tensor) -> Tensor:
-    """(B, B) inner products of the centred rows, zero on the diagonal."""
-    rows = x.flatten(1).double()
-    rows = rows - rows.mean(0)
-    gram = rows @ rows.T
+    """(B, B) inner products of the rows of (B, ...), centred, in float64; zero on the diagonal.
+
+    The products are in x's own dtype, as they are dear; centred they are afterwards, which the
+    unbiased HSIC does not see, so that the sums behind it cancel less.
+    """
+    if len(x) < 4:
+        raise ValueError(f"a batch needs at least 4 samples, got {len(x)}")
+    gram = _products(_as_rows(x)).double()
+    gram = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
     return gram - gram.diag().diag()
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    """(B, ...) as (B, p), features in the order of memory: a product of rows does not see it."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.permute(0, 2, 3, 1)
+    return x.flatten(1)
+
+
+def _grams(side: Iterable[Tensor]) -> Tensor:
+    """(sites, B, B). BLAS's product of a matrix with itself takes half the work of any product, but
+    its own threads gain little on so few rows, and wait for each other: a thread takes a site."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.stack(list(pool.map(_hollow_gram, side)))
+
+
+def _products(rows: Tensor) -> Tensor:
+    """rows rows^T; torch has no product of a matrix with itself."""
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+        return rows @ rows.T
+    from scipy.linalg import blas  # the engine imports this module, and does without SciPy
+
+    symmetric = blas.ssyrk if rows.dtype == torch.float32 else blas.dsyrk
+    upper = torch.from_numpy(symmetric(1.0, rows.detach().numpy().T, trans=1))
+    return upper + upper.triu(1).T
+
+
+def _own_hsic(k: Tensor) -> Tensor:
+    """HSIC of kernels (S, B, B) with themselves."""
+    return torch.stack([_hollow_hsic(each[None], each[None])[0, 0] for each in k])
+
+
 def _hollow_hsic(k: Tensor, l: Tensor) -> Tensor:
-    """Song et al. 2012, Eq. 5, of kernels (B, B) with zero diagonals."""
-    n = len(k)
-    total = (k * l).sum() + k.sum() * l.sum() / ((n - 1) * (n - 2))
-    return (total - 2 / (n - 2) * (k.sum(0) @ l.sum(0))) / (n * (n - 3))
+    """Song et al. 2012, Eq. 5, of kernels (S, B, B) and (T, B, B) with zero diagonals: (S, T)."""
+    n, (rows, columns) = k.shape[-1], (k.sum(1), l.sum(1))
+    total = k.flatten(1) @ l.flatten(1).T
+    total = total + torch.outer(rows.sum(1), columns.sum(1)) / ((n - 1) * (n - 2))
+    return (total - 2 / (n - 2) * (rows @ columns.T)) / (n * (n - 3))

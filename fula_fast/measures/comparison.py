@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .chance import Chance, against_chance, best_against_chance, holm
+from .chance import Chance, against_chance, best_against_chance, family, holm
 from .intervals import Interval, over_images
 from .matrices import Choice, Sides, bundles
 from .outputs import Outputs
@@ -66,11 +66,13 @@ class Scores:
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """What chance and sampling say of a measure over site pairs (I, J); None where nothing was
-    drawn. `adjusted`: Holm's p within the matrix. `best`: the most similar pair, against the most
-    similar of every permutation."""
+    drawn. `holm`, `family`: p adjusted for all cells of the matrix, by Holm and by the largest
+    scores of the permutations. `best`: the most similar pair, against the most similar of every
+    permutation."""
 
     chance: Chance | None
-    adjusted: np.ndarray | None
+    holm: np.ndarray | None
+    family: np.ndarray | None
     best: Chance | None
     interval: Interval | None
 
@@ -126,11 +128,12 @@ def _stacked(found: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def judged(measure: Measure, scores: Scores, level: float) -> Judgement:
     """p, calibrated scores and intervals of a measure's scores."""
-    chance = adjusted = best = interval = None
+    chance = adjusted = together = best = interval = None
     if len(scores.null):
         chance = against_chance(measure, scores.observed, scores.null, 1 - level)
         best = best_against_chance(measure, scores.observed, scores.null, 1 - level)
         adjusted = holm(chance.p)
+        together = family(measure, scores.observed, scores.null)
     if len(scores.halves):
         interval = over_images(measure, scores.observed, scores.halves, level)
-    return Judgement(chance, adjusted, best, interval)
+    return Judgement(chance, adjusted, together, best, interval)

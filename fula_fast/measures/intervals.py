@@ -11,6 +11,8 @@ from scipy import stats
 from ..errors import FulaError
 from .registry import Measure
 
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class Interval:
@@ -81,16 +83,17 @@ def over_seeds(values: ArrayLike, level: float = 0.95) -> Interval:
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
     """Of two methods or measures with one value per seed: Student's paired t test.
 
-    Where all differences are equal, p is 1 if they are 0 and 0 otherwise. Raises `FulaError` unless
-    both are (n,).
+    Where all differences are equal but for rounding, p is 1 if they are 0 and 0 otherwise. Raises
+    `FulaError` unless both are (n,).
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise FulaError(f"paired values of shapes {a.shape} and {b.shape} must be two equal lists")
     found = over_seeds(a - b, level)
     mean, low, high = float(found.value), float(found.low), float(found.high)
-    if np.ptp(a - b) == 0:
-        return Difference(mean, low, high, 1.0 if mean == 0 else 0.0)
+    rounding = _ROUNDING * max(np.abs(a).max(), np.abs(b).max())
+    if np.ptp(a - b) <= rounding:
+        return Difference(mean, low, high, 1.0 if abs(mean) <= rounding else 0.0)
     return Difference(mean, low, high, float(stats.ttest_rel(a, b).pvalue))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,13 +89,13 @@ class Pair:
     @cached_property
     def canonical(self) -> tuple[Tensor, Tensor]:
         """Canonical correlations (..., m), and the combinations (..., r_x, m) of U_x with them."""
-        u, values, _ = torch.linalg.svd(self.overlap, full_matrices=False)
+        u, values = decomposed(self.overlap)
         return values.clamp(max=1), u
 
     @cached_property
     def nuclear(self) -> Tensor:
         """||X^T Y||_* / (||X||_F ||Y||_F), in [0, 1]; 0 where a side is constant."""
-        found = torch.linalg.svdvals(self.cross).sum(-1)
+        found = singular_values(self.cross).sum(-1)
         return ratio(found, (self.x.total * self.y.total).sqrt()).clamp(max=1)
 
 
@@ -160,6 +161,36 @@ def effective_rank(side: Side) -> Tensor:
     values, _ = side.spectrum
     shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     return torch.where(values.sum() > 0, torch.special.entr(shares).sum().exp(), 0)
+
+
+def decomposed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (..., d, m) and singular values (..., m) of (..., d, e)."""
+    try:
+        u, values, _ = torch.linalg.svd(x, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        u, values = _by_iteration(x)
+    return u, values
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """Of (..., d, e): (..., min(d, e)), in falling order."""
+    try:
+        return torch.linalg.svdvals(x)
+    except torch.linalg.LinAlgError:
+        return _by_iteration(x)[1]
+
+
+def _by_iteration(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`decomposed` by QR iteration (LAPACK's gesvd): slower than divide and conquer, which on a CPU
+    may fail to converge on a harmless matrix, one of tens of thousands."""
+    from scipy import linalg  # the engine imports this module, and does without SciPy
+
+    each = [
+        linalg.svd(one, full_matrices=False, lapack_driver="gesvd")[:2]
+        for one in x.reshape(-1, *x.shape[-2:]).cpu().numpy()
+    ]
+    u, values = (torch.from_numpy(np.stack(part)).to(x.device) for part in zip(*each, strict=True))
+    return u.reshape(*x.shape[:-2], *u.shape[-2:]), values.reshape(*x.shape[:-2], -1)
 
 
 def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,9 +80,9 @@ class Measure:
     shared function. `least`: fewest samples it is defined for. `settles`: whether the value tends
     to one of the population as samples grow (neighbourhoods of fixed size do not).
 
-    `columns`: of a sweep's table, each with its meaning; unset: those of second moments at the
-    cell's own end site and at the last one. `function` of SITES and STITCH gives one value for each
-    column, in their order.
+    `columns`: of a sweep's table, each with its meaning; unset: one of second moments, a list over
+    the sites from the cell's own end site on. `function` of SITES and STITCH gives one value for
+    each column, in their order.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         if self.needs is Needs.MOMENTS and not self.columns:
-            object.__setattr__(self, "columns", _two_sites(self))
+            object.__setattr__(self, "columns", _at_sites(self))
         for name in ("options", "fixed", "columns"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         _check(self)
@@ -147,17 +147,14 @@ class Measure:
         return _load(self.prepare or PREPARED[self.needs])
 
 
-def _two_sites(measure: Measure) -> dict[str, str]:
-    """The columns of a measure of second moments."""
-    where = {SITE: "the cell's own end site", LAST: "the end's last site before the classifier"}
+def _at_sites(measure: Measure) -> dict[str, str]:
+    """The column of a measure of second moments."""
     return {
-        measure.name + suffix: f"{measure.label} of stitched model and end donor at {place}, maps "
-        f"and tokens averaged over positions: {measure.reads}"
-        for suffix, place in where.items()
+        measure.name: "list, from the cell's own end site to the last: "
+        f"{measure.label} of stitched model and end donor, maps and tokens averaged over "
+        f"positions: {measure.reads}"
     }
 
-
-SITE, LAST = "_site", "_last"
 
 PREPARED = {
     Needs.MOMENTS: "fula_fast.measures.pair:Side.of",

@@ -1,7 +1,7 @@
 """Measures of stitched models on a test set, for all lanes of a wave or for one cell.
 
 Which there are, and their columns, stand in the registry: those of a stitched model's sites and of
-its stitch, and every measure of second moments, taken at two sites.
+its stitch, and every measure of second moments, from the stitch on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from .. import kernels
 from .moments import Moments
-from .registry import LAST, SITE, Measure, Needs, measure
+from .pair import Pair
+from .registry import Measure, Needs, measure
+
+_END = "end"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class SiteTable:
         self._squares = torch.zeros(sites, dtype=torch.float64, device=device)
         self._channels: dict[int, Tensor] = {}
         self._count = [0] * sites
-        self._moments: dict[tuple[int, int], Moments] = {}
+        self._moments: dict[tuple[int, tuple[int, ...]], Moments] = {}
 
     def target(self, site: int, g: Tensor) -> None:
         """The end's own activation (B, ...) of one batch at a site; once per batch and site."""
@@ -84,14 +87,14 @@ class SiteTable:
             self._gather(site, lanes, h.unflatten(0, (len(lanes), -1)), pooled(g))
 
     def _gather(self, site: int, lanes: Sequence[int], h: Tensor, g: Tensor) -> None:
-        for lane, own in zip(lanes, h, strict=True):
-            if site not in (self.end_sites[lane], self.sites):
-                continue
-            x = pooled(own)
-            if (lane, site) not in self._moments:
-                widths = {"h": [x.shape[1]], "g": [g.shape[1]]}
-                self._moments[lane, site] = Moments(widths, [("h", "g")], None, self._device)
-            self._moments[lane, site].add({"h": [x], "g": [g]})
+        """Moments of lanes that come together, h (n, B, ...), each against the end's own g."""
+        sides = {_END: [g]} | {str(n): [pooled(own)] for n, own in zip(lanes, h, strict=True)}
+        key = site, tuple(lanes)
+        if key not in self._moments:
+            widths = {name: [x.shape[1]] for name, (x,) in sides.items()}
+            pairs = [(str(lane), _END) for lane in lanes]
+            self._moments[key] = Moments(widths, pairs, None, self._device)
+        self._moments[key].add(sides)
 
     def columns(self) -> list[dict[str, Any]]:
         """One dict per lane: `term_stitch`, and the columns of the measures asked for."""
@@ -111,17 +114,20 @@ class SiteTable:
             found.append(values)
         return found
 
-    def _compared(self, chosen: Measure, lane: int) -> dict[str, float]:
-        """A measure of second moments at the lane's own site and at the last one."""
-        places = {SITE: self.end_sites[lane], LAST: self.sites}
-        pairs = {
-            name: self._moments[lane, s].pair(("h", 0), ("g", 0)) for name, s in places.items()
-        }
+    def _compared(self, chosen: Measure, lane: int) -> dict[str, list[float | None]]:
+        """A measure of second moments from the lane's own site to the last one."""
         function, options = chosen.load(), chosen.bound({})
-        return {
-            column: float(function(pair, **options)) if pair.x.samples >= chosen.least else None
-            for column, pair in zip(chosen.columns, pairs.values(), strict=True)
-        }
+        (column,) = chosen.columns
+        values = []
+        for site in range(self.end_sites[lane], self.sites + 1):
+            pair = self._pair(site, lane)
+            known = pair.x.samples >= chosen.least
+            values.append(float(function(pair, **options)) if known else None)
+        return {column: values}
+
+    def _pair(self, site: int, lane: int) -> Pair:
+        (found,) = (m for (s, lanes), m in self._moments.items() if s == site and lane in lanes)
+        return found.pair((str(lane), 0), (_END, 0))
 
     def _around(self) -> tuple[Tensor, Tensor]:
         """Sums of squares around the target's one mean, and around each channel's; (sites,)."""

@@ -2,6 +2,7 @@ r"""A run's findings as LaTeX tables for a paper, one file each, for `\input` (n
 
 RUN/tables/stitching.tex             one row per pair, setting and method
 RUN/tables/similarity-FRONT-END.tex  one row per measure, and per stitching method
+RUN/tables/seeds-FRONT-END.tex       their Self-Accuracy over seeds: means, paired differences
 RUN/tables/tau-FRONT-END.tex         Kendall's tau between all of them
 """
 
@@ -16,6 +17,7 @@ from ..files.atomic import folder as made
 from ..files.atomic import replacing
 from ..store import Store
 from ..store.similarity_table import similarity_rows
+from .over_seeds import SEED_HEADINGS, seed_rows
 from .page import file_name
 from .similarity_cells import SIMILARITY_HEADINGS, PairSimilarity, pair_similarities, summary_rows
 from .studies import Study, studies, title, varying
@@ -25,7 +27,7 @@ _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "→": r"$\to$", "–": "--", "−": "$-$", "κ": r"$\kappa$", "²": "$^2$", "α": r"$\alpha$",
-    "τ": r"$\tau$",
+    "τ": r"$\tau$", "…": r"\dots{}",
 }  # fmt: skip
 
 
@@ -55,6 +57,8 @@ def _tables(found: list[Study], pairs: list[PairSimilarity]) -> Iterator[tuple[s
         names = (pair.front, pair.end), number, len(pairs)
         text = tabular(SIMILARITY_HEADINGS, summary_rows(pair))
         yield file_name("similarity", *names, ".tex"), text
+        if rows := seed_rows(pair.self_accuracies(averaged=True)):
+            yield file_name("seeds", *names, ".tex"), tabular(SEED_HEADINGS, rows)
         if pair.panels:
             yield file_name("tau", *names, ".tex"), _tau(pair)
 

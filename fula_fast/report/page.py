@@ -23,6 +23,7 @@ from ..store.similarity_table import MEANINGS, planned_pairs, similarity_rows
 from ..study.cell import digest
 from .glossary import glossary
 from .heat_map import heat_map
+from .over_seeds import SEED_HEADINGS, accuracies, seed_rows
 from .similarity_cells import SIMILARITY_HEADINGS, pair_similarities, summary_rows
 from .similarity_plots import similarity_maps, similarity_profile, tau_map
 from .stitching_plot import stitching_plot
@@ -84,6 +85,7 @@ def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
         cross_layer=cross_layer,
         compared=compared,
         similarity_missing=len(planned_pairs(store)) - len(compared),
+        seed_headings=SEED_HEADINGS,
         similarity_headings=SIMILARITY_HEADINGS,
         similarity_glossary=MEANINGS.items() if compared else (),
         failed=[row for row in rows if row["status"] == "failed"],
@@ -171,7 +173,10 @@ def _similarity(store: Store, found: list[Study], plots: Path) -> list[dict[str,
         for draw, (kind, words) in drawings if pair.panels else ():
             path = plots / file_name(kind, (pair.front, pair.end), number, len(pairs))
             pictures.append(_kept(draw(pair), path, f"{names}: {words}"))
-        sections.append({"title": names, "rows": summary_rows(pair), "pictures": pictures})
+        over = seed_rows(pair.self_accuracies(averaged=True))
+        sections.append(
+            {"title": names, "rows": summary_rows(pair), "pictures": pictures, "seeds": over}
+        )
     return sections
 
 
@@ -179,14 +184,15 @@ _MAPS = (
     "similarity-maps",
     "every site of the front (rows) against every site of the end (columns), each measure with "
     "its own colours: bright is similar. Marked in the corner: not above chance (p > 0.05 by "
-    "permutation, each cell by itself). Framed: same-site; bold: the row's most similar. "
-    "Self-Accuracy as in the table; best: p of the most similar cell against the most similar "
-    "cell of every permutation.",
+    "permutation, corrected for all cells of the matrix). Framed: same-site; bold: the row's most "
+    "similar. Self-Accuracy as in the table; best: p of the most similar cell against the most "
+    "similar cell of every permutation.",
 )
 _PROFILE = (
     "similarity-profile",
-    "corresponding sites over depth. Bands: 95 % intervals over images, where the spec asks for "
-    "them; a measure's bias is taken out of them, so where it is large its value lies outside. "
+    "corresponding sites over depth. Bands: 95 % intervals, of measures over images, where the "
+    "spec asks for them, of stitching over seeds, where there are several; a measure's bias is "
+    "taken out of them, so where it is large its value lies outside. "
     "Open points: not above chance. Axes of distances point down, so that up is similar.",
 )
 _TAU = (
@@ -246,6 +252,7 @@ def _findings(found: list[Study]) -> list[dict[str, Any]]:
             "title": f"{study.front} → {study.end}",
             "setting": title(study, shown),
             "rows": [(*cells_of(f), _both(f.self_accuracy)) for f in findings(study)],
+            "seeds": seed_rows(accuracies(study)),
         }
         for study in found
     ]

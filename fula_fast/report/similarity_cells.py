@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,8 @@ from ..measures.intervals import RankAgreement, kendall
 from ..measures.registry import Measure, measure
 from ..measures.self_accuracy import self_accuracy
 from ..store.similarity_table import Row, matrix_of
-from .studies import Study, title, varying
+from .over_seeds import Values, interval_of
+from .studies import Seed, Study, title, varying
 from .style import label
 from .summary import aligned
 
@@ -26,7 +27,9 @@ ALPHA = 0.05
 class Panel:
     """One measure, or the stitching accuracy of one method, over site pairs (front, end).
 
-    `similar`: the values, larger for more similar. `p`, `low`, `high`: NaN where they are unknown.
+    `similar`: the values, larger for more similar. `p`: of each cell by itself; `p_family`:
+    corrected for all cells; `low`, `high`: over images, or over seeds of stitches; NaN where they
+    are unknown. `seeds`: the values of every seed of stitches.
     """
 
     name: str
@@ -39,19 +42,32 @@ class Panel:
     distance: bool = False
     percent: bool = False
     p_best: float = np.nan
-    p_holm: np.ndarray | None = None
+    p_family: np.ndarray | None = None
+    seeds: Mapping[Seed, np.ndarray] = field(default_factory=dict)
 
     @property
     def not_above_chance(self) -> np.ndarray:
-        """Cells that the permutations could not tell from chance."""
-        return self.p > ALPHA
+        """Cells that the permutations could not tell from chance, all of them looked at."""
+        return (self.p if self.p_family is None else self.p_family) > ALPHA
 
     @property
     def self_accuracy(self) -> tuple[float, float] | None:
         """Directed and averaged, of whole square matrices."""
-        if self.values.shape[0] != self.values.shape[1] or np.isnan(self.values).any():
-            return None
-        return self_accuracy(self.similar), self_accuracy(self.similar, averaged=True)
+        return _self_accuracy(self.similar)
+
+    def self_accuracies(self, averaged: bool) -> Values | None:
+        """Of every seed, where stitches have several; else the one; None without."""
+        place = int(averaged)
+        of_seeds = {s: f[place] for s, m in self.seeds.items() if (f := _self_accuracy(m))}
+        if len(of_seeds) > 1:
+            return of_seeds
+        return None if self.self_accuracy is None else self.self_accuracy[place]
+
+
+def _self_accuracy(matrix: np.ndarray) -> tuple[float, float] | None:
+    if matrix.shape[0] != matrix.shape[1] or np.isnan(matrix).any():
+        return None
+    return self_accuracy(matrix), self_accuracy(matrix, averaged=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +83,11 @@ class PairSimilarity:
     def sites(self) -> tuple[int, int]:
         """Of front and end."""
         return self.panels[0].values.shape
+
+    def self_accuracies(self, averaged: bool = False) -> dict[str, Values]:
+        """Of every panel that has one, by its label."""
+        found = {panel.label: panel.self_accuracies(averaged) for panel in self.panels}
+        return {name: values for name, values in found.items() if values is not None}
 
     def tau(self) -> dict[tuple[str, str], RankAgreement]:
         """Kendall's tau of every two panels over the site pairs that both have."""
@@ -96,11 +117,11 @@ def _pair(front: str, end: str, rows: Sequence[Row], found: Sequence[Study]) -> 
 
 def _of_measure(chosen: Measure, rows: Sequence[Row]) -> Panel:
     values = matrix_of(rows, "value")
-    p, low, high, holm = (matrix_of(rows, name) for name in ("p", "low", "high", "p_holm"))
+    p, low, high, every = (matrix_of(rows, name) for name in ("p", "low", "high", "p_family"))
     best = rows[0].get("p_best")
     return Panel(
         chosen.name, chosen.label, values, oriented(chosen, values), p, low, high,
-        distance=not chosen.similarity, p_best=np.nan if best is None else best, p_holm=holm,
+        distance=not chosen.similarity, p_best=np.nan if best is None else best, p_family=every,
     )  # fmt: skip
 
 
@@ -114,7 +135,9 @@ def _of_methods(study: Study, shown: set[str]) -> Iterator[Panel]:
         unknown = np.full(values.shape, np.nan)
         setting = title(study, shown)
         name = f"stitching, {label(method)}{f' ({setting})' if setting else ''}"
-        yield Panel(name, name, values, values, unknown, unknown, unknown, percent=True)
+        seeds = study.matrices(method, "accuracy")
+        low, high = interval_of(list(seeds.values()))
+        yield Panel(name, name, values, values, unknown, low, high, percent=True, seeds=seeds)
 
 
 def summary_rows(pair: PairSimilarity) -> list[tuple[str, ...]]:
@@ -123,7 +146,7 @@ def summary_rows(pair: PairSimilarity) -> list[tuple[str, ...]]:
 
 
 SIMILARITY_HEADINGS = (
-    "measure", "Self-Accuracy", "most similar", "value", "p of that", "above chance", "after Holm",
+    "measure", "Self-Accuracy", "most similar", "value", "p of that", "above chance", "each alone",
 )  # fmt: skip
 
 
@@ -131,19 +154,22 @@ def _summary(panel: Panel) -> tuple[str, ...]:
     scores = panel.self_accuracy
     place = np.unravel_index(np.nanargmax(panel.similar), panel.similar.shape)
     value = panel.values[place]
-    known = ~np.isnan(panel.p)
-    cells = f"{(panel.p[known] <= ALPHA).sum()} of {known.sum()}" if known.any() else "–"
-    holm = panel.p_holm
-    after = f"{(holm <= ALPHA).sum()} of {known.sum()}" if known.any() else "–"
     return (
         panel.label,
         "{:.0%} ({:.0%})".format(*scores) if scores else "–",
         f"{place[0] + 1} → {place[1] + 1}",
         f"{value:.1%}" if panel.percent else f"{value:.3f}",
         p_text(panel.p_best),
-        cells,
-        after,
+        _found(panel.p_family),
+        _found(panel.p),
     )
+
+
+def _found(p: np.ndarray | None) -> str:
+    """How many cells are above chance."""
+    if p is None or np.isnan(p).all():
+        return "–"
+    return f"{(p <= ALPHA).sum()} of {(~np.isnan(p)).sum()}"
 
 
 def similarity_summary(rows: Iterable[Row]) -> str:

@@ -88,7 +88,8 @@ def _profile(axes: Axes, panel: Panel) -> None:
     times = 100 if panel.percent else 1
     sites, values = places[1] + 1, times * panel.values[places]
     axes.plot(sites, values, color=_INK)
-    axes.fill_between(sites, panel.low[places], panel.high[places], color=_INK, alpha=_BAND, lw=0)
+    low, high = (times * ends[places] for ends in (panel.low, panel.high))
+    axes.fill_between(sites, low, high, color=_INK, alpha=_BAND, lw=0)
     chance = panel.not_above_chance[places]
     for chosen, inside in ((~chance, _INK), (chance, "white")):
         axes.plot(sites[chosen], values[chosen], "o", color=_INK, mfc=inside, ms=4.5)

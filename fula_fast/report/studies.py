@@ -18,6 +18,8 @@ from ..store.tables import SETTING
 from ..study.expand import same_sites
 
 Row = dict[str, Any]
+Seed = tuple[Any, Any]
+"""Of the stitch's start, and of the data's order."""
 
 UNSET = (None, "", "none")
 
@@ -108,11 +110,21 @@ class Study:
 
     def matrix(self, method: str, metric: str) -> np.ndarray:
         """(front sites, end sites): mean over seeds, NaN where no cell is done."""
-        gathered: dict[tuple[int, int], list[float]] = {}
+        return self._matrix((row for row in self.rows if row["method"] == method), metric)
+
+    def matrices(self, method: str, metric: str) -> dict[Seed, np.ndarray]:
+        """`matrix` of every seed by itself."""
+        by_seed: dict[Seed, list[Row]] = {}
         for row in self.rows:
             if row["method"] == method:
-                place = row["front_site"] - 1, row["end_site"] - 1
-                gathered.setdefault(place, []).extend(_number(row, metric))
+                by_seed.setdefault((row.get("seed"), row.get("data_seed")), []).append(row)
+        return {seed: self._matrix(rows, metric) for seed, rows in by_seed.items()}
+
+    def _matrix(self, rows: Iterable[Row], metric: str) -> np.ndarray:
+        gathered: dict[tuple[int, int], list[float]] = {}
+        for row in rows:
+            place = row["front_site"] - 1, row["end_site"] - 1
+            gathered.setdefault(place, []).extend(_number(row, metric))
         matrix = np.full(self.sites, np.nan)
         for place, values in gathered.items():
             matrix[place] = np.mean(values) if values else np.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -20,6 +20,9 @@ from .lab import Figure
 from .plots import draw
 from .recipe import catalogue
 
+if TYPE_CHECKING:
+    from .runner import Shown
+
 _NOTES = {
     "smoke": "tiny networks on handwritten digits, to see that everything runs; "
     "no outcome means anything.",
@@ -33,18 +36,18 @@ def write_page(
     run_folder: Path,
     table: Evidence,
     found: Sequence[Verdict],
-    drawn: Sequence[Figure],
+    shown: Shown,
     failures: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and the recipe's plot into `folder`; returns the page's path.
 
-    `run_folder`: where the sweeps lie. `drawn`: pictures of the experiment's driver. `failures`: a
+    `run_folder`: where the sweeps lie. `shown`: of the experiment's driver. `failures`: a
     line for every cell or task without a result.
     """
     recipe = experiment.recipe
     pictures = [
         *_plot(experiment, folder, table),
-        *_given(drawn, folder),
+        *_given(shown.pictures, folder),
         *_given(_heat_maps(experiment, run_folder), folder),
     ]
     page = template("experiment.html.j2", "fula_fast.reproduce").render(
@@ -63,6 +66,7 @@ def write_page(
         claims=[v for v in found if not v.ours],
         checks=[v for v in found if v.ours],
         pictures=pictures,
+        tables=shown.tables,
         sweeps=_sweeps(experiment, folder, run_folder, table),
         stated=_stated(experiment, table),
         donors=_donors(experiment, table),

@@ -56,6 +56,16 @@ class Figure:
     caption: str
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of a driver for the page; the first two columns are words."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+
+
 @dataclass
 class Lab:
     """What a driver's tasks need, each thing opened once.

@@ -29,7 +29,7 @@ from .evidence import Evidence, Row, gathered
 from .experiment import Experiment
 
 if TYPE_CHECKING:
-    from .lab import Lab, Task
+    from .lab import Figure, Lab, Table, Task
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def run(
         progress.note(note)
     folder = out / experiment.recipe.run_name
     by_part = _sweeps(experiment, folder, progress, donors, engine or {})
-    pictures = []
+    shown = Shown()
     if experiment.recipe.driver:
-        rows, pictures = _driven(experiment, folder, progress, donors, engine or {})
+        rows, shown = _driven(experiment, folder, progress, donors, engine or {})
         by_part[driver_part(experiment)] = rows
     failures = _failures(by_part)
     table = gathered(by_part)
@@ -100,7 +100,7 @@ def run(
 
     mine = out / experiment.name
     _write_tables(mine, table, found)
-    report = write_page(experiment, mine, folder, table, found, pictures, failures)
+    report = write_page(experiment, mine, folder, table, found, shown, failures)
     seconds = time.perf_counter() - started
     return Ended(experiment, mine, report, found, len(failures), seconds)
 
@@ -152,8 +152,8 @@ def _driven(
     progress: Progress,
     donors: Path | None,
     engine: Mapping[str, Any],
-) -> tuple[list[Row], list[Any]]:
-    """Rows of the driver's tasks; those done before are read."""
+) -> tuple[list[Row], Shown]:
+    """Rows of the driver's tasks, those done before read, and what the page shows of them."""
     from .lab import Lab
 
     driver = driver_of(experiment)
@@ -171,8 +171,19 @@ def _driven(
             told = {"status": "failed", "error": errors[0]} if errors else {"status": "ok"}
             progress.cell_done({"cell": task.key, **told})
         rows += found
-    draw: Callable[..., list[Any]] = getattr(driver, "pictures", lambda lab, rows: [])
-    return rows, draw(lab, rows)
+    found = (getattr(driver, name, lambda lab, rows: [])(lab, rows) for name in _SHOWN)
+    return rows, Shown(*map(tuple, found))
+
+
+_SHOWN = ("pictures", "tables")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a driver has for the page."""
+
+    pictures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 def _named(work: Callable[..., list[Row]], task: Task, lab: Lab) -> list[Row]:

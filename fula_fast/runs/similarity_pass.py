@@ -125,7 +125,8 @@ def _judged(verdict: Judgement, i: int, j: int) -> dict[str, float]:
     if verdict.chance is not None:
         found["p"] = verdict.chance.p[i, j]
         found["calibrated"] = verdict.chance.calibrated[i, j]
-        found["p_holm"] = not_none(verdict.adjusted)[i, j]
+        found["p_holm"] = not_none(verdict.holm)[i, j]
+        found["p_family"] = not_none(verdict.family)[i, j]
         found["p_best"] = float(not_none(verdict.best).p)
     if verdict.interval is not None:
         found |= {"low": verdict.interval.low[i, j], "high": verdict.interval.high[i, j]}

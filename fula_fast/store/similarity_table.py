@@ -36,6 +36,7 @@ SIMILARITY_COLUMNS: dict[str, str] = {
     "n": "int64",
     "samples": "int64",
     "p_holm": "double",
+    "p_family": "double",
     "p_best": "double",
     "front_effective_rank": "double",
     "end_effective_rank": "double",
@@ -58,7 +59,10 @@ MEANINGS = {
     "high": "its upper end",
     "n": "images behind value",
     "samples": "images behind p, calibrated, low and high",
-    "p_holm": "p, corrected by Holm for all cells of the matrix",
+    "p_holm": "p, corrected by Holm for all cells of the matrix; it cannot fall below their number "
+    "over that of the permutations",
+    "p_family": "p, corrected for all cells of the matrix by the largest score of each permutation "
+    "(step-down maxT of standardised scores): what the report marks",
     "p_best": "p of the matrix's most similar cell against the most similar of each permutation",
     "front_effective_rank": "effective rank of the front's layer: exp of the entropy of its "
     "singular values",

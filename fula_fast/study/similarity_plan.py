@@ -185,7 +185,7 @@ def coarse_null(spec: SimilaritySpec, facts: Mapping[str, DonorFacts]) -> tuple[
     return (
         f"null = {spec.null} permutations: Holm's p (p_holm) of {cells} cells cannot fall below "
         f"{min(1, cells / (spec.null + 1)):.2f}; null = {least} gives it room to reach "
-        f"{1 - LEVEL:.2f}; p and p_best are not concerned",
+        f"{1 - LEVEL:.2f}; p, p_best and p_family, which the report marks, are not concerned",
     )
 
 

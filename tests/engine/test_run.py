@@ -84,7 +84,7 @@ def test_every_column_equals_that_of_the_solo_cell():
             "other_accuracy",
             "terms",
             "r2",
-            "linear_cka_last",
+            "linear_cka",
             "stitch_rank",
         } <= outcome.metrics.keys()
 

@@ -71,23 +71,52 @@ def test_independent_features_have_no_unbiased_cka_but_a_biased_one() -> None:
     assert streamed(x, y, False) > 0.5
 
 
-def test_one_minibatch_is_the_unbiased_cka(pair) -> None:
+def sites(pair):
+    """Two sites each, of other widths, maps in both memory orders among them."""
     x, y = pair
+    maps = x.flatten(1)[:, : x.flatten(1).shape[1] // 4 * 4].unflatten(1, (-1, 2, 2))
+    return [x, maps.contiguous(memory_format=torch.channels_last)], [y, y.flatten(1)[:, :2]]
+
+
+def test_one_minibatch_is_the_unbiased_cka_of_every_site_pair(pair) -> None:
+    x, y = sites(pair)
     cka = MinibatchCKA()
     cka.add(x, y)
-    assert cka.result() == pytest.approx(streamed(x, y, True), abs=1e-11)
+    expected = [[streamed(a, b, True) for b in y] for a in x]
+    np.testing.assert_allclose(cka.result(), expected, atol=1e-11)
 
 
 def test_minibatches_average_their_hsic(pair) -> None:
-    x, y = (t.flatten(1) for t in pair)
+    x, y = ([s.flatten(1) for s in side] for side in sites(pair))
     cka, parts = MinibatchCKA(), [slice(0, 30), slice(30, 60)]
     for part in parts:
-        cka.add(x[part], y[part])
-    xy, xx, yy = (
-        sum(numpy_hsic(a[p].numpy(), b[p].numpy(), True) for p in parts)
-        for a, b in ((x, y), (x, x), (y, y))
-    )
-    assert cka.result() == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-11)
+        cka.add([a[part] for a in x], iter([b[part] for b in y]))
+    found = cka.result()
+    for i, a in enumerate(x):
+        for j, b in enumerate(y):
+            xy, xx, yy = (
+                sum(numpy_hsic(c[p].numpy(), d[p].numpy(), True) for p in parts)
+                for c, d in ((a, b), (a, a), (b, b))
+            )
+            assert float(found[i, j]) == pytest.approx(xy / np.sqrt(xx * yy), abs=1e-11)
+
+
+def test_minibatches_in_float32_and_bfloat16(pair) -> None:
+    x, y = sites(pair)
+    exact = MinibatchCKA()
+    exact.add(x, y)
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        cka = MinibatchCKA()
+        cka.add([a.to(dtype) for a in x], [b.to(dtype) for b in y])
+        np.testing.assert_allclose(cka.result(), exact.result(), atol=near)
+
+
+def test_minibatches_against_pytorch_cka(pair) -> None:
+    package = pytest.importorskip("cka")
+    x, y = ([s.flatten(1) for s in side] for side in sites(pair))
+    cka = MinibatchCKA()
+    cka.add(x, y)
+    np.testing.assert_allclose(cka.result(), package.cka_from_features(x, y), atol=1e-9)
 
 
 def test_too_few_samples() -> None:
@@ -95,6 +124,6 @@ def test_too_few_samples() -> None:
     cka.add(torch.ones(3, 2), torch.ones(3, 2))
     assert np.isnan(cka.result())
     with pytest.raises(ValueError, match="at least 4 samples, got 3"):
-        MinibatchCKA().add(torch.ones(3, 2), torch.ones(3, 2))
+        MinibatchCKA().add([torch.ones(3, 2)], [torch.ones(3, 2)])
     with pytest.raises(ValueError, match="one batch"):
         MinibatchCKA().result()

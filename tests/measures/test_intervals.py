@@ -66,6 +66,8 @@ def test_paired_difference() -> None:
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     assert paired_difference(a, a).p == 1
     assert paired_difference([1.0, 2.0], [0.0, 1.0]).p == 0
+    assert paired_difference([3 / 9, 1 / 9], [2 / 9, 0.0]).p == 0  # equal but for rounding
+    assert paired_difference([0.1 + 0.2, 0.7], [0.3, 0.7]).p == 1
     with pytest.raises(FulaError, match="two equal lists"):
         paired_difference([1.0, 2.0], [1.0])
 

@@ -80,18 +80,51 @@ def test_terms_and_r_squared_from_the_lanes_own_site_to_the_last(data):
     assert second["r2"][0] < 0 < first["r2"][0] < 1  # worse than the mean, and better
 
 
-@pytest.mark.parametrize("name", ["linear_cka", "unbiased_linear_cka"])
-def test_cka_is_taken_at_the_lanes_own_site_and_at_the_last(data, name):
-    """Of means over positions, against the stream of its own (`LinearCKA`)."""
-    for lane, columns in enumerate(table(data)):
-        for suffix, site in (("site", lane + 1), ("last", 2)):
-            whole = LinearCKA(unbiased=name == "unbiased_linear_cka")
-            h, g = (
-                x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
-                for x in (data[1][site - 1][lane], data[0][site - 1])
-            )
-            whole.add(torch.from_numpy(h), torch.from_numpy(g))
-            assert columns[f"{name}_{suffix}"] == pytest.approx(whole.result(), abs=1e-10)
+def numpy_cka(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(0), y - y.mean(0)
+    return np.sum((x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+
+
+def numpy_r2(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(0), y - y.mean(0)
+    fitted = x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return np.sum(fitted**2) / np.sum(y**2)
+
+
+def numpy_nuclear(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(0), y - y.mean(0)
+    found = np.linalg.svd(x.T @ y, compute_uv=False).sum()
+    return 2 - 2 * found / (np.linalg.norm(x) * np.linalg.norm(y))
+
+
+WRITTEN = {"linear_cka": numpy_cka, "linear_r2": numpy_r2, "procrustes": numpy_nuclear}
+
+
+def test_measures_of_moments_are_taken_at_every_site_from_the_lanes_own_on(data):
+    """Of means over positions."""
+    for lane, columns in enumerate(table(data, tuple(WRITTEN))):
+        for name, written in WRITTEN.items():
+            wanted = []
+            for site in range(lane + 1, 3):
+                h, g = (
+                    x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
+                    for x in (data[1][site - 1][lane], data[0][site - 1])
+                )
+                wanted.append(written(h, g))
+            np.testing.assert_allclose(columns[name], wanted, atol=1e-10)
+
+
+def test_unbiased_cka_from_the_lanes_own_site_on(data):
+    """Against the stream of its own (`LinearCKA`)."""
+    (columns, _) = table(data)
+    for place, site in enumerate((1, 2)):
+        whole = LinearCKA(unbiased=True)
+        h, g = (
+            x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
+            for x in (data[1][site - 1][0], data[0][site - 1])
+        )
+        whole.add(torch.from_numpy(h), torch.from_numpy(g))
+        assert columns["unbiased_linear_cka"][place] == pytest.approx(whole.result(), abs=1e-10)
 
 
 def test_columns_are_those_of_the_records(data):

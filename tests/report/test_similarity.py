@@ -14,6 +14,7 @@ from scipy import stats
 from fula_fast.errors import FulaError
 from fula_fast.report import write_latex, write_report
 from fula_fast.report.latex import escaped
+from fula_fast.report.over_seeds import accuracies, comparisons, seed_rows
 from fula_fast.report.similarity_cells import pair_similarities, similarity_summary
 from fula_fast.report.similarity_plots import similarity_maps, similarity_profile, tau_map
 from fula_fast.report.studies import studies
@@ -29,12 +30,14 @@ NOISE = DRAW.normal(0, 0.02, (SITES, SITES))
 NEAR = 1 - np.abs(np.subtract.outer(np.arange(SITES), np.arange(SITES))) / SITES + NOISE
 FAR = 2 * (1 - NEAR)
 P = np.where(NEAR > 0.5, 0.01, 0.4)
+TOGETHER = np.where(NEAR > 0.8, 0.03, 0.6)
 
 
 def rows_of(name: str, values: np.ndarray, front: str = "a", **more: Any) -> list[dict[str, Any]]:
     return [
         {"front": front, "end": "a", "front_site": i + 1, "end_site": j + 1, "measure": name,
          "features": "mean", "value": float(v), "p": float(P[i, j]), "p_holm": 1.0,
+         "p_family": float(TOGETHER[i, j]),
          "p_best": 0.01, "low": float(v) - 0.1, "high": float(v) + 0.1, "n": 50, "samples": 50,
          **more}
         for (i, j), v in np.ndenumerate(values)
@@ -52,8 +55,10 @@ def pair():
     return found
 
 
-def write_run(folder: Path, table: list[dict[str, Any]], cells: bool = True) -> Store:
-    rows = list(cross_layer_rows()) if cells else []
+def write_run(
+    folder: Path, table: list[dict[str, Any]], cells: bool | list[dict[str, Any]] = True
+) -> Store:
+    rows = list(cross_layer_rows()) if cells is True else cells or []
     planned = PlannedSimilarity((("a", "a"),), ("linear_cka", "angular_shape"), 50, 50, 1)
     spec = {"name": "synthetic", "data": {"source": "digits"}}
     plan = {"cells": [{"id": row["cell"]} for row in rows], "similarity": asdict(planned)}
@@ -94,7 +99,7 @@ def test_tau_is_scipys_over_the_cells(pair):
 def test_cells_not_above_chance_are_marked(pair):
     near, *_, fula = similarity_maps(pair).axes[: len(pair.panels)]
     corners = sum(type(p) is Polygon for p in near.patches)
-    assert corners == (P > 0.05).sum() > 0
+    assert corners == (TOGETHER > 0.05).sum() > (P > 0.05).sum() > 0
     assert not any(type(p) is Polygon for p in fula.patches)
     assert sum(type(p) is Rectangle for p in near.patches) == 2 * SITES
 
@@ -103,7 +108,7 @@ def test_the_profile_has_open_points_and_bands(pair):
     axes = similarity_profile(pair).axes
     line, full, empty = axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), NEAR.diagonal())
-    assert len(full.get_ydata()) == (P.diagonal() <= 0.05).sum()
+    assert len(full.get_ydata()) == (TOGETHER.diagonal() <= 0.05).sum()
     assert len(full.get_ydata()) + len(empty.get_ydata()) == SITES
     band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(NEAR.diagonal().min() - 0.1)
@@ -165,4 +170,71 @@ def test_escaped(text, expected):
 def test_the_terminals_table(pair):
     head, titles, first, *_ = similarity_summary(TABLE).splitlines()
     assert head == "similarity a → a" and titles.split()[0] == "measure"
-    assert f"{(P <= 0.05).sum()} of 81" in first and "0 of 81" in first
+    assert first.split()[-6:] == [*f"{(TOGETHER <= 0.05).sum()} of 81".split(),
+                                  *f"{(P <= 0.05).sum()} of 81".split()]  # fmt: skip
+
+
+# --- over seeds
+
+
+def seeded_rows(change):
+    """Two seeds more than the usual one, whose accuracies differ by what `change` gives."""
+    rows = list(cross_layer_rows())
+    return [
+        row | {"seed": seed, "cell": f"{row['cell']}-{seed}",
+               "accuracy": row["accuracy"] + change(row, seed)}
+        for seed in range(3) for row in rows
+    ]  # fmt: skip
+
+
+def shift(row, seed):
+    return 0.01 * seed + (0.004 * (seed - 1) ** 2 if row["method"] == "fula" else 0)
+
+
+def test_bands_of_stitching_are_students_intervals_over_seeds():
+    (pair,) = pair_similarities(TABLE, studies(seeded_rows(shift)))
+    hint = next(p for p in pair.panels if p.name == "stitching, Hint")
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    np.testing.assert_allclose(hint.high - hint.values, half)
+    np.testing.assert_allclose(hint.values - hint.low, half)
+    band = similarity_profile(pair).axes[pair.panels.index(hint)].collections[0]
+    widths = band.get_paths()[0].vertices[:, 1]
+    assert np.ptp(widths) >= 100 * 2 * half  # in percent, as the line is
+
+
+def test_methods_differ_by_pairs_of_seeds_with_holms_p():
+    (study,) = studies(seeded_rows(shift))
+    values = accuracies(study)
+    found = {(c.first, c.second): c for c in comparisons(values)}
+    each = [np.array([values[m][s] for s in values[m]]) for m in ("Hint", "FuLA")]
+    expected = stats.ttest_rel(*each)
+    assert found["Hint", "FuLA"].difference.p == pytest.approx(expected.pvalue)
+    mean = np.mean([r["accuracy"] for r in study.same_site() if r["method"] == "hint"])
+    assert each[0].mean() == pytest.approx(mean)
+    ordered = sorted(c.difference.p for c in found.values())
+    least = min(found.values(), key=lambda c: c.difference.p)
+    assert least.adjusted == pytest.approx(min(1, len(found) * ordered[0]))
+
+
+def test_a_measure_stands_against_every_seed():
+    found = seed_rows({"CKA": 0.5, "FuLA": {0: 0.6, 1: 0.8}, "RSA": 0.1})
+    assert [row[0] for row in found] == ["FuLA", "CKA − FuLA", "FuLA − RSA"]
+    p = stats.ttest_1samp([0.6, 0.8], 0.5).pvalue
+    assert found[0][1:3] == ("2", "70.0 %") and found[1][2] == "-20.0 %"
+    assert found[1][4:] == (f"{p:.2g}", f"{p:.2g}")
+    assert seed_rows({"CKA": 0.5, "FuLA": {0: 0.6}}) == []
+
+
+def test_the_page_compares_methods_over_seeds(tmp_path):
+    store = write_run(tmp_path, TABLE, cells=seeded_rows(shift))
+    page = write_report(store.folder).read_text("utf-8")
+    assert page.count("Hint − FuLA") == 1  # of mean accuracy
+    assert "linear CKA − stitching, FuLA" in page  # of Self-Accuracy
+
+
+def test_latex_of_several_seeds_has_their_differences(tmp_path):
+    paths = write_latex(write_run(tmp_path, TABLE, cells=seeded_rows(shift)).folder)
+    assert [path.name for path in paths][2:] == ["seeds-a-a.tex", "tau-a-a.tex"]
+    lines = paths[2].read_text("utf-8").splitlines()
+    assert lines[2].startswith(" & seeds & mean & 95 \\% interval & p & p after Holm")
+    assert any(line.startswith("linear CKA $-$ stitching, FuLA & 3 & ") for line in lines)

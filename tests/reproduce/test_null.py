@@ -26,8 +26,7 @@ def rows(**options):
 
 
 def test_raw_scores_are_the_measures_of_the_layers():
-    generator = torch.Generator().manual_seed(3000)
-    first, second = ([x.numpy() for x in null._layers(SIZES, generator)] for _ in "xy")
+    first, second = ([x.numpy() for x in null._layers(SIZES, seed)] for seed in (6000, 6001))
 
     def cka(x, y):
         x, y = x - x.mean(0), y - y.mean(0)
@@ -38,6 +37,14 @@ def test_raw_scores_are_the_measures_of_the_layers():
     assert found["raw"] == pytest.approx(expected.mean())
     assert found["raw_best"] == pytest.approx(expected.max())
     assert found["pairs"] == 4
+
+
+def test_more_layers_are_the_same_ones_and_further_ones_of_the_same_chance():
+    few, many = (null._layers(SIZES | {"layers": n, "samples": 200}, 5) for n in (2, 12))
+    assert all(torch.equal(a, b) for a, b in zip(few, many, strict=False))
+    effective = [torch.linalg.svdvals(x - x.mean(0)) for x in many]
+    ranks = [float(v.sum().square() / v.square().sum()) for v in effective]
+    assert min(ranks) > 0.7 * max(ranks)  # a chain of layers collapses: 0.2 at depth 12
 
 
 def test_distances_change_their_sign():

@@ -175,6 +175,8 @@ def test_chance_is_that_of_the_shared_permutations(spec, networks, images, tmp_p
     np.testing.assert_allclose(found.matrix("linear_cka", "a", "b", "p"), p)
     best = (1 + (null.max((1, 2)) >= observed.max()).sum()) / 20
     assert set(found.matrix("linear_cka", "a", "b", "p_best").ravel()) == {best}
+    together = found.matrix("linear_cka", "a", "b", "p_family")
+    assert (together >= p - 1e-12).all() and 1 / 20 <= together.min() < together.max()
     tau = np.sort(np.concatenate([observed[None], null]), axis=0)[18]
     calibrated = np.where(observed > tau, (observed - tau) / (1 - tau), 0)
     np.testing.assert_allclose(

@@ -48,7 +48,7 @@ LOOSE = {"__init__", "__main__", "api", "errors", "progress", "results"}
 SAME_NAME = {
     # a benchmark is named for what it measures
     "agreement", "attack", "data", "precision", "record", "solo", "grid", "kernels",
-    "roofline",
+    "roofline", "similarity",
     # the augmentation of NumPy, and its kernel
     "augment",
     # what is known by name, of methods, measures and sources, and what of it ships; an experiment's

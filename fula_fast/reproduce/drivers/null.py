@@ -4,6 +4,12 @@ Two networks of random weights see independent random inputs, so that nothing co
 similarity that a measure reports is chance. One of width, number of samples and number of layers
 varies, the others stay (arXiv 2602.14486: raw scores grow with width, with few samples, and with
 the number of layer pairs searched).
+
+A network's layers stand side by side, each on the network's input. In a chain of random ReLU layers
+representations collapse towards few directions, and chance falls with depth: mean linear CKA of
+independent layers of width 16 on 128 samples is 0.065 at depth 1 and 0.015 at depth 8, so that more
+layers would add ever less similar pairs, and the number of pairs could not be told from depth. Side
+by side every pair has the same chance level; more layers are the same ones and further ones.
 """
 
 from __future__ import annotations
@@ -63,8 +69,8 @@ def run(task: Task, lab: Lab) -> list[Row]:
     sizes, options = task.arguments, lab.experiment.options
     found: dict[str, list[Row]] = {}
     for number in range(options["repeats"]):
-        generator = torch.Generator().manual_seed(1000 * sizes["seed"] + number)
-        first, second = (_layers(sizes, generator) for _ in "xy")
+        start = 2000 * sizes["seed"] + 2 * number
+        first, second = (_layers(sizes, seed) for seed in (start, start + 1))
         draws = Draws.of(sizes["samples"], options["draws"], 0, seed=number)
         choice = {name: {} for name in options["measures"]}
         for name, row in _compared(first, second, choice, draws):
@@ -78,18 +84,15 @@ def run(task: Task, lab: Lab) -> list[Row]:
     ]
 
 
-def _layers(sizes: Mapping[str, int], generator: torch.Generator) -> list[Tensor]:
-    """Activations of a random network (He's scale, ReLU) on its own random inputs, by layer."""
-    width = sizes["width"]
+def _layers(sizes: Mapping[str, int], seed: int) -> list[Tensor]:
+    """Activations of random layers (He's scale, ReLU) on a network's own random input."""
+    generator, width = torch.Generator().manual_seed(seed), sizes["width"]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    x, found = normal(sizes["samples"], width), []
-    for _ in range(sizes["layers"]):
-        x = (x @ normal(width, width) * (2 / width) ** 0.5).relu()
-        found.append(x)
-    return found
+    x = normal(sizes["samples"], width)
+    return [(x @ normal(width, width) * (2 / width) ** 0.5).relu() for _ in range(sizes["layers"])]
 
 
 def _compared(
