@@ -31,7 +31,7 @@ def load(folder: str | Path, models: Mapping[str, Staged] | None = None) -> Resu
     """
     store = Store.open(folder)
     rows = table(store.results()).to_pylist()
-    return Results(Path(folder), tuple(rows), len(store.plan["cells"]), dict(models or {}))
+    return Results(Path(folder), tuple(rows), len(store.planned), dict(models or {}))
 
 
 def behind(moments: Normalisation | None, model: nn.Module) -> nn.Module:

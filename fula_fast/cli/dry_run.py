@@ -29,7 +29,7 @@ def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
     from ..study.schedule import schedule
 
     finished = set(done)
-    left = [w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished]
+    left = [w.flops for w in planned.waves if not finished.issuperset(w.cells.ids)]
     found = schedule(left, workers)
     return (
         f"schedule: {len(left)} waves on {workers} workers, {found.efficiency:.0%} of their time "
@@ -49,7 +49,7 @@ def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
         here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
         yield f"data: '{name}' {here}"
     finished = set(done)
-    work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)
+    work = sum(w.flops for w in planned.waves if not finished.issuperset(w.cells.ids))
     if work:
         seconds = work / speed(planned.device, planned.precision)
         yield (

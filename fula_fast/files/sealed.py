@@ -5,6 +5,7 @@ A file of ours names its kind, the format of that kind, and a digest of its cont
     JSON          {"kind": ..., "format": 1, "digest": ..., "content": ...}
     safetensors   the same in the header, where `meta` (JSON) is part of the content
     folders       a JSON file `seal.json` with the digest of every file beside it
+    Parquet       a JSON file of ours has the digest of every group of rows (`sealed_rows`)
 
 Every kind is listed here with what to do when one is wrong.
 """
@@ -33,16 +34,19 @@ _SEAL = "seal.json"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its `name` in messages, the `fix` of a damaged one, the newest `format`."""
+    """A kind of file: its `name` in messages, the `fix` of a damaged one, the newest `format` and
+    the `oldest` that is still read."""
 
     name: str
     fix: str
     format: int = 1
+    oldest: int = 1
 
 
 _COPY = "put the copy of a backup in its place, or give another --out"
 RUN_SPEC = Kind("spec of a run", _COPY)
-RUN_PLAN = Kind("plan of a run", _COPY)
+RUN_PLAN = Kind("plan of a run", _COPY, format=2, oldest=2)
+PLAN_CELLS = Kind("cells of a plan", _COPY)
 SURROUNDINGS = Kind("note of where a run was started", _COPY)
 SHARD = Kind("shard of finished cells", "its cells count as missing: --resume does them again")
 STITCHES = Kind("file of stitches", "its cells count as missing: --resume does them again")
@@ -71,6 +75,16 @@ class Newer(FulaError):
         super().__init__(
             f"{kind.name} '{path}' has format {found}, and this version reads up to "
             f"{kind.format}; use the newer fula_fast that wrote it"
+        )
+
+
+class Older(FulaError):
+    """A file in a format that only an older version reads."""
+
+    def __init__(self, path: Path, kind: Kind, found: int) -> None:
+        super().__init__(
+            f"{kind.name} '{path}' has format {found}, and this version reads {kind.oldest} and "
+            "later; go on with the older fula_fast that wrote it, or give another --out"
         )
 
 
@@ -139,6 +153,8 @@ def _check_head(path: Path, kind: Kind, found: Mapping[str, Any], keys: set[str]
         raise Damaged(path, kind, f"its format '{text}' is no number")
     if int(text) > kind.format:
         raise Newer(path, kind, int(text))
+    if int(text) < kind.oldest:
+        raise Older(path, kind, int(text))
     if found.keys() != keys:
         odd = min(found.keys() ^ keys)
         raise Damaged(path, kind, f"key '{odd}' is {'unknown' if odd in found else 'missing'}")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from ..files import sealed
 from ..files.atomic import folder as made
 from ..files.atomic import remove, remove_stale, writing
 from ..files.paths import user_path
-from ..files.sealed import CHECKPOINT, LAUNCH, RUN_PLAN, RUN_SPEC, STITCHES
+from ..files.sealed import CHECKPOINT, LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
+from ..files.sealed_rows import Seal, SealedRows, write_rows
 from .cross_layer import with_self_accuracy
 from .differences import describe_differences
 from .shards import (
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_CELLS = "plan.parquet"
 _STATISTICS = "statistics/"
 """Before a cell's id, in the names of the statistics beside its stitch."""
 
@@ -47,16 +50,9 @@ class StoreWarning(FulaWarning):
     """A file of the run is damaged; what it held counts as missing and will be done again."""
 
 
-class _Cell(TypedDict):
-    """What every cell of a plan has; its specification stands beside."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    id: str
-
-
 class _Plan(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    cells: list[_Cell]
+    seal: Seal
 
 
 class _Spec(TypedDict):
@@ -74,15 +70,16 @@ class Store:
     """A run's folder: its spec and plan, finished cells, stitches, wave checkpoints and tables.
 
     Make one with `Store.create` (to work) or `Store.open` (to read; writes nothing by itself).
-    All writes are atomic and raise `FulaError` where the folder cannot be written.
+    All writes are atomic and raise `FulaError` where the folder cannot be written. `planned`: the
+    columns of the planned cells, wave by wave.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], plan: dict[str, Any]) -> None:
         self.folder = folder
         self.spec = spec
         self.plan = plan
-        self._id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
-        self._planned = dict.fromkeys(cell["id"] for cell in plan["cells"])  # in order
+        self.id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
+        self.planned = SealedRows(folder / _CELLS, PLAN_CELLS, plan["seal"])
         self._shards: dict[Path, Shard] = {}  # shards never change: each is read once
         self._damaged: set[Path] = set()
         self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
@@ -92,17 +89,27 @@ class Store:
         self.writers = Writers(folder / "writers")
 
     @classmethod
-    def create(cls, path: str | Path, spec: dict[str, Any], plan: dict[str, Any]) -> Store:
+    def create(
+        cls,
+        path: str | Path,
+        spec: dict[str, Any],
+        plan: Mapping[str, Any],
+        cells: Mapping[str, Any],
+    ) -> Store:
         """Start a run in `path`, or go on with the same run.
 
-        `spec` and `plan` are JSON-able; `plan["cells"]` lists the cells, each with its `id`. A
-        folder that holds the same spec keeps its stored plan (partition, precision, backend).
-        Raises `FulaError` if the folder holds another spec, or other cells for this spec.
+        `spec` and `plan` are JSON-able. `cells`: columns of the planned cells, their `id` and what
+        else a plan says of them; `position` is their order (default: as they stand). A folder that
+        holds the same spec keeps its stored plan (partition, precision, backend). Raises
+        `FulaError` if the folder holds another spec, or other cells for this spec.
         """
         folder = user_path(path)
-        spec, plan = json.loads(json.dumps(spec)), json.loads(json.dumps(plan))
+        spec = json.loads(json.dumps(spec))
         if not os.path.lexists(folder / "spec.json"):
-            written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan)
+            cells = {"position": range(len(cells["id"])), **cells}
+            seal = write_rows(folder / _CELLS, cells)
+            plan = json.loads(json.dumps({**plan, "seal": seal}))
+            written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan, indent=None)
             named = {"spec": spec, "plan": written}  # last: a folder with a spec is a run
             sealed.write_json(folder / "spec.json", RUN_SPEC, named)
         store = cls.open(folder)
@@ -111,7 +118,7 @@ class Store:
                 f"'{folder}' holds a run of another spec "
                 f"({describe_differences(store.spec, spec)}); give another --out, or the old spec"
             )
-        if store._planned.keys() != {cell["id"] for cell in plan["cells"]}:
+        if store.cell_ids.keys() != set(map(_text, cells["id"])):
             raise FulaError(
                 f"'{folder}' was planned with other cells for this same spec, so by another "
                 "version of fula_fast; give another --out"
@@ -133,6 +140,22 @@ class Store:
 
     # Cells
 
+    @cached_property
+    def cell_ids(self) -> dict[str, None]:
+        """The ids of the planned cells, in the plan's order."""
+        found = self.planned.all_of("id", "position")
+        ids = found["id"].to_pylist()
+        return dict.fromkeys(ids[k] for k in found["position"].to_numpy().argsort())
+
+    def waves(self) -> dict[str, list[str]]:
+        """The planned waves, each with the ids of its cells."""
+        ids, start, found = self.planned.all_of("id")["id"].to_pylist(), 0, {}
+        waves = self.plan["waves"]
+        for name, count in zip(waves["id"], waves["cells"], strict=True):
+            found[name] = ids[start : start + count]
+            start += count
+        return found
+
     def done(self) -> set[str]:
         """Ids of the cells that have an `ok` row."""
         return {row["cell"] for row in self._latest().values() if row["status"] == "ok"}
@@ -153,12 +176,12 @@ class Store:
     def missing(self) -> list[str]:
         """Ids of the planned cells that are not done (failed ones too), in the plan's order."""
         done = self.done()
-        return [cell for cell in self._planned if cell not in done]
+        return [cell for cell in self.cell_ids if cell not in done]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per finished cell, in the plan's order; `ok` rows supersede `failed` ones."""
         latest = self._latest()
-        return [latest[cell] for cell in self._planned if cell in latest]
+        return [latest[cell] for cell in self.cell_ids if cell in latest]
 
     def write(
         self,
@@ -187,10 +210,10 @@ class Store:
         shard, entry = self.folder / "cells" / sub / f"{stem}.json", None
         try:
             if tensors:
-                meta = {"run": self._id, "wave": wave_id}
+                meta = {"run": self.id, "wave": wave_id}
                 digest = sealed.write_tensors(stitches_file, STITCHES, tensors, meta)
                 entry = stitches_file, digest
-            write_shard(shard, self._id, wave_id, rows, entry)
+            write_shard(shard, self.id, wave_id, rows, entry)
         except BaseException:
             # A shard in its place (only the flush of its folder failed) needs its stitches.
             if not shard.exists():
@@ -316,7 +339,7 @@ class Store:
     ) -> None:
         """Replace the wave's checkpoint: named arrays or tensors, and JSON-able `meta`."""
         self._check_there()
-        named = {"run": self._id, "wave": wave_id, "meta": meta}
+        named = {"run": self.id, "wave": wave_id, "meta": meta}
         sealed.write_tensors(self._checkpoint(wave_id), CHECKPOINT, tensors, named)
 
     def load_checkpoint(self, wave_id: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -324,7 +347,7 @@ class Store:
         path = self._checkpoint(wave_id)
         try:
             tensors, found = sealed.read_tensors(path, CHECKPOINT, _Progress)
-            if (found["run"], found["wave"]) != (self._id, wave_id):
+            if (found["run"], found["wave"]) != (self.id, wave_id):
                 raise sealed.Damaged(path, CHECKPOINT, "it is of another wave or run")
         except FileNotFoundError:
             return None
@@ -369,7 +392,7 @@ class Store:
     def _read(self, path: Path) -> None:
         with suppress(FileNotFoundError):  # set aside by another process
             try:
-                self._shards[path] = read_shard(path, self._id, self._stitches(path.parent.name))
+                self._shards[path] = read_shard(path, self.id, self._stitches(path.parent.name))
             except sealed.Damaged as error:
                 self._damaged.add(path)
                 _warn(error)
@@ -386,7 +409,7 @@ class Store:
     def _check(self, rows: list[dict[str, Any]], stitches: set[str]) -> None:
         """Mistakes of the caller, not of a user."""
         cells = {row.get("cell") for row in rows}
-        if unknown := cells - self._planned.keys():
+        if unknown := cells - self.cell_ids.keys():
             raise ValueError(f"rows of cells that are not in the plan: {sorted(map(str, unknown))}")
         if wrong := {row.get("status") for row in rows} - set(STATUSES):
             raise ValueError(f"row status {wrong} is none of {STATUSES}")
@@ -406,6 +429,10 @@ class Store:
                 f"'{self.folder}' is no longer the folder of this run: it was moved, deleted or "
                 "emptied meanwhile; move it back and go on with --resume"
             )
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _warn(error: Exception) -> None:

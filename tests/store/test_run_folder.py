@@ -25,8 +25,11 @@ from fula_fast.store import COLUMNS, Store, StoreWarning
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
 
-def plan(cells: int = 6) -> dict:
-    return {"cells": [{"id": f"c{i}"} for i in range(cells)]}
+PLAN = {"precision": "fp32"}
+
+
+def cells(count: int = 6) -> dict:
+    return {"id": [f"c{i}" for i in range(count)]}
 
 
 def row(index: int, **values) -> dict:
@@ -40,7 +43,7 @@ def stitch(index: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "run", SPEC, plan())
+    return Store.create(tmp_path / "run", SPEC, PLAN, cells())
 
 
 def files(folder: Path) -> set[str]:
@@ -72,7 +75,7 @@ class TestCells:
         assert not store.failed()
 
     def test_a_process_sees_what_another_writes(self, store: Store) -> None:
-        other = Store.create(store.folder, SPEC, plan())
+        other = Store.create(store.folder, SPEC, PLAN, cells())
         other.write("w", [row(2)])
         assert store.done() == {"c2"}
 
@@ -145,18 +148,19 @@ class TestRefusals:
     def test_another_spec_is_refused_with_the_difference(self, store: Store) -> None:
         donors = {"a": {"seed": 5, "width": 8}}
         with pytest.raises(FulaError) as caught:
-            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, plan())
+            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, PLAN, cells())
         message = str(caught.value)
         assert "(epochs: 30 -> 5; donors.a.seed: 0 -> 5; x: unset -> 1)" in message
         assert "seeds" not in message and "\n" not in message
 
     def test_the_same_spec_keeps_the_stored_plan(self, store: Store) -> None:
-        again = Store.create(store.folder, {**SPEC, "seeds": (0, 1)}, {**plan(), "precision": "x"})
-        assert again.plan == plan()
+        spec = {**SPEC, "seeds": (0, 1)}
+        again = Store.create(store.folder, spec, {"precision": "x"}, cells())
+        assert again.plan["precision"] == "fp32"
 
     def test_other_cells_for_the_same_spec_are_refused(self, store: Store) -> None:
         with pytest.raises(FulaError, match="other cells"):
-            Store.create(store.folder, SPEC, plan(5))
+            Store.create(store.folder, SPEC, PLAN, cells(5))
 
     def test_other_donors_are_refused(self, store: Store) -> None:
         store.write("w", [row(0, front_hash="aa", end_hash="bb")])
@@ -171,7 +175,7 @@ class TestRefusals:
     def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("x")
         with pytest.raises(FulaError, match="cannot write"):
-            Store.create(tmp_path / "run", SPEC, plan())
+            Store.create(tmp_path / "run", SPEC, PLAN, cells())
 
 
 class TestDamage:
@@ -273,8 +277,8 @@ WRITER = """
 import sys, json
 from fula_fast.store import Store
 import numpy as np
-cells = [{"id": f"c{i}"} for i in range(60)]
-store = Store.create(sys.argv[1], {"name": "kill"}, {"cells": cells})
+cells = {"id": [f"c{i}" for i in range(60)]}
+store = Store.create(sys.argv[1], {"name": "kill"}, {}, cells)
 missing = set(store.missing())
 for wave in range(20):
     rows = [{"cell": f"c{i}", "status": "ok", "front_site": i, "accuracy": 1 / (i + 2)}
@@ -347,15 +351,15 @@ class TestUnwritable:
         for folder in (tmp_path, *list(tmp_path.parents)[:2]):
             folder.chmod(0o755)
         run = tmp_path / "run"
-        Store.create(run, SPEC, plan())
+        Store.create(run, SPEC, PLAN, cells())
         run.chmod(0o555)
         before = files(tmp_path)
 
         def write(folder: Path) -> None:
-            Store.create(folder, SPEC, plan()).write("w", [row(0)], {"c0": stitch(0)})
+            Store.create(folder, SPEC, PLAN, cells()).write("w", [row(0)], {"c0": stitch(0)})
 
         assert "cannot write" in unprivileged(write, run)
-        assert "Permission denied" in unprivileged(lambda f: Store.create(f / "x", {}, plan()), run)
+        assert "Permission denied" in unprivileged(lambda f: Store.create(f / "x", {}, PLAN, cells()), run)
         assert "Permission denied" in unprivileged(lambda f: Store.open(f).logs, run)
         run.chmod(0o755)
         assert files(tmp_path) == before
@@ -382,7 +386,7 @@ class TestUnwritable:
         for path in (old, young):
             path.write_text("half")
         os.utime(old, (time.time() - 2 * 86_400,) * 2)
-        Store.create(store.folder, SPEC, plan())
+        Store.create(store.folder, SPEC, PLAN, cells())
         assert young.exists() and not old.exists()
 
 
