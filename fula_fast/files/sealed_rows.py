@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,7 @@ class SealedRows:
     def __init__(self, path: Path, kind: Kind, seal: Seal) -> None:
         self.path, self.kind, self.seal = path, kind, seal
         self._bounds = [0, *seal["ends"], seal["bytes"]]
-        self._at_hand: OrderedDict[int, pyarrow.Table] = OrderedDict()
+        self._at_hand: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         if len(seal["digests"]) != len(seal["ends"]) + 1:
             raise Damaged(path, kind, "its seal is of another form")
         self._footer = self._verified(len(seal["ends"]))
@@ -99,32 +99,35 @@ class SealedRows:
     def __len__(self) -> int:
         return self.seal["rows"]
 
-    def __call__(self, start: int, stop: int) -> dict[str, Any]:
-        """The columns (NumPy) of the rows from start to stop; text as bytes."""
+    def __call__(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The columns of the rows from start to stop; text as bytes."""
+        import numpy as np
+
         first, last = start // GROUP, max(start, stop - 1) // GROUP
-        parts = (self._group(k) for k in range(first, min(last + 1, len(self.seal["ends"]))))
-        found = self._joined(parts, None).slice(start - first * GROUP, stop - start)
-        return {name: _numbers(found[name]) for name in found.column_names}
+        parts = [self._group(k) for k in range(first, last + 1)]
+        span = slice(start - first * GROUP, stop - first * GROUP)
+        if len(parts) == 1:
+            return {name: column[span] for name, column in parts[0].items()}
+        return {name: np.concatenate([part[name] for part in parts])[span] for name in parts[0]}
 
     def all_of(self, *names: str) -> pyarrow.Table:
         """Whole columns."""
-        groups = range(len(self.seal["ends"]))
-        return self._joined((self._decoded(k, names) for k in groups), names)
-
-    def _joined(
-        self, parts: Iterable[pyarrow.Table], names: Sequence[str] | None
-    ) -> pyarrow.Table:
         import pyarrow
 
-        empty = self._meta.schema.to_arrow_schema().empty_table()
-        return pyarrow.concat_tables([empty if names is None else empty.select(names), *parts])
+        groups = (self._decoded(k, names) for k in range(len(self.seal["ends"])))
+        return pyarrow.concat_tables([self._empty.select(names), *groups])
 
-    def _group(self, number: int) -> pyarrow.Table:
+    def _group(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._at_hand:
-            self._at_hand[number] = self._decoded(number, None)
+            found = self._decoded(number) if self.seal["ends"] else self._empty
+            self._at_hand[number] = {name: _numbers(found[name]) for name in found.column_names}
             if len(self._at_hand) > _KEPT:
                 self._at_hand.popitem(last=False)
         return self._at_hand[number]
+
+    @property
+    def _empty(self) -> pyarrow.Table:
+        return self._meta.schema.to_arrow_schema().empty_table()
 
     @cached_property
     def _meta(self) -> FileMetaData:
@@ -132,7 +135,7 @@ class SealedRows:
 
         return parquet.read_metadata(BufferReader(self._footer))
 
-    def _decoded(self, number: int, names: Sequence[str] | None) -> pyarrow.Table:
+    def _decoded(self, number: int, names: Sequence[str] | None = None) -> pyarrow.Table:
         from pyarrow import ArrowException, parquet
 
         self._verified(number)
@@ -160,8 +163,20 @@ class SealedRows:
 
 
 def _numbers(column: pyarrow.ChunkedArray) -> np.ndarray:
-    import numpy as np
     import pyarrow
 
-    text = pyarrow.types.is_string(column.type)
-    return np.array(column.to_pylist(), "S") if text else column.to_numpy()
+    return _bytes(column) if pyarrow.types.is_string(column.type) else column.to_numpy()
+
+
+def _bytes(column: pyarrow.ChunkedArray) -> np.ndarray:
+    """Text as NumPy bytes; without an object for each where all are equally long."""
+    import numpy as np
+    import pyarrow
+    from pyarrow import compute
+
+    lengths = compute.min_max(compute.binary_length(column)).as_py()
+    width = lengths["max"]
+    if not width or lengths["min"] != width:
+        return np.array(column.to_pylist(), "S")
+    fixed = column.combine_chunks().cast(pyarrow.binary()).cast(pyarrow.binary(width))
+    return np.frombuffer(fixed.buffers()[1], f"S{width}", len(fixed), fixed.offset * width)

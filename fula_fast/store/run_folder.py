@@ -105,7 +105,8 @@ class Store:
         """
         folder = user_path(path)
         spec = json.loads(json.dumps(spec))
-        if not os.path.lexists(folder / "spec.json"):
+        known = os.path.lexists(folder / "spec.json")
+        if not known:
             cells = {"position": range(len(cells["id"])), **cells}
             seal = write_rows(folder / _CELLS, cells)
             plan = json.loads(json.dumps({**plan, "seal": seal}))
@@ -118,7 +119,7 @@ class Store:
                 f"'{folder}' holds a run of another spec "
                 f"({describe_differences(store.spec, spec)}); give another --out, or the old spec"
             )
-        if store.cell_ids.keys() != set(map(_text, cells["id"])):
+        if known and store.cell_ids.keys() != set(map(_text, cells["id"])):
             raise FulaError(
                 f"'{folder}' was planned with other cells for this same spec, so by another "
                 "version of fula_fast; give another --out"
@@ -144,8 +145,7 @@ class Store:
     def cell_ids(self) -> dict[str, None]:
         """The ids of the planned cells, in the plan's order."""
         found = self.planned.all_of("id", "position")
-        ids = found["id"].to_pylist()
-        return dict.fromkeys(ids[k] for k in found["position"].to_numpy().argsort())
+        return dict.fromkeys(found["id"].take(found["position"].to_numpy().argsort()).to_pylist())
 
     def waves(self) -> dict[str, list[str]]:
         """The planned waves, each with the ids of its cells."""
