@@ -30,7 +30,7 @@ def load(folder: str | Path, models: Mapping[str, Staged] | None = None) -> Resu
     there is no run.
     """
     store = Store.open(folder)
-    rows = table(store.results()).to_pylist()
+    rows = store.table().to_pylist()
     return Results(Path(folder), tuple(rows), len(store.planned), dict(models or {}))
 
 

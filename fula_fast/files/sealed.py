@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,13 @@ from ..errors import FulaError
 from .atomic import replacing
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from torch import Tensor
 
 _KEYS = {"kind", "format", "digest", "content"}
 _HEADER_KEYS = {"kind", "format", "digest", "meta"}
 _SEAL = "seal.json"
+_BEFORE = ', "content": '
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,14 @@ class Older(FulaError):
 
 def digest_of(content: Any) -> str:
     """SHA-256 (hex) over canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest(_canonical(content))
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -98,9 +108,13 @@ def digest_of(content: Any) -> str:
 
 
 def write_json(path: Path, kind: Kind, content: Any, indent: int | None = 1) -> str:
-    """Write JSON-able `content`, atomically; returns its digest."""
-    sealed = {"kind": kind.name, "format": kind.format, "digest": digest_of(content)}
-    text = json.dumps(sealed | {"content": content}, indent=indent, allow_nan=False)
+    """Write JSON-able `content`, atomically; returns its digest. Without `indent` it stands there
+    in the form that is hashed, so that large files are verified without forming that anew."""
+    canonical = _canonical(content)
+    sealed = {"kind": kind.name, "format": kind.format, "digest": _digest(canonical)}
+    text = f"{json.dumps(sealed)[:-1]}{_BEFORE}{canonical}}}"
+    if indent is not None:
+        text = json.dumps(sealed | {"content": content}, indent=indent, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
     return sealed["digest"]
@@ -112,7 +126,8 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
     Raises `Damaged` for anything but what `write_json` wrote, `Newer`, and `FileNotFoundError`.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        found = json.loads(text)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -124,7 +139,8 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
     _check_head(path, kind, found, _KEYS)
     content = found["content"]
     try:
-        whole = digest_of(content) == found["digest"]
+        as_hashed = text.partition(_BEFORE)[2].removesuffix("}\n")
+        whole = _digest(as_hashed) == found["digest"] or digest_of(content) == found["digest"]
     except ValueError:  # NaN
         whole = False
     if not whole:
@@ -134,14 +150,21 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
 
 def validated(path: Path, kind: Kind, content: Any, schema: Any) -> Any:
     """`content` as the type `schema`; raises `Damaged` with the first thing that does not fit."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(schema).validate_python(content)
+        return _adapter(schema).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Damaged(path, kind, f"its '{place}' is wrong ({first['msg']})") from None
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def _check_head(path: Path, kind: Kind, found: Mapping[str, Any], keys: set[str]) -> None:

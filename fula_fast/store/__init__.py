@@ -14,7 +14,8 @@ There is no database and no lock, so several processes, or machines that share a
 may write different waves of one run.
 """
 
-from .run_folder import Store, StoreWarning
+from .finished import StoreWarning
+from .run_folder import Store
 from .tables import COLUMNS
 
 __all__ = ["COLUMNS", "Store", "StoreWarning"]

@@ -4,50 +4,39 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from ..errors import FulaError, FulaWarning
+from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder as made
-from ..files.atomic import remove, remove_stale, writing
+from ..files.atomic import remove, remove_stale
 from ..files.paths import user_path
 from ..files.sealed import CHECKPOINT, LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
 from ..files.sealed_rows import Seal, SealedRows, write_rows
-from .cross_layer import with_self_accuracy
+from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
-from .shards import (
-    STATUSES,
-    Shard,
-    clean_rows,
-    folder_of,
-    next_stem,
-    read_shard,
-    wave_of,
-    write_shard,
-)
-from .tables import write_tables
+from .finished import FinishedCells, warn
+from .shards import STATUSES, Shard, clean_rows, folder_of, next_stem, write_shard
+from .tables import batches, save_tables, table_of
 from .writers import Writers
 
 if TYPE_CHECKING:
+    import pyarrow
     from torch import Tensor
 
 
 _CELLS = "plan.parquet"
 _STATISTICS = "statistics/"
 """Before a cell's id, in the names of the statistics beside its stitch."""
-
-
-class StoreWarning(FulaWarning):
-    """A file of the run is damaged; what it held counts as missing and will be done again."""
 
 
 class _Plan(TypedDict):
@@ -80,8 +69,7 @@ class Store:
         self.plan = plan
         self.id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
         self.planned = SealedRows(folder / _CELLS, PLAN_CELLS, plan["seal"])
-        self._shards: dict[Path, Shard] = {}  # shards never change: each is read once
-        self._damaged: set[Path] = set()
+        self._finished = FinishedCells(folder, self.id)
         self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
         self._by_cell: dict[str, list[Shard]] = {}
         self._indexed = 0  # shards that the index knows
@@ -158,30 +146,31 @@ class Store:
 
     def done(self) -> set[str]:
         """Ids of the cells that have an `ok` row."""
-        return {row["cell"] for row in self._latest().values() if row["status"] == "ok"}
+        return {cell for cell, (shard, k) in self._finished.counting().items() if shard.ok[k]}
 
     def failed(self) -> set[str]:
         """Ids of the cells whose only rows are `failed`."""
-        return {row["cell"] for row in self._latest().values() if row["status"] == "failed"}
+        return {cell for cell, (shard, k) in self._finished.counting().items() if not shard.ok[k]}
 
     def settled(self, since: str | None) -> set[str]:
         """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""
-        late = () if since is None else (s for s in self._all() if s.written >= since)
-        return self.done() | {row["cell"] for shard in late for row in shard.rows}
+        late = [] if since is None else [s for s in self._shards() if s.written >= since]
+        return self.done().union(*(shard.cells for shard in late))
 
     def written(self) -> dict[str, str]:
         """When each cell was last written: UTC, ISO 8601."""
-        return {row["cell"]: shard.written for shard in self._all() for row in shard.rows}
+        return {cell: shard.written for shard in self._shards() for cell in shard.cells}
 
     def missing(self) -> list[str]:
         """Ids of the planned cells that are not done (failed ones too), in the plan's order."""
         done = self.done()
         return [cell for cell in self.cell_ids if cell not in done]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per finished cell, in the plan's order; `ok` rows supersede `failed` ones."""
-        latest = self._latest()
-        return [latest[cell] for cell in self.cell_ids if cell in latest]
+    def rows(self, cells: Container[str] | None = None) -> list[dict[str, Any]]:
+        """One row per finished cell (of `cells` alone, where given), in the plan's order; `ok` rows
+        supersede `failed` ones."""
+        found = {row["cell"]: row for rows in self._finished.rows(cells) for row in rows}
+        return [found[cell] for cell in self.cell_ids if cell in found]
 
     def write(
         self,
@@ -200,7 +189,7 @@ class Store:
         rows, stitches, statistics = clean_rows(rows), stitches or {}, statistics or {}
         self._check(rows, {*stitches, *statistics})
         sub = folder_of(wave_id)
-        stem = next_stem(self._paths(sub), wave_id, rows)
+        stem = next_stem(self._finished.paths(sub), wave_id, rows)
         named = {**stitches, **{_STATISTICS + cell: part for cell, part in statistics.items()}}
         tensors = {
             f"{owner}/{name}": t for owner, part in named.items() for name, t in part.items()
@@ -219,7 +208,7 @@ class Store:
             if not shard.exists():
                 stitches_file.unlink(missing_ok=True)
             raise
-        self._set_aside(wave_id)
+        self._finished.set_aside(wave_id)
 
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell, as CPU tensors by name; raises `FulaError` if unknown."""
@@ -245,13 +234,12 @@ class Store:
 
     def _index(self) -> dict[str, list[Shard]]:
         """Shards by the cells that are `ok` in them."""
-        shards = self._all()
+        shards = self._shards()
         if len(shards) != self._indexed:
             self._by_cell, self._indexed = {}, len(shards)
             for shard in shards:
-                for row in shard.rows:
-                    if row["status"] == "ok":
-                        self._by_cell.setdefault(row["cell"], []).append(shard)
+                for cell in compress(shard.cells, shard.ok):
+                    self._by_cell.setdefault(cell, []).append(shard)
         return self._by_cell
 
     def _read_stitches(self, shard: Shard) -> dict[str, Tensor]:
@@ -276,38 +264,56 @@ class Store:
 
     def verify_stitches(self) -> None:
         """Read all stitches; the cells of damaged ones count as missing from then on."""
-        for shard in self._all():
+        for shard in self._shards():
             if shard.stitches:
                 try:
                     self._read_stitches(shard)
                 except (sealed.Damaged, FileNotFoundError) as error:
-                    del self._shards[shard.path]
-                    self._damaged.add(shard.path)
-                    _warn(error)
+                    self._finished.drop(shard, error)
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows."""
         new = {n: h for n, h in hashes.items() if self._donors.get(n) != h}
-        for row in self.rows() if new else ():
-            for side in ("front", "end"):
-                stored, given = row.get(f"{side}_hash"), new.get(row.get(side, ""))
-                if row["status"] == "ok" and stored and given and stored != given:
-                    raise FulaError(
-                        f"donor '{row[side]}' has content hash {given}, but the finished cells of "
-                        f"'{self.folder}' used {stored}; restore that donor or give another --out"
-                    )
+        used = {each for shard in self._shards() for each in shard.donors} if new else ()
+        for name, stored in sorted(used):
+            if stored != new.get(name, stored):
+                raise FulaError(
+                    f"donor '{name}' has content hash {new[name]}, but the finished cells of "
+                    f"'{self.folder}' used {stored}; restore that donor or give another --out"
+                )
         self._donors |= new
 
     # Tables, launches, logs
 
     def write_tables(self) -> None:
         """Rebuild `results.parquet` and `results.csv` from the shards."""
-        write_tables(self.folder, self.results())
+        save_tables(self.folder, self.table())
+
+    def table(self) -> pyarrow.Table:
+        """The rows of `results()` as a table, without an object for each."""
+        shards: list[Shard] = []
+
+        def read() -> Iterator[list[dict[str, Any]]]:
+            shards.clear()
+            for shard, rows in self._finished.every_row():
+                shards.append(shard)
+                yield rows
+
+        found = table_of(lambda: batches(read()))
+        ends = accumulate(len(shard.cells) for shard in shards)
+        starts = {shard: end - len(shard.cells) for shard, end in zip(shards, ends, strict=True)}
+        counting = self._finished.counting()
+        rows = (counting[cell] for cell in self.cell_ids if cell in counting)
+        places = np.array([starts[shard] + k for shard, k in rows if shard in starts], np.int64)
+        return with_self_accuracy_columns(found.take(places), self._axes)
 
     def results(self) -> list[dict[str, Any]]:
         """`rows()` with the Self-Accuracy of every whole cross-layer matrix, as the tables have."""
-        axes = tuple(self.spec.get("grid", {}).get("axes", {}))
-        return with_self_accuracy(self.rows(), axes)
+        return with_self_accuracy(self.rows(), self._axes)
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        return tuple(self.spec.get("grid", {}).get("axes", {}))
 
     def add_launch(self, info: Mapping[str, Any]) -> None:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""
@@ -324,7 +330,7 @@ class Store:
             try:
                 found.append(sealed.read_json(path, LAUNCH, dict[str, Any]))
             except (sealed.Damaged, sealed.Newer) as error:
-                _warn(error)
+                warn(error)
         return found
 
     @property
@@ -352,7 +358,7 @@ class Store:
         except FileNotFoundError:
             return None
         except sealed.Damaged as error:
-            _warn(error)
+            warn(error)
             remove(path)
             return None
         return tensors, found["meta"]
@@ -379,32 +385,8 @@ class Store:
     def _stitches(self, sub: str) -> Path:
         return self.folder / "stitches" / sub
 
-    def _paths(self, sub: str = "??") -> list[Path]:
-        return [path for path in (self.folder / "cells").glob(f"{sub}/*.json") if wave_of(path)]
-
-    def _all(self) -> list[Shard]:
-        """All sound shards, oldest first; each damaged one is named once."""
-        for path in self._paths():
-            if path not in self._shards and path not in self._damaged:
-                self._read(path)
-        return sorted(self._shards.values(), key=lambda shard: (shard.written, shard.path.name))
-
-    def _read(self, path: Path) -> None:
-        with suppress(FileNotFoundError):  # set aside by another process
-            try:
-                self._shards[path] = read_shard(path, self.id, self._stitches(path.parent.name))
-            except sealed.Damaged as error:
-                self._damaged.add(path)
-                _warn(error)
-
-    def _latest(self) -> dict[str, dict[str, Any]]:
-        """Each cell's row: its first `ok` one, else its last `failed` one."""
-        latest: dict[str, dict[str, Any]] = {}
-        for shard in self._all():
-            for row in shard.rows:
-                if latest.get(row["cell"], {}).get("status") != "ok":
-                    latest[row["cell"]] = row
-        return latest
+    def _shards(self) -> list[Shard]:
+        return self._finished.shards()
 
     def _check(self, rows: list[dict[str, Any]], stitches: set[str]) -> None:
         """Mistakes of the caller, not of a user."""
@@ -415,12 +397,6 @@ class Store:
             raise ValueError(f"row status {wrong} is none of {STATUSES}")
         if stray := stitches - cells:
             raise ValueError(f"stitches without a row: {sorted(stray)}")
-
-    def _set_aside(self, wave_id: str) -> None:
-        for path in [path for path in self._damaged if wave_of(path) == wave_id]:
-            with writing(path), suppress(FileNotFoundError):
-                path.rename(path.with_suffix(".json.damaged"))
-            self._damaged.discard(path)
 
     def _check_there(self) -> None:
         """Refuse to make a folder anew that was moved or deleted while its run went on."""
@@ -433,10 +409,6 @@ class Store:
 
 def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
-
-
-def _warn(error: Exception) -> None:
-    warnings.warn(str(error), StoreWarning, stacklevel=3)
 
 
 def _read(folder: Path, name: str, kind: sealed.Kind, schema: Any) -> Any:

@@ -64,7 +64,7 @@ class Held:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cells(Sequence[Cell]):
-    """The cells from `start` to `stop` of those that `rows` gives; a `Cell` is made when asked for."""
+    """The cells from `start` to `stop` of those that `rows` gives; each is made when asked for."""
 
     words: Words
     rows: Rows

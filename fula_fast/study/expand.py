@@ -15,11 +15,11 @@ from ..measures.registry import OF_LABELS
 from ..methods import method, objective, with_soft_term
 from ..methods.weightings import term_weights
 from ..models.labels import check_answers, no_labels_for
-from .blocks import Axes, Block, Layout, columns_of
 from .cell import digest
 from .cells import NO_CELLS, Cells, Treatment, Words
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
+from .grid_blocks import Axes, GridBlock, SitePairs, columns_of
 from .grid_spec import Mixture
 from .identities import Identities
 from .merging import merge
@@ -124,10 +124,10 @@ def _named(spec: Spec, treatments: Sequence[Treatment]) -> tuple[Words, Axes]:
 
 def _blocks(
     spec: Spec, data: DataFacts, facts_of: FactsOf, treatments: _Treatments
-) -> Iterator[Block]:
+) -> Iterator[GridBlock]:
     protocols, places = spec.protocols(), {name: k for k, name in enumerate(spec.donors)}
     _check_data(spec, data, protocols)
-    layouts: dict[Any, Layout] = {}
+    layouts: dict[Any, SitePairs] = {}
     for pair in spec.grid.donor_pairs():
         for number, protocol in enumerate(protocols):
             front, end = (facts_of(name, protocol.hook) for name in pair)
@@ -137,7 +137,7 @@ def _blocks(
                 layouts[form] = _layout(spec, front, end)
             layout = layouts[form]
             how = tuple(treatments.at(number, protocol, terms) for terms in layout.depths)
-            yield Block(*(places[name] for name in pair), layout, how)
+            yield GridBlock(*(places[name] for name in pair), layout, how)
 
 
 def _form(donor: DonorFacts) -> tuple[Any, ...]:
@@ -145,14 +145,16 @@ def _form(donor: DonorFacts) -> tuple[Any, ...]:
     return donor.names, donor.shapes
 
 
-def _layout(spec: Spec, front: DonorFacts, end: DonorFacts) -> Layout:
+def _layout(spec: Spec, front: DonorFacts, end: DonorFacts) -> SitePairs:
     pairs = site_pairs(spec.grid.sites, front, end)
     like = [alike(front.shapes[i - 1], end.shapes[j - 1]) for i, j in pairs]
     if not all(like):
         _check_dm(spec, front, end, pairs[like.index(False)])
     terms = [end.num_sites + 1 - j for _, j in pairs]
     depths = tuple(dict.fromkeys(terms))
-    return Layout(np.array(pairs), np.array(like), depths, np.array([depths.index(t) for t in terms]))
+    return SitePairs(
+        np.array(pairs), np.array(like), depths, np.array([depths.index(t) for t in terms])
+    )
 
 
 class _Treatments:
@@ -301,10 +303,7 @@ def _check_data(spec: Spec, data: DataFacts, protocols: Sequence[Protocol]) -> N
 
 def _check_plain(spec: Spec, protocols: Sequence[Protocol]) -> None:
     """Attacks on normalised images would keep to a range that is not theirs."""
-    alpha, attacks = (
-        max(spec.grid.alpha),
-        {p.robust for p in protocols if p.measures_robustness},
-    )
+    alpha, attacks = (max(spec.grid.alpha), {p.robust for p in protocols if p.measures_robustness})
     asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]
     if asked:
         raise FulaError(

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import Axes, Block, Layout
 from .cell import Cell, Context, identity
 from .cells import Words
+from .grid_blocks import Axes, GridBlock, SitePairs
 
 _BEFORE, _SHARED, _AFTER = (
     ("alpha", "classes", "data"),
@@ -49,7 +49,7 @@ class Identities:
         self._start = cache(self._started)
         self._classes = cache(self._classed)
 
-    def of(self, block: Block) -> np.ndarray:
+    def of(self, block: GridBlock) -> np.ndarray:
         """The first 8 bytes of each cell's digest (uint64), in the block's order."""
         axes, variants = self.axes, len(block.treatments[0])
         outer = len(block.layout.sites), len(axes.alpha), len(axes.marks)
@@ -64,7 +64,7 @@ class Identities:
         return found.ravel()
 
     def _classed(
-        self, layout: Layout, same: tuple[int, ...]
+        self, layout: SitePairs, same: tuple[int, ...]
     ) -> list[tuple[int, bool, np.ndarray, list[bytes]]]:
         """The pairs of sites by what else than their numbers is in their cells' identities: row of
         treatments and likeness; with their places, and what follows the seed in the text."""
@@ -77,7 +77,7 @@ class Identities:
             found.append((int(code) // 2, bool(code % 2), places, tails))
         return found
 
-    def _digests(self, block: Block, start: _Start, tails: Sequence[bytes]) -> np.ndarray:
+    def _digests(self, block: GridBlock, start: _Start, tails: Sequence[bytes]) -> np.ndarray:
         digests: list[bytes] = []
         donors = f'"end":"{self.recipes[block.end]}","front":"{self.recipes[block.front]}"'
         for seed, data_seed in self.axes.seeds:

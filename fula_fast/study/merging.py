@@ -20,9 +20,7 @@ def merge(words: Words, columns: Columns, digests: np.ndarray) -> tuple[Cells, t
     return Cells.of(words, columns | {"id": ids_of(digests[kept])}), notes
 
 
-def _notes(
-    words: Words, columns: Columns, kept: np.ndarray, others: np.ndarray
-) -> tuple[str, ...]:
+def _notes(words: Words, columns: Columns, kept: np.ndarray, others: np.ndarray) -> tuple[str, ...]:
     """What equal cells were asked to differ in, and how many of which method, in order."""
     if not len(others):
         return ()

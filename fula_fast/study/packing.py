@@ -28,7 +28,7 @@ _HALVINGS = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairCosts:
     """What the waves of a group have in common: the facts of its donors, the images of a batch and
     all training steps."""
 
@@ -39,16 +39,16 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Lanes:
+class WaveLanes:
     """Cells of one group that run together: positions in the plan's cells, and their kinds."""
 
     group: int
     places: np.ndarray
     kinds: np.ndarray
 
-    def at(self, own: np.ndarray) -> Lanes:
+    def at(self, own: np.ndarray) -> WaveLanes:
         """Some of them."""
-        return Lanes(self.group, self.places[own], self.kinds[own])
+        return WaveLanes(self.group, self.places[own], self.kinds[own])
 
 
 def kinds_of(cells: Cells) -> tuple[np.ndarray, list[Cell]]:
@@ -71,7 +71,7 @@ class Packer:
     limit); `alone`: every cell is a wave."""
 
     def __init__(
-        self, pairs: Sequence[Pair], kinds: Sequence[Cell], precision: str, budget: int | None,
+        self, pairs: Sequence[PairCosts], kinds: Sequence[Cell], precision: str, budget: int | None,
         fused: bool, alone: bool,
     ) -> None:  # fmt: skip
         self.pairs, self.kinds = pairs, kinds
@@ -82,21 +82,21 @@ class Packer:
         self._of_pair = [known[id(pair)] for pair in pairs]
         self._known: dict[Hashable, list[np.ndarray]] = {}
 
-    def packed(self, lanes: Lanes) -> list[Lanes]:
+    def packed(self, lanes: WaveLanes) -> list[WaveLanes]:
         """The group's cells in as few waves as the budget allows."""
         rates = self._of_pair[lanes.group]
         return self._parts(lanes, ("packed", rates.number), lambda: self._packed(lanes, rates))
 
-    def memory(self, lanes: Lanes) -> int:
+    def memory(self, lanes: WaveLanes) -> int:
         """Predicted peak bytes of a wave."""
         return self._of_pair[lanes.group].costs(lanes.kinds)[0]
 
-    def flops(self, lanes: Lanes) -> int:
+    def flops(self, lanes: WaveLanes) -> int:
         """FLOPs of a wave's training."""
         pair = self.pairs[lanes.group]
         return pair.steps * pair.batch * self._of_pair[lanes.group].costs(lanes.kinds)[1]
 
-    def shared_out(self, packed: Sequence[Lanes], workers: int) -> list[Lanes]:
+    def shared_out(self, packed: Sequence[WaveLanes], workers: int) -> list[WaveLanes]:
         """Waves that so many workers end together: the longest are cut by their lanes' end sites,
         so that lanes that share passes stay together; no more than is needed."""
         if workers == 1:
@@ -113,11 +113,11 @@ class Packer:
                 break
         return min(tried, key=lambda each: each[0])[1]
 
-    def _cost(self, lanes: Lanes) -> int:
+    def _cost(self, lanes: WaveLanes) -> int:
         """FLOPs of a wave's training; lanes without any count their number."""
         return self.flops(lanes) + len(lanes.places)
 
-    def _rates_of(self, pair: Pair) -> _Rates:
+    def _rates_of(self, pair: PairCosts) -> _Rates:
         """One for all pairs of donors that differ in their names alone."""
         nameless = (replace(pair.front, name=""), replace(pair.end, name=""), pair.batch)
         if nameless not in self._rates:
@@ -126,15 +126,15 @@ class Packer:
         return self._rates[nameless]
 
     def _parts(
-        self, lanes: Lanes, rule: tuple[Hashable, ...], find: Callable[[], list[np.ndarray]]
-    ) -> list[Lanes]:
+        self, lanes: WaveLanes, rule: tuple[Hashable, ...], find: Callable[[], list[np.ndarray]]
+    ) -> list[WaveLanes]:
         """The lanes in the parts that `find` gives; found once for lanes of the same kinds."""
         key = *rule, lanes.kinds.tobytes()
         if key not in self._known:
             self._known[key] = find()
         return [lanes.at(own) for own in self._known[key]]
 
-    def _packed(self, lanes: Lanes, rates: _Rates) -> list[np.ndarray]:
+    def _packed(self, lanes: WaveLanes, rates: _Rates) -> list[np.ndarray]:
         whole = np.arange(len(lanes.kinds))
         if self.alone:
             return list(whole[:, None])
@@ -145,10 +145,12 @@ class Packer:
         if sizes[worst] > self.budget - shared:
             kind = lanes.kinds[worst]
             needed = int(sizes[worst]) + shared
-            raise FulaError(_too_small(self.kinds[kind], self.pairs[lanes.group], needed, self.budget))
+            raise FulaError(
+                _too_small(self.kinds[kind], self.pairs[lanes.group], needed, self.budget)
+            )
         return first_fit(sizes, self.budget - shared)
 
-    def _cut(self, lanes: Lanes, most: float) -> list[Lanes]:
+    def _cut(self, lanes: WaveLanes, most: float) -> list[WaveLanes]:
         """Runs of lanes, by end site, of about equal cost, and of at most `most` if they were
         many."""
         parts = min(ceil(self._cost(lanes) / most - 1e-9), len(lanes.places))
@@ -158,7 +160,7 @@ class Packer:
         rule = "cut", rates.number, pair.steps, parts
         return self._parts(lanes, rule, lambda: self._evenly(lanes, parts))
 
-    def _evenly(self, lanes: Lanes, parts: int) -> list[np.ndarray]:
+    def _evenly(self, lanes: WaveLanes, parts: int) -> list[np.ndarray]:
         """At most so many runs, the dearest as cheap as halving finds."""
         pair = self.pairs[lanes.group]
         sites = [(cell.end_site, cell.front_site) for cell in self.kinds]
@@ -181,7 +183,7 @@ class _Rates:
     """Bytes and FLOPs of lanes between two donors by kind, each computed when first needed."""
 
     def __init__(
-        self, number: int, pair: Pair, kinds: Sequence[Cell], width: int, fused: bool
+        self, number: int, pair: PairCosts, kinds: Sequence[Cell], width: int, fused: bool
     ) -> None:
         self.number, self.pair, self.kinds = number, pair, kinds
         self.width, self.fused = width, fused
@@ -291,7 +293,7 @@ def first_fit(sizes: np.ndarray, room: int) -> list[np.ndarray]:
     return [np.sort(np.concatenate(parts)) for parts in bins]
 
 
-def _too_small(cell: Cell, pair: Pair, needed: int, available: int) -> str:
+def _too_small(cell: Cell, pair: PairCosts, needed: int, available: int) -> str:
     return (
         f"a lane at sites {cell.front_site}, {cell.end_site} of '{pair.front.name}' and "
         f"'{pair.end.name}' needs {needed / 2**30:.2f} GiB, but the budget is "

@@ -19,7 +19,7 @@ from .cell import digest
 from .cells import Cells, Columns, Rows, words_json, words_of
 from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
-from .packing import Lanes, Packer, Pair, kinds_of
+from .packing import Packer, PairCosts, WaveLanes, kinds_of
 from .resources import check_mode, resources
 from .similarity_plan import PlannedSimilarity, coarse_null, plan_similarity
 from .spec import Spec
@@ -89,8 +89,10 @@ class Plan:
 
     @classmethod
     def from_stored(cls, values: Mapping[str, Any], rows: Rows) -> Plan:
-        """The inverse of `stored`; cells are read by `rows` when they are needed. Raises `FulaError`
-        for a plan of another form."""
+        """The inverse of `stored`; cells are read by `rows` when they are needed.
+
+        Raises `FulaError` for a plan of another form.
+        """
         try:
             return cls._read(values, rows)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -193,7 +195,7 @@ def _waves(
     keys, members = by_key(cells)
     kinds, examples = kinds_of(cells)
     packer = Packer([facts.pair(key) for key in keys], examples, *rule)
-    groups = (Lanes(k, places, kinds[places]) for k, places in enumerate(members))
+    groups = (WaveLanes(k, places, kinds[places]) for k, places in enumerate(members))
     packed = [part for group in groups for part in packer.packed(group)]
     parts = packer.shared_out(packed, workers)
     lanes, waves, start = cells.take(_joined([part.places for part in parts])), [], 0
@@ -221,9 +223,10 @@ def _refreshing(cells: Cells) -> tuple[str, ...]:
         return ()
     epochs = max(cell.protocol.epochs for cell, _ in found)
     names = ", ".join(dict.fromkeys(cell.method for cell, _ in found))
+    count = sum(number for _, number in found)
     return (
-        f"{sum(count for _, count in found)} closed-form cells ({names}) make up to {epochs} epochs "
-        "of passes, which refresh batch-norm statistics; dm_stats = 'stale' makes none",
+        f"{count} closed-form cells ({names}) make up to {epochs} epochs of passes, which "
+        "refresh batch-norm statistics; dm_stats = 'stale' makes none",
     )
 
 
@@ -233,7 +236,7 @@ class _Facts:
     def __init__(self, spec: Spec, data: DataFacts, given: Mapping[str, DonorFacts]) -> None:
         self.spec, self.data, self.given = spec, data, given
         self.known: dict[tuple[str, str], DonorFacts] = {}
-        self.pairs: dict[tuple[Any, ...], Pair] = {}
+        self.pairs: dict[tuple[Any, ...], PairCosts] = {}
 
     def __call__(self, name: str, hook: str) -> DonorFacts:
         if name in self.given:
@@ -244,7 +247,7 @@ class _Facts:
             self.known[name, hook] = donor_facts(donor, own, hook)
         return self.known[name, hook]
 
-    def pair(self, key: WaveKey) -> Pair:
+    def pair(self, key: WaveKey) -> PairCosts:
         """What a wave of this key costs by; equal ones are one object."""
         images = self.data.train_images
         if key.subset is not None:
@@ -253,5 +256,5 @@ class _Facts:
         known = key.front, key.end, key.hook, key.batch_size, steps
         if known not in self.pairs:
             front, end = self(key.front, key.hook), self(key.end, key.hook)
-            self.pairs[known] = Pair(front, end, key.batch_size, steps)
+            self.pairs[known] = PairCosts(front, end, key.batch_size, steps)
         return self.pairs[known]

@@ -74,7 +74,9 @@ def by_key(cells: Cells) -> tuple[list[WaveKey], list[np.ndarray]]:
     labels = [mark.label if mark else "none" for mark in words.shortcut]
     label = np.array([labels.index(each) for each in labels])[columns["shortcut"]]
     codes = [columns[n] for n in ("front", "end", "subset", "data_seed")]
-    _, first, found = np.unique(combined(*codes, label, rule), return_index=True, return_inverse=True)
+    _, first, found = np.unique(
+        combined(*codes, label, rule), return_index=True, return_inverse=True
+    )
     group = np.argsort(np.argsort(first))[found]  # numbered as they come
     order = np.argsort(group, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(group))[:-1])

@@ -57,7 +57,9 @@ def test_every_bit_counts(written):
     path, seal, _ = written
     sound = path.read_bytes()
     for place in range(len(sound)):
-        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :])
+        path.write_bytes(
+            sound[:place] + bytes([sound[place] ^ 1 << place % 8]) + sound[place + 1 :]
+        )
         with pytest.raises(Damaged, match="does not match its digest"):
             read(path, seal).all_of("count")
 

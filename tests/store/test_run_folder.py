@@ -20,7 +20,7 @@ import torch
 from pyarrow import parquet
 
 from fula_fast.errors import FulaError
-from fula_fast.store import COLUMNS, Store, StoreWarning
+from fula_fast.store import COLUMNS, Store, StoreWarning, finished, tables
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
@@ -148,7 +148,9 @@ class TestRefusals:
     def test_another_spec_is_refused_with_the_difference(self, store: Store) -> None:
         donors = {"a": {"seed": 5, "width": 8}}
         with pytest.raises(FulaError) as caught:
-            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, PLAN, cells())
+            Store.create(
+                store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, PLAN, cells()
+            )
         message = str(caught.value)
         assert "(epochs: 30 -> 5; donors.a.seed: 0 -> 5; x: unset -> 1)" in message
         assert "seeds" not in message and "\n" not in message
@@ -264,6 +266,42 @@ class TestTables:
         with pytest.raises(FulaError, match="column 'accuracy'"):
             store.write_tables()
 
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [1, 2.5, None, 3],
+            [True, None, False, True],
+            [True, None, 0.5, 2],
+            [None, None, None, [1.0, 2.0]],
+            [[1.0], "text", None, 3],
+            [{"a": 1}, None, 7, True],
+            [None, None, None, None],
+        ],
+    )
+    def test_batches_make_the_table_that_all_rows_make(self, store, monkeypatch, values) -> None:
+        """Also where a column's type shows late, and where a failed row was tried again."""
+        monkeypatch.setattr(tables, "_BATCH", 1)
+        monkeypatch.setattr(finished, "_AT_HAND", 1)
+        store.write("w", [row(3, status="failed", error="first"), row(0, odd=values[0])])
+        for index in (2, 1, 3):
+            store.write("v", [row(index, odd=values[index], **{f"version_{index}": "1"})])
+        expected = tables.table(store.results())
+        for reader in (store, Store.open(store.folder)):
+            assert reader.table().equals(expected)
+        assert expected["cell"].to_pylist() == ["c0", "c1", "c2", "c3"]
+        assert [r["cell"] for r in store.rows({"c3", "c1"})] == ["c1", "c3"]
+
+    def test_whole_matrices_have_their_numbers_in_the_tables(self, store: Store) -> None:
+        places = [(i, j) for i in (1, 2) for j in (1, 2)]
+        rows = [
+            row(k, front_site=i, end_site=j, front_sites=2, end_sites=2, method="slm")
+            for k, (i, j) in enumerate(places)
+        ]
+        store.write("w", [*rows, row(4, method="tlm")])
+        found = store.table()
+        assert found.equals(tables.table(store.results()))
+        assert found["self_accuracy"].to_pylist() == [0.5, 0.5, 0.5, 0.5, None]
+
 
 def as_csv(value: object) -> str:
     if value is None:
@@ -359,7 +397,9 @@ class TestUnwritable:
             Store.create(folder, SPEC, PLAN, cells()).write("w", [row(0)], {"c0": stitch(0)})
 
         assert "cannot write" in unprivileged(write, run)
-        assert "Permission denied" in unprivileged(lambda f: Store.create(f / "x", {}, PLAN, cells()), run)
+        assert "Permission denied" in unprivileged(
+            lambda f: Store.create(f / "x", {}, PLAN, cells()), run
+        )
         assert "Permission denied" in unprivileged(lambda f: Store.open(f).logs, run)
         run.chmod(0o755)
         assert files(tmp_path) == before

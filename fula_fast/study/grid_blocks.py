@@ -29,9 +29,9 @@ class Axes:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class SitePairs:
     """The pairs of sites between two donors. `sites`: (N, 2). `like`: (N,), whether both have the
-    same form. `depths`: numbers of terms that follow an end site, each once. `depth`: (N,), which."""
+    same form. `depths`: numbers of terms behind an end site, each once. `depth`: (N,), which."""
 
     sites: np.ndarray
     like: np.ndarray
@@ -40,7 +40,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class GridBlock:
     """All cells of a pair of donors under a protocol, in this order of axes: sites, alpha,
     shortcut, subset, treatments, seeds.
 
@@ -50,15 +50,15 @@ class Block:
 
     front: int
     end: int
-    layout: Layout
+    layout: SitePairs
     treatments: tuple[tuple[int, ...], ...]
 
 
-def columns_of(blocks: Sequence[Block], axes: Axes) -> dict[str, np.ndarray]:
+def columns_of(blocks: Sequence[GridBlock], axes: Axes) -> dict[str, np.ndarray]:
     """The columns of all cells of the blocks."""
 
     @cache
-    def shared(layout: Layout, variants: int) -> dict[str, np.ndarray]:
+    def shared(layout: SitePairs, variants: int) -> dict[str, np.ndarray]:
         return _shared(layout, variants, axes)
 
     parts = [
@@ -69,7 +69,7 @@ def columns_of(blocks: Sequence[Block], axes: Axes) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _own(block: Block, outer: int, inner: int) -> dict[str, np.ndarray]:
+def _own(block: GridBlock, outer: int, inner: int) -> dict[str, np.ndarray]:
     """Columns that differ from block to block: between sites and treatments lie `outer` values,
     behind them `inner`."""
     rows = np.asarray(block.treatments, np.int32)[block.layout.depth]
@@ -79,7 +79,7 @@ def _own(block: Block, outer: int, inner: int) -> dict[str, np.ndarray]:
     return found | {"treatment": treatment}
 
 
-def _shared(layout: Layout, variants: int, axes: Axes) -> dict[str, np.ndarray]:
+def _shared(layout: SitePairs, variants: int, axes: Axes) -> dict[str, np.ndarray]:
     """The other columns."""
     counts = len(axes.alpha), len(axes.shortcut), len(axes.subset), variants, len(axes.seeds)
     shape, seeds = (len(layout.sites), *counts), np.array(axes.seeds, np.int64)
