@@ -30,8 +30,8 @@ def load(folder: str | Path, models: Mapping[str, Staged] | None = None) -> Resu
     there is no run.
     """
     store = Store.open(folder)
-    rows = table(store.results()).to_pylist()
-    return Results(Path(folder), tuple(rows), len(store.plan["cells"]), dict(models or {}))
+    rows = store.table().to_pylist()
+    return Results(Path(folder), tuple(rows), len(store.planned), dict(models or {}))
 
 
 def behind(moments: Normalisation | None, model: nn.Module) -> nn.Module:

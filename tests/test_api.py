@@ -416,7 +416,7 @@ def test_where_a_sweep_goes(tmp_path, monkeypatch):
 
     def run_sweep(spec, folder, **options):
         seen.update(options, folder=folder)
-        Store.create(tmp_path / "runs/quickstart", spec.dump(), planned(spec).to_json())
+        Store.create(tmp_path / "runs/quickstart", spec.dump(), *planned(spec).stored())
         return Summary
 
     monkeypatch.chdir(tmp_path)

@@ -90,7 +90,7 @@ def test_specs_and_runs(home):
     assert load_spec("~/s.toml").grid.front == ("a",)
     with pytest.raises(FulaError, match=str(home)):
         Store.open("~/runs/x")
-    Store.create("~/runs/x", {}, {"cells": []})
+    Store.create("~/runs/x", {}, {}, {"id": []})
     assert (home / "runs" / "x" / "spec.json").is_file()
 
 

@@ -29,7 +29,7 @@ def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
     from ..study.schedule import schedule
 
     finished = set(done)
-    left = [w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished]
+    left = [w.flops for w in planned.waves if not finished.issuperset(w.cells.ids)]
     found = schedule(left, workers)
     return (
         f"schedule: {len(left)} waves on {workers} workers, {found.efficiency:.0%} of their time "
@@ -53,7 +53,7 @@ def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
         if donor.checkpoint and not user_path(donor.checkpoint).is_file():
             yield f"donor {donor.name}: checkpoint '{user_path(donor.checkpoint)}' is not here"
     finished = set(done)
-    work = sum(w.flops for w in planned.waves if not {c.id for c in w.cells} <= finished)
+    work = sum(w.flops for w in planned.waves if not finished.issuperset(w.cells.ids))
     if work:
         seconds = work / speed(planned.device, planned.precision)
         yield (

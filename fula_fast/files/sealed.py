@@ -5,6 +5,7 @@ A file of ours names its kind, the format of that kind, and a digest of its cont
     JSON          {"kind": ..., "format": 1, "digest": ..., "content": ...}
     safetensors   the same in the header, where `meta` (JSON) is part of the content
     folders       a JSON file `seal.json` with the digest of every file beside it
+    Parquet       a JSON file of ours has the digest of every group of rows (`sealed_rows`)
 
 Every kind is listed here with what to do when one is wrong.
 """
@@ -15,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +26,30 @@ from ..errors import FulaError
 from .atomic import replacing
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from torch import Tensor
 
 _KEYS = {"kind", "format", "digest", "content"}
 _HEADER_KEYS = {"kind", "format", "digest", "meta"}
 _SEAL = "seal.json"
+_BEFORE = ', "content": '
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: its `name` in messages, the `fix` of a damaged one, the newest `format`."""
+    """A kind of file: its `name` in messages, the `fix` of a damaged one, the newest `format` and
+    the `oldest` that is still read."""
 
     name: str
     fix: str
     format: int = 1
+    oldest: int = 1
 
 
 _COPY = "put the copy of a backup in its place, or give another --out"
 RUN_SPEC = Kind("spec of a run", _COPY)
-RUN_PLAN = Kind("plan of a run", _COPY)
+RUN_PLAN = Kind("plan of a run", _COPY, format=2, oldest=2)
+PLAN_CELLS = Kind("cells of a plan", _COPY)
 SURROUNDINGS = Kind("note of where a run was started", _COPY)
 SHARD = Kind("shard of finished cells", "its cells count as missing: --resume does them again")
 STITCHES = Kind("file of stitches", "its cells count as missing: --resume does them again")
@@ -75,9 +82,26 @@ class Newer(FulaError):
         )
 
 
+class Older(FulaError):
+    """A file in a format that only an older version reads."""
+
+    def __init__(self, path: Path, kind: Kind, found: int) -> None:
+        super().__init__(
+            f"{kind.name} '{path}' has format {found}, and this version reads {kind.oldest} and "
+            "later; go on with the older fula_fast that wrote it, or give another --out"
+        )
+
+
 def digest_of(content: Any) -> str:
     """SHA-256 (hex) over canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest(_canonical(content))
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -85,9 +109,13 @@ def digest_of(content: Any) -> str:
 
 
 def write_json(path: Path, kind: Kind, content: Any, indent: int | None = 1) -> str:
-    """Write JSON-able `content`, atomically; returns its digest."""
-    sealed = {"kind": kind.name, "format": kind.format, "digest": digest_of(content)}
-    text = json.dumps(sealed | {"content": content}, indent=indent, allow_nan=False)
+    """Write JSON-able `content`, atomically; returns its digest. Without `indent` it stands there
+    in the form that is hashed, so that large files are verified without forming that anew."""
+    canonical = _canonical(content)
+    sealed = {"kind": kind.name, "format": kind.format, "digest": _digest(canonical)}
+    text = f"{json.dumps(sealed)[:-1]}{_BEFORE}{canonical}}}"
+    if indent is not None:
+        text = json.dumps(sealed | {"content": content}, indent=indent, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
     return sealed["digest"]
@@ -99,7 +127,8 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
     Raises `Damaged` for anything but what `write_json` wrote, `Newer`, and `FileNotFoundError`.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        found = json.loads(text)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -111,7 +140,8 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
     _check_head(path, kind, found, _KEYS)
     content = found["content"]
     try:
-        whole = digest_of(content) == found["digest"]
+        as_hashed = text.partition(_BEFORE)[2].removesuffix("}\n")
+        whole = _digest(as_hashed) == found["digest"] or digest_of(content) == found["digest"]
     except ValueError:  # NaN
         whole = False
     if not whole:
@@ -121,14 +151,21 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
 
 def validated(path: Path, kind: Kind, content: Any, schema: Any) -> Any:
     """`content` as the type `schema`; raises `Damaged` with the first thing that does not fit."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(schema).validate_python(content)
+        return _adapter(schema).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Damaged(path, kind, f"its '{place}' is wrong ({first['msg']})") from None
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def _check_head(path: Path, kind: Kind, found: Mapping[str, Any], keys: set[str]) -> None:
@@ -140,6 +177,8 @@ def _check_head(path: Path, kind: Kind, found: Mapping[str, Any], keys: set[str]
         raise Damaged(path, kind, f"its format '{text}' is no number")
     if int(text) > kind.format:
         raise Newer(path, kind, int(text))
+    if int(text) < kind.oldest:
+        raise Older(path, kind, int(text))
     if found.keys() != keys:
         odd = min(found.keys() ^ keys)
         raise Damaged(path, kind, f"key '{odd}' is {'unknown' if odd in found else 'missing'}")

@@ -240,7 +240,7 @@ def _picture(path: Path, content: bytes, caption: str) -> Picture:
 
 
 def _progress(store: Store, rows: list[Row]) -> dict[str, int]:
-    planned, ok = len(store.plan["cells"]), sum(row["status"] == "ok" for row in rows)
+    planned, ok = len(store.planned), sum(row["status"] == "ok" for row in rows)
     counts = {"planned": planned, "ok": ok, "failed": len(rows) - ok}
     return counts | {"missing": planned - len(rows)}
 

@@ -90,8 +90,8 @@ def _stitching(experiment: Experiment) -> tuple[int, float, int]:
     cells, work, steps = 0, 0.0, 0
     for sweep in experiment.sweeps:
         planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
-        cells += len(planned.cells)
-        work += planned.flops + _evaluation(sweep, planned.cells)
+        cells += len(planned.lanes)
+        work += planned.flops + _evaluation(sweep, planned.lanes)
         steps += sum(wave.steps for wave in planned.waves)
     tasks = driver_of(experiment).tasks(experiment) if experiment.recipe.driver else []
     work, steps = work + sum(t.flops for t in tasks), steps + sum(t.steps for t in tasks)

@@ -88,7 +88,8 @@ def attack_run(
         raise FulaError(
             f"'{folder}' has no finished cell to attack; finish its sweep with --resume"
         )
-    spec, planned = settled_spec(store), replace(Plan.from_json(store.plan), device=device)
+    spec = settled_spec(store)
+    planned = replace(Plan.from_stored(store.plan, store.planned), device=device)
     limit = spec.evaluation.robust_images if limit is None else limit
     settings = {"attack": attack, "images": limit, "options": options, "models": "full precision"}
     results = _Results(store, name or attack, json.loads(json.dumps(settings)))
@@ -148,7 +149,7 @@ class _Attacks:
         task = replace(self.bench.task(self.wave, training=False), cells=tuple(cells))
         shared = self._shared()
         images, labels = attacked_images(next(iter(task.evaluations.values()))(), self.limit)
-        known = {row["cell"]: row for row in self.store.rows()}
+        known = {row["cell"]: row for row in self.store.rows({cell.id for cell in cells})}
         stitches = {cell.id: self.store.stitch(cell.id) for cell in cells}
         lanes = restored(
             task, stitches, {cell.id: self.store.statistics(cell.id) for cell in cells}
@@ -204,8 +205,8 @@ class _Results:
     def write(self, wave: PlannedWave, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep finished rows."""
         if self.store is None:
-            cells = [{"id": cell["id"]} for cell in self.run.plan["cells"]]
-            self.store = Store.create(self.folder, self.settings, {"cells": cells})
+            cells = {"id": list(self.run.cell_ids)}
+            self.store = Store.create(self.folder, self.settings, {}, cells)
         self.store.write(wave.id, rows)
 
     def finish(self) -> RobustRun:

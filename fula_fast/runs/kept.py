@@ -143,10 +143,10 @@ def cell_model(
     `modules`: donors that are at hand, by name; needed for those that the folder does not keep.
     Raises `FulaError` for an unknown or failed cell, and for donors other than the run's.
     """
-    row = next((row for row in store.rows() if row["cell"] == cell_id), None)
+    row = next(iter(store.rows({cell_id})), None)
     if row is None or row["status"] != "ok":
         raise FulaError(f"'{store.folder}' has no finished cell '{cell_id}'; see its results.csv")
-    cell = next(c for c in Plan.from_json(store.plan).cells if c.id == cell_id)
+    cell = Plan.from_stored(store.plan, store.planned).lanes.named(cell_id)
     front, end = (_kept_donor(store, row, role, cell, modules or {}) for role in ("front", "end"))
     model = restored_model(front, end, cell, store.stitch(cell_id), store.statistics(cell_id))
     moments = _surroundings(store.folder)["normalisation"]

@@ -72,7 +72,7 @@ def run_sweep(
         raise FulaError(f"'{folder}' holds no run whose failed cells could be done once more")
     if store is not None:
         planned = _kept(store, resources(spec.engine).budget, planned.device)
-    todo = {cell.id for cell in planned.cells} if store is None else chosen.todo(store)
+    todo = set(planned.lanes.ids) if store is None else chosen.todo(store)
     _tell(progress, planned, todo)
     if todo or (planned.similarity and (store is None or missing_pairs(store))):
         run = _Run(spec, folder, planned, progress, modules or {}, chosen)
@@ -97,9 +97,9 @@ def _in_reach(spec: Spec, modules: Mapping[str, Staged]) -> Spec:
 
 
 def _tell(progress: Progress, planned: Plan, todo: set[str]) -> None:
-    work = sum(w.flops for w in planned.waves if todo.intersection(c.id for c in w.cells))
-    if planned.cells:
-        progress.run_started(len(planned.cells), len(planned.cells) - len(todo), work)
+    work = sum(w.flops for w in planned.waves if not todo.isdisjoint(w.cells.ids))
+    if planned.lanes:
+        progress.run_started(len(planned.lanes), len(planned.lanes) - len(todo), work)
     for note in planned.notes:
         progress.note(note)
 
@@ -168,7 +168,7 @@ def work(
     found = resources(spec.engine)
     planned = _kept(store, found.budget, found.device)
     todo = chosen.todo(store) - store.settled(since)
-    progress.run_started(len(planned.cells), len(planned.cells) - len(todo))
+    progress.run_started(len(planned.lanes), len(planned.lanes) - len(todo))
     with keeping_memory(found.device == "cpu"):
         bench = Workbench(spec, planned, progress, donors=chosen.donors)
         work_on(bench, store, todo, chosen, since)
@@ -186,7 +186,7 @@ def _existing(spec: Spec, folder: Path, planned: Plan, resume: bool) -> Store | 
             f"'{folder}' holds a run of this spec already; add --resume to go on with it, "
             "or give another --out"
         )
-    store = Store.create(folder, _identity(spec), planned.to_json())
+    store = Store.create(folder, _identity(spec), *planned.stored())
     store.verify_stitches()
     return store
 
@@ -196,7 +196,7 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
 
     Raises `FulaError` where the device cannot do it.
     """
-    kept = Plan.from_json(store.plan)
+    kept = Plan.from_stored(store.plan, store.planned)
     if kept.device == device:
         return kept
     if kept.precision == TF32 and device == "cpu":
@@ -226,7 +226,7 @@ def _begun(spec: Spec, folder: Path, bench: Workbench, planned: Plan, workers: i
             for part in absent:
                 part.rmdir()
         raise
-    return Store.create(folder, _identity(spec), planned.to_json())
+    return Store.create(folder, _identity(spec), *planned.stored())
 
 
 def _trainer(spec: Spec, bench: Workbench, workers: int) -> Callable[[list[str]], None] | None:
@@ -240,7 +240,7 @@ def _trainer(spec: Spec, bench: Workbench, workers: int) -> Callable[[list[str]]
 def _refuse_other(spec: Spec, folder: Path) -> None:
     """`FulaError` with the difference where the folder's run has another spec."""
     store = Store.open(folder)
-    Store.create(folder, _identity(spec), store.plan)
+    Store.create(folder, _identity(spec), store.plan, {"id": list(store.cell_ids)})
 
 
 def _identity(spec: Spec) -> dict[str, Any]:
@@ -255,12 +255,12 @@ _PLACE = ("memory", "device", "kind", "workers", "track", "slurm", "ray")
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:
     store.tidy()
-    if planned.cells:
+    if planned.lanes:
         store.write_tables()
     write_similarity(store)
     failed = len(store.failed())
     waiting = len(store.missing()) - failed
-    return Finished(store.folder, len(planned.cells), failed, seconds, waiting)
+    return Finished(store.folder, len(planned.lanes), failed, seconds, waiting)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 
 from ..engine.task import Outcome, WaveTask
@@ -47,17 +47,32 @@ def _free_waves(
             )
         if taken or since:
             todo -= store.settled(since)
-        waiting = [wave for wave in waiting if todo.intersection(cell.id for cell in wave.cells)]
-        free = next((wave for wave in waiting if wave.id not in taken), None)
+        free = _first_free(waiting, taken, todo)
         if free is not None:
             if store.writers.claim(free.id):
                 waiting.remove(free)
                 if since:  # finished meanwhile?
                     todo -= store.settled(since)
-                if todo.intersection(cell.id for cell in free.cells):
+                if not todo.isdisjoint(free.cells.ids):
                     yield free
         elif waiting:
             time.sleep(_WAIT_SECONDS)
+
+
+def _first_free(
+    waiting: list[PlannedWave], taken: Container[str], todo: set[str]
+) -> PlannedWave | None:
+    """The first wave with cells in `todo` that is not taken. Waves before it without any are no
+    longer waited for."""
+    kept: list[PlannedWave] = []
+    for place, wave in enumerate(waiting):
+        if not todo.isdisjoint(wave.cells.ids):
+            kept.append(wave)
+            if wave.id not in taken:
+                waiting[: place + 1] = kept
+                return wave
+    waiting[:] = kept
+    return None
 
 
 def _run_wave(

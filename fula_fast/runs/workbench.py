@@ -116,7 +116,7 @@ class Workbench:
         self._check_pair(wave, front, end)
         images = self._images(wave)
         return WaveTask(
-            cells=wave.cells,
+            cells=tuple(wave.cells),
             front=front.staged,
             end=end.staged,
             stream=images.stream(self.spec.data.stream) if training and wave.key.epochs else None,

@@ -1,6 +1,7 @@
 """A run's folder on disk: `Store`.
 
-    RUN/spec.json, plan.json      what was asked, and how it was cut into cells and waves
+    RUN/spec.json, plan.json      what was asked, and how it was cut into waves
+    RUN/plan.parquet              its cells, wave by wave
     RUN/cells/ab/*.json           finished cells, one shard per write; the source of truth
     RUN/stitches/ab/*.safetensors the stitches of a shard
     RUN/checkpoints/*.safetensors a wave's progress
@@ -13,7 +14,8 @@ There is no database and no lock, so several processes, or machines that share a
 may write different waves of one run.
 """
 
-from .run_folder import Store, StoreWarning
+from .finished import StoreWarning
+from .run_folder import Store
 from .tables import COLUMNS
 
 __all__ = ["COLUMNS", "Store", "StoreWarning"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from .run_folder import Store
+
+Waves = Mapping[str, Sequence[str]]
+"""The ids of each wave's cells."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +63,30 @@ def status_of(store: Store) -> Status:
     dead and do not count."""
     latest = {row["cell"]: row for row in store.rows()}
     ok = {cell for cell, row in latest.items() if row["status"] == "ok"}
-    waves = {wave["id"]: wave for wave in store.plan["waves"]}
+    waves = store.waves()
     workers = [_running(store, note, waves) for note in store.writers.alive()]
     busy = _cells_of(waves, [w.wave for w in workers]) - ok
     failed = {cell for cell in latest if cell not in ok} - busy
     begun = [wave for wave in waves if store.epochs_of(wave) is not None]
     left = _cells_of(waves, begun) - ok - busy - failed
-    waiting = len(store.plan["cells"]) - len(ok) - len(busy) - len(failed) - len(left)
+    cells = len(store.planned)
+    waiting = cells - len(ok) - len(busy) - len(failed) - len(left)
     return Status(
-        len(store.plan["cells"]), len(ok), len(failed), len(busy), len(left), waiting,
+        cells, len(ok), len(failed), len(busy), len(left), waiting,
         tuple(sorted(workers, key=lambda w: (w.host, w.pid))), _reasons(latest, failed),
         _seconds_left(store, waves, ok | failed) if workers else None,
     )  # fmt: skip
 
 
-def _running(store: Store, note: Mapping[str, Any], waves: Mapping[str, Any]) -> Running:
+def _running(store: Store, note: Mapping[str, Any], waves: Waves) -> Running:
     wave = note["wave"]
-    count = len(waves[wave]["cells"]) if wave in waves else 0
+    count = len(waves.get(wave, ()))
     epochs = store.epochs_of(wave) if count else None
     return Running(note["host"], note["pid"], note["started"], wave, count, epochs)
 
 
-def _cells_of(waves: Mapping[str, Any], ids: list[str]) -> set[str]:
-    return {cell for name in ids if name in waves for cell in waves[name]["cells"]}
+def _cells_of(waves: Waves, ids: list[str]) -> set[str]:
+    return {cell for name in ids for cell in waves.get(name, ())}
 
 
 def _reasons(latest: Mapping[str, Mapping[str, Any]], failed: set[str]) -> dict[str, int]:
@@ -94,17 +98,17 @@ def _reasons(latest: Mapping[str, Mapping[str, Any]], failed: set[str]) -> dict[
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _seconds_left(store: Store, waves: Mapping[str, Any], over: set[str]) -> float | None:
+def _seconds_left(store: Store, waves: Waves, over: set[str]) -> float | None:
     """Work left over the pace since the latest start: FLOPs of the waves' cells."""
     started = max((_unix(launch["started"]) for launch in store.launches()), default=None)
     if started is None:
         return None
     fresh, left = 0.0, 0.0
     lately = {cell for cell, when in store.written().items() if _unix(when) >= started}
-    for wave in waves.values():
-        each = (wave["flops"] or 1) / len(wave["cells"])
-        fresh += each * len(lately.intersection(wave["cells"]))
-        left += each * len(set(wave["cells"]) - over)
+    for cells, flops in zip(waves.values(), store.plan["waves"]["flops"], strict=True):
+        each = (flops or 1) / len(cells)
+        fresh += each * len(lately.intersection(cells))
+        left += each * len(set(cells) - over)
     return left * (time.time() - started) / fresh if fresh else None
 
 

@@ -4,59 +4,44 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from ..errors import FulaError, FulaWarning
+from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder as made
-from ..files.atomic import remove, remove_stale, writing
+from ..files.atomic import remove, remove_stale
 from ..files.paths import user_path
-from ..files.sealed import CHECKPOINT, LAUNCH, RUN_PLAN, RUN_SPEC, STITCHES
-from .cross_layer import with_self_accuracy
+from ..files.sealed import CHECKPOINT, LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
+from ..files.sealed_rows import Seal, SealedRows, write_rows
+from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
-from .shards import (
-    STATUSES,
-    Shard,
-    clean_rows,
-    folder_of,
-    next_stem,
-    read_shard,
-    wave_of,
-    write_shard,
-)
-from .tables import write_tables
+from .finished import FinishedCells, warn
+from .shards import STATUSES, Shard, clean_rows, folder_of, next_stem, write_shard
+from .tables import batches, save_tables, table_of
 from .writers import Writers
 
 if TYPE_CHECKING:
+    import pyarrow
     from torch import Tensor
 
 
+_CELLS = "plan.parquet"
 _STATISTICS = "statistics/"
 """Before a cell's id, in the names of the statistics beside its stitch."""
 
 
-class StoreWarning(FulaWarning):
-    """A file of the run is damaged; what it held counts as missing and will be done again."""
-
-
-class _Cell(TypedDict):
-    """What every cell of a plan has; its specification stands beside."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    id: str
-
-
 class _Plan(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    cells: list[_Cell]
+    seal: Seal
 
 
 class _Spec(TypedDict):
@@ -74,17 +59,17 @@ class Store:
     """A run's folder: its spec and plan, finished cells, stitches, wave checkpoints and tables.
 
     Make one with `Store.create` (to work) or `Store.open` (to read; writes nothing by itself).
-    All writes are atomic and raise `FulaError` where the folder cannot be written.
+    All writes are atomic and raise `FulaError` where the folder cannot be written. `planned`: the
+    columns of the planned cells, wave by wave.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any], plan: dict[str, Any]) -> None:
         self.folder = folder
         self.spec = spec
         self.plan = plan
-        self._id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
-        self._planned = dict.fromkeys(cell["id"] for cell in plan["cells"])  # in order
-        self._shards: dict[Path, Shard] = {}  # shards never change: each is read once
-        self._damaged: set[Path] = set()
+        self.id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
+        self.planned = SealedRows(folder / _CELLS, PLAN_CELLS, plan["seal"])
+        self._finished = FinishedCells(folder, self.id)
         self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
         self._by_cell: dict[str, list[Shard]] = {}
         self._indexed = 0  # shards that the index knows
@@ -92,17 +77,28 @@ class Store:
         self.writers = Writers(folder / "writers")
 
     @classmethod
-    def create(cls, path: str | Path, spec: dict[str, Any], plan: dict[str, Any]) -> Store:
+    def create(
+        cls,
+        path: str | Path,
+        spec: dict[str, Any],
+        plan: Mapping[str, Any],
+        cells: Mapping[str, Any],
+    ) -> Store:
         """Start a run in `path`, or go on with the same run.
 
-        `spec` and `plan` are JSON-able; `plan["cells"]` lists the cells, each with its `id`. A
-        folder that holds the same spec keeps its stored plan (partition, precision, backend).
-        Raises `FulaError` if the folder holds another spec, or other cells for this spec.
+        `spec` and `plan` are JSON-able. `cells`: columns of the planned cells, their `id` and what
+        else a plan says of them; `position` is their order (default: as they stand). A folder that
+        holds the same spec keeps its stored plan (partition, precision, backend). Raises
+        `FulaError` if the folder holds another spec, or other cells for this spec.
         """
         folder = user_path(path)
-        spec, plan = json.loads(json.dumps(spec)), json.loads(json.dumps(plan))
-        if not os.path.lexists(folder / "spec.json"):
-            written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan)
+        spec = json.loads(json.dumps(spec))
+        known = os.path.lexists(folder / "spec.json")
+        if not known:
+            cells = {"position": range(len(cells["id"])), **cells}
+            seal = write_rows(folder / _CELLS, cells)
+            plan = json.loads(json.dumps({**plan, "seal": seal}))
+            written = sealed.write_json(folder / "plan.json", RUN_PLAN, plan, indent=None)
             named = {"spec": spec, "plan": written}  # last: a folder with a spec is a run
             sealed.write_json(folder / "spec.json", RUN_SPEC, named)
         store = cls.open(folder)
@@ -111,7 +107,7 @@ class Store:
                 f"'{folder}' holds a run of another spec "
                 f"({describe_differences(store.spec, spec)}); give another --out, or the old spec"
             )
-        if store._planned.keys() != {cell["id"] for cell in plan["cells"]}:
+        if known and store.cell_ids.keys() != set(map(_text, cells["id"])):
             raise FulaError(
                 f"'{folder}' was planned with other cells for this same spec, so by another "
                 "version of fula_fast; give another --out"
@@ -133,32 +129,48 @@ class Store:
 
     # Cells
 
+    @cached_property
+    def cell_ids(self) -> dict[str, None]:
+        """The ids of the planned cells, in the plan's order."""
+        found = self.planned.all_of("id", "position")
+        return dict.fromkeys(found["id"].take(found["position"].to_numpy().argsort()).to_pylist())
+
+    def waves(self) -> dict[str, list[str]]:
+        """The planned waves, each with the ids of its cells."""
+        ids, start, found = self.planned.all_of("id")["id"].to_pylist(), 0, {}
+        waves = self.plan["waves"]
+        for name, count in zip(waves["id"], waves["cells"], strict=True):
+            found[name] = ids[start : start + count]
+            start += count
+        return found
+
     def done(self) -> set[str]:
         """Ids of the cells that have an `ok` row."""
-        return {row["cell"] for row in self._latest().values() if row["status"] == "ok"}
+        return {cell for cell, (shard, k) in self._finished.counting().items() if shard.ok[k]}
 
     def failed(self) -> set[str]:
         """Ids of the cells whose only rows are `failed`."""
-        return {row["cell"] for row in self._latest().values() if row["status"] == "failed"}
+        return {cell for cell, (shard, k) in self._finished.counting().items() if not shard.ok[k]}
 
     def settled(self, since: str | None) -> set[str]:
         """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""
-        late = () if since is None else (s for s in self._all() if s.written >= since)
-        return self.done() | {row["cell"] for shard in late for row in shard.rows}
+        late = [] if since is None else [s for s in self._shards() if s.written >= since]
+        return self.done().union(*(shard.cells for shard in late))
 
     def written(self) -> dict[str, str]:
         """When each cell was last written: UTC, ISO 8601."""
-        return {row["cell"]: shard.written for shard in self._all() for row in shard.rows}
+        return {cell: shard.written for shard in self._shards() for cell in shard.cells}
 
     def missing(self) -> list[str]:
         """Ids of the planned cells that are not done (failed ones too), in the plan's order."""
         done = self.done()
-        return [cell for cell in self._planned if cell not in done]
+        return [cell for cell in self.cell_ids if cell not in done]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per finished cell, in the plan's order; `ok` rows supersede `failed` ones."""
-        latest = self._latest()
-        return [latest[cell] for cell in self._planned if cell in latest]
+    def rows(self, cells: Container[str] | None = None) -> list[dict[str, Any]]:
+        """One row per finished cell (of `cells` alone, where given), in the plan's order; `ok` rows
+        supersede `failed` ones."""
+        found = {row["cell"]: row for rows in self._finished.rows(cells) for row in rows}
+        return [found[cell] for cell in self.cell_ids if cell in found]
 
     def write(
         self,
@@ -177,7 +189,7 @@ class Store:
         rows, stitches, statistics = clean_rows(rows), stitches or {}, statistics or {}
         self._check(rows, {*stitches, *statistics})
         sub = folder_of(wave_id)
-        stem = next_stem(self._paths(sub), wave_id, rows)
+        stem = next_stem(self._finished.paths(sub), wave_id, rows)
         named = {**stitches, **{_STATISTICS + cell: part for cell, part in statistics.items()}}
         tensors = {
             f"{owner}/{name}": t for owner, part in named.items() for name, t in part.items()
@@ -187,16 +199,16 @@ class Store:
         shard, entry = self.folder / "cells" / sub / f"{stem}.json", None
         try:
             if tensors:
-                meta = {"run": self._id, "wave": wave_id}
+                meta = {"run": self.id, "wave": wave_id}
                 digest = sealed.write_tensors(stitches_file, STITCHES, tensors, meta)
                 entry = stitches_file, digest
-            write_shard(shard, self._id, wave_id, rows, entry)
+            write_shard(shard, self.id, wave_id, rows, entry)
         except BaseException:
             # A shard in its place (only the flush of its folder failed) needs its stitches.
             if not shard.exists():
                 stitches_file.unlink(missing_ok=True)
             raise
-        self._set_aside(wave_id)
+        self._finished.set_aside(wave_id)
 
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell, as CPU tensors by name; raises `FulaError` if unknown."""
@@ -222,13 +234,12 @@ class Store:
 
     def _index(self) -> dict[str, list[Shard]]:
         """Shards by the cells that are `ok` in them."""
-        shards = self._all()
+        shards = self._shards()
         if len(shards) != self._indexed:
             self._by_cell, self._indexed = {}, len(shards)
             for shard in shards:
-                for row in shard.rows:
-                    if row["status"] == "ok":
-                        self._by_cell.setdefault(row["cell"], []).append(shard)
+                for cell in compress(shard.cells, shard.ok):
+                    self._by_cell.setdefault(cell, []).append(shard)
         return self._by_cell
 
     def _read_stitches(self, shard: Shard) -> dict[str, Tensor]:
@@ -253,14 +264,12 @@ class Store:
 
     def verify_stitches(self) -> None:
         """Read all stitches; the cells of damaged ones count as missing from then on."""
-        for shard in self._all():
+        for shard in self._shards():
             if shard.stitches:
                 try:
                     self._read_stitches(shard)
                 except (sealed.Damaged, FileNotFoundError) as error:
-                    del self._shards[shard.path]
-                    self._damaged.add(shard.path)
-                    _warn(error)
+                    self._finished.drop(shard, error)
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows.
@@ -268,26 +277,46 @@ class Store:
         Raises `FulaError` for those.
         """
         new = {n: h for n, h in hashes.items() if self._donors.get(n) != h}
-        for row in self.rows() if new else ():
-            for side in ("front", "end"):
-                stored, given = row.get(f"{side}_hash"), new.get(row.get(side, ""))
-                if row["status"] == "ok" and stored and given and stored != given:
-                    raise FulaError(
-                        f"donor '{row[side]}' has content hash {given}, but the finished cells of "
-                        f"'{self.folder}' used {stored}; restore that donor or give another --out"
-                    )
+        used = {each for shard in self._shards() for each in shard.donors} if new else ()
+        for name, stored in sorted(used):
+            if stored != new.get(name, stored):
+                raise FulaError(
+                    f"donor '{name}' has content hash {new[name]}, but the finished cells of "
+                    f"'{self.folder}' used {stored}; restore that donor or give another --out"
+                )
         self._donors |= new
 
     # Tables, launches, logs
 
     def write_tables(self) -> None:
         """Rebuild `results.parquet` and `results.csv` from the shards."""
-        write_tables(self.folder, self.results())
+        save_tables(self.folder, self.table())
+
+    def table(self) -> pyarrow.Table:
+        """The rows of `results()` as a table, without an object for each."""
+        shards: list[Shard] = []
+
+        def read() -> Iterator[list[dict[str, Any]]]:
+            shards.clear()
+            for shard, rows in self._finished.every_row():
+                shards.append(shard)
+                yield rows
+
+        found = table_of(lambda: batches(read()))
+        ends = accumulate(len(shard.cells) for shard in shards)
+        starts = {shard: end - len(shard.cells) for shard, end in zip(shards, ends, strict=True)}
+        counting = self._finished.counting()
+        rows = (counting[cell] for cell in self.cell_ids if cell in counting)
+        places = np.array([starts[shard] + k for shard, k in rows if shard in starts], np.int64)
+        return with_self_accuracy_columns(found.take(places), self._axes)
 
     def results(self) -> list[dict[str, Any]]:
         """`rows()` with the Self-Accuracy of every whole cross-layer matrix, as the tables have."""
-        axes = tuple(self.spec.get("grid", {}).get("axes", {}))
-        return with_self_accuracy(self.rows(), axes)
+        return with_self_accuracy(self.rows(), self._axes)
+
+    @property
+    def _axes(self) -> tuple[str, ...]:
+        return tuple(self.spec.get("grid", {}).get("axes", {}))
 
     def add_launch(self, info: Mapping[str, Any]) -> None:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""
@@ -304,7 +333,7 @@ class Store:
             try:
                 found.append(sealed.read_json(path, LAUNCH, dict[str, Any]))
             except (sealed.Damaged, sealed.Newer) as error:
-                _warn(error)
+                warn(error)
         return found
 
     @property
@@ -319,7 +348,7 @@ class Store:
     ) -> None:
         """Replace the wave's checkpoint: named arrays or tensors, and JSON-able `meta`."""
         self._check_there()
-        named = {"run": self._id, "wave": wave_id, "meta": meta}
+        named = {"run": self.id, "wave": wave_id, "meta": meta}
         sealed.write_tensors(self._checkpoint(wave_id), CHECKPOINT, tensors, named)
 
     def load_checkpoint(self, wave_id: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -327,12 +356,12 @@ class Store:
         path = self._checkpoint(wave_id)
         try:
             tensors, found = sealed.read_tensors(path, CHECKPOINT, _Progress)
-            if (found["run"], found["wave"]) != (self._id, wave_id):
+            if (found["run"], found["wave"]) != (self.id, wave_id):
                 raise sealed.Damaged(path, CHECKPOINT, "it is of another wave or run")
         except FileNotFoundError:
             return None
         except sealed.Damaged as error:
-            _warn(error)
+            warn(error)
             remove(path)
             return None
         return tensors, found["meta"]
@@ -359,48 +388,18 @@ class Store:
     def _stitches(self, sub: str) -> Path:
         return self.folder / "stitches" / sub
 
-    def _paths(self, sub: str = "??") -> list[Path]:
-        return [path for path in (self.folder / "cells").glob(f"{sub}/*.json") if wave_of(path)]
-
-    def _all(self) -> list[Shard]:
-        """All sound shards, oldest first; each damaged one is named once."""
-        for path in self._paths():
-            if path not in self._shards and path not in self._damaged:
-                self._read(path)
-        return sorted(self._shards.values(), key=lambda shard: (shard.written, shard.path.name))
-
-    def _read(self, path: Path) -> None:
-        with suppress(FileNotFoundError):  # set aside by another process
-            try:
-                self._shards[path] = read_shard(path, self._id, self._stitches(path.parent.name))
-            except sealed.Damaged as error:
-                self._damaged.add(path)
-                _warn(error)
-
-    def _latest(self) -> dict[str, dict[str, Any]]:
-        """Each cell's row: its first `ok` one, else its last `failed` one."""
-        latest: dict[str, dict[str, Any]] = {}
-        for shard in self._all():
-            for row in shard.rows:
-                if latest.get(row["cell"], {}).get("status") != "ok":
-                    latest[row["cell"]] = row
-        return latest
+    def _shards(self) -> list[Shard]:
+        return self._finished.shards()
 
     def _check(self, rows: list[dict[str, Any]], stitches: set[str]) -> None:
         """Mistakes of the caller, not of a user."""
         cells = {row.get("cell") for row in rows}
-        if unknown := cells - self._planned.keys():
+        if unknown := cells - self.cell_ids.keys():
             raise ValueError(f"rows of cells that are not in the plan: {sorted(map(str, unknown))}")
         if wrong := {row.get("status") for row in rows} - set(STATUSES):
             raise ValueError(f"row status {wrong} is none of {STATUSES}")
         if stray := stitches - cells:
             raise ValueError(f"stitches without a row: {sorted(stray)}")
-
-    def _set_aside(self, wave_id: str) -> None:
-        for path in [path for path in self._damaged if wave_of(path) == wave_id]:
-            with writing(path), suppress(FileNotFoundError):
-                path.rename(path.with_suffix(".json.damaged"))
-            self._damaged.discard(path)
 
     def _check_there(self) -> None:
         """Refuse to make a folder anew that was moved or deleted while its run went on."""
@@ -411,8 +410,8 @@ class Store:
             )
 
 
-def _warn(error: Exception) -> None:
-    warnings.warn(str(error), StoreWarning, stacklevel=3)
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _read(folder: Path, name: str, kind: sealed.Kind, schema: Any) -> Any:

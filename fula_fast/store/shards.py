@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from ..errors import not_none
@@ -22,12 +22,13 @@ STATUSES = ("ok", "failed")
 _NAME = re.compile(r"(?P<wave>.+)-(?P<order>\d{4,})-[0-9a-f]{12}\.json")
 
 
-class Row(TypedDict):
-    """What every row has; measures and settings stand beside."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    cell: str
-    status: Literal["ok", "failed"]
+def _known(rows: list[Any]) -> list[Any]:
+    for row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get("cell"), str)):
+            raise ValueError("a row names no cell")
+        if row.get("status") not in STATUSES:
+            raise ValueError(f"the status of a row is none of {STATUSES}")
+    return rows
 
 
 class _Stitches(TypedDict):
@@ -41,17 +42,20 @@ class _Content(TypedDict):
     wave: str
     written: str
     stitches: _Stitches | None
-    rows: list[Row]
+    rows: Annotated[list[Any], AfterValidator(_known)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
-    """One shard as read: its rows, and the file of their stitches with its digest (`None`, "": no
-    stitches)."""
+    """One shard as read, without its rows: their cells and whether each is `ok`, the content hashes
+    of the donors of those (name, hash), and the file of their stitches with its digest (`None`, "":
+    no stitches)."""
 
     path: Path
     written: str
-    rows: tuple[dict[str, Any], ...]
+    cells: tuple[str, ...]
+    ok: tuple[bool, ...]
+    donors: frozenset[tuple[str, str]]
     stitches: Path | None
     digest: str
 
@@ -98,19 +102,27 @@ def write_shard(
     sealed.write_json(path, SHARD, head | {"stitches": entry, "rows": rows}, indent=None)
 
 
-def read_shard(path: Path, run: str, stitches_folder: Path) -> Shard:
-    """Read and verify a shard of the run `run`, and that its stitches have their size.
+def read_shard(path: Path, run: str, stitches_folder: Path) -> tuple[Shard, list[dict[str, Any]]]:
+    """Read and verify a shard of the run `run`, and that its stitches have their size; its rows.
 
     Raises `sealed.Damaged`, `sealed.Newer`, and `FileNotFoundError`.
     """
     content = sealed.read_json(path, SHARD, _Content)
     if content["run"] != run:
         raise sealed.Damaged(path, SHARD, "it is of another run")
-    entry = content["stitches"]
+    entry, rows = content["stitches"], content["rows"]
     file = entry and _stitches(path, stitches_folder / Path(entry["file"]).name, entry["bytes"])
-    return Shard(
-        path, content["written"], tuple(content["rows"]), file, entry["digest"] if entry else ""
-    )
+    cells, ok = tuple(row["cell"] for row in rows), tuple(row["status"] == "ok" for row in rows)
+    donors = frozenset(_donors(row for row in rows if row["status"] == "ok"))
+    digest = entry["digest"] if entry else ""
+    return Shard(path, content["written"], cells, ok, donors, file, digest), rows
+
+
+def _donors(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for row in rows:
+        for side in ("front", "end"):
+            if found := row.get(f"{side}_hash"):
+                yield row.get(side, ""), found
 
 
 def _stitches(shard: Path, path: Path, expected: int) -> Path:

@@ -73,7 +73,7 @@ MEANINGS = {
 def write_pair(store: Store, pair: Sequence[str], facts: Mapping[str, Any], rows: Any) -> None:
     """Store the finished rows of a (front, end) pair. `facts`: what decides them, beside the spec:
     content hashes of donors and images."""
-    content = {"run": _run(store), "pair": list(pair), "facts": dict(facts), "rows": list(rows)}
+    content = {"run": store.id, "pair": list(pair), "facts": dict(facts), "rows": list(rows)}
     sealed.write_json(_path(store, pair), sealed.SIMILARITY, content, indent=None)
 
 
@@ -83,7 +83,7 @@ def read_pair(store: Store, pair: Sequence[str]) -> dict[str, Any] | None:
     path = _path(store, pair)
     try:
         found = sealed.read_json(path, sealed.SIMILARITY, dict[str, Any])
-        if (found["run"], found["pair"]) != (_run(store), list(pair)):
+        if (found["run"], found["pair"]) != (store.id, list(pair)):
             raise sealed.Damaged(path, sealed.SIMILARITY, "it is of another pair or run")
     except FileNotFoundError:
         return None
@@ -143,10 +143,6 @@ def write_similarity(store: Store) -> None:
     if planned_pairs(store):
         rows = similarity_rows(store)
         write_tables(store.folder, rows, "similarity", SIMILARITY_COLUMNS)
-
-
-def _run(store: Store) -> str:
-    return sealed.digest_of([store.spec, store.plan])
 
 
 def _path(store: Store, pair: Sequence[str]) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from ..files.atomic import replacing
 
 if TYPE_CHECKING:
     import pyarrow
+
+Row = dict[str, Any]
 
 COLUMNS: dict[str, str] = {
     "cell": "string",
@@ -57,29 +60,129 @@ SETTING = ("protocol", "alpha", "shortcut", "subset", "weighting", "bn", "epochs
 """Columns that tell settings apart, beside the run's own axes."""
 
 
-def table(rows: Iterable[dict[str, Any]], columns: Mapping[str, str] = COLUMNS) -> pyarrow.Table:
+def table(rows: Iterable[Row], columns: Mapping[str, str] = COLUMNS) -> pyarrow.Table:
     """Rows as an Arrow table: known columns always there, null where a row has no value.
 
     Raises `FulaError` for a value that its column's type cannot hold.
     """
     import pyarrow
 
-    rows = list(rows)
-    types = {**columns, **_extra_types(rows, columns)}
-    arrays = {name: _array(name, kind, rows) for name, kind in types.items()}
-    return pyarrow.table(arrays)
+    values = _values(list(rows), columns)
+    extra = {n: _extra_type(n, values[n]) for n in _ordered(values.keys() - columns.keys())}
+    types = {**columns, **extra}
+    return pyarrow.table({name: _array(name, kind, values[name]) for name, kind in types.items()})
+
+
+def _values(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, Sequence[Any]]:
+    """The columns' values, None where a row has none."""
+    keys = sorted(set().union(*rows))
+    try:  # rows of finished cells all have the same
+        lists = zip(*map(itemgetter(*keys), rows), strict=True)
+        found = dict(zip(keys, lists, strict=True))
+    except (KeyError, TypeError):
+        found = {name: [row.get(name) for row in rows] for name in keys}
+    return {name: [None] * len(rows) for name in columns} | found
+
+
+def table_of(
+    read: Callable[[], Iterable[list[Row]]], columns: Mapping[str, str] = COLUMNS
+) -> pyarrow.Table:
+    """The table of rows that `read` gives in batches, of which one is in memory at a time.
+
+    Other columns have the types that all their values allow; where batches differ in one, all are
+    read once more.
+    """
+    import pyarrow
+
+    parts = [table(rows, columns) for rows in read()] or [table((), columns)]
+    types, clash = _common_types(parts, columns)
+    if clash:
+        parts = [table(rows, types) for rows in read()]
+    schema = pyarrow.schema([(name, _arrow_type(kind)) for name, kind in types.items()])
+    return pyarrow.concat_tables([_cast(part, schema) for part in parts])
+
+
+def batches(parts: Iterable[list[Row]]) -> Iterator[list[Row]]:
+    """Lists of rows joined to some thousands."""
+    batch: list[Row] = []
+    for part in parts:
+        batch += part
+        if len(batch) >= _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+_BATCH = 10_000
+
+
+def _common_types(
+    parts: Iterable[pyarrow.Table], columns: Mapping[str, str]
+) -> tuple[dict[str, str], bool]:
+    """The types of all columns in order, and whether some part has another one."""
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        for name in part.column_names:
+            kinds = found.setdefault(name, set())
+            if part[name].null_count < len(part):
+                kinds.add(_kind(part.schema.field(name).type))
+    extra = {name: _together(kinds) for name, kinds in found.items() if name not in columns}
+    clash = any(len(kinds) > 1 for name, kinds in found.items() if name not in columns)
+    return {**columns, **{name: extra[name] for name in _ordered(extra)}}, clash
+
+
+def _together(kinds: set[str]) -> str:
+    if len(kinds) < 2:
+        return next(iter(kinds), "double")
+    return "double" if kinds == {"bool", "double"} else "string"
+
+
+def _kind(found: pyarrow.DataType) -> str:
+    return "list" if str(found).startswith("list") else str(found)
+
+
+def _cast(part: pyarrow.Table, schema: pyarrow.Schema) -> pyarrow.Table:
+    """The part with all columns of the schema; one without values is of any type."""
+    import pyarrow
+
+    columns = [
+        part[field.name]
+        if field.name in part.column_names and part.schema.field(field.name).type == field.type
+        else pyarrow.nulls(len(part), field.type)
+        for field in schema
+    ]
+    return pyarrow.table(columns, schema)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Further columns: versions first, by name."""
+    return sorted(names, key=lambda name: (not name.startswith("version_"), name))
+
+
+def with_columns(found: pyarrow.Table, added: Mapping[str, Any]) -> pyarrow.Table:
+    """The table with further columns (doubles) in their places."""
+    import pyarrow
+
+    columns = {name: found[name] for name in found.column_names}
+    columns |= {name: pyarrow.array(v, pyarrow.float64()) for name, v in added.items()}
+    known = [name for name in found.column_names if name in COLUMNS]
+    return pyarrow.table(
+        {name: columns[name] for name in (*known, *_ordered(columns.keys() - known))}
+    )
 
 
 def write_tables(
-    folder: Path,
-    rows: Iterable[dict[str, Any]],
-    stem: str = "results",
-    columns: Mapping[str, str] = COLUMNS,
+    folder: Path, rows: Iterable[Row], stem: str = "results", columns: Mapping[str, str] = COLUMNS
 ) -> None:
     """Write `results.parquet` and `results.csv` (null is an empty field) with the same values."""
+    save_tables(folder, table(rows, columns), stem)
+
+
+def save_tables(folder: Path, results: pyarrow.Table, stem: str = "results") -> None:
+    """Write a table in both formats."""
     from pyarrow import csv, parquet
 
-    results = table(rows, columns)
     with replacing(folder / f"{stem}.parquet") as temporary:
         parquet.write_table(results, temporary)
     with replacing(folder / f"{stem}.csv") as temporary:
@@ -110,14 +213,8 @@ def _inert(results: pyarrow.Table) -> pyarrow.Table:
     return results
 
 
-def _extra_types(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
-    names = sorted({name for row in rows for name in row} - set(columns))
-    names.sort(key=lambda name: not name.startswith("version_"))
-    return {name: _extra_type(name, [row.get(name) for row in rows]) for name in names}
-
-
-def _extra_type(name: str, values: list[Any]) -> str:
-    kinds = {type(value) for value in values if value is not None}
+def _extra_type(name: str, values: Sequence[Any]) -> str:
+    kinds = set(map(type, values)) - {type(None)}
     if kinds == {list} and all(_are_numbers(v) for v in values if v is not None):
         return "list"
     if name.startswith("version_") or kinds - {bool, int, float}:
@@ -125,11 +222,10 @@ def _extra_type(name: str, values: list[Any]) -> str:
     return "bool" if kinds == {bool} else "double"
 
 
-def _array(name: str, kind: str, rows: list[dict[str, Any]]) -> pyarrow.Array:
+def _array(name: str, kind: str, values: Sequence[Any]) -> pyarrow.Array:
     import pyarrow
 
-    values = [row.get(name) for row in rows]
-    if kind == "string":
+    if kind == "string" and set(map(type, values)) - {str, type(None)}:
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     try:
         return pyarrow.array(values, _arrow_type(kind))

@@ -17,16 +17,22 @@ def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int
     the gradient of the activations; frozen weights need none). Attacked lanes run front, stitch and
     tail twice for every attack step, and the front once for themselves.
     """
-    batch = cells[0].protocol.batch_size
-    attacked = [cell for cell in cells if cell.alpha > 0]
-    shared = 0
-    if len(attacked) < len(cells):
-        deepest = max(cell.front_site for cell in cells)
-        shared = front.flops_between(0, deepest) + sum(end.flops) + end.head_flops
-    return batch * (shared + sum(_lane_flops(cell, front, end) for cell in cells))
+    plain = any(cell.alpha == 0 for cell in cells)
+    shared = shared_flops(max(cell.front_site for cell in cells), plain, front, end)
+    lanes = sum(lane_flops(cell, front, end) for cell in cells)
+    return cells[0].protocol.batch_size * (shared + lanes)
 
 
-def _lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
+def shared_flops(deepest: int, plain: bool, front: DonorFacts, end: DonorFacts) -> int:
+    """Per image, what the lanes of a wave share. `deepest`: front site; `plain`: some lane is not
+    attacked."""
+    if not plain:
+        return 0
+    return front.flops_between(0, deepest) + sum(end.flops) + end.head_flops
+
+
+def lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
+    """Per image, a lane's own work; of the cell only its sites, objective and attack count."""
     tail = end.flops_between(cell.end_site, end.num_sites) + end.head_flops
     stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
     work = stitch + tail  # dm: one forward pass moves the running statistics

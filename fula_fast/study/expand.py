@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
+
+import numpy as np
 
 from ..attacks.names import parse
 from ..errors import FulaError
@@ -14,10 +15,14 @@ from ..measures.registry import OF_LABELS
 from ..methods import method, objective, with_soft_term
 from ..methods.weightings import term_weights
 from ..models.labels import check_answers, no_labels_for
-from .cell import Cell, Context, cell_id, digest
+from .cell import digest
+from .cells import NO_CELLS, Cells, Treatment, Words
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts
+from .grid_blocks import Axes, GridBlock, SitePairs, columns_of
 from .grid_spec import Mixture
+from .identities import Identities
+from .merging import merge
 from .protocol import Protocol
 from .site_names import site_number
 from .spec import Spec
@@ -86,9 +91,7 @@ def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
     )
 
 
-def expand(
-    spec: Spec, data: DataFacts, facts_of: FactsOf
-) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
+def expand(spec: Spec, data: DataFacts, facts_of: FactsOf) -> tuple[Cells, tuple[str, ...]]:
     """The grid's cells, each once, and a note for every kind of cell that was merged.
 
     Raises `FulaError` for sites out of range and for combinations that mean nothing.
@@ -96,54 +99,94 @@ def expand(
     if not data.labelled:
         _check_no_labels_needed(spec)
     if spec.grid is None:
-        return (), ()
-    kept: dict[str, Cell] = {}
-    merged: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for cell, context in _points(spec, data, facts_of):
-        name = cell_id(cell, context)
-        if name in kept:
-            merged[_differences(kept[name], cell)][cell.method] += 1
-        else:
-            kept[name] = replace(cell, id=name)
-    return tuple(kept.values()), tuple(_note(*found) for found in merged.items())
+        return NO_CELLS, ()
+    treatments = _Treatments(spec)
+    blocks = list(_blocks(spec, data, facts_of, treatments))
+    words, axes = _named(spec, treatments.found)
+    recipes = [digest(spec.donors[name].recipe_identity()) for name in words.donors]
+    identities = Identities(words, axes, recipes, digest(spec.data.identity()), data.classes)
+    digests = np.concatenate([identities.of(block) for block in blocks])
+    return merge(words, columns_of(blocks, axes), digests)
 
 
-def _points(spec: Spec, data: DataFacts, facts_of: FactsOf) -> Iterator[tuple[Cell, Context]]:
-    recipes = {name: digest(donor.recipe_identity()) for name, donor in spec.donors.items()}
-    data_digest = digest(spec.data.identity())
-    protocols = spec.protocols()
-    _check_data(spec, data)
+def _named(spec: Spec, treatments: Sequence[Treatment]) -> tuple[Words, Axes]:
+    """The grid's values, and its axes as positions in them."""
+    grid = spec.asked_grid
+    words = Words(
+        tuple(spec.donors), tuple(treatments),
+        *(tuple(dict.fromkeys(values)) for values in (grid.alpha, grid.shortcut, grid.subset)),
+    )  # fmt: skip
+    pairs = (grid.alpha, words.alpha), (grid.shortcut, words.shortcut), (grid.subset, words.subset)
+    codes = (tuple(map(known.index, values)) for values, known in pairs)
+    seeds = tuple((s, d) for s in grid.seeds for d in grid.data_seeds or (s,))
+    return words, Axes(*codes, seeds)
+
+
+def _blocks(
+    spec: Spec, data: DataFacts, facts_of: FactsOf, treatments: _Treatments
+) -> Iterator[GridBlock]:
+    protocols, places = spec.protocols(), {name: k for k, name in enumerate(spec.donors)}
+    _check_data(spec, data, protocols)
+    layouts: dict[Any, SitePairs] = {}
     for pair in spec.asked_grid.donor_pairs():
-        for protocol in protocols:
+        for number, protocol in enumerate(protocols):
             front, end = (facts_of(name, protocol.hook) for name in pair)
             _check_pair(spec, data, front, end, protocol)
-            donors = recipes[pair[0]], recipes[pair[1]]
-            for i, j in site_pairs(spec.asked_grid.sites, front, end):
-                like = alike(front.shapes[i - 1], end.shapes[j - 1])
-                if not like:
-                    _check_dm(spec, front, end, (i, j))
-                context = Context(*donors, data_digest, data.classes, like)
-                for cell in _cells_at(spec, protocol, pair, (i, j), end.num_sites):
-                    yield cell, context
+            form = _form(front), _form(end)
+            if form not in layouts:
+                layouts[form] = _layout(spec, front, end)
+            layout = layouts[form]
+            how = tuple(treatments.at(number, protocol, terms) for terms in layout.depths)
+            yield GridBlock(*(places[name] for name in pair), layout, how)
 
 
-def _cells_at(
-    spec: Spec, protocol: Protocol, pair: tuple[str, str], sites: tuple[int, int], last: int
-) -> Iterator[Cell]:
-    grid = spec.asked_grid
-    terms = last + 1 - sites[1]
-    variants = [
-        (asked.at(weighted, terms), weighted)
-        for asked in objectives(grid.methods)
-        for weighted in _weighted(protocol, asked, grid.weightings, terms)
-    ]
-    seeds = [(s, d) for s in grid.seeds for d in grid.data_seeds or (s,)]
-    for alpha, shortcut, subset in product(grid.alpha, grid.shortcut, grid.subset):
-        for (asked, weighted), (seed, data_seed) in product(variants, seeds):
-            yield Cell(
-                *pair, *sites, asked.method, asked.weights, weighted,
-                alpha, shortcut, subset, seed, data_seed,
-            )  # fmt: skip
+def _form(donor: DonorFacts) -> tuple[Any, ...]:
+    """What of a donor its sites depend on."""
+    return donor.names, donor.shapes
+
+
+def _layout(spec: Spec, front: DonorFacts, end: DonorFacts) -> SitePairs:
+    pairs = site_pairs(spec.asked_grid.sites, front, end)
+    like = [alike(front.shapes[i - 1], end.shapes[j - 1]) for i, j in pairs]
+    if not all(like):
+        _check_dm(spec, front, end, pairs[like.index(False)])
+    terms = [end.num_sites + 1 - j for _, j in pairs]
+    depths = tuple(dict.fromkeys(terms))
+    return SitePairs(
+        np.array(pairs), np.array(like), depths, np.array([depths.index(t) for t in terms])
+    )
+
+
+class _Treatments:
+    """The grid's treatments, each once: `found`; by protocol and number of terms: `at`."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.asked, self.weightings = (
+            objectives(spec.asked_grid.methods),
+            spec.asked_grid.weightings,
+        )
+        self.found: list[Treatment] = []
+        self._place: dict[tuple[Any, ...], int] = {}
+        self._known: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    def at(self, number: int, protocol: Protocol, terms: int) -> tuple[int, ...]:
+        """Positions of all treatments under the protocol of a number, at a site with so many terms
+        behind it."""
+        if (number, terms) not in self._known:
+            variants = (
+                (number, asked.at(weighted, terms), weighted)
+                for asked in self.asked
+                for weighted in _weighted(protocol, asked, self.weightings, terms)
+            )
+            self._known[number, terms] = tuple(self._placed(*each) for each in variants)
+        return self._known[number, terms]
+
+    def _placed(self, number: int, asked: Objective, protocol: Protocol) -> int:
+        key = number, asked.method, tuple(asked.weights.items()), protocol.weighting
+        if key not in self._place:
+            self._place[key] = len(self.found)
+            self.found.append(Treatment(asked.method, asked.weights, protocol))
+        return self._place[key]
 
 
 def _weighted(
@@ -240,7 +283,7 @@ def _grid_needing_labels(spec: Spec) -> Iterator[str]:
     yield from (f"robust = '{p.robust}'" for p in spec.protocols() if p.measures_robustness)
 
 
-def _check_data(spec: Spec, data: DataFacts) -> None:
+def _check_data(spec: Spec, data: DataFacts, protocols: Sequence[Protocol]) -> None:
     for subset in spec.asked_grid.subset:
         if subset is not None and subset > data.classes:
             raise FulaError(
@@ -248,9 +291,9 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
                 f"1 to {data.classes}"
             )
     if data.normalised:
-        _check_plain(spec)
+        _check_plain(spec, protocols)
     trains = any(not isinstance(m, str) or method(m).trained for m in spec.asked_grid.methods)
-    for rule in spec.protocols():
+    for rule in protocols:
         if trains and rule.batch_size > data.train_images:
             raise FulaError(
                 f"[protocol] batch_size = {rule.batch_size} is more than the {data.train_images} "
@@ -261,11 +304,11 @@ def _check_data(spec: Spec, data: DataFacts) -> None:
         _check_shortcut(shortcut, data)
 
 
-def _check_plain(spec: Spec) -> None:
+def _check_plain(spec: Spec, protocols: Sequence[Protocol]) -> None:
     """Attacks on normalised images would keep to a range that is not theirs."""
     alpha, attacks = (
         max(spec.asked_grid.alpha),
-        {p.robust for p in spec.protocols() if p.measures_robustness},
+        {p.robust for p in protocols if p.measures_robustness},
     )
     asked = [f"[grid] alpha = {alpha}"] * bool(alpha) + [f"robust = '{a}'" for a in sorted(attacks)]
     if asked:
@@ -287,20 +330,3 @@ def _check_shortcut(shortcut: ShortcutSpec | None, data: DataFacts) -> None:
             f"the aruco shortcut has 100 markers, but the data has {data.classes} classes; "
             "use the pixel pattern"
         )
-
-
-_FIELDS = ("front", "end", "method", "alpha", "shortcut", "subset", "seed", "data_seed")
-
-
-def _differences(kept: Cell, other: Cell) -> tuple[str, ...]:
-    """What two equal cells were asked to differ in."""
-    fields = [f for f in _FIELDS if getattr(kept, f) != getattr(other, f)]
-    a, b = kept.protocol, other.protocol
-    return (*fields, *(f for f in type(a).model_fields if getattr(a, f) != getattr(b, f)))
-
-
-def _note(fields: tuple[str, ...], methods: Counter[str]) -> str:
-    count = methods.total()
-    cells = "1 cell was" if count == 1 else f"{count} cells were"
-    reason = f"{' and '.join(fields)} makes no difference there" if fields else "listed twice"
-    return f"{cells} merged with an equal one ({', '.join(methods)}): {reason}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -225,6 +226,7 @@ class Protocol(BaseModel):
         return self.attack.model_dump(include={"norm", "eps", "step"}) | search
 
 
+@cache
 def acts(option: str) -> Acts:
     """When an option of the protocol acts, as declared beside its field."""
     (found,) = (m for m in Protocol.model_fields[option].metadata if isinstance(m, Acts))

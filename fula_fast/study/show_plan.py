@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from .cell import Cell
+from .cells import Cells, combined
 from .facts import DonorFacts
 from .plan import Plan
 from .similarity_plan import PlannedSimilarity
@@ -33,33 +33,45 @@ def print_plan(plan: Plan, done: Collection[str] = ()) -> None:
 
 
 def _parts(plan: Plan, done: frozenset[str]) -> Iterator[RenderableType]:
-    if plan.cells:
+    if plan.lanes:
         yield _cells(plan, done)
         yield _waves(plan, done)
     if plan.similarity:
         yield from _similarity(plan.similarity, plan.donors)
     for note in plan.notes:
         yield f"note: {note}"
-    if plan.cells:
+    if plan.lanes:
         yield _totals(plan, done)
 
 
 def _cells(plan: Plan, done: frozenset[str]) -> Table:
-    groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
-    for cell in plan.cells:
-        groups[cell.front, cell.end, cell.method, cell.protocol.preset].append(cell)
+    cells, finished = plan.cells, _finished(plan.cells, done)
+    columns, words = cells.columns, cells.words
+    kinds = [(how.method, how.protocol.preset) for how in words.treatments]
+    kind = np.array([kinds.index(each) for each in kinds])[columns["treatment"]]
+    group = combined(columns["front"], columns["end"], kind)
+    sites = combined(columns["front_site"], columns["end_site"])
+    _, firsts, counts = np.unique(group, return_index=True, return_counts=True)
     table = _table("Cells", "front", "end", "method", "protocol", "sites", "cells", "done")
-    for names, cells in groups.items():
-        finished = sum(cell.id in done for cell in cells)
-        sites = len({(cell.front_site, cell.end_site) for cell in cells})
-        table.add_row(*names, *map(str, (sites, len(cells), finished)))
+    for number in np.argsort(firsts):
+        first, mine = cells[int(firsts[number])], group == number
+        places = len(np.unique(sites[mine]))
+        shown = map(str, (places, counts[number], np.count_nonzero(finished[mine])))
+        table.add_row(first.front, first.end, first.method, first.protocol.preset, *shown)
     return table
+
+
+def _finished(cells: Cells, done: Collection[str]) -> np.ndarray:
+    """Which cells are done."""
+    if not done:
+        return np.zeros(len(cells), bool)
+    return np.isin(cells.columns["id"], np.array(list(done), "S16"))
 
 
 def _waves(plan: Plan, done: frozenset[str]) -> Table:
     table = _table("Waves", "wave", "front", "end", "lanes", "done", "steps", "memory", "work")
     for wave in plan.waves[:_SHOWN_WAVES]:
-        finished = sum(cell.id in done for cell in wave.cells)
+        finished = sum(name in done for name in wave.cells.ids)
         counts = map(str, (len(wave.cells), finished, wave.steps))
         names = (wave.id, wave.key.front, wave.key.end)
         table.add_row(*names, *counts, bytes_text(wave.memory), flops_text(wave.flops))
@@ -91,12 +103,16 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _totals(plan: Plan, done: frozenset[str]) -> str:
-    finished = sum(cell.id in done for cell in plan.cells)
-    methods = Counter(cell.method for cell in plan.cells)
+    finished = int(_finished(plan.lanes, done).sum())
+    how = plan.cells.columns["treatment"]
+    methods: dict[str, int] = {}
+    for treatment in how[np.sort(np.unique(how, return_index=True)[1])]:
+        name = plan.lanes.words.treatments[treatment].method
+        methods[name] = methods.get(name, 0) + int(np.count_nonzero(how == treatment))
     budget = "" if plan.budget is None else f" (budget {bytes_text(plan.budget)})"
     largest = max((wave.memory for wave in plan.waves), default=0)
     return (
-        f"{plan.name}: {len(plan.cells)} cells "
+        f"{plan.name}: {len(plan.lanes)} cells "
         f"({', '.join(f'{n} {m}' for m, n in methods.items())}), {finished} done; "
         f"{len(plan.waves)} waves, {flops_text(plan.flops)} of stitch training, largest wave "
         f"{bytes_text(largest)}{budget}; {plan.device}, {plan.precision}, {plan.mode}"

@@ -111,7 +111,7 @@ def test_dry_run_shows_what_is_done(capsys, tmp_path):
 
     spec = load_spec("quickstart")
     planned = plan(spec)
-    store = Store.create(tmp_path / "run", spec.dump(), planned.to_json())
+    store = Store.create(tmp_path / "run", spec.dump(), *planned.stored())
     store.write(planned.waves[0].id, [{"cell": planned.cells[0].id, "status": "ok"}])
     _, out, _ = run(
         capsys,
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_one_plain_line(capsys, tmp_path):
     from fula_fast.study.spec import load_spec
 
     planned = plan(load_spec("quickstart"))
-    store = Store.create(tmp_path, load_spec("quickstart").dump(), planned.to_json())
+    store = Store.create(tmp_path, load_spec("quickstart").dump(), *planned.stored())
     store.write(planned.waves[0].id, [{"cell": planned.cells[0].id, "status": "ok"}])
     (shard,) = (tmp_path / "cells").rglob("*.json")
     shard.write_bytes(shard.read_bytes()[:40])

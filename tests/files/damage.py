@@ -67,7 +67,7 @@ def changed(path: Path, change: Change) -> None:
 
 
 def newer(path: Path) -> None:
-    changed(path, lambda head: head | {"format": "2" if path.suffix == ".safetensors" else 2})
+    changed(path, lambda head: head | {"format": "99" if path.suffix == ".safetensors" else 99})
 
 
 def missing_key(path: Path) -> None:

@@ -77,7 +77,7 @@ def test_damage_is_named(written, harm):
     with pytest.raises(expected) as caught:
         read()
     if harm is damage.newer:
-        assert isinstance(caught.value, sealed.Newer) and "format 2" in str(caught.value)
+        assert isinstance(caught.value, sealed.Newer) and "format 99" in str(caught.value)
     elif harm is not damage.removed:
         assert isinstance(caught.value, sealed.Damaged)
         assert str(caught.value).endswith("write it again") and "\n" not in str(caught.value)

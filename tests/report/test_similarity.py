@@ -61,8 +61,8 @@ def write_run(
     rows = list(cross_layer_rows()) if cells is True else cells or []
     planned = PlannedSimilarity((("a", "a"),), ("linear_cka", "angular_shape"), 50, 50, 1)
     spec = {"name": "synthetic", "data": {"source": "digits"}}
-    plan = {"cells": [{"id": row["cell"]} for row in rows], "similarity": asdict(planned)}
-    store = Store.create(folder, spec, plan)
+    cells = {"id": [row["cell"] for row in rows]}
+    store = Store.create(folder, spec, {"similarity": asdict(planned)}, cells)
     if rows:
         store.write("w0", rows)
     if table:

@@ -280,7 +280,8 @@ def test_mistakes_are_one_line(capsys, plain, tmp_path, arguments, words):
     if "taken" in arguments:
         attack_run(plain.folder, "pgd-1", name="taken")
     unfinished = Store.open(plain.folder)
-    Store.create(tmp_path / "unfinished", unfinished.spec, unfinished.plan)
+    cells = {"id": list(unfinished.cell_ids)}
+    Store.create(tmp_path / "unfinished", unfinished.spec, unfinished.plan, cells)
     places = {
         "RUN": plain.folder, "OTHER": plain.folder / "cells", "UNFINISHED": tmp_path / "unfinished"
     }  # fmt: skip

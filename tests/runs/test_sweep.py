@@ -226,7 +226,7 @@ def read(folder: Path):
     from fula_fast.results import Results
 
     store = Store.open(folder)
-    return Results(folder, tuple(store.rows()), len(store.plan["cells"]))
+    return Results(folder, tuple(store.rows()), len(store.planned))
 
 
 def launched(folder: Path, process: subprocess.Popen, *signs: str) -> float:

@@ -183,10 +183,9 @@ def launch_of(store, **engine) -> Launch:
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    waves = [{"id": "w", "cells": ["c0", "c1"], "flops": 4}]
-    waves += [{"id": "v", "cells": ["c2"], "flops": 1}]
-    plan = {"cells": [{"id": f"c{i}"} for i in range(3)], "waves": waves}
-    return Store.create(tmp_path / "run", {"name": "t"}, plan)
+    waves = {"id": ["w", "v"], "cells": [2, 1], "flops": [4, 1]}
+    cells = {"id": ["c0", "c1", "c2"]}
+    return Store.create(tmp_path / "run", {"name": "t"}, {"waves": waves}, cells)
 
 
 def worker(store, code: int | None, words: str = ""):

@@ -20,13 +20,16 @@ import torch
 from pyarrow import parquet
 
 from fula_fast.errors import FulaError
-from fula_fast.store import COLUMNS, Store, StoreWarning
+from fula_fast.store import COLUMNS, Store, StoreWarning, finished, tables
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
 
-def plan(cells: int = 6) -> dict:
-    return {"cells": [{"id": f"c{i}"} for i in range(cells)]}
+PLAN = {"precision": "fp32"}
+
+
+def cells(count: int = 6) -> dict:
+    return {"id": [f"c{i}" for i in range(count)]}
 
 
 def row(index: int, **values) -> dict:
@@ -40,7 +43,7 @@ def stitch(index: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "run", SPEC, plan())
+    return Store.create(tmp_path / "run", SPEC, PLAN, cells())
 
 
 def files(folder: Path) -> set[str]:
@@ -72,7 +75,7 @@ class TestCells:
         assert not store.failed()
 
     def test_a_process_sees_what_another_writes(self, store: Store) -> None:
-        other = Store.create(store.folder, SPEC, plan())
+        other = Store.create(store.folder, SPEC, PLAN, cells())
         other.write("w", [row(2)])
         assert store.done() == {"c2"}
 
@@ -145,18 +148,21 @@ class TestRefusals:
     def test_another_spec_is_refused_with_the_difference(self, store: Store) -> None:
         donors = {"a": {"seed": 5, "width": 8}}
         with pytest.raises(FulaError) as caught:
-            Store.create(store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, plan())
+            Store.create(
+                store.folder, {**SPEC, "epochs": 5, "donors": donors, "x": 1}, PLAN, cells()
+            )
         message = str(caught.value)
         assert "(epochs: 30 -> 5; donors.a.seed: 0 -> 5; x: unset -> 1)" in message
         assert "seeds" not in message and "\n" not in message
 
     def test_the_same_spec_keeps_the_stored_plan(self, store: Store) -> None:
-        again = Store.create(store.folder, {**SPEC, "seeds": (0, 1)}, {**plan(), "precision": "x"})
-        assert again.plan == plan()
+        spec = {**SPEC, "seeds": (0, 1)}
+        again = Store.create(store.folder, spec, {"precision": "x"}, cells())
+        assert again.plan["precision"] == "fp32"
 
     def test_other_cells_for_the_same_spec_are_refused(self, store: Store) -> None:
         with pytest.raises(FulaError, match="other cells"):
-            Store.create(store.folder, SPEC, plan(5))
+            Store.create(store.folder, SPEC, PLAN, cells(5))
 
     def test_other_donors_are_refused(self, store: Store) -> None:
         store.write("w", [row(0, front_hash="aa", end_hash="bb")])
@@ -171,7 +177,7 @@ class TestRefusals:
     def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("x")
         with pytest.raises(FulaError, match="cannot write"):
-            Store.create(tmp_path / "run", SPEC, plan())
+            Store.create(tmp_path / "run", SPEC, PLAN, cells())
 
 
 class TestDamage:
@@ -260,6 +266,42 @@ class TestTables:
         with pytest.raises(FulaError, match="column 'accuracy'"):
             store.write_tables()
 
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [1, 2.5, None, 3],
+            [True, None, False, True],
+            [True, None, 0.5, 2],
+            [None, None, None, [1.0, 2.0]],
+            [[1.0], "text", None, 3],
+            [{"a": 1}, None, 7, True],
+            [None, None, None, None],
+        ],
+    )
+    def test_batches_make_the_table_that_all_rows_make(self, store, monkeypatch, values) -> None:
+        """Also where a column's type shows late, and where a failed row was tried again."""
+        monkeypatch.setattr(tables, "_BATCH", 1)
+        monkeypatch.setattr(finished, "_AT_HAND", 1)
+        store.write("w", [row(3, status="failed", error="first"), row(0, odd=values[0])])
+        for index in (2, 1, 3):
+            store.write("v", [row(index, odd=values[index], **{f"version_{index}": "1"})])
+        expected = tables.table(store.results())
+        for reader in (store, Store.open(store.folder)):
+            assert reader.table().equals(expected)
+        assert expected["cell"].to_pylist() == ["c0", "c1", "c2", "c3"]
+        assert [r["cell"] for r in store.rows({"c3", "c1"})] == ["c1", "c3"]
+
+    def test_whole_matrices_have_their_numbers_in_the_tables(self, store: Store) -> None:
+        places = [(i, j) for i in (1, 2) for j in (1, 2)]
+        rows = [
+            row(k, front_site=i, end_site=j, front_sites=2, end_sites=2, method="slm")
+            for k, (i, j) in enumerate(places)
+        ]
+        store.write("w", [*rows, row(4, method="tlm")])
+        found = store.table()
+        assert found.equals(tables.table(store.results()))
+        assert found["self_accuracy"].to_pylist() == [0.5, 0.5, 0.5, 0.5, None]
+
 
 def as_csv(value: object) -> str:
     if value is None:
@@ -273,8 +315,8 @@ WRITER = """
 import sys, json
 from fula_fast.store import Store
 import numpy as np
-cells = [{"id": f"c{i}"} for i in range(60)]
-store = Store.create(sys.argv[1], {"name": "kill"}, {"cells": cells})
+cells = {"id": [f"c{i}" for i in range(60)]}
+store = Store.create(sys.argv[1], {"name": "kill"}, {}, cells)
 missing = set(store.missing())
 for wave in range(20):
     rows = [{"cell": f"c{i}", "status": "ok", "front_site": i, "accuracy": 1 / (i + 2)}
@@ -347,15 +389,17 @@ class TestUnwritable:
         for folder in (tmp_path, *list(tmp_path.parents)[:2]):
             folder.chmod(0o755)
         run = tmp_path / "run"
-        Store.create(run, SPEC, plan())
+        Store.create(run, SPEC, PLAN, cells())
         run.chmod(0o555)
         before = files(tmp_path)
 
         def write(folder: Path) -> None:
-            Store.create(folder, SPEC, plan()).write("w", [row(0)], {"c0": stitch(0)})
+            Store.create(folder, SPEC, PLAN, cells()).write("w", [row(0)], {"c0": stitch(0)})
 
         assert "cannot write" in unprivileged(write, run)
-        assert "Permission denied" in unprivileged(lambda f: Store.create(f / "x", {}, plan()), run)
+        assert "Permission denied" in unprivileged(
+            lambda f: Store.create(f / "x", {}, PLAN, cells()), run
+        )
         assert "Permission denied" in unprivileged(lambda f: Store.open(f).logs, run)
         run.chmod(0o755)
         assert files(tmp_path) == before
@@ -382,7 +426,7 @@ class TestUnwritable:
         for path in (old, young):
             path.write_text("half")
         os.utime(old, (time.time() - 2 * 86_400,) * 2)
-        Store.create(store.folder, SPEC, plan())
+        Store.create(store.folder, SPEC, PLAN, cells())
         assert young.exists() and not old.exists()
 
 

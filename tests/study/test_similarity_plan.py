@@ -7,6 +7,7 @@ import torch
 
 from fula_fast.errors import FulaError
 from fula_fast.measures.features import as_matrix
+from fula_fast.study.cells import Held
 from fula_fast.study.plan import Plan, plan
 from fula_fast.study.similarity_plan import FeatureView, blocks, similarity_spec
 from fula_fast.study.similarity_spec import SimilaritySpec
@@ -55,7 +56,8 @@ def test_a_spec_needs_a_grid_or_similarity():
 def test_a_plan_survives_json():
     planned = plan(similarity_spec(TABLE), budget=2**34)
     assert planned.cells == () and planned.similarity.images == 355
-    assert Plan.from_json(planned.to_json()).similarity == planned.similarity
+    values, columns = planned.stored()
+    assert Plan.from_stored(values, Held(columns)).similarity == planned.similarity
 
 
 def test_positions_make_a_block_for_each_size_of_the_end():

@@ -32,6 +32,7 @@ damage = _beside("damage", HERE.parent / "files/damage.py")
 FILES = {
     "spec": "run/spec.json",
     "plan": "run/plan.json",
+    "cells of the plan": "run/plan.parquet",
     "shard": "run/cells/*/*.json",
     "stitches": "run/stitches/*/*.safetensors",
     "checkpoint": "run/checkpoints/*.safetensors",
@@ -42,6 +43,7 @@ FILES = {
     "digest": "cache/digests/*.json",
     "attack": "run/attacks/*/cells/*/*.json",
     "plan of an attack": "run/attacks/*/plan.json",
+    "cells of an attack": "run/attacks/*/plan.parquet",
 }
 """A file of every kind; where there are several, the first."""
 
@@ -107,7 +109,8 @@ def only(root: Path, pattern: str) -> Path:
 
 
 def harms(kind: str) -> list:
-    return [*damage.BYTES, *(() if kind == "decoded images" else damage.HEADS)]
+    headless = kind == "decoded images" or kind.startswith("cells of")
+    return [*damage.BYTES, *(() if headless else damage.HEADS)]
 
 
 CASES = [(kind, harm) for kind in FILES for harm in harms(kind)]
@@ -157,12 +160,14 @@ def test_an_edited_plan_is_noticed(snapshot, tmp_path, monkeypatch):
         run(copied, data)
 
 
-@pytest.mark.parametrize("kind", ["shard", "stitches", "checkpoint", "plan", "spec"])
+@pytest.mark.parametrize(
+    "kind", ["shard", "stitches", "checkpoint", "plan", "spec", "cells of the plan"]
+)
 def test_files_of_another_run_are_noticed(snapshot, tmp_path, monkeypatch, kind):
     root, data, expected = snapshot
     copied = _copy(root, tmp_path / "root", monkeypatch)
     other = tmp_path / "other"
-    store = Store.create(other / "run", {"name": "other"}, {"cells": [{"id": "c"}]})
+    store = Store.create(other / "run", {"name": "other"}, {}, {"id": ["c"]})
     store.write("w", [{"cell": "c", "status": "ok", "accuracy": 1.0}], {"c": {"weight": [1.0]}})
     store.save_checkpoint("w", {"x": [1.0]}, {"epoch": 1})
     file = only(copied, FILES[kind])
@@ -171,7 +176,7 @@ def test_files_of_another_run_are_noticed(snapshot, tmp_path, monkeypatch, kind)
 
 
 def test_a_moved_run_stops_at_its_next_write(tmp_path):
-    store = Store.create(tmp_path / "run", {}, {"cells": [{"id": "c"}]})
+    store = Store.create(tmp_path / "run", {}, {}, {"id": ["c"]})
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     for write in (
         lambda: store.write("w", [{"cell": "c", "status": "ok"}]),

@@ -1,0 +1,301 @@
+"""Cells to waves: packed to a memory budget, and cut so that all workers end together.
+
+What a lane costs depends on few of its cell's columns: its sites, its objective's reach and its
+attack. Lanes are therefore counted by kind, and groups of equal kinds (the same grid under another
+seed) are packed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from ..device.precision import precision_of
+from ..errors import FulaError
+from . import wave_memory
+from .cell import Cell
+from .cells import Cells, combined
+from .costs import lane_flops, shared_flops
+from .facts import DonorFacts
+from .schedule import schedule
+
+EVEN = 0.95
+"""Share of workers' time at work from which waves are not cut further."""
+_HALVINGS = 20
+
+
+@dataclass(frozen=True)
+class PairCosts:
+    """What the waves of a group have in common: the facts of its donors, the images of a batch and
+    all training steps."""
+
+    front: DonorFacts
+    end: DonorFacts
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class WaveLanes:
+    """Cells of one group that run together: positions in the plan's cells, and their kinds."""
+
+    group: int
+    places: np.ndarray
+    kinds: np.ndarray
+
+    def at(self, own: np.ndarray) -> WaveLanes:
+        """Some of them."""
+        return WaveLanes(self.group, self.places[own], self.kinds[own])
+
+
+def kinds_of(cells: Cells) -> tuple[np.ndarray, list[Cell]]:
+    """Numbers of cells that cost alike between the same donors, and a cell of each."""
+    columns, words = cells.columns, cells.words
+    works: dict[Hashable, int] = {}
+    work = np.empty((len(words.treatments), len(words.alpha)), np.int32)
+    for t, how in enumerate(words.treatments):
+        reach = tuple(sorted(how.objective)), how.protocol.attack.steps
+        for a, alpha in enumerate(words.alpha):
+            work[t, a] = works.setdefault((*reach, alpha) if alpha else reach[:1], len(works))
+    own = work[columns["treatment"], columns["alpha"]]
+    kinds = combined(columns["front_site"], columns["end_site"], own).astype(np.int32)
+    _, first = np.unique(kinds, return_index=True)
+    return kinds, list(cells.take(first))
+
+
+class Packer:
+    """Makes waves of groups of cells. `pairs`: of each group. `budget`: bytes of a wave (None: no
+    limit); `alone`: every cell is a wave."""
+
+    def __init__(
+        self, pairs: Sequence[PairCosts], kinds: Sequence[Cell], precision: str, budget: int | None,
+        fused: bool, alone: bool,
+    ) -> None:  # fmt: skip
+        self.pairs, self.kinds = pairs, kinds
+        self.width = precision_of(precision).bytes
+        self.budget, self.fused, self.alone = budget, fused, alone
+        self._rates: dict[Hashable, _Rates] = {}
+        known = {id(pair): self._rates_of(pair) for pair in {id(p): p for p in pairs}.values()}
+        self._of_pair = [known[id(pair)] for pair in pairs]
+        self._known: dict[Hashable, list[np.ndarray]] = {}
+
+    def packed(self, lanes: WaveLanes) -> list[WaveLanes]:
+        """The group's cells in as few waves as the budget allows."""
+        rates = self._of_pair[lanes.group]
+        return self._parts(lanes, ("packed", rates.number), lambda: self._packed(lanes, rates))
+
+    def memory(self, lanes: WaveLanes) -> int:
+        """Predicted peak bytes of a wave."""
+        return self._of_pair[lanes.group].costs(lanes.kinds)[0]
+
+    def flops(self, lanes: WaveLanes) -> int:
+        """FLOPs of a wave's training."""
+        pair = self.pairs[lanes.group]
+        return pair.steps * pair.batch * self._of_pair[lanes.group].costs(lanes.kinds)[1]
+
+    def shared_out(self, packed: Sequence[WaveLanes], workers: int) -> list[WaveLanes]:
+        """Waves that so many workers end together: the longest are cut by their lanes' end sites,
+        so that lanes that share passes stay together; no more than is needed."""
+        if workers == 1:
+            return list(packed)
+        share = sum(map(self._cost, packed)) / workers
+        tried = []
+        for finer in (1, 2, 4, 8):
+            found = [cut for lanes in packed for cut in self._cut(lanes, share / finer)]
+            costs = {id(lanes): self._cost(lanes) for lanes in found}
+            found.sort(key=lambda lanes: -costs[id(lanes)])
+            shared = schedule([costs[id(lanes)] for lanes in found], workers)
+            tried.append((shared.makespan, found))
+            if shared.efficiency >= EVEN:
+                break
+        return min(tried, key=lambda each: each[0])[1]
+
+    def _cost(self, lanes: WaveLanes) -> int:
+        """FLOPs of a wave's training; lanes without any count their number."""
+        return self.flops(lanes) + len(lanes.places)
+
+    def _rates_of(self, pair: PairCosts) -> _Rates:
+        """One for all pairs of donors that differ in their names alone."""
+        nameless = (replace(pair.front, name=""), replace(pair.end, name=""), pair.batch)
+        if nameless not in self._rates:
+            number = len(self._rates)
+            self._rates[nameless] = _Rates(number, pair, self.kinds, self.width, self.fused)
+        return self._rates[nameless]
+
+    def _parts(
+        self, lanes: WaveLanes, rule: tuple[Hashable, ...], find: Callable[[], list[np.ndarray]]
+    ) -> list[WaveLanes]:
+        """The lanes in the parts that `find` gives; found once for lanes of the same kinds."""
+        key = *rule, lanes.kinds.tobytes()
+        if key not in self._known:
+            self._known[key] = find()
+        return [lanes.at(own) for own in self._known[key]]
+
+    def _packed(self, lanes: WaveLanes, rates: _Rates) -> list[np.ndarray]:
+        whole = np.arange(len(lanes.kinds))
+        if self.alone:
+            return list(whole[:, None])
+        if self.budget is None:
+            return [whole]
+        sizes, shared = rates.sizes(lanes.kinds), rates.shared(lanes.kinds)
+        worst = int(sizes.argmax())
+        if sizes[worst] > self.budget - shared:
+            kind = lanes.kinds[worst]
+            needed = int(sizes[worst]) + shared
+            raise FulaError(
+                _too_small(self.kinds[kind], self.pairs[lanes.group], needed, self.budget)
+            )
+        return first_fit(sizes, self.budget - shared)
+
+    def _cut(self, lanes: WaveLanes, most: float) -> list[WaveLanes]:
+        """Runs of lanes, by end site, of about equal cost, and of at most `most` if they were
+        many."""
+        parts = min(ceil(self._cost(lanes) / most - 1e-9), len(lanes.places))
+        if parts <= 1:
+            return [lanes]
+        pair, rates = self.pairs[lanes.group], self._of_pair[lanes.group]
+        rule = "cut", rates.number, pair.steps, parts
+        return self._parts(lanes, rule, lambda: self._evenly(lanes, parts))
+
+    def _evenly(self, lanes: WaveLanes, parts: int) -> list[np.ndarray]:
+        """At most so many runs, the dearest as cheap as halving finds."""
+        pair = self.pairs[lanes.group]
+        sites = [(cell.end_site, cell.front_site) for cell in self.kinds]
+        ends, fronts = np.array(sites)[lanes.kinds].T
+        order = np.lexsort((fronts, ends))
+        runs = _Runs(self._of_pair[lanes.group], lanes.kinds[order], pair.steps * pair.batch)
+        high: float = self._cost(lanes)
+        low, best = high / parts, [0, len(order)]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = runs.within(middle)
+            if len(found) - 1 <= parts:
+                best, high = found, middle
+            else:
+                low = middle
+        return [order[a:b] for a, b in zip(best, best[1:], strict=False)]
+
+
+class _Rates:
+    """Bytes and FLOPs of lanes between two donors by kind, each computed when first needed."""
+
+    def __init__(
+        self, number: int, pair: PairCosts, kinds: Sequence[Cell], width: int, fused: bool
+    ) -> None:
+        self.number, self.pair, self.kinds = number, pair, kinds
+        self.width, self.fused = width, fused
+        self.bytes = np.full(len(kinds), -1, np.int64)
+        self.work = np.zeros(len(kinds), np.int64)
+        self.front = np.array([cell.front_site for cell in kinds])
+        self.plain = np.array([cell.alpha == 0 for cell in kinds])
+        self.lanes = [wave_memory.lane_of(cell) for cell in kinds]
+        self._costs: dict[bytes, tuple[int, int]] = {}
+
+    def _know(self, kinds: np.ndarray) -> np.ndarray:
+        """The kinds, each once, with their numbers in place."""
+        once = np.unique(kinds)
+        donors, rule = (self.pair.front, self.pair.end), (self.pair.batch, self.width, self.fused)
+        for kind in once[self.bytes[once] < 0]:
+            self.bytes[kind] = wave_memory.lane_bytes(self.lanes[kind], *donors, *rule)
+            self.work[kind] = lane_flops(self.kinds[kind], *donors)
+        return once
+
+    def sizes(self, kinds: np.ndarray) -> np.ndarray:
+        """Peak bytes of each lane."""
+        self._know(kinds)
+        return self.bytes[kinds]
+
+    def shared(self, kinds: np.ndarray) -> int:
+        """Bytes that a wave of these lanes needs once."""
+        lanes = [self.lanes[kind] for kind in self._know(kinds)]
+        pair = self.pair
+        return wave_memory.shared_bytes(lanes, pair.front, pair.end, pair.batch, self.width)
+
+    def costs(self, kinds: np.ndarray) -> tuple[int, int]:
+        """Predicted peak bytes of a wave, and FLOPs of its training step per image."""
+        key = kinds.tobytes()
+        if key not in self._costs:
+            once = self._know(kinds)
+            work = self.once(int(self.front[once].max()), bool(self.plain[once].any()))
+            size = self.shared(kinds) + int(self.bytes[kinds].sum())
+            self._costs[key] = size, work + int(self.work[kinds].sum())
+        return self._costs[key]
+
+    def once(self, deepest: int, plain: bool) -> int:
+        """Those that the lanes share."""
+        return shared_flops(deepest, plain, self.pair.front, self.pair.end)
+
+
+class _Runs:
+    """Runs of lanes in their order, by cost. `unit`: images of all training steps."""
+
+    def __init__(self, rates: _Rates, kinds: np.ndarray, unit: int) -> None:
+        rates.sizes(kinds)  # so that their work is known
+        self.rates, self.unit = rates, unit
+        self.until = np.concatenate([[0], np.cumsum(rates.work[kinds])])
+        self.front, self.plain = rates.front[kinds], rates.plain[kinds]
+
+    def cost(self, start: int, stop: int) -> int:
+        """FLOPs of the lanes from start to stop, and their number."""
+        plain = bool(self.plain[start:stop].any())
+        shared = self.rates.once(int(self.front[start:stop].max()), plain)
+        own = int(self.until[stop]) - int(self.until[start])
+        return self.unit * (shared + own) + stop - start
+
+    def within(self, most: float) -> list[int]:
+        """Bounds of the fewest runs that cost `most` at most, or are one lane."""
+        bounds = [0]
+        while bounds[-1] < len(self.front):
+            bounds.append(self._stop(bounds[-1], most))
+        return bounds
+
+    def _stop(self, start: int, most: float) -> int:
+        low, high = start + 1, self._last(start, most)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.cost(start, middle) <= most:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _last(self, start: int, most: float) -> int:
+        """No run from there ends later: its lanes alone would cost more."""
+        if not self.unit:
+            return min(len(self.front), start + 1 + int(most))
+        least = self.until[start] + (1 + 1e-9) * most / self.unit
+        return min(len(self.front), max(int(self.until.searchsorted(least, "right")), start + 1))
+
+
+def first_fit(sizes: np.ndarray, room: int) -> list[np.ndarray]:
+    """Positions of `sizes` in bins of at most `room`, by first fit, largest first.
+
+    Lanes of one size fill the bins in turn, each as far as it goes: what first fit does with them
+    one by one.
+    """
+    bins: list[list[np.ndarray]] = []
+    left: list[int] = []
+    order = np.argsort(-sizes, kind="stable")
+    values, starts = np.unique(-sizes[order], return_index=True)
+    for size, items in zip((-values).tolist(), np.split(order, starts[1:]), strict=True):
+        start, place = 0, 0
+        while start < len(items):
+            if place == len(bins):
+                bins.append([])
+                left.append(room)
+            if count := min(left[place] // size, len(items) - start):
+                bins[place].append(items[start : start + count])
+                left[place] -= count * size
+            start, place = start + count, place + 1
+    return [np.sort(np.concatenate(parts)) for parts in bins]
+
+
+def _too_small(cell: Cell, pair: PairCosts, needed: int, available: int) -> str:
+    return (
+        f"a lane at sites {cell.front_site}, {cell.end_site} of '{pair.front.name}' and "
+        f"'{pair.end.name}' needs {needed / 2**30:.2f} GiB, but the budget is "
+        f"{available / 2**30:.2f} GiB; raise --memory or lower [protocol] batch_size"
+    )
