@@ -123,7 +123,9 @@ def _waves(store: Store, planned: Plan) -> list[float]:
         if not store.writers.claim(wave.id):
             raise RuntimeError(f"wave {wave.id} is taken")
         store.settled(None)
-        store.write(wave.id, [{"cell": id_, "status": "ok", "accuracy": 0.5} for id_ in wave.ids])
+        store.write(
+            wave.id, [{"cell": id_, "status": "ok", "accuracy": 0.5} for id_ in wave.cells.ids]
+        )
         taken.append(time.perf_counter() - began)
     return taken
 

@@ -245,8 +245,9 @@ def check_runs(run: Callable[[Tensor], Any], root: nn.Module, shape: Sequence[in
 def first_difference(
     module: nn.Module, other: Callable[[Tensor], Any], shape: Sequence[int], sizes: Sequence[int]
 ) -> int | None:
-    """The first of these sizes whose batches of random images get other logits from `other` than
-    from `module`, beyond rounding. None where there is none, and where `module` draws numbers."""
+    """The first of these sizes B whose batches (B, *shape) of random images get other logits from
+    `other` than from `module`, beyond rounding. None where there is none, and where `module` draws
+    numbers."""
     weight = next(module.parameters(), torch.zeros(()))
     draw = torch.Generator().manual_seed(0)
     for size in sizes:

@@ -103,7 +103,8 @@ def accuracies(study: Study) -> dict[str, Values]:
 
 
 def interval_of(matrices: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends of the 95 % interval over seeds of matrices; NaN for fewer than two."""
+    """Lower and upper ends of the 95 % interval over seeds of matrices (n, m); NaN for fewer than
+    two."""
     if len(matrices) < 2:
         nothing = np.full(np.shape(matrices[0]) if matrices else (), np.nan)
         return nothing, nothing

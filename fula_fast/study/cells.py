@@ -111,7 +111,7 @@ class Cells(Sequence[Cell]):
         return self.rows(self.start, self.stop)
 
     def take(self, places: np.ndarray) -> Cells:
-        """The cells at some places, in their order."""
+        """The cells at places (n,), in their order."""
         return Cells.of(self.words, {name: c[places] for name, c in self.columns.items()})
 
     @property

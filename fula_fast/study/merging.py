@@ -10,7 +10,7 @@ _FIELDS = ("front", "end", "method", "alpha", "shortcut", "subset", "seed", "dat
 
 
 def merge(words: Words, columns: Columns, digests: np.ndarray) -> tuple[Cells, tuple[str, ...]]:
-    """The cells, each digest once and where it came first, and the notes."""
+    """The cells, each of the digests (n, bytes) once and where it came first, and the notes."""
     _, first, number = np.unique(digests, return_index=True, return_inverse=True)
     kept, of = np.sort(first), first[number]
     (others,) = np.nonzero(of != np.arange(len(of)))

@@ -47,7 +47,7 @@ class WaveLanes:
     kinds: np.ndarray
 
     def at(self, own: np.ndarray) -> WaveLanes:
-        """Some of them."""
+        """Those at places `own` (n,)."""
         return WaveLanes(self.group, self.places[own], self.kinds[own])
 
 
@@ -271,7 +271,7 @@ class _Runs:
 
 
 def first_fit(sizes: np.ndarray, room: int) -> list[np.ndarray]:
-    """Positions of `sizes` in bins of at most `room`, by first fit, largest first.
+    """Positions of `sizes` (n,) in bins of at most `room`, by first fit, largest first.
 
     Lanes of one size fill the bins in turn, each as far as it goes: what first fit does with them
     one by one.

@@ -82,7 +82,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
 
 def test_whoever_tells_of_a_run_tells_its_tracker(tmp_path):
     """The starter that waits, else the workers."""
-    store = Store.create(tmp_path / "run", {"name": "t"}, {"cells": [], "waves": []})
+    store = Store.create(tmp_path / "run", {"name": "t"}, {}, {"id": ["c"]})
     for wait in (True, False):
         engine, where = EngineSpec(track="wandb"), Resources("cpu", "fp32", 1 << 30)
         found = Launch(store, where, engine, Manner(wait=wait)).arguments()

@@ -209,7 +209,7 @@ NAMED_IN_TEXT = {
     "reproduce.drivers.penultimate", "attacks.handover",
     # by what a package hands on
     "models.blocks", "pipelines.streams.dali_stream", "pipelines.streams.resident",
-    "reproduce.builder", "runs.alone", "runs.engines.ray",
+    "reproduce.builder", "runs.engines.ray",
 }  # fmt: skip
 WITHOUT_TEST = {
     # started as programs, by hand or on a GPU machine

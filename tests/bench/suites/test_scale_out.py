@@ -1,0 +1,36 @@
+"""The benchmark of many workers: its parts at a tiny size, and the simulation by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fula_fast.bench.suites import scale_out
+
+
+def test_the_folders_cost_of_a_wave(tmp_path):
+    table = scale_out.spec_of(tmp_path, 1, 1)
+    store, planned = scale_out._run_of(tmp_path / "run", table, 3)
+    taken = scale_out._waves(store, planned)
+    assert len(taken) == 3 == len(store.done()) and min(taken) > 0
+
+
+def test_a_simulated_worker_alone_is_never_idle(monkeypatch):
+    monkeypatch.setattr(scale_out, "SEEDS", (1,))
+    monkeypatch.setattr(scale_out, "WORKERS", (1, 2))
+    one, two = scale_out.simulated(1e14, 1.0, 0.0)
+    assert one["cells"] == two["cells"] == 324
+    assert one["idle_worker_hours"] == pytest.approx(0, abs=1e-12) and one["efficiency"] == 1
+    assert two["hours"] == pytest.approx(two["worker_hours"] / 2)
+    assert one["hours"] / 2 <= two["hours"] < one["hours"]
+
+
+@pytest.mark.slow
+def test_the_suite_writes_what_it_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale_out, "overhead", lambda: [{"waves": 1, "seconds_a_wave": {"p50": 1}}])
+    arguments = ["--only", "measured,overhead", "--epochs", "1", "--seeds", "1", "--rounds", "1"]
+    scale_out.main([*arguments, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "scale-out-cpu.json").read_text())
+    assert [row.get("workers") for row in found["measured"]] == [1, 2, None]
+    assert 0 < found["measured"][2]["value"]["p50"] <= 1.5
