@@ -231,6 +231,7 @@ def sweep(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    retry_failed: bool = False,
     fail_fast: bool = False,
     quiet: bool = False,
     data: Data | None = None,
@@ -242,9 +243,11 @@ def sweep(
 
     `spec`: a TOML file, a shipped recipe's name ("quickstart"), or the same tables as a
     dictionary. `out`: the run's folder, by default runs/NAME. `resume`: go on with the run there:
-    missing and failed cells only. `data`: as of `stitch`, in the place of the spec's [data] source;
-    size, channels, mean, std and limits of that table hold for them. The run keeps their content
-    hash, so `resume` needs the same data again; `load` needs none.
+    missing and failed cells only; `retry_failed`: failed ones alone.
+
+    `data`: as of `stitch`, in the place of the spec's [data] source; size, channels, mean, std and
+    limits of that table hold for them. The run keeps their content hash, so `resume` needs the same
+    data again; `load` needs none.
 
     `models`: donors of your own by name, cut into stages; their tables in the spec, if any, say
     nothing of a model. `donors`: folder of trained donors (default: the user's cache). `overrides`:
@@ -254,7 +257,8 @@ def sweep(
     Raises `FulaError` for a spec or a folder that cannot be used, and for an unusable donor.
     """
     models = {name: unwrapped(model) for name, model in (models or {}).items()}
-    options = {"resume": resume, "fail_fast": fail_fast}
+    options = {"resume": resume or retry_failed, "fail_fast": fail_fast}
+    options |= {"retry_failed": retry_failed}
     with given_spec(data, _with_models(spec, models), overrides) as (loaded, notes):
         folder = user_path(out) if out is not None else Path("runs") / loaded.name
         run = _run_spec(loaded, folder, quiet, models, donors, notes, **options)

@@ -66,6 +66,8 @@ def _data_frame(found: pyarrow.Table) -> pandas.DataFrame:
 _SHOWN_COLUMNS = ("front", "end", "front_site", "end_site", "method", "seed", "status", "accuracy",
                   "agreement_soft", "kappa", "term_stitch")  # fmt: skip
 _SHOWN_ROWS = 20
+_SITES = {"front_site": "front", "end_site": "end"}
+"""Columns of a site, with that of its donor."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,39 @@ class Results:
         return similarities(self.folder)
 
     def select(self, **columns: Any) -> list[dict[str, Any]]:
-        """The rows whose columns have these values: `select(method="fula", end_site=3)`."""
+        """The rows whose columns have these values: `select(method="fula", end_site=3)`.
+
+        A site may be named as `fula-fast sites` prints it: `front_site="layer1.0"`, in each row
+        that of its own donor. Raises `FulaError` for a column or a site that there is not.
+        """
         known = {name for row in self.rows for name in row}
         for name in columns:
             if self.rows and name not in known:
                 raise FulaError(f"the table has no column '{name}'{nearest(name, known)}")
-        return [r for r in self.rows if all(r.get(n) == value for n, value in columns.items())]
+        named = {n: v for n, v in columns.items() if n in _SITES and isinstance(v, str)}
+        numbers = self._site_numbers(named) if named else {}
+        return [
+            r
+            for r in self.rows
+            if all(
+                r.get(n) == (numbers[n].get(r[_SITES[n]]) if n in named else value)
+                for n, value in columns.items()
+            )
+        ]
+
+    def _site_numbers(self, named: Mapping[str, str]) -> dict[str, dict[str, int]]:
+        """For each column of a site: its number in every donor that has a site of that name."""
+        from .runs.kept import site_names
+
+        names = site_names(Store.open(self.folder), self.models)
+        numbers = {}
+        for column, site in named.items():
+            donors = {row[_SITES[column]] for row in self.rows}
+            numbers[column] = {d: names[d].index(site) + 1 for d in donors if site in names[d]}
+            if donors and not numbers[column]:
+                known = dict.fromkeys(name for donor in sorted(donors) for name in names[donor])
+                raise FulaError(f"no donor has a {column} '{site}'{nearest(site, known)}")
+        return numbers
 
     def to_arrow(self) -> pyarrow.Table:
         """The table with typed columns, null where a cell has no value."""

@@ -340,6 +340,17 @@ def test_selecting_rows(results):
         results.stitch("x")
 
 
+def test_selecting_rows_by_the_names_of_sites(results, donors):
+    front, end = donors[0].site_names[2], donors[1].site_names[4]
+    assert results.select(front_site=front, end_site=end) == list(results.rows)
+    assert results.select(end_site=end, method="dm") == results.select(end_site=5, method="dm")
+    assert results.select(front_site=donors[0].site_names[0]) == []
+    assert fula_fast.load(results.folder).select(front_site=front, end_site=5) == list(results.rows)
+    for column in ("front_site", "end_site"):
+        with pytest.raises(FulaError, match=f"no donor has a {column} 'layer1.O'; did you mean"):
+            results.select(**{column: "layer1.O"})
+
+
 def test_the_table_in_other_forms(results, monkeypatch):
     table = results.to_arrow()
     assert table.num_rows == 3 and str(table.schema.field("accuracy").type) == "double"

@@ -47,6 +47,7 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
     named.check_classes(record.num_classes, "the model")
     if options.eps == 0 or not record.surviving():
         return Run(None, 0, "none")
+    _find_zero_gradients(model, record, options)
     result = Run(None, 0, "eager")
     for bf16 in _PASSES[options.precision] if named.steps else ():
         if record.surviving():
@@ -55,7 +56,6 @@ def run(model: PackedModel, record: Record, named: NamedAttack, options: AttackO
             result = attack(search, record, named, options)
     if named.search is not None:
         hand_over(model, record, named, options)
-    _find_zero_gradients(model, record, options)
     return result
 
 
@@ -64,8 +64,8 @@ _PASSES = {"fp32": (False,), "bf16": (True, False), "fast": (True,)}
 
 
 def _find_zero_gradients(model: PackedModel, record: Record, options: AttackOptions) -> None:
-    """Mark what no attack has fooled, but only because there was no gradient to follow: a rounding
-    of the input, or a saturated softmax."""
+    """Mark the images that are to be attacked, but give no gradient to follow: a rounding of the
+    input, or a saturated softmax."""
     pairs = record.surviving()
     if not pairs or record.num_classes < 2:  # one class has no gradient and no wrong answer
         return

@@ -25,6 +25,8 @@ COLUMNS = {
     "robust_clean_accuracy": "top-1 of the same float32 model on the same images, unattacked",
     "robust_agreement_soft": "soft agreement with the end donor on the adversarial images",
     "robust_images": "how many test images were attacked",
+    "robust_zero_gradient_images": "attacked images, fooled or not, whose gradient is exactly "
+    "zero at the start: no gradient attack can move them",
     "robust_gradients": "image gradients taken",
     "robust_verified": "images shown to the exact model",
     "robust_mode": "what ran the attack: eager, compiled, captured",

@@ -24,10 +24,10 @@ class Record:
     images: uint8, or float in [0, 1]; they stay where they are and are turned into float32 (float64
     stays) in batches. With L lanes: `logits` (L, N, classes) on the host, of the clean image until
     an adversarial one is confirmed; `correct` and `fooled` (L, N) bool, as is
-    `zero_gradient` (robust, and with a gradient of the cross-entropy that is zero in every pixel of
-    the clean image); `gradients` and `verified` (L,) counts of image gradients and of images
-    confirmed or refused. keep_images: remember the adversarial images too, in `found`. witness: a
-    model, (n, C, H, W) -> (n, classes), whose logits on the same images are kept in
+    `zero_gradient` (classified rightly, and with a gradient of the cross-entropy that is zero in
+    every pixel of the clean image); `gradients` and `verified` (L,) counts of image gradients and
+    of images confirmed or refused. keep_images: remember the adversarial images too, in `found`.
+    witness: a model, (n, C, H, W) -> (n, classes), whose logits on the same images are kept in
     `witness_logits` (L, N, classes).
 
     Raises `FulaError` for labels out of range, pixels outside [0, 1], and no image at all.
@@ -145,6 +145,10 @@ def _checked(logits_fn: LogitsFn, x: Tensor) -> Tensor:
     return logits
 
 
+_MOST_CHANNELS = 4
+"""Where the last axis is no longer than this, and the two before are, it holds the channels."""
+
+
 def as_floats(images: Tensor) -> Tensor:
     """uint8 images, or floats in [0, 1], as float32 in [0, 1]; float64 stays."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else wide(images)
@@ -155,6 +159,11 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise FulaError("there is no image to attack; give at least one")
     if images.ndim != 4:
         raise FulaError(f"images have shape {tuple(images.shape)}; give them as (N, C, H, W)")
+    if images.shape[3] <= _MOST_CHANNELS < min(images.shape[1:3]):
+        raise FulaError(
+            f"images have shape {tuple(images.shape)}, with channels last; give (N, C, H, W), as "
+            "images.permute(0, 3, 1, 2) of a tensor"
+        )
     check_label_form(labels, len(images))
     if images.dtype == torch.uint8:
         return

@@ -39,8 +39,8 @@ class RobustResult:
     """How one model (lane) fared. All arrays are on the host, one row per image.
 
     correct: the clean image is classified rightly; robust: and no attack changed that;
-    zero_gradient: robust, but the gradient of its cross-entropy at the clean image, from where the
-    attack starts, is exactly zero, so that it says nothing of robustness. logits and
+    zero_gradient: attacked, but the gradient of its cross-entropy at the clean image, from where
+    the attack starts, is exactly zero, so that no gradient attack says anything of it. logits and
     predictions (-1: NaN): on the adversarial image where there is one, else on the clean one;
     witness_logits: the witness's on the same images. gradients: image gradients taken
     (every EOT sample counts; those that look for zero ones do not); verified: images shown to the
@@ -86,7 +86,7 @@ class RobustResult:
 
     @property
     def zero_gradient_images(self) -> int:
-        """Robust images that gradients could not attack."""
+        """Attacked images, fooled or not, whose gradient is exactly zero at the start."""
         return int(self.zero_gradient.sum())
 
     def row(self) -> dict[str, Any]:
@@ -156,19 +156,20 @@ class ZeroGradientWarning(FulaWarning):
 
 
 _TELLING = 1 / 20
-"""The share of robust images from which a warning is worth it: in float32 the softmax of a sure
+"""The share of attacked images from which a warning is worth it: in float32 the softmax of a sure
 network saturates on a few."""
 
 
 def _warn_of_zero_gradients(results: Sequence[RobustResult]) -> None:
     most = max(results, key=lambda r: r.zero_gradient_images)
-    count, robust = most.zero_gradient_images, int(most.robust.sum())
-    if count and count >= _TELLING * robust:
+    count, attacked = most.zero_gradient_images, int(most.correct.sum())
+    if count and count >= _TELLING * attacked:
+        robust = int((most.zero_gradient & most.robust).sum())
         warnings.warn(
-            f"{count} of {robust} images that withstand '{most.attack}' have a gradient of exactly "
-            "zero: no gradient attack can move them, robust or not; look for a rounding, a "
-            "threshold or a detached input in the model, and use 'autoattack-full', whose Square "
-            "attack needs no gradient",
+            f"{count} of {attacked} images have a gradient of exactly zero at the start of "
+            f"'{most.attack}' ({robust} withstand it): no gradient attack can move them, robust or "
+            "not; look for a rounding, a threshold or a detached input in the model, and use "
+            "'autoattack-full', whose Square attack needs no gradient",
             ZeroGradientWarning,
             stacklevel=3,
         )
@@ -178,6 +179,14 @@ def _tensors(
     images: Tensor | np.ndarray, labels: Tensor | np.ndarray, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) and labels (N,) on `device`."""
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor | np.ndarray):
+            raise FulaError(
+                f"{name} are a {type(given).__name__}; give a tensor or a NumPy array: images "
+                "(N, C, H, W), labels (N,)"
+            )
+        if isinstance(given, np.ndarray) and given.dtype.kind not in "biuf":
+            raise FulaError(f"{name} are an array of {given.dtype}; give numbers")
     if isinstance(images, np.ndarray):
         channels_last = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] > 4
         images = torch.from_numpy(np.ascontiguousarray(images))

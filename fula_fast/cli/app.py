@@ -209,6 +209,16 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set protocol.epochs=5"),
 ]
+ParentOption = Annotated[int | None, typer.Option(metavar="PID", help="End when this process has.")]
+EngineOption = Annotated[
+    str | None, typer.Option(metavar="local|slurm|ray", help="What runs the waves.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Only the cells that failed, once more.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")
 ]

@@ -21,7 +21,20 @@ from . import data as _data_commands  # noqa: F401  registers its commands
 from . import manual as _manual  # noqa: F401
 from . import similarity as _similarity_command  # noqa: F401  registers it
 from . import workers as _workers  # noqa: F401
-from .app import BAD_INPUT, FAILED, INTERRUPTED, DeviceOption, SetOption, SpecArgument, app, command
+from .app import (
+    BAD_INPUT,
+    FAILED,
+    INTERRUPTED,
+    DeviceOption,
+    EngineOption,
+    ParentOption,
+    RetryOption,
+    SetOption,
+    SpecArgument,
+    WorkersOption,
+    app,
+    command,
+)
 
 __all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "app", "main"]
 
@@ -35,6 +48,7 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run: missing and failed cells only.")
     ] = False,
+    retry_failed: RetryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cells, waves, memory and work; do nothing.")
     ] = False,
@@ -56,11 +70,10 @@ def sweep(
     memory: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="Budget of a wave: 8GiB, 60%.")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(metavar="local|slurm|ray", help="What runs the waves.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="At once; one for each GPU when not given.")
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="wandb|tensorboard", help="Tell a tracker, too.")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="For Slurm's jobs, which go on by themselves else.")
@@ -73,7 +86,7 @@ def sweep(
     from ..study.spec import load_spec
 
     table = {"device": device, "executor": executor, "mode": engine_mode, "kind": engine}
-    table |= {"precision": precision, "memory": memory, "workers": workers}
+    table |= {"precision": precision, "memory": memory, "workers": workers, "track": track}
     loaded = load_spec(spec, [*(overrides or ()), *_flags(table)])
     folder = user_path(out) if out else Path("runs") / loaded.name
     if dry_run:
@@ -85,8 +98,8 @@ def sweep(
 
     with open_progress() as progress:
         summary = sweep_with_report(
-            loaded, folder, resume=resume, fail_fast=fail_fast, progress=progress,
-            profile=profile, wait=wait or loaded.engine.kind != "slurm",
+            loaded, folder, resume=resume or retry_failed, fail_fast=fail_fast, progress=progress,
+            profile=profile, retry_failed=retry_failed, wait=wait or loaded.engine.kind != "slurm",
         )  # fmt: skip
     print(summary)
     return FAILED if summary.run.failed else 0
@@ -106,6 +119,7 @@ def train(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
+    parent: ParentOption = None,
 ) -> None:
     """Train a spec's donors, or find them trained, and print where their checkpoints lie."""
     from ..study.resources import resources
@@ -113,13 +127,17 @@ def train(
 
     loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device})])
     chosen = [loaded.donor(name) for name in donor or loaded.donors]
-    place = resources(loaded.engine).device
-    from ..donors.obtain import obtain_donor, open_source
+    where = resources(loaded.engine)
+    from ..donors.obtain import obtain_donor, open_source, training_precision
     from ..progress import open_progress
+    from ..runs.alone import end_with
 
+    if parent is not None:
+        end_with(parent)
+    how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
         found = [
-            obtain_donor(d, open_source(d.data), cache_dir=out, device=place, progress=progress)
+            obtain_donor(d, open_source(d.data), cache_dir=out, progress=progress, **how)
             for d in chosen
         ]
     for each, trained in zip(chosen, found, strict=True):
@@ -240,7 +258,7 @@ def _attack_model(
     return (
         f"{result.attack} on {len(result.robust)} images: clean accuracy "
         f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
-        f"{f' ({vanished} robust images have a zero gradient)' if vanished else ''}"
+        f"{f' ({vanished} images have a zero gradient)' if vanished else ''}"
     )
 
 
@@ -283,14 +301,16 @@ def reproduce(
     precision: Annotated[
         str | None, typer.Option(metavar="auto|fp32|tf32|bf16", help="Of activations.")
     ] = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
 ) -> int:
     """Run an experiment of the papers by name and set the result beside what they say."""
     from .reproduce import reproduce as run_experiments
 
-    engine = {"device": device, "precision": precision}
+    table = {"device": device, "precision": precision, "kind": engine, "workers": workers}
     return run_experiments(
         name, scale, out=out, data=data, dry_run=dry_run, models=(front, end),
-        overrides=overrides or (), engine={k: v for k, v in engine.items() if v is not None},
+        overrides=overrides or (), engine={k: v for k, v in table.items() if v is not None},
     )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def _schedule_line(planned: Any, done: Iterable[str], workers: int) -> str:
 
 
 def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
-    """Whether the data is there, and how long the missing cells would take on this machine."""
+    """Whether data and checkpoints are there, and how long the missing cells would take here."""
+    from ..files.paths import user_path
     from ..pipelines.sources.places import place_of
     from ..progress import duration
     from ..reproduce.price import speed
@@ -48,6 +49,9 @@ def _dry_lines(spec: Any, planned: Any, done: Iterable[str]) -> Iterator[str]:
         place = place_of(name, table.options.get("path") or table.data_dir)
         here = "is here" if place.there else f"is not here; looked for: {place.looked_for}"
         yield f"data: '{name}' {here}"
+    for donor in spec.donors.values():
+        if donor.checkpoint and not user_path(donor.checkpoint).is_file():
+            yield f"donor {donor.name}: checkpoint '{user_path(donor.checkpoint)}' is not here"
     finished = set(done)
     work = sum(w.flops for w in planned.waves if not finished.issuperset(w.cells.ids))
     if work:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..device.precision import PLAIN, precision_of
 from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
@@ -75,6 +76,11 @@ def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: S
 def _moments(given: Normalisation | None) -> str:
     mean, std = ((0,), (1,)) if given is None else (given.mean, given.std)
     return f"mean = {list(mean)}, std = {list(std)}"
+
+
+def training_precision(asked: str) -> str:
+    """Of donors, where cells are computed in `asked`: never double."""
+    return PLAIN if precision_of(asked).bytes > precision_of(PLAIN).bytes else asked
 
 
 def obtain_donor(

@@ -56,6 +56,7 @@ STITCHES = Kind("file of stitches", "its cells count as missing: --resume does t
 CHECKPOINT = Kind("checkpoint of a wave", "the wave starts anew")
 SIMILARITY = Kind("similarity of two donors", "the pair counts as missing: --resume does it again")
 LAUNCH = Kind("note of a launch", "the report leaves it out")
+CANCEL = Kind("note that a run was cancelled", "remove it, and cancel again where you meant it")
 WRITER = Kind("note of a writer", "it is left out")
 DONOR = Kind("checkpoint", "copy it again, or have it trained again")
 FOREIGN = Kind("checkpoint", "copy it again, or give another file")

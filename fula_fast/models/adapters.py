@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -101,9 +102,11 @@ def build_timm(
     fixed = getattr(timm.get_pretrained_cfg(kind), "fixed_input_size", False)
     sizes = {"img_size": input_shape[1]} if fixed else {}
     full = {"num_classes": num_classes, "in_chans": input_shape[0], **sizes, **arguments}
-    module = _constructed(
-        name, lambda: timm.create_model(kind, **full), lambda: _timm_file(timm, kind)
-    )
+    fetched = arguments.get("pretrained") and timm.get_pretrained_cfg(kind).hf_hub_id
+    with _patient_once(fetched or None):
+        module = _constructed(
+            name, lambda: timm.create_model(kind, **full), lambda: _timm_file(timm, kind)
+        )
     return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
 
 
@@ -127,6 +130,32 @@ def _torchvision_file(kind: str, arguments: Mapping[str, Any]) -> str:
     given = arguments.get("weights") or "DEFAULT"
     weights = models.get_model_weights(kind)[given] if isinstance(given, str) else given
     return f"{weights.url.rsplit('/', 1)[-1]} into {get_dir()}/checkpoints"
+
+
+@contextmanager
+def _patient_once(repository: str | None) -> Iterator[None]:
+    """Where the hub does not answer for `repository`, only its cache is looked into: for each file
+    that it lacks it would be tried again for half a minute, with a line each time."""
+    if repository is None:
+        yield
+        return
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        HfApi().model_info(repository.partition("@")[0], timeout=_ANSWER_SECONDS)
+    except HfHubHTTPError:  # an answer; what it says is said again of the file
+        pass
+    except Exception:  # of whichever HTTP library the hub uses
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+_ANSWER_SECONDS = 10.0
 
 
 def _timm_file(timm: Any, kind: str) -> str:

@@ -17,17 +17,7 @@ from ..errors import FulaError, nearest
 from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
 from .copies import private_copy, unwrapped, unwrapped_name
 from .families import check_request
-from .sizes import (
-    Ask,
-    Shapes,
-    SizedTracer,
-    Tracer,
-    UnknownSizeError,
-    asked_anywhere,
-    check_runs,
-    running,
-    shapes_of,
-)
+from .sizes import Tracer, UnknownSizeError, asked_anywhere, first_difference, running, sized_trace
 from .staged import Norm2d, Staged
 
 
@@ -64,6 +54,7 @@ def stages(
     moved = moved_sites(label, parts, sites, input_shape, channels)
     if moved:
         parts = [fx.GraphModule(module, part) for part in _split(graph, ends, moved)]
+    _check_function(label, module, parts, input_shape)
     shape = check_request(label, classes, input_shape, hook)
     staged = Staged(
         parts[:-1],
@@ -91,8 +82,12 @@ def _check_sites(module: nn.Module, sites: Sequence[str]) -> None:
 
 
 def _prepared(module: nn.Module) -> nn.Module:
-    """Plain `BatchNorm2d`s become `Norm2d`s; nothing works in place, or it could change a site."""
+    """Plain `BatchNorm2d`s become `Norm2d`s; nothing works in place, or it could change a site; and
+    weights can be written to: no two entries of a buffer are one."""
     for child in module.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None and 0 in buffer.stride():
+                child._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
         if type(child) is nn.BatchNorm2d:
             child.__class__ = Norm2d
         if getattr(child, "inplace", None) is True:
@@ -107,7 +102,7 @@ def _chain(
     try:
         return _checked_chain(module, sites, _trace(module, sites, Tracer(sites)))
     except FulaError:  # with sizes as numbers it may be one; if not, that refusal counts
-        return _checked_chain(module, sites, _sized_trace(module, sites, input_shape))
+        return _checked_chain(module, sites, sized_trace(module, sites, input_shape, _trace))
 
 
 def _checked_chain(
@@ -116,18 +111,6 @@ def _checked_chain(
     ends = [_site_node(graph, module, site) for site in sites]
     _check_chain(module, graph, sites, ends)
     return graph, ends
-
-
-def _sized_trace(module: nn.Module, sites: Sequence[str], input_shape: Sequence[int]) -> fx.Graph:
-    """Sizes are found by running what is traced so far, which cannot be done while tracing."""
-    check_runs(module, module, (2, *input_shape))
-    shapes: dict[str, Shapes] = {}
-    while True:
-        tracer = SizedTracer(sites, shapes)
-        try:
-            return _trace(module, sites, tracer)
-        except UnknownSizeError:
-            shapes |= shapes_of(module, tracer.graph, input_shape)
 
 
 def _trace(module: nn.Module, sites: Sequence[str], tracer: Tracer) -> fx.Graph:
@@ -233,21 +216,30 @@ def _fetch(
     given: fx.Node,
     node: fx.Node,
     copies: dict[fx.Node, fx.Node],
-    anywhere: Mapping[fx.Node, Ask | None],
+    anywhere: Container[fx.Node],
 ) -> None:
-    """Weights, and what any tensor answers, before `node` uses them in its part."""
+    """Weights, and what any tensor answers, here the one given, before `node` uses them."""
     for needed in node.all_input_nodes:
         if needed in copies or not (needed.op == "get_attr" or needed in anywhere):
             continue
-        if ask := anywhere.get(needed):
-            copies[needed] = ask(part, given)
-        else:
-            _fetch(part, given, needed, copies, anywhere)
-            copies[needed] = part.node_copy(needed, copies.__getitem__)
+        _fetch(part, given, needed, copies, anywhere)
+        copies[needed] = part.node_copy(needed, lambda n: copies.get(n, given))
 
 
 def _permuted(part: fx.Graph, node: fx.Node, order: Sequence[int]) -> fx.Node:
     return part.call_method("contiguous", (part.call_method("permute", (node, *order)),))
+
+
+def _check_function(
+    label: str, module: nn.Module, parts: Sequence[nn.Module], input_shape: Sequence[int]
+) -> None:
+    """A tracer follows tensors, not what is changed in place: compare the whole."""
+    cut = first_difference(module, nn.Sequential(*parts), input_shape, [2])
+    if cut is not None:
+        raise FulaError(
+            f"model '{label}' computes something else cut at these sites than as a whole: "
+            "something behind a cut is changed in place or kept before it; choose other sites"
+        )
 
 
 def _classes(

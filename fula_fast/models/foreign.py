@@ -110,15 +110,15 @@ def fitted(path: Path, content: Any, own: Mapping[str, Tensor]) -> Foreign:
     Raises `FulaError` where there is no state dict, and for tensors beside the network that may
     change its function. A normalisation there is given back: the caller has to apply it.
     """
-    found = list(_state_dicts(content, ""))
+    found = list(_state_dicts(content, "", {}))
     if not found:
         raise FulaError(
             f"checkpoint '{path}' holds no state dict but {_held(content)}; save "
             "model.state_dict() instead"
         )
-    matches = [(_prefix(state, own), place, state) for place, state in found]
-    (prefix, count), place, state = max(matches, key=lambda m: m[0][1])
-    others = [p or "the top" for (_, n), p, _ in matches if n and n == count and p != place]
+    matches = [(_prefix(state, own), place, state, around) for place, state, around in found]
+    (prefix, count), place, state, around = max(matches, key=lambda m: m[0][1])
+    others = [p or "the top" for (_, n), p, *_ in matches if n and n == count and p != place]
     if others:
         _log.warning("checkpoint '%s': '%s' is read, not '%s'", path, place, others[0])
     named = {_own_name(n.removeprefix(prefix), own): v for n, v in state.items()
@@ -135,19 +135,30 @@ def fitted(path: Path, content: Any, own: Mapping[str, Tensor]) -> Foreign:
     if left := sorted({*beside, *inside} - set(moments)):
         _log.warning("checkpoint '%s': %s left out", path, ", ".join(map(repr, left[:5])))
     kept = {n: v for n, v in named.items() if n not in moments}
-    values = tuple(tuple(np.ravel(v).tolist()) for v in moments.values())
+    stored = moments or _normalisation(around)
+    values = tuple(tuple(np.ravel(v).tolist()) for v in stored.values())
     return Foreign(_tensors(kept), values or None)
 
 
-def _state_dicts(content: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with arrays in it, outer ones first, and where it is."""
-    if not isinstance(content, Mapping) or depth > _DEPTH:
+def _state_dicts(
+    content: Any, place: str, around: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], Mapping[str, Any]]]:
+    """Every mapping with arrays in it, outer ones first, where it is, and the few numbers that
+    stand around it."""
+    if not isinstance(content, Mapping) or place.count(".") >= _DEPTH:
         return
     arrays = {str(k): v for k, v in content.items() if isinstance(v, Tensor | np.ndarray)}
     if arrays:
-        yield place, arrays
+        yield place, arrays, around
+    around = {**around, **{str(k): v for k, v in content.items() if _is_numbers(v)}}
     for key, value in content.items():
-        yield from _state_dicts(value, f"{place}.{key}".lstrip("."), depth + 1)
+        yield from _state_dicts(value, f"{place}.{key}".lstrip("."), around)
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(v, float | int) for v in value)
+    return isinstance(value, Tensor | np.ndarray)
 
 
 def _prefix(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> tuple[str, int]:
@@ -178,8 +189,8 @@ def _harmless(name: str, value: Any) -> bool:
 
 
 def _normalisation(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean and the standard deviation among the tensors beside a network, in this order."""
-    few = {n: len(np.ravel(v)) for n, v in extra.items() if len(np.ravel(v)) <= 4}
+    """The mean and the standard deviation among what stands beside a network, in this order."""
+    few = {n: len(np.ravel(v)) for n, v in extra.items() if 1 <= len(np.ravel(v)) <= 4}
     means, stds = ([n for n in few if kind.search(n)] for kind in (_MEAN, _STD))
     both = len(means) == len(stds) == 1 and few[means[0]] == few[stds[0]]
     return {n: extra[n] for n in (means[0], stds[0])} if both else {}

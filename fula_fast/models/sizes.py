@@ -1,15 +1,17 @@
 """Tracing with sizes as numbers: arithmetic on shapes ties no stage of a model to another.
 
 A model has one input shape, so every size but the batch's is fixed and becomes a number, which may
-also decide a condition or count a loop. The batch's size is asked of whatever tensor is at hand.
+also decide a condition or count a loop. The batch's size is asked of whatever tensor is at hand; a
+condition on it takes the way of a batch of some size, and what it decides is compared afterwards.
 """
 
 from __future__ import annotations
 
-import math
+import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,16 +21,18 @@ from ..errors import FulaError
 
 _BATCHES = (1, 2, 3)
 _ANYWHERE = ("device", "dtype")
+_NEW = ("new_zeros", "new_ones", "new_full")
+_LIKE = dict(zip((torch.zeros_like, torch.ones_like, torch.full_like), _NEW, strict=True))
+_FACTORIES = (torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye)
+_USUAL_BATCH, _LARGEST_BATCH, _ROUNDING = 2, 4096, 1e-4
 Shapes = tuple[tuple[int, ...], ...]
-Ask = Callable[[fx.Graph, fx.Node], fx.Node]
-"""Adds to a graph the question to one of its tensors."""
 
 
 class Tracer(fx.Tracer):
     """Goes into a module only if a site lies inside it."""
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, sites: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
         self._sites = sites
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -37,16 +41,50 @@ class Tracer(fx.Tracer):
 
 
 class SizedTracer(Tracer):
-    """A tracer that knows the shapes of the nodes in `shapes`: by name, one per batch size."""
+    """A tracer that knows the shapes of the nodes in `shapes`: by name, one per batch size.
 
-    def __init__(self, sites: Sequence[str], shapes: Mapping[str, Shapes]) -> None:
-        super().__init__(sites)
+    Conditions on the batch's size go the way of a batch of `batch` images; `turns` are the smallest
+    batches that would have gone another way, one per condition that has two ways.
+    """
+
+    def __init__(self, sites: Sequence[str], shapes: Mapping[str, Shapes], batch: int) -> None:
+        super().__init__(sites, autowrap_functions=_FACTORIES)
+        self._autowrap_search.append(torch)  # also where they are called as torch.zeros
         self._shapes = shapes
+        self._at = batch
+        self.turns: set[int] = set()
         self._batch: fx.Proxy | None = None
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """See `fx.Tracer`."""
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:  # else the code made of it wraps these functions for good
+            node.meta.pop("is_wrapped", None)
+        return graph
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Stands for a value while tracing; see `fx.Tracer`."""
         return _Sized(node, self)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple, kwargs: dict[str, Any], *more: Any, **named: Any
+    ) -> fx.Proxy:
+        """Records a call; see `fx.Tracer`. Of `torch.zeros_like(x)` only the shape of x matters."""
+        if kind == "call_function" and target in _LIKE and not {*kwargs} - {*_ANYWHERE}:
+            like, *rest = args
+            kind, target, args = "call_method", _LIKE[target], (like, like.shape, *rest)
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A condition that is a number's, or the batch size's; see `fx.Tracer`."""
+        answers = _by_batch(obj.node, next(iter(self.graph.nodes)))
+        if answers is None:
+            return super().to_bool(obj)
+        taken = bool(answers(self._at))
+        batches = range(1, _LARGEST_BATCH + 1)
+        if (turn := next((b for b in batches if bool(answers(b)) != taken), None)) is not None:
+            self.turns.add(turn)
+        return taken
 
     def sizes(self, node: fx.Node) -> tuple[Any, ...]:
         """Its shape: numbers, the batch's size, and what is left as it is.
@@ -81,7 +119,7 @@ class _Shape(tuple):
     """As `torch.Size`, which takes no proxies."""
 
     def numel(self) -> Any:
-        return math.prod(self)
+        return reduce(operator.mul, self, 1)
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
@@ -109,6 +147,63 @@ class _Sized(fx.Proxy):
 
     def numel(self) -> Any:
         return self.shape.numel()
+
+
+def sized_trace(
+    root: nn.Module, sites: Sequence[str], input_shape: Sequence[int], trace: Callable
+) -> fx.Graph:
+    """A graph with sizes as numbers, by `trace` of a tracer; the same for all batches.
+
+    Raises `FulaError` where the model does not run on `input_shape`, and where its conditions on
+    the batch's size change what it computes.
+    """
+    check_runs(root, root, (_USUAL_BATCH, *input_shape))
+    ways: dict[int, fx.Graph] = {}
+    ahead = [_USUAL_BATCH]
+    while ahead:  # another way may have conditions of its own
+        batch = ahead.pop()
+        ways[batch], turns = _traced_at(root, sites, input_shape, trace, batch)
+        ahead += turns - {*ways, *ahead}
+    if len(ways) == 1:
+        return ways[_USUAL_BATCH]
+    differs = {
+        batch: first_difference(root, fx.GraphModule(root, graph), input_shape, sorted(ways))
+        for batch, graph in ways.items()
+    }
+    batch = next((batch for batch in ways if differs[batch] is None), None)
+    if batch is None:
+        raise FulaError(
+            f"{type(root).__name__} gives an image of a batch of {differs[_USUAL_BATCH]} other "
+            f"logits than one of a batch of {_USUAL_BATCH}: its forward has a condition on the "
+            "batch's size; a stitch needs a model that sees each image by itself"
+        )
+    return ways[batch]
+
+
+def _traced_at(
+    root: nn.Module, sites: Sequence[str], input_shape: Sequence[int], trace: Callable, batch: int
+) -> tuple[fx.Graph, set[int]]:
+    """Sizes are found by running what is traced so far, which cannot be done while tracing."""
+    shapes: dict[str, Shapes] = {}
+    while True:
+        tracer = SizedTracer(sites, shapes, batch)
+        try:
+            with _lengths_of_proxies():
+                return trace(root, sites, tracer), tracer.turns
+        except UnknownSizeError:
+            shapes |= shapes_of(root, tracer.graph, input_shape)
+
+
+@contextmanager
+def _lengths_of_proxies() -> Iterator[None]:
+    """`len` of a traced tensor is its first size, which Python takes from no `__len__`: that must
+    give a number."""
+    plain = builtins.len
+    builtins.len = lambda thing: thing.shape[0] if isinstance(thing, _Sized) else plain(thing)
+    try:
+        yield
+    finally:
+        builtins.len = plain
 
 
 @torch.no_grad()
@@ -146,6 +241,40 @@ def check_runs(run: Callable[[Tensor], Any], root: nn.Module, shape: Sequence[in
         run(weight.new_zeros(tuple(shape)))
 
 
+@torch.no_grad()
+def first_difference(
+    module: nn.Module, other: Callable[[Tensor], Any], shape: Sequence[int], sizes: Sequence[int]
+) -> int | None:
+    """The first of these sizes whose batches of random images get other logits from `other` than
+    from `module`, beyond rounding. None where there is none, and where `module` draws numbers."""
+    weight = next(module.parameters(), torch.zeros(()))
+    draw = torch.Generator().manual_seed(0)
+    for size in sizes:
+        images = torch.rand(size, *shape, generator=draw).to(weight)
+        with running(type(module).__name__, (size, *shape), f" (a batch of {size})"):
+            wanted, again = (module(images.clone()) for _ in range(2))
+        if _alike(wanted, again) and not _alike(wanted, _answer(other, images.clone())):
+            return size
+    return None
+
+
+def _answer(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    try:
+        return model(images)
+    except (RuntimeError, ValueError, IndexError):  # a way that is not for batches of this size
+        return None
+
+
+def _alike(wanted: Any, found: Any) -> bool:
+    """Equal but for rounding; what is no tensor is refused later."""
+    if not isinstance(wanted, Tensor) or not isinstance(found, Tensor):
+        return type(wanted) is type(found)
+    if wanted.shape != found.shape:
+        return False
+    scale = wanted.abs().nan_to_num().max().item() if wanted.numel() else 0.0
+    return torch.allclose(wanted, found, rtol=0, atol=_ROUNDING * scale, equal_nan=True)
+
+
 @contextmanager
 def running(label: str, shape: Sequence[int], place: str = "") -> Iterator[None]:
     """Tell what a model refuses of images (B, C, H, W), or whatever reaches a `place`, as one
@@ -160,23 +289,48 @@ def running(label: str, shape: Sequence[int], place: str = "") -> Iterator[None]
         ) from error
 
 
-def asked_anywhere(graph: fx.Graph) -> dict[fx.Node, Ask | None]:
-    """The nodes that any tensor of the pass answers: its batch's size, where it lies, its type.
-
-    With how to ask one; None for arithmetic on such answers, which is copied.
-    """
+def asked_anywhere(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that any tensor of the pass answers in the image's place: its batch's size, where
+    it lies, its type; and what depends on nothing but such answers and weights."""
     image = next(iter(graph.nodes))
-    found: dict[fx.Node, Ask | None] = {}
+    found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "call_method" and node.target == "size" and node.args == (image, 0):
-            found[node] = lambda part, x: part.call_method("size", (x, 0))
-        elif node.target is getattr and node.args[0] is image and node.args[1] in _ANYWHERE:
-            found[node] = lambda part, x, name=node.args[1]: part.call_function(getattr, (x, name))
-        elif _is_arithmetic(node) and all(n in found for n in node.all_input_nodes):
-            found[node] = None
+        given = {n for n in node.all_input_nodes if n.op != "get_attr" and n not in found}
+        if not given and _is_plain(node) or given == {image} and _asks(node, image):
+            found.add(node)
     return found
 
 
-def _is_arithmetic(node: fx.Node) -> bool:
-    plain = getattr(operator, getattr(node.target, "__name__", ""), None) is node.target
-    return node.op == "call_function" and plain and bool(node.all_input_nodes)
+def _asks(node: fx.Node, image: fx.Node) -> bool:
+    """Whether `node` asks the image for what any tensor of the pass knows."""
+    if not node.args or node.args[0] is not image:
+        return False
+    if node.op == "call_method":
+        return node.args == (image, 0) if node.target == "size" else node.target in _NEW
+    return node.target is getattr and node.args[1] in _ANYWHERE
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a call gives the same whenever it is made: it draws no numbers, changes nothing."""
+    name = str(getattr(node.target, "__name__", node.target))
+    drawing = any(part in name for part in _DRAWING)
+    return node.op in ("call_function", "call_method") and not (drawing or name.endswith("_"))
+
+
+_DRAWING = ("rand", "dropout", "bernoulli", "normal", "multinomial", "poisson")
+
+
+def _is_operator(target: Any) -> bool:
+    return getattr(operator, getattr(target, "__name__", ""), None) is target
+
+
+def _by_batch(node: fx.Node, image: fx.Node) -> Callable[[int], Any] | None:
+    """A number that follows from the batch's size alone, as a function of it; None for others."""
+    if node.op == "call_method" and node.target == "size" and node.args == (image, 0):
+        return lambda batch: batch
+    if node.op != "call_function" or not _is_operator(node.target) or node.kwargs:
+        return None
+    parts = {n: _by_batch(n, image) for n in node.all_input_nodes}
+    if not parts or None in parts.values():
+        return None
+    return lambda batch: node.target(*fx.map_arg(node.args, lambda n: parts[n](batch)))

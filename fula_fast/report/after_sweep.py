@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.paths import user_path
+from ..progress import Progress
 from ..runs.sweep import Finished, run_sweep, work
+from ..runs.tracking import tracked
 from ..store import Store
 from ..store.similarity_table import similarity_rows
-from ..study.spec import Spec
+from ..study.spec import Spec, load_spec
 from .page import write_report
 from .similarity_cells import similarity_summary
 from .summary import summary
@@ -38,10 +41,15 @@ class Summary:
         return f"{self.text}\n{head}" if self.text else head
 
 
-def work_on_report(folder: str | Path, *, report: bool = True, **options: Any) -> int:
+def work_on_report(
+    folder: str | Path, *, report: bool = True, track: str | None = None, **options: Any
+) -> int:
     """`runs.sweep.work` with the same options; whoever leaves last writes tables and report, unless
-    who started the workers does (not `report`)."""
-    left, store = work(folder, **options), Store.open(folder)
+    who started the workers does (not `report`). `track`: an experiment tracker's name."""
+    place, shown = user_path(folder), options.pop("progress", Progress())
+    with tracked(shown, track, load_spec(Store.open(place).spec), place) as progress:
+        left = work(place, progress=progress, **options)
+    store = Store.open(place)
     if report and not store.writers.others():
         store.tidy()
         store.write_tables()
@@ -51,7 +59,9 @@ def work_on_report(folder: str | Path, *, report: bool = True, **options: Any) -
 
 def sweep_with_report(spec: Spec, out: str | Path, **options: Any) -> Summary:
     """`runs.sweep.run_sweep` with the same options, then its report."""
-    finished = run_sweep(spec, out, **options)
+    shown, track = options.pop("progress", Progress()), spec.engine.track
+    with tracked(shown, track, spec, user_path(out)) as progress:
+        finished = run_sweep(spec, out, progress=progress, **options)
     if finished.waiting:
         return Summary(finished, "")  # the last worker writes the report
     write_report(finished.folder)

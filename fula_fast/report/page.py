@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -45,8 +45,18 @@ class Picture:
     caption: str
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Write `report.html` and `plots/` into a run's folder, also for an unfinished run.
+@dataclass(frozen=True)
+class Live:
+    """A run that goes on: what it is doing in lines of text, and after how many seconds a browser
+    reads the page again."""
+
+    lines: Sequence[str]
+    seconds: int
+
+
+def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
+    """Write `report.html` and `plots/` into a run's folder, also for an unfinished run; `live`:
+    while it goes on.
 
     Returns the path of the page. Raises `FulaError` where there is no run, or no writable folder.
     """
@@ -62,6 +72,7 @@ def write_report(run_folder: str | Path) -> Path:
     page = template("report.html.j2").render(
         name=store.spec.get("name", store.folder.name),
         version=__version__,
+        live=live,
         progress=_progress(store, rows),
         findings=_findings(found),
         headings=HEADINGS,

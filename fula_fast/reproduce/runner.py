@@ -75,7 +75,8 @@ def run(
 ) -> Ended:
     """Run what is missing of an experiment below the folder `out`, and write its report.
 
-    Finished cells and tasks of an earlier run are kept. `engine`: as of a spec's `[engine]`.
+    Finished cells and tasks of an earlier run are kept. `engine`: as of a spec's `[engine]`; a
+    driver's tasks run here, one after another, whatever runs the sweeps.
     Raises `FulaError` where data is missing, and for a folder that holds another run.
     """
     if experiment.missing:
@@ -156,7 +157,8 @@ def _driven(
     from .lab import Lab
 
     driver = driver_of(experiment)
-    lab = Lab(experiment, folder, resources(EngineSpec(**engine)), progress, donors)
+    here = {key: value for key, value in engine.items() if key not in ("kind", "workers")}
+    lab = Lab(experiment, folder, resources(EngineSpec(**here)), progress, donors)
     tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", _identity(experiment))
     progress.run_started(len(tasks), sum(ledger.has(task.key) for task in tasks))
     rows: list[Row] = []

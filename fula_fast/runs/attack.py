@@ -49,7 +49,7 @@ class RobustRun:
         values = [row["robust_accuracy"] for row in self.rows]
         spread = f"robust accuracy {min(values):.4f} to {max(values):.4f}; " if values else ""
         most = max((row["robust_zero_gradient_images"] for row in self.rows), default=0)
-        vanished = f"up to {most} robust images of a cell have a zero gradient; " if most else ""
+        vanished = f"up to {most} images of a cell have a zero gradient; " if most else ""
         return f"{len(self.rows)} cells attacked; {spread}{vanished}table: {self.table}"
 
 

@@ -26,6 +26,7 @@ from ..pipelines.sources.by_name import data_folder
 from ..store import Store
 from ..study.cell import Cell
 from ..study.donor_spec import DataSpec, DonorSpec
+from ..study.facts import DataFacts, data_facts, donor_facts
 from ..study.plan import Plan
 from ..study.spec import Spec, load_spec
 from .workbench import Workbench
@@ -152,6 +153,31 @@ def cell_model(
     return model if moments is None else Normalised(model, **moments).eval()
 
 
+def site_names(
+    store: Store, modules: Mapping[str, Staged] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The names of each donor's sites; arguments and errors as of `cell_model`."""
+    spec, given = settled_spec(store), modules or {}
+    return {
+        name: given[name].site_names if name in given else _described_sites(store, donor, spec)
+        for name, donor in spec.donors.items()
+    }
+
+
+def _described_sites(store: Store, donor: DonorSpec, spec: Spec) -> tuple[str, ...]:
+    if not donor.model and not Path(donor.checkpoint or "").is_file():
+        raise _not_kept(store, donor.name)
+    data = data_facts(donor.data) if donor.model else DataFacts((), 0, 0)  # a file says it all
+    return donor_facts(donor, data, spec.base_protocol.hook).names
+
+
+def _not_kept(store: Store, name: str) -> FulaError:
+    return FulaError(
+        f"'{store.folder}' does not keep donor '{name}' (a module of your own, or larger than "
+        f"{MOST_BYTES >> 30} GiB); give it: models = {{'{name}': fula_fast.stages(...)}}"
+    )
+
+
 def _kept_donor(
     store: Store, row: Mapping[str, Any], role: str, cell: Cell, modules: Mapping[str, Staged]
 ) -> Staged:
@@ -162,10 +188,7 @@ def _kept_donor(
     elif path.exists():
         staged = load_checkpoint(path, hook=hook)
     else:
-        raise FulaError(
-            f"'{store.folder}' does not keep donor '{name}' (a module of your own, or larger than "
-            f"{MOST_BYTES >> 30} GiB); give it: models = {{'{name}': fula_fast.stages(...)}}"
-        )
+        raise _not_kept(store, name)
     if content_hash(staged) != content or staged.hook != hook:
         raise FulaError(
             f"donor '{name}' is not the one of '{store.folder}' (content hash {content}, hook "

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..study.facts import described_facts
 from ..study.plan import Plan, plan_here
 from ..study.resources import present, resources
 from ..study.spec import Spec, load_spec
-from .engines import Launch, engine_of
+from .engines import Launch, engine_of, local
 from .engines.launch import Manner, now
 from .rows import device_name, versions_in_use
 
@@ -66,13 +66,15 @@ def run_sweep(
     spec = _in_reach(spec, modules or {})
     planned = plan_here(spec, {n: described_facts(n, describe_staged(m)) for n, m in
                                (modules or {}).items()})  # fmt: skip
-    store = _existing(spec, folder, planned, resume)
+    store, chosen = _existing(spec, folder, planned, resume), Manner(**manner)
+    if store is None and chosen.retry_failed:
+        raise FulaError(f"'{folder}' holds no run whose failed cells could be done once more")
     if store is not None:
         planned = _kept(store, resources(spec.engine).budget, planned.device)
-    todo = set(planned.lanes.ids) if store is None else set(store.missing())
+    todo = set(planned.lanes.ids) if store is None else chosen.todo(store)
     _tell(progress, planned, todo)
     if todo or (planned.similarity and (store is None or missing_pairs(store))):
-        run = _Run(spec, folder, planned, progress, modules or {}, Manner(**manner))
+        run = _Run(spec, folder, planned, progress, modules or {}, chosen)
         store = run.compute(store, todo)
     return _finish(store, planned, time.perf_counter() - started)
 
@@ -125,11 +127,11 @@ class _Run:
             bench = Workbench(
                 self.spec, here, self.progress, donors=self.manner.donors, modules=self.modules
             )
-            store = store or _begun(self.spec, self.folder, bench, self.planned)
+            store = store or _begun(self.spec, self.folder, bench, self.planned, found.workers)
             keep_surroundings(store, bench)
             store.add_launch(_launch(here))
             if here.similarity:
-                with store.writers.present():
+                with store.writers.present(now()):
                     run_similarity(bench, store)
             kind = self.spec.engine.kind
             if todo and kind == "local" and found.workers == 1:
@@ -164,7 +166,7 @@ def work(
     spec = load_spec(store.spec, [("engine.device", device), ("engine.workers", 1)])
     found = resources(spec.engine)
     planned = _kept(store, found.budget, found.device)
-    todo = set(store.missing()) - store.settled(since)
+    todo = chosen.todo(store) - store.settled(since)
     progress.run_started(len(planned.lanes), len(planned.lanes) - len(todo))
     with keeping_memory(found.device == "cpu"):
         bench = Workbench(spec, planned, progress, donors=chosen.donors)
@@ -211,19 +213,27 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
     return replace(kept, device=device)
 
 
-def _begun(spec: Spec, folder: Path, bench: Workbench, planned: Plan) -> Store:
+def _begun(spec: Spec, folder: Path, bench: Workbench, planned: Plan, workers: int) -> Store:
     """A new run's store. The folder becomes a run only when data and donors are there, so that a
     mistake in them leaves it free for the corrected spec, and no empty folder behind."""
     absent = [part for part in (folder, *folder.parents) if not part.exists()]
     made(folder)
     try:
-        bench.prepare()
+        bench.prepare(_trainer(spec, bench, workers))
     except BaseException:
         with suppress(OSError):  # not empty: somebody else writes there
             for part in absent:
                 part.rmdir()
         raise
     return Store.create(folder, _identity(spec), *planned.stored())
+
+
+def _trainer(spec: Spec, bench: Workbench, workers: int) -> Callable[[list[str]], None] | None:
+    """Trains donors side by side, where this machine is to have several workers."""
+    if workers == 1 or spec.engine.kind != "local":
+        return None
+    place = bench.donor_folder, workers, bench.plan.device, bench.progress
+    return lambda names: local.train(spec, names, *place)
 
 
 def _refuse_other(spec: Spec, folder: Path) -> None:
@@ -239,7 +249,7 @@ def _identity(spec: Spec) -> dict[str, Any]:
     return dumped | {"engine": {k: v for k, v in engine.items() if k not in _PLACE}}
 
 
-_PLACE = ("memory", "device", "kind", "workers", "slurm", "ray")
+_PLACE = ("memory", "device", "kind", "workers", "track", "slurm", "ray")
 
 
 def _finish(store: Store, planned: Plan, seconds: float) -> Finished:

@@ -11,7 +11,7 @@ from ..errors import FulaError
 from ..progress import Progress
 from ..store import Store
 from ..study.plan import Plan, PlannedWave
-from .engines.launch import Manner
+from .engines.launch import Manner, now
 from .rows import hashes_of, rows_of
 from .workbench import Workbench
 
@@ -23,9 +23,11 @@ def work_on(
     bench: Workbench, store: Store, todo: set[str], manner: Manner, since: str | None = None
 ) -> None:
     """Run the waves with cells in `todo` that nobody else works on. `since`: cells that failed from
-    then on are done with."""
-    with store.writers.present():
+    then on are done with. Raises `FulaError` where the run was cancelled after it, or after now."""
+    wanted = since or now()
+    with store.writers.present(wanted):
         for wave in _free_waves(bench.plan, store, todo, since, bench.progress):
+            store.writers.check_wanted(wanted)
             _run_wave(wave, bench, store, todo, manner)
 
 

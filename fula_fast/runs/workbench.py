@@ -9,8 +9,14 @@ from typing import Any
 import torch
 
 from ..attacks.columns import attacked_images, attacked_models
-from ..donors.donor import Donor
-from ..donors.obtain import check_normalisation, normalisation_of, obtain_donor, open_source
+from ..donors.donor import Donor, donor_path, recipe_of
+from ..donors.obtain import (
+    check_normalisation,
+    normalisation_of,
+    obtain_donor,
+    open_source,
+    training_precision,
+)
 from ..engine.task import WaveTask
 from ..errors import FulaError
 from ..files.paths import cache_folder
@@ -44,7 +50,7 @@ class Workbench:
         self.spec, self.plan, self.progress = spec, plan, progress
         self._modules = modules or {}
         self.device = torch.device(plan.device)
-        self._donor_folder = donors
+        self.donor_folder = donors or cache_folder() / "donors"
         self._sources: dict[str, Source] = {}
         self._donors: dict[tuple[str, str], Donor] = {}
         self._robust: dict[tuple, float] = {}
@@ -63,28 +69,41 @@ class Workbench:
             self._donors[name, hook] = obtain_donor(
                 spec,
                 self.source(spec.data),
-                cache_dir=self._donor_folder or cache_folder() / "donors",
+                cache_dir=self.donor_folder,
                 hook=hook,
                 device=self.device,
-                precision="fp32" if self.plan.precision == "fp64" else self.plan.precision,
+                precision=training_precision(self.plan.precision),
                 module=self._modules.get(name),
                 progress=self.progress,
             )
         return self._donors[name, hook]
 
-    def prepare(self) -> None:
+    def prepare(self, train: Callable[[list[str]], None] | None = None) -> None:
         """Open the run's data and all donors now: what is wrong with them shows before any cell,
-        and what is wrong with the data before any donor is trained."""
+        and what is wrong with the data before any donor is trained. `train` is given the names of
+        several donors that have to be, where there are several."""
         compared = self.plan.similarity.donors if self.plan.similarity else ()
         stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
         for name in dict.fromkeys((*stitched, *compared)):
             donor, data = self.spec.donor(name), self.spec.data
             check_normalisation(donor, self.source(donor.data), data, self.source(data))
+        names = [name for name in dict.fromkeys((*stitched, *compared)) if self._is_to_train(name)]
+        if train and len(names) > 1:
+            train(names)
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
         for name in compared:
             self._check_labels(name)
             self._check_images(self.donor(name, self.spec.base_protocol.hook))
+
+    def _is_to_train(self, name: str) -> bool:
+        """Whether a donor is neither given, nor a control that knows nothing, nor found trained."""
+        donor = self.spec.donor(name)
+        if name in self._modules or donor.checkpoint or donor.untrained:
+            return False
+        source = self.source(donor.data)
+        recipe = recipe_of(donor, source, normalisation_of(donor.data, source))
+        return not donor_path(self.donor_folder, recipe).exists()
 
     def _pair(self, wave: PlannedWave) -> tuple[Donor, Donor]:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..files import sealed
-from .run_folder import Store, StoreWarning
+from .finished import StoreWarning
+from .run_folder import Store
 from .tables import write_tables
 
 if TYPE_CHECKING:

@@ -1,11 +1,14 @@
 """Who works in a run's folder: a note per process, kept fresh while the process lives.
 
 A note is no lock: it tells a second writer which wave to leave alone, and grows stale by itself.
+What ends all writers, wherever they are, is a note too: `cancel` leaves it, and each looks for it.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,11 +19,14 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import host_name, is_alive, remove
-from ..files.sealed import WRITER
+from ..files.sealed import CANCEL, WRITER
 
 BEAT_SECONDS = 20.0
+LOOK_SECONDS = 4.0
+"""Between two looks for a note that cancels the run."""
 STALE_SECONDS = 600.0
 """A note that was not touched for so long is of a process that died; clocks of hosts differ."""
 
@@ -34,6 +40,13 @@ class Note(TypedDict):
     wave: str
 
 
+class Cancelled(TypedDict):
+    """When a run was cancelled: UTC, ISO 8601; and from which host."""
+
+    at: str
+    host: str
+
+
 @dataclass(frozen=True)
 class Writers:
     """The notes in a run's folder."""
@@ -41,18 +54,45 @@ class Writers:
     folder: Path
 
     @contextmanager
-    def present(self) -> Iterator[None]:
-        """Keep a note of this process while the block runs."""
+    def present(self, since: str) -> Iterator[None]:
+        """Keep a note of this process while the block runs.
+
+        Raises `FulaError` where the run was cancelled after `since` (a time in UTC, ISO 8601), also
+        while the block runs: the main thread is then interrupted, as by Ctrl-C.
+        """
+        self.check_wanted(since)
         self.claim("")
         ended = Event()
-        beat = Thread(target=self._beat, args=(ended,), daemon=True)
+        asked = since if threading.current_thread() is threading.main_thread() else None
+        beat = Thread(target=self._beat, args=(ended, asked), daemon=True)
         beat.start()
         try:
             yield
+        except KeyboardInterrupt:
+            self.check_wanted(since)
+            raise
         finally:
             ended.set()
             beat.join()
             remove(self._own)
+
+    def cancel(self, at: str) -> None:
+        """Have all processes end that began to work here before `at` (UTC, ISO 8601)."""
+        sealed.write_json(self._cancel, CANCEL, Cancelled(at=at, host=host_name()))
+
+    def check_wanted(self, since: str) -> None:
+        """Raise `FulaError` if the run was cancelled after `since` (UTC, ISO 8601)."""
+        if found := self._cancelled(since):
+            raise FulaError(
+                f"the run was cancelled at {found['at'][:19]} UTC on {found['host']}; what is "
+                "finished is kept, --resume goes on with it"
+            )
+
+    def _cancelled(self, since: str) -> Cancelled | None:
+        with suppress(FileNotFoundError):
+            found = sealed.read_json(self._cancel, CANCEL, Cancelled)
+            return found if found["at"] > since else None
+        return None
 
     def claim(self, wave_id: str) -> bool:
         """Say that this process works on a wave; False, and the wave is let go, where another said
@@ -100,10 +140,22 @@ class Writers:
     def _own(self) -> Path:
         return self.folder / f"{host_name()}-{os.getpid()}.json"
 
-    def _beat(self, ended: Event) -> None:
-        while not ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a folder that was moved shows at the next write
-                os.utime(self._own)
+    @property
+    def _cancel(self) -> Path:
+        return self.folder.parent / "cancelled.json"
+
+    def _beat(self, ended: Event, asked: str | None) -> None:
+        """Keep the note fresh; `asked`: since when the main thread works here, None for others."""
+        fresh = time.monotonic()
+        while not ended.wait(LOOK_SECONDS):
+            if time.monotonic() - fresh >= BEAT_SECONDS:
+                fresh = time.monotonic()
+                with suppress(OSError):  # a folder that was moved shows at the next write
+                    os.utime(self._own)
+            with suppress(sealed.Damaged):  # named by whoever looks between two waves
+                if asked and self._cancelled(asked):
+                    _thread.interrupt_main()
+                    return
 
 
 def _order(note: Mapping[str, Any]) -> tuple:

@@ -99,6 +99,8 @@ class EngineSpec(SpecTable):
     - `device`: where to compute; `auto`: a GPU where there is one.
     - `kind`: what runs the waves: processes of this machine, Slurm, or Ray.
     - `workers`: how many at once; unset: one for each GPU of this machine, or one.
+    - `track`: an experiment tracker that is told of the run's progress, too (offline where it has
+      no account).
     - `slurm`, `ray`: where those put their workers.
     """
 
@@ -110,6 +112,7 @@ class EngineSpec(SpecTable):
     device: Annotated[str, Form("`auto`, `cpu`, `cuda`, or `cuda:N`")] = "auto"
     kind: Literal["local", "slurm", "ray"] = "local"
     workers: int | None = Field(None, ge=1)
+    track: Literal["wandb", "tensorboard"] | None = None
     slurm: SlurmSpec = SlurmSpec()
     ray: RaySpec = RaySpec()
 

@@ -20,7 +20,7 @@ from ..files.paths import user_path
 
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 _OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-_FRACTION_KEYS = ("eps", "step")
+_FRACTION_KEYS = ("eps", "epsilon", "step", "step_size")
 Overrides = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
 
 
@@ -170,7 +170,8 @@ def plain(value: Any, where: str = "") -> Any:
 
 
 def fractions(value: Any, key: str = "") -> Any:
-    """The same tree with texts such as "8/255" under `eps` and `step` as numbers."""
+    """The same tree with texts such as "8/255" under `eps` and `step` as numbers, whatever the
+    field calls them."""
     if isinstance(value, Mapping):
         return {k: fractions(v, k) for k, v in value.items()}
     if isinstance(value, list | tuple):

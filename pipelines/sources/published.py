@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..decode.images import ImageSet, Source, resized, with_channels
 from ..decode.trees import FileTree, is_archive, open_tree
 from .arrays import load_npz
 from .given import every_fifth
+from .places import place_of
 
 _DIGITS = tuple("0123456789")
 
@@ -187,14 +189,38 @@ def _torchvision(
         try:
             return getattr(datasets, kind)(str(folder), download=download, **choice)
         except (RuntimeError, OSError) as error:
-            raise FulaError(
-                f"no '{name}' in '{folder}' ({' '.join(str(error).split())}); give the data_dir "
-                "that holds it, or download = true"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise FulaError(_not_there(name, folder, reason, download)) from error
 
-    train, test = load("train"), load("test")
+    with _no_empty_folders((folder / kind / "raw", folder / kind, folder)):
+        train, test = load("train"), load("test")
     classes = _DIGITS if kind in ("MNIST", "SVHN") else train.classes
     return _fitted(name, _arrays(train), _arrays(test), classes, size, channels)
+
+
+def _not_there(name: str, folder: Path, reason: str, download: bool) -> str:
+    if not download:
+        return (
+            f"no '{name}' in '{folder}' ({reason}); give the data_dir that holds it, or "
+            "download = true"
+        )
+    return (
+        f"'{name}' could not be downloaded into '{folder}' ({reason}); bring "
+        f"{place_of(name, folder).looked_for} there, or give the data_dir that holds it"
+    )
+
+
+@contextmanager
+def _no_empty_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """Those that a failed download has made and left empty, inner ones first, are removed."""
+    before = [folder for folder in folders if folder.exists()]
+    try:
+        yield
+    except FulaError:
+        for folder in folders:
+            if folder not in before and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def _arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray]:

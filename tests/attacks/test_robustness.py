@@ -153,3 +153,32 @@ def test_images_that_the_model_does_not_take_are_named(attack, shape):
 def test_images_of_other_axes_are_refused(shape):
     with pytest.raises(FulaError, match=r"give them as \(N, C, H, W\)"):
         robust_evaluate(_flat, torch.rand(shape), torch.zeros(shape[0], dtype=torch.int64), "pgd-1")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 16, 16, 3, dtype=torch.uint8),
+        torch.zeros(2, 16, 16, 1),
+        np.zeros((2, 16, 16, 3), np.float32),
+    ],
+    ids=["bytes", "gray", "array of floats"],
+)
+def test_channels_last_are_never_read_as_channels(images):
+    """A model that flattens its images takes them in any layout."""
+    with pytest.raises(FulaError, match=r"\(2, 16, 16, \d\), with channels last; give \(N, C, H"):
+        robust_evaluate(_flat, images, np.zeros(2, np.int64), "pgd-1")
+
+
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        ([[0.5]], np.zeros(1, np.int64), "images are a list; give a tensor or a NumPy array"),
+        (None, np.zeros(1, np.int64), "images are a NoneType"),
+        (torch.zeros(1, 3, 8, 8), [0], "labels are a list"),
+        (torch.zeros(1, 3, 8, 8), np.array(["cat"]), "labels are an array of <U3; give numbers"),
+    ],
+)
+def test_what_is_no_array_is_named(images, labels, words):
+    with pytest.raises(FulaError, match=words):
+        robust_evaluate(_flat, images, labels, "pgd-1")

@@ -63,12 +63,39 @@ def test_the_readmes_spec_can_be_planned_as_it_stands(capsys, tmp_path, monkeypa
     assert code == 0 and "data: 'cifar10' is not here; looked for" in out
 
 
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("agreement_top1", "answer alike"),
+        (
+            "agreement_right_wrong",
+            "both get right or both wrong, 0.82 by chance for two models at 10",
+        ),
+        ("dm_stats", 'epochs of passes .*`dm_stats = "stale"` makes none'),
+    ],
+)
+def test_the_readme_says_what_names_do_not(word, says):
+    """Of what misled: an agreement by chance, and a closed form that takes thirty epochs."""
+    assert word in README and re.search(says, " ".join(README.split()))
+    assert load_spec(tomllib.loads(TINY)).base_protocol.dm_stats == "refreshed"
+
+
 def test_a_dry_run_says_whether_data_is_here_and_how_long_it_takes(capsys, tmp_path):
     (tmp_path / "s.toml").write_text(TINY)
     code, out, _ = run(capsys, "sweep", str(tmp_path / "s.toml"), "--dry-run")
     assert code == 0 and "data: 'digits' is here" in out
     assert re.search(r"time: about \d+:\d\d for the training of stitches", out)
     assert list(tmp_path.iterdir()) == [tmp_path / "s.toml"]
+
+
+@pytest.mark.parametrize("path", ["gone.pt", "/gone/a.safetensors", "~/gone.pt"])
+def test_a_dry_run_says_which_checkpoint_is_not_here(capsys, tmp_path, path):
+    given = TINY.replace("untrained = true", f"checkpoint = '{path}'", 1)
+    (tmp_path / "s.toml").write_text(given)
+    code, out, _ = run(capsys, "sweep", str(tmp_path / "s.toml"), "--dry-run")
+    shown = path.replace("~", str(Path.home()))
+    assert code == 0 and f"donor a: checkpoint '{shown}' is not here" in out.replace("\n", "")
+    assert "donor b" not in out
 
 
 @pytest.mark.parametrize(
@@ -127,6 +154,8 @@ def test_names_of_the_field_are_understood(name, ours):
     )
     assert by_name.base_protocol == by_ours.base_protocol
     assert getattr(by_name.base_protocol.attack, ours) == 0.1
+    written = load_spec(tomllib.loads(TINY) | {"protocol": {"attack": {name: "51/510"}}})
+    assert written.base_protocol == by_name.base_protocol
     with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):
         robust_evaluate(NETWORK, X, Y, "pgd-1", **{name: 0.1, ours: 0.1})
     with pytest.raises(FulaError, match=f"'{name}' and '{ours}' are the same option"):

@@ -1,6 +1,8 @@
 """ViTs, torchvision and timm models as donors."""
 
+import socket
 import sys
+import time
 from urllib.error import URLError
 
 import pytest
@@ -125,6 +127,45 @@ def test_mistakes_are_explained(name, change, message):
 
 def _no_network(*args, **options):
     raise URLError("Name or service not known")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_the_hub_is_asked_once_where_it_does_not_answer(name, monkeypatch, tmp_path, caplog):
+    """Not six times for each file, half a minute long."""
+    pytest.importorskip("timm")
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def refuse(host, *_args, **_options):
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
+    with pytest.raises(FulaError, match="could not be fetched .*bring the repository 'timm/"):
+        build(f"timm:{name}", num_classes=1000, input_shape=(3, 224, 224), pretrained=True)
+    assert asked and not hub.constants.HF_HUB_OFFLINE and "Retry" not in caplog.text
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_weights_in_the_hubs_cache_are_taken_without_asking_again(answers, monkeypatch):
+    timm = pytest.importorskip("timm")
+    hub = pytest.importorskip("huggingface_hub")
+    own, offline = timm.create_model("resnet18").state_dict(), []
+
+    def refuse(*_args, **_options):
+        raise ConnectionError("Name or service not known")
+
+    def cached(*_args, **_options):
+        offline.append(hub.is_offline_mode())
+        return own
+
+    monkeypatch.setattr(hub.HfApi, "model_info", (lambda *a, **k: None) if answers else refuse)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", cached)
+    found = build("timm:resnet18", num_classes=1000, input_shape=(3, 32, 32), pretrained=True)
+    assert offline == [not answers] and not hub.is_offline_mode()
+    assert torch.equal(found.state()["conv1.weight"], own["conv1.weight"])
 
 
 @pytest.mark.parametrize(

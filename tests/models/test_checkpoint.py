@@ -267,3 +267,28 @@ def test_tied_parameters_and_wrapped_models_are_stored(tmp_path, wrap):
 def test_only_models_in_stages_are_stored(tmp_path, given):
     with pytest.raises(FulaError, match=r"not a (Linear|dict|Tied); cut it with fula_fast.stages"):
         save_checkpoint(given, tmp_path / "m.safetensors")
+
+
+class Repeated(nn.Module):
+    """Buffers of which several entries are one."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+        self.register_buffer("kept", buffer)
+
+    def forward(self, x):
+        return self.head(self.first(x).mean((2, 3)) + self.kept)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [torch.ones(1).expand(4), torch.full((1, 1), 3.0).expand(1, 4), torch.ones(()).expand(1, 4)],
+    ids=["row", "matrix", "scalar"],
+)
+def test_buffers_that_repeat_one_value_are_stored_and_filled(tmp_path, buffer):
+    net = Repeated(buffer).eval()
+    staged, blank = (stages(net, ["first"], input_shape=(3, 8, 8)) for _ in range(2))
+    save_checkpoint(staged, tmp_path / "m.safetensors")
+    found, x = load_checkpoint(tmp_path / "m.safetensors", into=blank), torch.rand(2, 3, 8, 8)
+    assert torch.equal(found(x), net(x)) and 0 in net.kept.stride()

@@ -156,6 +156,9 @@ MEAN, STD = (torch.tensor(v)[:, None, None] for v in (MOMENTS.mean, MOMENTS.std)
         {**_named("model."), "normalize.mean": MEAN, "normalize.std": STD},
         {**STATE, "mean": MEAN, "std": STD},
         {"state_dict": {**_named("1."), "0.mu": MEAN, "0.sigma": STD}},
+        {"state_dict": STATE, "mean": MEAN, "std": STD},
+        {"model": {"net": _named("module.")}, "mean": [0.5, 0.4, 0.3], "std": (0.2, 0.3, 0.4)},
+        {"checkpoint": {"model": STATE, "mean": MEAN.numpy(), "std": STD.numpy()}, "epoch": 3},
     ],
 )
 def test_a_normalisation_beside_the_network_is_used_or_refused(tmp_path, content):

@@ -32,12 +32,27 @@ FINISHES = {
     "reshape": lambda x, y: y.reshape(x.shape[0], -1),
     "view": lambda x, y: y.view(x.size(0), 4 * x.size(2) * x.size()[3]),
     "batch arithmetic": lambda x, y: y.reshape(x.shape[0] * 2, -1).reshape(x.shape[0], -1),
+    "length": lambda x, y: y.reshape(len(x), -1) / len(y[0]),
     "channels": lambda x, y: y.flatten(1) / math.sqrt(x.shape[1]),
     "loop": lambda x, y: sum(y.flatten(1) / n for n in range(1, x.shape[-1])),
     "numel": lambda x, y: y.flatten(1) * x.shape[1:].numel() / x.numel() * x.shape[0],
     "resize": lambda x, y: F.interpolate(y[..., : x.shape[2] // 2], size=x.shape[2:]).flatten(1),
     "new tensor": lambda x, y: y.flatten(1) + y.new_ones(x.shape[0], 256).cumsum(1),
     "type": lambda x, y: y.flatten(1) + torch.arange(256, dtype=x.dtype, device=x.device),
+    "new of the image": lambda x, y: y.flatten(1) + x.new_ones(x.size(0), 256).cumsum(1),
+    "zeros": lambda x, y: torch.cat([y.flatten(1), torch.zeros(x.shape[0], 8)], 1)[:, 8:] * 2
+    + torch.ones((x.shape[0], 1), device=x.device),
+    "full": lambda x, y: y.flatten(1) - torch.full((x.size(0), 256), 0.5, dtype=x.dtype),
+    "like": lambda x, y: y.flatten(1) + F.pad(torch.ones_like(x), (0, 0, 0, 0, 0, 1)).flatten(1),
+    "range": lambda x, y: (y.flatten(1) + 0 * torch.arange(x.shape[0])[:, None]),
+    "checked batch": lambda x, y: y.flatten(1) if x.shape[0] > 0 else y,
+    "one or more": lambda x, y: y.flatten(1) if x.shape[0] > 1 else y.reshape(1, -1),
+    "squeezed": lambda x, y: y.flatten(1).squeeze()[None] if x.size(0) == 1 else y.flatten(1),
+    "chunks": lambda x, y: torch.cat([y[:4], y[4:]]).flatten(1) if len(x.shape) * x.shape[0] > 16
+    else y.flatten(1),
+    "at least": lambda x, y: y.reshape(max(1, x.shape[0]), -1),
+    "moved": lambda x, y: y.flatten(1) + torch.zeros(x.shape[0], 256).to(x.device).cos(),
+    "no image": lambda x, y: y.flatten(1) if x.numel() else y.new_zeros(0, 256),
     "inside": lambda x, y: y.reshape(y.shape[0], int(y.shape[1]) * y.shape[2] * y.shape[3]),
 }  # fmt: skip
 
@@ -79,13 +94,78 @@ def test_what_pixels_decide_still_crosses(finish, checked):
         stages(Sized(finish, checked), ["a"], input_shape=(3, 8, 8))
 
 
+class Token(nn.Module):
+    """A weight, spread over the batch before the site."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.a, self.head = (
+            nn.Parameter(torch.ones(1, 4)),
+            nn.Conv2d(3, 4, 1),
+            nn.Linear(4, 5),
+        )
+
+    def forward(self, x):
+        token = self.token.expand(x.shape[0], -1) * 2
+        return self.head(self.a(x).mean((2, 3)) + token)
+
+
+def test_a_weight_spread_over_the_batch_before_a_site_is_no_skip_connection():
+    net, x = Token().eval(), _x(3, 3, 8, 8)
+    assert torch.equal(stages(net, ["a"], input_shape=(3, 8, 8))(x), net(x))
+
+
+class Counting(nn.Module):
+    """Keeps a constant before the site, changes it in place, and uses it behind."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.a, self.head = change, nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        kept = torch.zeros(x.shape[0], 4)
+        self.change(kept, x)
+        return self.head(self.a(x).mean((2, 3)) + kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept, x: kept.add_(x.sum()),
+        lambda kept, x: kept[:, 0].copy_(x.mean((1, 2, 3))),
+        lambda kept, x: torch.add(kept, x.mean(), out=kept),
+    ],
+    ids=["method", "view", "out"],
+)
+def test_what_is_changed_in_place_across_a_site_is_refused(change):
+    with pytest.raises(FulaError, match="no chain at site 'a'|computes something else cut"):
+        stages(Counting(change), ["a"], input_shape=(3, 8, 8))
+
+
 CONDITIONS = {
-    "pixels": lambda x, y: y.flatten(1) if x.sum() > 0 else -y.flatten(1),
-    "batch": lambda x, y: y.flatten(1) if x.shape[0] == 1 else -y.flatten(1),
-}
+    "one": lambda x, y: y.flatten(1) if x.shape[0] == 1 else -y.flatten(1),
+    "many": lambda x, y: y.flatten(1) if x.size(0) <= 64 else 0 * y.flatten(1),
+    "odd": lambda x, y: y.flatten(1) * (1 if y.shape[0] % 2 else 2),
+    "one inside many": lambda x, y: y.flatten(1) * (
+        (3 if x.shape[0] > 9 else 1) if x.shape[0] > 4 else 1
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("finish", CONDITIONS.values(), ids=CONDITIONS)
-def test_conditions_on_pixels_or_the_batchs_size_are_refused(finish):
+def test_a_batchs_size_that_changes_the_function_is_refused(finish):
+    with pytest.raises(FulaError, match="of a batch of .*other logits.*sees each image by itself"):
+        stages(Sized(finish), ["a"], input_shape=(3, 8, 8))
+
+
+TURNS = {
+    "pixels": lambda x, y: y.flatten(1) if x.sum() > 0 else -y.flatten(1),
+    "both": lambda x, y: y.flatten(1) if x.sum() > x.shape[0] else -y.flatten(1),
+    "count": lambda x, y: sum(y.flatten(1) for _ in range(x.shape[0])),
+}
+
+
+@pytest.mark.parametrize("finish", TURNS.values(), ids=TURNS)
+def test_control_flow_of_pixels_or_over_a_batch_is_refused(finish):
     with pytest.raises(FulaError, match="cannot be traced.*control flow"):
         stages(Sized(finish), ["a"], input_shape=(3, 8, 8))

@@ -72,7 +72,9 @@ def cross_layer_rows() -> Iterator[dict[str, Any]]:
 def write_run(folder: Path, rows: list[dict[str, Any]], planned: int = 0) -> Store:
     cells = {"id": [row["cell"] for row in rows] + [f"x{i}" for i in range(planned)]}
     spec = {"name": "synthetic", "data": {"source": "digits", "size": None}, "grid": {"seeds": [0]}}
-    store = Store.create(folder, spec, {"notes": ["2 cells were merged"]}, cells)
+    waves = {"id": [], "cells": [], "flops": []}
+    plan = {"waves": waves, "notes": ["2 cells were merged"]}
+    store = Store.create(folder, spec, plan, cells)
     store.add_launch({"machine": {"cpu": "a processor", "cores": 2}, "command": "fula-fast sweep"})
     if rows:
         store.write("w0", rows)

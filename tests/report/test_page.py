@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.report import write_report
+from fula_fast.report.page import Live
 from fula_fast.store import Store
 
 from .conftest import same_site_rows, write_run
@@ -55,6 +57,18 @@ def test_the_page_needs_no_network(reported) -> None:
     text = (folder / "report.html").read_text()
     assert "http" not in text and "@import" not in text and "url(" not in text
     assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
+
+
+def test_a_run_that_goes_on_is_read_again(tmp_path: Path, capsys) -> None:
+    write_run(tmp_path, same_site_rows((0.0,)), planned=2)
+    live = Live(["running: 1 done", "  host <a>, process 7: wave w"], 30)
+    text = write_report(tmp_path, live).read_text("utf-8")
+    assert '<meta http-equiv="refresh" content="30">' in text
+    assert "host &lt;a&gt;, process 7" in text and "Continue it with" not in text
+    with pytest.raises(SystemExit):  # nobody works on it any more
+        commands.app(["status", str(tmp_path), "--html", "--watch"])
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert 'http-equiv="refresh"' not in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_the_embedded_pictures_are_the_files_beside_it(reported) -> None:

@@ -57,6 +57,13 @@ def test_the_page_sets_the_papers_words_beside_our_numbers(fig9):
 
 
 @pytest.mark.slow
+def test_several_workers_run_an_experiments_sweep(fig9, tmp_path):
+    found = run(resolve("fig9", "smoke", NOWHERE, QUICK), tmp_path, engine={"workers": 2})
+    assert (tmp_path / "fig9" / "fig9" / "logs" / "worker-1.log").exists()
+    assert [v.shown for v in found.verdicts] == [v.shown for v in fig9[0].verdicts]
+
+
+@pytest.mark.slow
 def test_an_appendix_figure_reads_the_shared_sweep_and_trains_nothing(fig9, monkeypatch):
     first, out = fig9
     monkeypatch.setattr(

@@ -22,7 +22,7 @@ from fula_fast.cli import commands
 from fula_fast.models import build, save_checkpoint
 from fula_fast.progress import Progress
 from fula_fast.runs.engines import local, slurm
-from fula_fast.runs.engines.launch import Launch
+from fula_fast.runs.engines.launch import Launch, Manner, now
 from fula_fast.store import Store
 from fula_fast.store.activity import status_of
 from fula_fast.study.resources import Resources
@@ -129,6 +129,46 @@ def test_no_worker_outlives_who_started_it(donors, tmp_path):
     assert status_of(Store.open(tmp_path / "run")).state == "stopped"
 
 
+@pytest.mark.slow
+def test_cancel_ends_every_worker_and_its_starter(donors, tmp_path, capsys):
+    spec = spec_of(donors, workers=2) | {"protocol": {"epochs": 500, "batch_size": 64}}
+    code = f"import fula_fast; fula_fast.sweep({spec!r}, {str(tmp_path / 'run')!r}, quiet=True)"
+    starter = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    pids = _until(lambda: [n["pid"] for n in _notes(tmp_path / "run") if n["wave"]], 2)
+    with pytest.raises(SystemExit) as ended:
+        commands.app(["cancel", str(tmp_path / "run")])
+    assert ended.value.code == 0 and "stopped" in capsys.readouterr().out
+    assert "the run was cancelled at" in starter.communicate(timeout=60)[1]
+    assert not any(map(runs, pids))
+
+
+def test_a_cancelled_run_interrupts_who_works_on_it(store):
+    """As Ctrl-C does, but it says why; whoever starts later is not meant."""
+    with pytest.raises(FulaError, match="cancelled at .* UTC"), store.writers.present(now()):
+        store.writers.cancel(now())
+        time.sleep(60)
+    assert store.writers.alive() == []
+    with store.writers.present(now()):
+        store.writers.check_wanted(now())
+    with pytest.raises(FulaError, match="cancelled"):
+        store.writers.check_wanted("2020-01-01T00:00:00+00:00")
+
+
+def test_only_failed_cells_are_done_once_more(store):
+    store.write("w", [{"cell": "c0", "status": "failed", "error": "boom"}])
+    assert Manner(retry_failed=True).todo(store) == {"c0"}
+    assert Manner().todo(store) == {"c0", "c1", "c2"}
+    launch = Launch(
+        store, Resources("cpu", "fp32", 1 << 30), EngineSpec(), Manner(retry_failed=True)
+    )
+    assert "--retry-failed" in launch.arguments()
+
+
+def test_there_is_nothing_to_retry_without_a_run(donors, tmp_path):
+    with pytest.raises(FulaError, match="holds no run whose failed"):
+        sweep(spec_of(donors), tmp_path / "run", retry_failed=True)
+
+
 def _until(ask, count: int, seconds: float = 120):
     end = time.monotonic() + seconds
     while len(found := ask()) < count:
@@ -207,7 +247,7 @@ def test_status_tells_all_kinds_of_cells_apart(store, capsys):
     assert status_of(store).interrupted == 2
     store.add_launch({})
     store.write("v", [{"cell": "c2", "status": "failed", "error": "boom"}])
-    with store.writers.present():
+    with store.writers.present(now()):
         store.writers.claim("w")
         found = status_of(store)
         assert (found.state, found.running, found.interrupted, found.failed) == ("running", 2, 0, 1)
@@ -308,18 +348,21 @@ def test_workers_take_no_network_of_this_process(tmp_path, donors):
         )  # fmt: skip
 
 
-def test_parameters_of_a_slurm_job():
+def test_parameters_of_a_slurm_job(store):
     spec = SlurmSpec(
         partition="gpu", account="lab", gpu_type="h100", gpus=2, hours=1.5, cpus=8,
         sbatch={"exclude": "n7", "mail-type": "FAIL"},
     )  # fmt: skip
-    assert slurm.parameters(spec, "depth") == {
-        "name": "fula-depth", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
+    launch = Launch(store, Resources("cuda", "bf16", 1 << 30), EngineSpec(slurm=spec))
+    assert slurm.parameters(launch) == {
+        "name": "fula-run", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
         "slurm_partition": "gpu", "slurm_account": "lab",
         "slurm_additional_parameters": {
             "exclude": "n7", "mail_type": "FAIL", "gres": "gpu:h100:2"
         },
     }  # fmt: skip
+    launch = Launch(store, Resources("cpu", "fp32", 1 << 30), EngineSpec(slurm=spec))
+    assert "gres" not in slurm.parameters(launch)["slurm_additional_parameters"]
 
 
 @pytest.mark.slow

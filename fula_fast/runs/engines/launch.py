@@ -20,13 +20,18 @@ def now() -> str:
 @dataclass(frozen=True)
 class Manner:
     """How a run goes. `donors`: folder of trained donors, if not the usual one; `fail_fast`: stop
-    at the first failed cell; `profile`: write a trace; `wait`: for the jobs of a cluster, which
-    else go on by themselves."""
+    at the first failed cell; `profile`: write a trace; `retry_failed`: do the cells that failed,
+    and no others; `wait`: for the jobs of a cluster, which else go on by themselves."""
 
     donors: Path | None = None
     fail_fast: bool = False
     profile: bool = False
+    retry_failed: bool = False
     wait: bool = True
+
+    def todo(self, store: Store) -> set[str]:
+        """Ids of the cells that a run in this manner does."""
+        return set(store.failed() if self.retry_failed else store.missing())
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,13 @@ class Launch:
         found = ["work", str(self.store.folder.absolute()), "--since", self.since]
         how = self.manner
         found += ["--donors", str(how.donors.absolute())] if how.donors else []
-        found += ["--no-report"] * how.wait  # who waits writes it
-        return found + ["--fail-fast"] * how.fail_fast + ["--profile"] * how.profile
+        if how.wait:
+            found.append("--no-report")  # who waits writes it, and tells a tracker
+        elif self.engine.track:
+            found += ["--track", self.engine.track]
+        for name in ("fail_fast", "profile", "retry_failed"):
+            found += [f"--{name.replace('_', '-')}"] * getattr(how, name)
+        return found
 
 
 class Watch:

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tomli_w
 
 from ...errors import FulaError
 from ...files.atomic import host_name
 from ...progress import Progress
+from ...study.spec import Spec
 from .launch import Launch, Watch
 
 LOOK_SECONDS = 0.5
@@ -33,6 +37,18 @@ class _Worker:
     number: int
     log: Path
     process: subprocess.Popen
+
+    @classmethod
+    def start(cls, number: int, workers: int, device: str, log: Path, *arguments: str) -> _Worker:
+        """`fula-fast ARGUMENTS`, one of so many, on its share of the machine."""
+        environment, place = _place(number, workers, device)
+        command = [sys.executable, "-m", "fula_fast", *arguments]
+        command += ["--device", place, "--parent", str(os.getpid())]
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+            )
+        return cls(number, log, process)
 
     @property
     def note(self) -> str:
@@ -65,16 +81,39 @@ def run(launch: Launch, progress: Progress) -> None:
         watch.look()
 
 
+def train(
+    spec: Spec, names: Sequence[str], folder: Path, workers: int, device: str, progress: Progress
+) -> None:
+    """Train donors into `folder`, so many at once, each in a process on its share of the machine.
+
+    Raises `FulaError` for the first that cannot be trained.
+    """
+    at_once = min(workers, len(names))
+    left, running, free = list(names), [], set(range(at_once))
+    with TemporaryDirectory() as scratch:
+        written = Path(scratch) / "spec.toml"
+        written.write_text(tomli_w.dumps(spec.dump()), "utf-8")
+        arguments = "train", str(written), "--out", str(folder.absolute()), "--donor"
+        try:
+            while left or running:
+                while left and free:
+                    name, number = left.pop(0), free.pop()
+                    progress.donor_started(name)
+                    log = Path(scratch) / f"{number}.log"
+                    running.append(_Worker.start(number, at_once, device, log, *arguments, name))
+                time.sleep(LOOK_SECONDS)
+                for worker in [w for w in running if w.process.poll() is not None]:
+                    if worker.process.returncode:
+                        raise FulaError(worker.last_words().removeprefix("error: "))
+                    running.remove(worker)
+                    free.add(worker.number)
+        finally:
+            _end(running)
+
+
 def _start(launch: Launch, number: int) -> _Worker:
-    log = launch.store.logs / f"worker-{number}.log"
-    environment, device = _place(number, launch.resources.workers, launch.resources.device)
-    command = [sys.executable, "-m", "fula_fast", *launch.arguments()]
-    command += ["--device", device, "--parent", str(os.getpid())]
-    with log.open("a") as output:
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
-        )
-    return _Worker(number, log, process)
+    where, log = launch.resources, launch.store.logs / f"worker-{number}.log"
+    return _Worker.start(number, where.workers, where.device, log, *launch.arguments())
 
 
 def _place(number: int, workers: int, device: str) -> tuple[Mapping[str, str], str]:

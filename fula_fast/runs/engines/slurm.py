@@ -12,7 +12,6 @@ from typing import Any
 
 from ...errors import FulaError
 from ...progress import Progress
-from ...study.spec import SlurmSpec
 from .launch import Launch, Watch
 
 LOOK_SECONDS = 5.0
@@ -70,20 +69,21 @@ def _executor(launch: Launch) -> Any:
     executor = submitit.AutoExecutor(
         folder=folder, cluster=os.environ.get("FULA_SUBMITIT"), slurm_max_num_timeout=REQUEUES
     )
-    executor.update_parameters(**parameters(launch.engine.slurm, launch.store.folder.name))
+    executor.update_parameters(**parameters(launch))
     return executor
 
 
-def parameters(spec: SlurmSpec, name: str) -> dict[str, Any]:
-    """submitit's, for a run called `name`."""
+def parameters(launch: Launch) -> dict[str, Any]:
+    """submitit's, for a launch's workers; those of processors alone ask for no GPU."""
+    spec = launch.engine.slurm
     found: dict[str, Any] = {
-        "name": f"fula-{name}",
+        "name": f"fula-{launch.store.folder.name}",
         "timeout_min": max(round(spec.hours * 60), 1),
         "cpus_per_task": spec.cpus,
         "slurm_mem": spec.memory,
         "slurm_additional_parameters": {k.replace("-", "_"): v for k, v in spec.sbatch.items()},
     }
-    if spec.gpus:
+    if spec.gpus and launch.resources.device != "cpu":
         of_type = f"{spec.gpu_type}:" if spec.gpu_type else ""
         found["slurm_additional_parameters"]["gres"] = f"gpu:{of_type}{spec.gpus}"
     found |= {"slurm_partition": spec.partition} if spec.partition else {}

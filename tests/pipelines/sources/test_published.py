@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -292,6 +293,31 @@ def test_missing_data_that_could_be_downloaded_says_so(tmp_path, name, folder):
     with pytest.raises(FulaError, match="or download = true$") as error:
         load_source(name, data_dir=tmp_path / folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, bring",
+    [
+        ("mnist", "bring mnist.npz, or MNIST/raw"),
+        ("fashion-mnist", "bring FashionMNIST/raw"),
+        ("cifar10", "bring cifar-10-batches-py"),
+        ("cifar100", "bring cifar-100-python"),
+        ("svhn", "bring train_32x32.mat and test_32x32.mat"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["empty", "absent"])
+def test_a_download_that_fails_says_what_to_bring_and_leaves_nothing(
+    tmp_path, monkeypatch, name, bring, folder
+):
+    def refuse(*_args, **_options):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FulaError, match=f"'{name}' could not be downloaded .*known.*{bring}") as e:
+        load_source(name, data_dir=tmp_path / folder, download=True)
+    assert "\n" not in str(e.value) and "download = true" not in str(e.value)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 def test_a_broken_archive_is_named(tmp_path):

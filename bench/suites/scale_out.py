@@ -1,0 +1,216 @@
+"""Cells per hour of several workers against the ideal, what a worker and a wave cost beside their
+work, and a simulation of many.
+
+    python -m fula_fast.bench.suites.scale_out                one and two workers, and the rest
+    python -m fula_fast.bench.suites.scale_out --only simulated
+
+`measured`: one grid by one process and by two workers, each with one thread, each three times.
+Efficiency is the time of one over twice that of two, start of workers included. Target: 0.95 on two
+cores. `overhead`: what the folder costs a wave of a run of so many waves (taking it, storing one
+row), and the time from the start of a worker to its first wave; both are of the worker, whichever
+engine starts it. `simulated`: the planner's own waves, dealt out by list scheduling at the rate of
+one GPU (`--flops-per-s`), with the overheads measured: no cluster was there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fula_fast.bench.harness.record import RESULTS, environment, quantiles, write
+from fula_fast.models import build, save_checkpoint
+from fula_fast.store import Store
+from fula_fast.study.plan import Plan, plan, plan_here
+from fula_fast.study.schedule import schedule
+from fula_fast.study.spec import load_spec
+
+Row = dict[str, Any]
+METHODS = ["hint", "slm", "tlm", "fula"]
+PARTS = ("measured", "overhead", "simulated")
+WORKERS = (1, 2, 8, 32, 128, 512, 1000)
+SEEDS = (1, 3, 31, 309, 3087)
+"""Of 324 cells each: 10² to 10⁶."""
+H100_FLOPS = 2.67e14
+"""A 324-lane step's FLOPs over its seconds, measured (`grid-nvidia-h100-80gb-hbm3.json`)."""
+
+
+def spec_of(folder: Path, epochs: int, seeds: int) -> dict[str, Any]:
+    """A grid of 36 cells a seed on images of 16 x 16, with untrained donors in `folder`."""
+    donors = {name: {"checkpoint": str(folder / f"{name}.safetensors")} for name in "ab"}
+    for donor in donors.values():
+        model = build("resnet18", num_classes=10, input_shape=(3, 16, 16), width=8)
+        save_checkpoint(model.eval(), donor["checkpoint"])
+    return {
+        "data": {"source": "digits", "size": 16},
+        "donors": donors,
+        "grid": {
+            "front": "a", "end": "b", "sites": "same", "methods": METHODS,
+            "seeds": list(range(seeds)),
+        },
+        "protocol": {"epochs": epochs, "batch_size": 128, "crop_padding": 1},
+        "engine": {"device": "cpu", "precision": "fp32", "mode": "eager"},
+    }  # fmt: skip
+
+
+def measured(epochs: int, seeds: int, rounds: int) -> list[Row]:
+    """The same grid by one and by two workers, in turn."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory(prefix="fula-scale-out-") as scratch:
+        folder = Path(scratch)
+        spec = folder / "spec.toml"
+        spec.write_text(tomli_w.dumps(spec_of(folder, epochs, seeds)))
+        for number in range(rounds):
+            for workers, taken in seconds.items():
+                run = folder / f"run-{workers}-{number}"
+                taken.append(_sweep(spec, run, workers))
+        cells = len(Store.open(run).done())
+        assert cells == 36 * seeds
+    rate = {w: quantiles([3600 * cells / s for s in taken]) for w, taken in seconds.items()}
+    pairs = zip(seconds[1], seconds[2], strict=True)
+    efficiency = quantiles([one / (2 * two) for one, two in pairs])
+    return [
+        {"workers": w, "cells": cells, "seconds": quantiles(seconds[w]), "cells_per_hour": rate[w]}
+        for w in seconds
+    ] + [{"figure": "efficiency of two workers", "value": efficiency, "target": 0.95}]
+
+
+def _sweep(spec: Path, run: Path, workers: int) -> float:
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "fula_fast", "sweep", str(spec), "--out", str(run),
+         "--workers", str(workers)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return time.perf_counter() - began
+
+
+def overhead(counts: Sequence[int] = (10, 100, 1000)) -> list[Row]:
+    """What the folder costs a wave, and the time from the start of a worker to its first wave."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fula-scale-out-") as scratch:
+        folder = Path(scratch)
+        for count in counts:
+            store, planned = _run_of(folder / f"run-{count}", spec_of(folder, 1, 1), count)
+            rows.append({"waves": count, "seconds_a_wave": quantiles(_waves(store, planned))})
+        starts = [_start(folder / f"start-{k}", spec_of(folder, 1, 1)) for k in range(3)]
+    return [*rows, {"engine": "local", "seconds_of_a_start": quantiles(starts)}]
+
+
+def _run_of(folder: Path, table: Row, waves: int) -> tuple[Store, Plan]:
+    """A run's folder with so many waves of one cell, of which none is done."""
+    grid = {"sites": [[5, 5]], "methods": ["hint"], "seeds": list(range(waves))}
+    changed = {"grid": table["grid"] | grid, "engine": {"device": "cpu", "executor": "solo"}}
+    spec = load_spec(table | changed)
+    planned = plan_here(spec)
+    return Store.create(folder, spec.dump(), *planned.stored()), planned
+
+
+def _waves(store: Store, planned: Plan) -> list[float]:
+    """Seconds of taking each wave and of storing its row."""
+    taken = []
+    for wave in planned.waves:
+        began = time.perf_counter()
+        if not store.writers.claim(wave.id):
+            raise RuntimeError(f"wave {wave.id} is taken")
+        store.settled(None)
+        store.write(wave.id, [{"cell": id_, "status": "ok", "accuracy": 0.5} for id_ in wave.ids])
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def _start(folder: Path, table: Row) -> float:
+    """Seconds from a worker's start until it takes its first wave."""
+    store, _ = _run_of(folder, table, 2)
+    began, notes = time.perf_counter(), store.writers.alive
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "fula_fast", "work", str(folder), "--no-report"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not any(note["wave"] for note in notes()):
+        time.sleep(0.01)
+    taken = time.perf_counter() - began
+    worker.terminate()
+    worker.wait()
+    return taken
+
+
+def simulated(flops_per_s: float, wave_s: float, start_s: float) -> list[Row]:
+    """The planner's waves on so many workers: hours, efficiency, idle and paid hours."""
+    rows = []
+    for seeds in SEEDS:
+        for workers in WORKERS:
+            planned = plan(load_spec(_full_grid(seeds)), device="cuda", precision="bf16",
+                           budget=60 << 30, workers=workers)  # fmt: skip
+            costs = [wave.flops / flops_per_s + wave_s for wave in planned.waves]
+            found = schedule(costs, workers)
+            hours = (found.makespan + start_s) / 3600
+            idle = workers * hours - sum(costs) / 3600
+            rows.append({
+                "cells": len(planned.cells), "workers": workers, "waves": len(costs),
+                "hours": hours, "efficiency": found.efficiency, "idle_worker_hours": idle,
+                "worker_hours": workers * hours,
+            })  # fmt: skip
+    return rows
+
+
+def _full_grid(seeds: int) -> dict[str, Any]:
+    """9 x 9 sites, four methods: the grid of the published figures, of so many seeds."""
+    donors = {n: {"model": "resnet18", "seed": s} for s, n in enumerate("ab")}
+    return {
+        "data": {"source": "cifar10"},
+        "donors": donors,
+        "grid": {
+            "front": "a", "end": "b", "sites": "all-pairs", "methods": METHODS,
+            "seeds": list(range(seeds)),
+        },
+        "engine": {"device": "cpu"},
+    }  # fmt: skip
+
+
+def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> Path:
+    """Do the parts, and write `scale-out-cpu.json` under `out` after each."""
+    command = f"python -m fula_fast.bench.suites.scale_out --only {','.join(parts)}"
+    report = {"bench": "scale-out", **environment("cpu", command)}
+    path = out / "scale-out-cpu.json"
+    if "measured" in parts:
+        report["measured"] = measured(options.epochs, options.seeds, options.rounds)
+        write(path, report)
+    beside = {"seconds_a_wave": 0.02, "seconds_of_a_start": 10.0}
+    if "overhead" in parts:
+        report["overhead"] = rows = overhead()
+        beside = {name: row[name]["p50"] for row in rows for name in beside if name in row}
+        write(path, report)
+    if "simulated" in parts:
+        report["simulated"] = {
+            "note": "a simulation: the planner's waves dealt out by list scheduling",
+            "flops_per_s": options.flops_per_s, **beside,
+            "rows": simulated(options.flops_per_s, *beside.values()),
+        }  # fmt: skip
+    return write(path, report)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--epochs", type=int, default=30, help="of the measured grid")
+    parser.add_argument("--seeds", type=int, default=2, help="of the measured grid, 36 cells each")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measured grid")
+    parser.add_argument("--flops-per-s", type=float, default=H100_FLOPS, help="of a simulated GPU")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
+    options = parser.parse_args(arguments)
+    print(run(options.only.split(","), options.out, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Donors that have to be trained are trained side by side, each once, to the very same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fula_fast import FulaError, sweep
+from fula_fast.progress import Progress
+from fula_fast.runs.engines import local
+from fula_fast.study.spec import load_spec
+
+pytestmark = pytest.mark.usefixtures("without_plots")
+
+
+class Told(Progress):
+    def __init__(self) -> None:
+        self.started = []
+
+    def donor_started(self, name: str) -> None:
+        self.started.append(name)
+
+
+def spec_of(**changes) -> dict:
+    table = {
+        "data": {"source": "digits", "size": 8},
+        "donors": {
+            n: {"model": "resnet18", "width": 2, "epochs": 1, "seed": s}
+            for s, n in enumerate("abc")
+        },
+        "grid": {"pairs": [["a", "b"], ["b", "c"]], "sites": [[9, 9]], "methods": ["hint"]},
+        "protocol": {"epochs": 1, "batch_size": 256, "crop_padding": 1},
+        "engine": {"device": "cpu", "precision": "fp32"},
+    }
+    return table | changes
+
+
+@pytest.fixture
+def one_thread():
+    """As each of many workers has: the order of sums depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_weights_of_one_after_another(tmp_path, one_thread):
+    alone = sweep(spec_of(), tmp_path / "alone", donors=tmp_path / "one", quiet=True)
+    many = spec_of(engine={"device": "cpu", "precision": "fp32", "workers": 3})
+    found = sweep(many, tmp_path / "many", donors=tmp_path / "three", quiet=True)
+    for name in ("front_hash", "end_hash"):
+        assert [row[name] for row in found.rows] == [row[name] for row in alone.rows]
+    files = [sorted(p.name for p in (tmp_path / n).glob("*.safetensors")) for n in ("one", "three")]
+    assert files[0] == files[1] and len(files[0]) == 3
+
+
+def test_each_that_is_not_there_is_asked_for_once(tmp_path, monkeypatch):
+    asked = []
+
+    def train(spec, names, *where) -> None:
+        asked.extend(names)
+        raise FulaError("enough")
+
+    monkeypatch.setattr(local, "train", train)
+    table = spec_of(engine={"device": "cpu", "precision": "fp32", "workers": 2})
+    table["donors"]["b"] |= {"untrained": True}
+    with pytest.raises(FulaError, match="enough"):
+        sweep(table, tmp_path / "run", donors=tmp_path / "donors", quiet=True)
+    assert asked == ["a", "c"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_a_donor_is_refused_for_is_told(tmp_path):
+    """In its own words, and no process is left behind."""
+    table = spec_of()
+    table["donors"]["b"]["min_accuracy"] = 0.999
+    told = Told()
+    with pytest.raises(FulaError, match=r"\[donors.b\] .* below min_accuracy = 0.999"):
+        local.train(load_spec(table), ["b"], tmp_path / "donors", 2, "cpu", told)
+    assert told.started == ["b"]
