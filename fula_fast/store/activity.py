@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -61,19 +61,18 @@ class Status:
 def status_of(store: Store) -> Status:
     """What the run in a store's folder is doing now. Workers whose notes nobody keeps fresh are
     dead and do not count."""
-    latest = {row["cell"]: row for row in store.rows()}
-    ok = {cell for cell, row in latest.items() if row["status"] == "ok"}
-    waves = store.waves()
+    ok, waves = store.done(), store.waves()
     workers = [_running(store, note, waves) for note in store.writers.alive()]
     busy = _cells_of(waves, [w.wave for w in workers]) - ok
-    failed = {cell for cell in latest if cell not in ok} - busy
+    failed = store.failed() - busy
     begun = [wave for wave in waves if store.epochs_of(wave) is not None]
     left = _cells_of(waves, begun) - ok - busy - failed
     cells = len(store.planned)
     waiting = cells - len(ok) - len(busy) - len(failed) - len(left)
     return Status(
         cells, len(ok), len(failed), len(busy), len(left), waiting,
-        tuple(sorted(workers, key=lambda w: (w.host, w.pid))), _reasons(latest, failed),
+        tuple(sorted(workers, key=lambda w: (w.host, w.pid))),
+        _reasons(store.rows(failed) if failed else ()),
         _seconds_left(store, waves, ok | failed) if workers else None,
     )  # fmt: skip
 
@@ -89,11 +88,11 @@ def _cells_of(waves: Waves, ids: list[str]) -> set[str]:
     return {cell for name in ids for cell in waves.get(name, ())}
 
 
-def _reasons(latest: Mapping[str, Mapping[str, Any]], failed: set[str]) -> dict[str, int]:
+def _reasons(failed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Failures by their error, the most frequent first."""
     counts: dict[str, int] = {}
-    for cell in failed:
-        reason = str(latest[cell].get("error"))
+    for row in failed:
+        reason = str(row.get("error"))
         counts[reason] = counts.get(reason, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
@@ -104,7 +103,9 @@ def _seconds_left(store: Store, waves: Waves, over: set[str]) -> float | None:
     if started is None:
         return None
     fresh, left = 0.0, 0.0
-    lately = {cell for cell, when in store.written().items() if _unix(when) >= started}
+    written = store.written()
+    late = {when for when in set(written.values()) if _unix(when) >= started}
+    lately = {cell for cell, when in written.items() if when in late}
     for cells, flops in zip(waves.values(), store.plan["waves"]["flops"], strict=True):
         each = (flops or 1) / len(cells)
         fresh += each * len(lately.intersection(cells))
