@@ -72,8 +72,9 @@ def measured(epochs: int, seeds: int, rounds: int) -> list[Row]:
             for workers, taken in seconds.items():
                 run = folder / f"run-{workers}-{number}"
                 taken.append(_sweep(spec, run, workers))
-        cells = len(Store.open(run).done())
-        assert cells == 36 * seeds
+                if (cells := len(Store.open(run).done())) != 36 * seeds:
+                    raise RuntimeError(f"{cells} of {36 * seeds} cells are done in {run}")
+    cells = 36 * seeds
     rate = {w: quantiles([3600 * cells / s for s in taken]) for w, taken in seconds.items()}
     pairs = zip(seconds[1], seconds[2], strict=True)
     efficiency = quantiles([one / (2 * two) for one, two in pairs])
@@ -203,7 +204,7 @@ def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="several workers against one")
     parser.add_argument("--only", default=",".join(PARTS), help="of " + ", ".join(PARTS))
     parser.add_argument("--epochs", type=int, default=30, help="of the measured grid")
     parser.add_argument("--seeds", type=int, default=2, help="of the measured grid, 36 cells each")

@@ -167,7 +167,7 @@ def site_names(
 def _described_sites(store: Store, donor: DonorSpec, spec: Spec) -> tuple[str, ...]:
     if not donor.model and not Path(donor.checkpoint or "").is_file():
         raise _not_kept(store, donor.name)
-    data = data_facts(donor.data) if donor.model else DataFacts((), 0, 0)  # a file says it all
+    data = data_facts(donor.images) if donor.model else DataFacts((), 0, 0)  # a file says it all
     return donor_facts(donor, data, spec.base_protocol.hook).names
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -107,8 +108,7 @@ class _Wandb:
     """Weights & Biases; without an account's key it writes to disk alone (`wandb sync`)."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
-        import wandb
-
+        wandb = import_module("wandb")
         known = "WANDB_MODE" in os.environ or "WANDB_API_KEY" in os.environ
         self._run = wandb.init(
             project="fula-fast", name=spec.name, dir=str(folder), config=spec.dump(),
