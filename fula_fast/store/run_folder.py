@@ -26,7 +26,7 @@ from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
 from .finished import FinishedCells, warn
 from .shards import STATUSES, Shard, clean_rows, folder_of, next_stem, write_shard
-from .tables import batches, save_tables, table_of
+from .tables import batches, collecting_nothing, save_tables, table_of
 from .writers import Writers
 
 if TYPE_CHECKING:
@@ -302,7 +302,8 @@ class Store:
                 shards.append(shard)
                 yield rows
 
-        found = table_of(lambda: batches(read()))
+        with collecting_nothing():
+            found = table_of(lambda: batches(read()))
         ends = accumulate(len(shard.cells) for shard in shards)
         starts = {shard: end - len(shard.cells) for shard, end in zip(shards, ends, strict=True)}
         counting = self._finished.counting()

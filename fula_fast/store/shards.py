@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,16 +113,15 @@ def read_shard(path: Path, run: str, stitches_folder: Path) -> tuple[Shard, list
     entry, rows = content["stitches"], content["rows"]
     file = entry and _stitches(path, stitches_folder / Path(entry["file"]).name, entry["bytes"])
     cells, ok = tuple(row["cell"] for row in rows), tuple(row["status"] == "ok" for row in rows)
-    donors = frozenset(_donors(row for row in rows if row["status"] == "ok"))
+    donors = frozenset(_donors([row for row in rows if row["status"] == "ok"]))
     digest = entry["digest"] if entry else ""
     return Shard(path, content["written"], cells, ok, donors, file, digest), rows
 
 
-def _donors(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    for row in rows:
-        for side in ("front", "end"):
-            if found := row.get(f"{side}_hash"):
-                yield row.get(side, ""), found
+def _donors(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Names and content hashes of the donors of all rows that tell them."""
+    sides = ("front", "front_hash"), ("end", "end_hash")
+    return {(row[n], row[h]) for n, h in sides for row in rows if row.get(h) and row.get(n)}
 
 
 def _stitches(shard: Path, path: Path, expected: int) -> Path:

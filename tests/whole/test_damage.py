@@ -155,7 +155,9 @@ def test_an_edited_plan_is_noticed(snapshot, tmp_path, monkeypatch):
     root, data, _ = snapshot
     copied = _copy(root, tmp_path / "root", monkeypatch)
     plan = copied / "run/plan.json"
-    plan.write_text(plan.read_text().replace('"precision": "fp32"', '"precision": "bf16"'))
+    sound = plan.read_text()
+    plan.write_text(sound.replace('"precision":"fp32"', '"precision":"bf16"'))
+    assert plan.read_text() != sound
     with pytest.raises(FulaError, match=r"plan\.json' is damaged: .*it was altered"):
         run(copied, data)
 
