@@ -8,15 +8,13 @@ interrupted, 143 and 129 stopped by SIGTERM and SIGHUP.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import attacks
-from ..errors import FulaError
 from ..files.paths import user_path
+from . import attack as _attack_command  # noqa: F401  registers it
 from . import data as _data_commands  # noqa: F401  registers its commands
 from . import manual as _manual  # noqa: F401
 from . import similarity as _similarity_command  # noqa: F401  registers it
@@ -119,13 +117,14 @@ def train(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
+    workers: WorkersOption = None,
     parent: ParentOption = None,
 ) -> None:
     """Train a spec's donors, or find them trained, and print where their checkpoints lie."""
     from ..study.resources import resources
     from ..study.spec import load_spec
 
-    loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device})])
+    loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device, "workers": workers})])
     chosen = [loaded.donor(name) for name in donor or loaded.donors]
     where = resources(loaded.engine)
     from ..donors.obtain import obtain_donor, open_source, training_precision
@@ -136,143 +135,17 @@ def train(
         end_with(parent)
     how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
+        trained = [d.name for d in chosen if not d.checkpoint and not d.untrained]
+        if where.workers > 1 and len(trained) > 1 and parent is None:
+            from ..runs.engines import local
+
+            local.train(loaded, trained, out, where.workers, where.device, progress)
         found = [
             obtain_donor(d, open_source(d.images), cache_dir=out, progress=progress, **how)
             for d in chosen
         ]
     for each, trained in zip(chosen, found, strict=True):
         print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")
-
-
-@command("attack", resume="attacked cells of a run are kept: the same command goes on")
-def attack(
-    target: Annotated[
-        str, typer.Argument(metavar="MODEL|RUN", help="A donor's checkpoint, or a sweep's folder.")
-    ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="KEY=VALUE", help="A model's data: --data source=cifar10"),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="What another program's weights are for: --model resnet18"
-        ),
-    ] = None,
-    model_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of --model: --model-option width=16"),
-    ] = None,
-    attack: Annotated[
-        str,
-        typer.Option(
-            "--attack",
-            help=f"{', '.join(attacks.names.valid_names())} (any number of steps). rand, standard "
-            "and full are short for AutoAttack's; full hands FAB and Square to pyautoattack.",
-        ),
-    ] = attacks.names.DEFAULT,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many test images.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Adversarial examples: a model's file (.npz), a run's folder of files."),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of a run's table, attack-NAME.csv; the attack's if unset.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="Of the attack: --option eps=8/255, --option compaction=off",
-        ),
-    ] = None,
-    device: DeviceOption = None,
-) -> None:
-    """Measure the robust accuracy of a donor, or of every finished cell of a run."""
-    from ..study.resources import resources
-    from ..study.spec import EngineSpec, parse_table
-    from .key_values import attack_options
-
-    options = attack_options(option or ())
-    engine = {} if device is None else {"device": device}
-    place = resources(parse_table(EngineSpec, engine, "engine")).device
-    if user_path(target).is_dir():
-        if model or model_option:
-            raise FulaError(
-                f"'{target}' is the folder of a run, which names its models; drop --model"
-            )
-        print(_attack_run(target, attack, name, data, images, out, place, options))
-    else:
-        built = (model, model_option or ())
-        print(_attack_model(target, attack, name, data, images, out, place, options, built))
-
-
-def _attack_run(
-    folder: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
-    out: Path | None, device: str, options: dict[str, Any],
-) -> object:  # fmt: skip
-    if data:
-        raise FulaError(
-            f"'{folder}' is the folder of a run, whose spec names its data; drop --data"
-        )
-    from ..progress import open_progress
-    from ..runs.attack import attack_run
-
-    with open_progress() as progress:
-        return attack_run(
-            folder, attack, name=name, limit=images, examples=out, device=device,
-            progress=progress, **options,
-        )  # fmt: skip
-
-
-def _attack_model(
-    checkpoint: str, attack: str, name: str | None, data: list[str] | None, images: int | None,
-    out: Path | None, device: str, options: dict[str, Any], built: tuple[str | None, Iterable[str]],
-) -> str:  # fmt: skip
-    if not data:
-        raise FulaError(
-            f"'{checkpoint}' is no folder of a run; for a model's checkpoint give its data too, "
-            "for example --data source=cifar10"
-        )
-    if name is not None:
-        raise FulaError("--name is of a run's table; drop it for a single model")
-    from ..study.donor_spec import DataSpec
-    from ..study.spec import parse_table
-    from ..study.toml import apply_overrides
-
-    table = parse_table(DataSpec, apply_overrides({}, data), "data")
-    from ..attacks import attack_checkpoint
-    from ..attacks.names import prepared
-    from ..donors.obtain import normalisation_of, open_source
-
-    prepared(attack, options)
-    source = open_source(table)
-    result = attack_checkpoint(
-        checkpoint, source, attack, limit=images, output=out, into=_built(*built, source),
-        normalisation=normalisation_of(table, source), device=device, **options,
-    )  # fmt: skip
-    vanished = result.zero_gradient_images
-    return (
-        f"{result.attack} on {len(result.robust)} images: clean accuracy "
-        f"{result.clean_accuracy:.4f}, robust accuracy {result.robust_accuracy:.4f}"
-        f"{f' ({vanished} images have a zero gradient)' if vanished else ''}"
-    )
-
-
-def _built(name: str | None, options: Iterable[str], source: Any) -> Any:
-    """The model of --model for a source's images; None where the checkpoint describes its own."""
-    from ..models import build
-    from ..models.families import free_options
-    from ..study.toml import parse_override
-
-    given = free_options({parts[0]: value for parts, value in map(parse_override, options)})
-    if name is None and given:
-        raise FulaError("--model-option is of --model; give the model's name too")
-    shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
-    return None if name is None else build(name, **shape, **given)
 
 
 @command("reproduce", resume="finished cells are kept: the same command goes on")

@@ -156,7 +156,7 @@ def _text(found: Status) -> str:
 
 
 def _failures(store: Any) -> list[str]:
-    rows = [row for row in store.rows() if row["status"] == "failed"]
+    rows = store.rows(store.failed())
     return [
         f"{row['cell']}  {row['front']} {row['front_site']} -> {row['end']} {row['end_site']}, "
         f"{row['method']}, seed {row['seed']}: {row['error']}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from ..store.tables import write_tables
 from ..study.cell import Cell
 from ..study.plan import Plan, PlannedWave
 from .kept import settled_spec
+from .waves import free_waves
 from .workbench import Workbench
 
 
@@ -65,6 +67,8 @@ def attack_run(
     donors: Path | None = None,
     modules: Mapping[str, Staged] | None = None,
     progress: Progress | None = None,
+    launch: Callable[[Store], None] | None = None,
+    since: str | None = None,
     **options: Any,
 ) -> RobustRun:
     """Attack the stitched models of a run's finished cells, and write `attack-NAME.csv` and
@@ -74,9 +78,13 @@ def attack_run(
     what the run's spec says. `examples`: folder for the adversarial images, one npz a cell (see
     `save_examples`). `donors`, `modules`: as of a sweep. `options`: of `robust_evaluate`, those
     that have a name and a value (`attacks.options.TEXT_NAMES`); norm, eps and step are each cell's
-    own where not given. Raises `FulaError` for an unknown attack or option, before anything is
-    loaded; for a folder without a run, for an earlier table of that name made with other settings,
-    and where donors are not the run's.
+    own where not given. `launch`: has workers attack what is left, given the store of finished
+    rows; `since`: this is one of them, started for a launch at that time (UTC, ISO 8601), which
+    takes what nobody else works on and writes no table.
+
+    Raises `FulaError` for an unknown attack or option, before anything is loaded; for a folder
+    without a run, for an earlier table of that name made with other settings, and where donors are
+    not the run's.
     """
     options = own_names(options)
     recipe, chosen = prepared(attack, options, TEXT_NAMES)
@@ -96,17 +104,21 @@ def attack_run(
     kept = None if examples is None else made(user_path(examples))
     todo = ready - results.done(kept)
     progress.run_started(len(ready), len(ready) - len(todo))
+    if launch is not None and todo:
+        launch(results.opened())
+        return results.finish()
     bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
-    for wave in planned.waves:
-        cells = [cell for cell in wave.cells if cell.id in todo]
-        for group, given in _groups(cells, options, planned.precision):
-            attacks = _Attacks(bench, wave, store, attack, given, limit)
-            for rows, found in attacks.rows(group):
-                _save(kept, found)
-                results.write(wave, rows)
-                for row in rows:
-                    progress.cell_done(row)
-    return results.finish()
+    with results.waves(planned, todo, since, progress) as waves:
+        for wave in waves:
+            cells = [cell for cell in wave.cells if cell.id in todo]
+            for group, given in _groups(cells, options, planned.precision):
+                attacks = _Attacks(bench, wave, store, attack, given, limit)
+                for rows, found in attacks.rows(group):
+                    _save(kept, found)
+                    results.write(wave, rows)
+                    for row in rows:
+                        progress.cell_done(row)
+    return results.finish(tables=since is None)
 
 
 def _check_mode(options: AttackOptions, device: str) -> None:
@@ -204,16 +216,32 @@ class _Results:
 
     def write(self, wave: PlannedWave, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep finished rows."""
+        self.opened().write(wave.id, rows)
+
+    def opened(self) -> Store:
+        """The store of finished rows, made for the first."""
         if self.store is None:
             cells = {"id": list(self.run.cell_ids)}
             self.store = Store.create(self.folder, self.settings, {}, cells)
-        self.store.write(wave.id, rows)
+        return self.store
 
-    def finish(self) -> RobustRun:
+    @contextmanager
+    def waves(
+        self, planned: Plan, todo: set[str], since: str | None, progress: Progress
+    ) -> Iterator[Iterable[PlannedWave]]:
+        """The waves to attack: all, or, for a worker, those that no other one has taken."""
+        if since is None:
+            yield planned.waves
+            return
+        store = self.opened()
+        with store.writers.present(since):
+            yield free_waves(planned, store, todo, since, progress)
+
+    def finish(self, tables: bool = True) -> RobustRun:
         """Write the tables."""
-        store = not_none(self.store)
-        store.tidy()
-        rows = store.rows()
-        stem = f"attack-{self.name}"
-        write_tables(self.run.folder, rows, stem)
-        return RobustRun(rows, self.run.folder / f"{stem}.csv")
+        store, stem = not_none(self.store), f"attack-{self.name}"
+        rows, table = store.rows(), self.run.folder / f"{stem}.csv"
+        if tables:
+            store.tidy()
+            write_tables(self.run.folder, rows, stem)
+        return RobustRun(rows, table)

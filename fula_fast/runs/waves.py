@@ -26,16 +26,17 @@ def work_on(
     then on are done with. Raises `FulaError` where the run was cancelled after it, or after now."""
     wanted = since or now()
     with store.writers.present(wanted):
-        for wave in _free_waves(bench.plan, store, todo, since, bench.progress):
+        for wave in free_waves(bench.plan, store, todo, since, bench.progress):
             store.writers.check_wanted(wanted)
             _run_wave(wave, bench, store, todo, manner)
 
 
-def _free_waves(
+def free_waves(
     planned: Plan, store: Store, todo: set[str], since: str | None, progress: Progress
 ) -> Iterator[PlannedWave]:
-    """The waves with unfinished cells, those that another process works on last: it is waited for,
-    and what it has finished is taken out of `todo`. `since`: so are failures from then on."""
+    """The waves with cells in `todo`, those that another process works on in the store's folder
+    last: it is waited for, and what it has finished is taken out of `todo`. `since`: so are
+    failures from then on."""
     waiting, told = list(planned.waves), False
     while waiting:
         taken = {note["wave"]: note for note in store.writers.others()}

@@ -1,6 +1,7 @@
 """A run's finished cells, attacked afterwards: the numbers of a sweep that attacks them itself."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -117,6 +118,24 @@ def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attac
     assert by_cell(table, *ROBUST) == by_cell(found.rows, *ROBUST)
     with open(found.table, newline="") as file:
         assert [r["cell"] for r in csv.DictReader(file)] == [r["cell"] for r in found.rows]
+
+
+@pytest.mark.slow
+def test_several_workers_attack_a_run(plain, tmp_path, capsys):
+    """The same rows and table; what is left of those that a worker did not finish, too."""
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    for folder in (alone, many):
+        shutil.copytree(plain.folder, folder, ignore=shutil.ignore_patterns("attack*"))
+    torch.set_num_threads(1)  # as each of two has
+    found = attack_run(alone, "pgd-3")
+    with pytest.raises(SystemExit) as ended:
+        commands.app(
+            ["attack", str(many), "--attack", "pgd-3", "--workers", "2", "--device", "cpu"]
+        )
+    assert ended.value.code == 0, capsys.readouterr().err
+    tables = [parquet.read_table(f / "attack-pgd-3.parquet").to_pylist() for f in (alone, many)]
+    assert tables[0] == tables[1] and len(tables[0]) == len(found.rows)
+    assert (many / "attacks/pgd-3/logs/worker-1.log").exists()
 
 
 @pytest.mark.slow

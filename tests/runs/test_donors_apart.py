@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from fula_fast import FulaError, sweep
+from fula_fast.cli import commands
 from fula_fast.progress import Progress
 from fula_fast.runs.engines import local
 from fula_fast.study.spec import load_spec
 
+tomli_w = pytest.importorskip("tomli_w")
 pytestmark = pytest.mark.usefixtures("without_plots")
 
 
@@ -69,6 +71,29 @@ def test_each_that_is_not_there_is_asked_for_once(tmp_path, monkeypatch):
         sweep(table, tmp_path / "run", donors=tmp_path / "donors", quiet=True)
     assert asked == ["a", "c"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_train_does_so_too(tmp_path, capsys, monkeypatch):
+    """A process for each, and the lines of one process."""
+    started = []
+    start = local._Worker.start
+    monkeypatch.setattr(local._Worker, "start", lambda *a: started.append(a[-1]) or start(*a))
+    (tmp_path / "spec.toml").write_text(tomli_w.dumps(spec_of()))
+    with pytest.raises(SystemExit) as ended:
+        commands.app(
+            [
+                "train",
+                str(tmp_path / "spec.toml"),
+                "--out",
+                str(tmp_path / "donors"),
+                "--workers",
+                "2",
+            ]
+        )
+    assert ended.value.code == 0 and sorted(started) == ["a", "b", "c"]
+    assert capsys.readouterr().out.count("test accuracy") == 3
+    assert len(list((tmp_path / "donors").glob("*.safetensors"))) == 3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,16 +38,25 @@ class Manner:
 @dataclass(frozen=True)
 class Launch:
     """What an engine starts workers for. `since`: the cells that failed before are tried once
-    more."""
+    more. `command`: of `fula-fast`, where a worker is to do something else than to go on with the
+    run in the store's folder."""
 
     store: Store
     resources: Resources
     engine: EngineSpec
     manner: Manner = Manner()
     since: str = field(default_factory=now)
+    command: Sequence[str] = ()
+
+    def elsewhere(self) -> list[str]:
+        """`arguments`, for a worker that finds its device itself unless one is named."""
+        named = ["--device", self.engine.device] if self.engine.device != "auto" else []
+        return [*self.arguments(), *named]
 
     def arguments(self) -> list[str]:
         """Of `fula-fast`, for one worker."""
+        if self.command:
+            return [*self.command, "--since", self.since]
         found = ["work", str(self.store.folder.absolute()), "--since", self.since]
         how = self.manner
         found += ["--donors", str(how.donors.absolute())] if how.donors else []
@@ -69,7 +79,7 @@ class Watch:
     def look(self) -> int:
         """Tell of new rows; returns how many there were."""
         fresh = self._launch.store.settled(self._launch.since) - self._told
-        rows = [row for row in self._launch.store.rows() if row["cell"] in fresh] if fresh else []
+        rows = self._launch.store.rows(fresh) if fresh else []
         for row in rows:
             self._progress.cell_done(row)
         self._told |= fresh

@@ -33,7 +33,7 @@ def run(launch: Launch, progress: Progress) -> None:
         task = ray.remote(_worker).options(num_cpus=spec.cpus, num_gpus=gpus, max_retries=-1)
         folder, watch = str(Path.cwd()), Watch(launch, progress)
         waiting = [
-            task.remote(launch.arguments(), folder, number)
+            task.remote(launch.elsewhere(), folder, number)
             for number in range(launch.resources.workers)
         ]
         while waiting:

@@ -46,7 +46,7 @@ class SlurmJob:
 def run(launch: Launch, progress: Progress) -> None:
     """Submit the workers; with `wait`, tell of what they finish until they have ended."""
     executor = _executor(launch)
-    job = SlurmJob(launch.arguments(), str(Path.cwd()))
+    job = SlurmJob(launch.elsewhere(), str(Path.cwd()))
     with executor.batch():
         jobs = [executor.submit(job) for _ in range(launch.resources.workers)]
     names = ", ".join(job.job_id for job in jobs)
