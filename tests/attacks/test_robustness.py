@@ -142,10 +142,17 @@ def test_a_model_that_gives_no_logits_is_told_what_to_return(model, problem):
 
 
 @pytest.mark.parametrize("attack", ["pgd-2", "apgd20", "autoattack-standard"])
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 1, 8, 8), (2, 3, 2, 2)], ids=str)
-def test_images_that_the_model_does_not_take_are_named(attack, shape):
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ((2, 8, 8, 3), r"have shape \(2, 8, 8, 3\), with channels last; give \(N, C, H, W\)"),
+        ((2, 1, 8, 8), r"does not run on images of shape .*give images \(N, C, H"),
+        ((2, 3, 2, 2), r"does not run on images of shape .*give images \(N, C, H"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_named(attack, shape, words):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 4))
-    with pytest.raises(FulaError, match=r"does not run on images of shape .*give images \(N, C, H"):
+    with pytest.raises(FulaError, match=words):
         robust_evaluate(net, torch.rand(shape), torch.tensor([0, 1]), attack)
 
 

@@ -45,11 +45,11 @@ def compared():
 def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "_compute", lambda lab, spec: None)
     cell_rows = cells()
-    plan = {"cells": [{"id": row["cell"]} for row in cell_rows]}
-    Store.create(tmp_path / "fig10", {"name": "x"}, plan).write("w0", cell_rows)
+    planned_cells = {"id": [row["cell"] for row in cell_rows]}
+    Store.create(tmp_path / "fig10", {"name": "x"}, {}, planned_cells).write("w0", cell_rows)
     planned = PlannedSimilarity((("a", "b"),), ("linear_cka",), 50, 50, 1)
-    plan = {"cells": [], "similarity": asdict(planned)}
-    store = Store.create(tmp_path / "similarity", {"name": "y"}, plan)
+    plan = {"similarity": asdict(planned)}
+    store = Store.create(tmp_path / "similarity", {"name": "y"}, plan, {"id": []})
     write_pair(store, ("a", "b"), {}, compared())
     sweep = SimpleNamespace(name="fig10", spec=None)
     (tmp_path / "plots").mkdir()

@@ -13,6 +13,7 @@ from fula_fast.errors import FulaError
 from fula_fast.progress import Progress
 from fula_fast.reproduce import resolve
 from fula_fast.reproduce.experiment_page import _roles
+from fula_fast.reproduce.recipe import recipe_names
 from fula_fast.reproduce.runner import Ledger, run
 
 NOWHERE = Path("no-such-folder")
@@ -160,7 +161,7 @@ def _command(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_the_command_lists_every_experiment_with_its_figure(capsys):
     code, out, _ = _command(capsys, "list")
     lines = out.splitlines()
-    assert code == 0 and len(lines) == 36
+    assert code == 0 and len(lines) == len(recipe_names())
     assert lines[0].split()[:3] == ["table1", "Table", "1"]
 
 
@@ -192,7 +193,7 @@ def test_all_takes_a_setting_where_it_means_something(capsys, tmp_path):
         capsys, "all", "--scale", "paper", "--data", str(tmp_path), "--dry-run", "--device", "cpu",
         "--end", "resnet34", "--set", "grid.seeds=[0]",
     )  # fmt: skip
-    assert code == 0 and len(out.splitlines()) == 36 + 3
+    assert code == 0 and len(out.splitlines()) == len(recipe_names()) + 3
 
 
 def test_the_page_tells_one_donor_in_two_architectures_apart():
@@ -212,7 +213,7 @@ def test_all_goes_on_behind_one_that_cannot(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fula_fast.reproduce.runner.run", fake)
     code, out, _ = _command(capsys, "all", "--scale", "smoke", "--out", str(tmp_path))
-    assert code == 1 and len(tried) == 36 and "fig12: failed, no disk" in out
+    assert code == 1 and len(tried) == len(recipe_names()) and "fig12: failed, no disk" in out
 
 
 def test_all_without_anything_to_run_fails(capsys, tmp_path, monkeypatch):
