@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from ..errors import FulaError
 from .options import check_ball, own_names
 
 
-class Attack(BaseModel):
+class Settings(BaseModel):
+    """Frozen, with no key but the declared ones, and `true` for no number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes True for 1."""
+        asked = cls.model_fields[info.field_name or ""].annotation
+        return value if _takes_truth(asked) else no_truth(value)
+
+
+def no_truth(value: Any) -> Any:
+    """The value; raises `ValueError` for a boolean, and for a list that holds one."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(each, bool) for each in listed):
+        raise ValueError(f"{value!r} is no value of it; true and false are for switches")
+    return value
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether a boolean is a value; a table has its own words for what it is not."""
+    table = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if table or annotation in (bool, Any, object):
+        return True
+    return any(isinstance(a, bool) or _takes_truth(a) for a in get_args(annotation))
+
+
+class Attack(Settings):
     """An l-inf or l2 PGD attack on pixels in [0, 1].
 
     - `norm`: of the ball around an image.
@@ -20,8 +49,6 @@ class Attack(BaseModel):
     - `steps`: how many.
     - `random_start`: from a random point of the ball; else from the image itself.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     norm: Literal["linf", "l2"] = "linf"
     eps: float = Field(default=8 / 255, ge=0)

@@ -5,17 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from ..attacks.settings import Attack
+from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
 from ..pipelines.sources.registry import record_of
@@ -29,10 +21,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Moments = Annotated[tuple[float, ...] | None, Form("a number, or one per channel")]
 
 
-class SpecTable(BaseModel):
-    """A table of the spec: frozen, and no key but the declared ones."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SpecTable(Settings):
+    """A table of the spec."""
 
 
 class DataSpec(SpecTable):

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..attacks.settings import no_truth
 from ..errors import FulaError, nearest
 from ..methods import METHODS, method, methods, objective
 from .donor_spec import OneShortcut, Seed, SpecTable
@@ -32,7 +33,7 @@ class Mixture(SpecTable):
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, FiniteFloat]
+    __pydantic_extra__: dict[str, Annotated[FiniteFloat, BeforeValidator(no_truth)]]
     name: str = Field(min_length=1)
 
     @model_validator(mode="after")

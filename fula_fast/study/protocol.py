@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..attacks.names import NONE, NamedAttack, parse
-from ..attacks.settings import Attack
+from ..attacks.settings import Attack, Settings
 from ..device.precision import FAST
 from ..errors import FulaError, nearest
 from ..methods.weightings import Weighting, check_weighting
@@ -98,7 +98,7 @@ def attack_name(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
-class Protocol(BaseModel):
+class Protocol(Settings):
     """Every option of training and evaluating one stitch, and beside it when it acts.
 
     - `preset`: the published configuration that the other options replace parts of.
@@ -135,8 +135,6 @@ class Protocol(BaseModel):
     - `robust`: the attack behind robust accuracy; the guide lists them.
     - `stitch_data`: which data set trains the stitch (`own`: the run's), for the second paper.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Annotated[str, NEVER] = "fula-v2"
     optimiser: Annotated[Literal["adam", "sgd"], TRAINED] = "adam"
