@@ -186,6 +186,7 @@ class Store:
         tensors, `statistics` the running statistics of the cells' models. Damaged shards of this
         wave are set aside as `*.damaged`.
         """
+        self._check_there()
         rows, stitches, statistics = clean_rows(rows), stitches or {}, statistics or {}
         self._check(rows, {*stitches, *statistics})
         sub = folder_of(wave_id)
@@ -194,7 +195,6 @@ class Store:
         tensors = {
             f"{owner}/{name}": t for owner, part in named.items() for name, t in part.items()
         }
-        self._check_there()
         stitches_file = self._stitches(sub) / f"{stem}.safetensors"
         shard, entry = self.folder / "cells" / sub / f"{stem}.json", None
         try:

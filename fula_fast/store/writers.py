@@ -6,8 +6,8 @@ What ends all writers, wherever they are, is a note too: `cancel` leaves it, and
 
 from __future__ import annotations
 
-import _thread
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -58,7 +58,8 @@ class Writers:
         """Keep a note of this process while the block runs.
 
         Raises `FulaError` where the run was cancelled after `since` (a time in UTC, ISO 8601), also
-        while the block runs: the main thread is then interrupted, as by Ctrl-C.
+        while the block runs: the main thread is then interrupted, as by Ctrl-C or, where that is
+        ignored, by a handler of SIGTERM; another thread, or one without either, finds it itself.
         """
         self.check_wanted(since)
         self.claim("")
@@ -154,8 +155,16 @@ class Writers:
                     os.utime(self._own)
             with suppress(sealed.Damaged):  # named by whoever looks between two waves
                 if asked and self._cancelled(asked):
-                    _thread.interrupt_main()
+                    _interrupt_main()
                     return
+
+
+def _interrupt_main() -> None:
+    """By a signal, which ends a wait too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            return
 
 
 def _order(note: Mapping[str, Any]) -> tuple:

@@ -142,11 +142,20 @@ def test_cancel_ends_every_worker_and_its_starter(donors, tmp_path, capsys):
     assert not any(map(runs, pids))
 
 
-def test_a_cancelled_run_interrupts_who_works_on_it(store):
-    """As Ctrl-C does, but it says why; whoever starts later is not meant."""
+@pytest.mark.parametrize("heard", [signal.SIGINT, signal.SIGTERM])
+def test_a_cancelled_run_interrupts_who_works_on_it(store, heard):
+    """As Ctrl-C does (a process in the background may ignore that), but it says why; whoever starts
+    later is not meant."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == heard else signal.SIG_IGN)
+    began = time.monotonic()
     with pytest.raises(FulaError, match="cancelled at .* UTC"), store.writers.present(now()):
         store.writers.cancel(now())
         time.sleep(60)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert time.monotonic() - began < 30
     assert store.writers.alive() == []
     with store.writers.present(now()):
         store.writers.check_wanted(now())

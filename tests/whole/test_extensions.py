@@ -195,9 +195,10 @@ def test_a_sweep_and_its_report_use_what_was_registered(spec, tmp_path, capsys, 
     assert rows["wave"].keys() == rows["solo"].keys() and len(rows["wave"]) == 8
     for cell, row in rows["wave"].items():
         other = rows["solo"][cell]
-        for name in ("loss", "term_stitch", "spread_ratio_site", "spread_ratio_last"):
+        for name in ("loss", "term_stitch", "spread_ratio"):
             assert row[name] == pytest.approx(other[name], rel=2e-3), (row["method"], name)
-        assert 0 < row["spread_ratio_site"] <= 1 and row["robust_attack"] == "dark"
+        assert len(row["spread_ratio"]) == 10 - row["end_site"]
+        assert all(0 < v <= 1 for v in row["spread_ratio"]) and row["robust_attack"] == "dark"
         assert row["robust_accuracy"] == pytest.approx(other["robust_accuracy"], abs=0.051)
     by_site = {(r["method"], r["end_site"]): r for r in rows["wave"].values()}
     # at the last site the first term is the last one: twice half of it, which is hint
