@@ -10,7 +10,7 @@ from fula_fast.bench.suites import planner
 @pytest.mark.parametrize("form", planner.FORMS)
 def test_a_form_has_about_the_cells_asked_for(form):
     found = planner.planned(form, 10_000, workers=2)
-    assert 10_000 <= len(found.lanes) <= 11_000
+    assert 10_000 <= len(found.lanes) <= 12_000
     assert sum(len(wave.cells) for wave in found.waves) == len(found.lanes)
 
 
