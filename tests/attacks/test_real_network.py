@@ -1,8 +1,8 @@
 """AutoAttack on a real network and real images: the reference package's adversarial images and
 flags.
 
-Sizes of one comparison: a glance and a few images' hundred iterations in CI, and by hand (`pytest
--m long tests/attacks`) more images and the whole of AutoAttack's "rand". `python -m
+Sizes of one comparison: a glance in CI, and by hand (`pytest -m long tests/attacks`) more images,
+all iterations, and the whole of AutoAttack's "rand". `python -m
 fula_fast.bench.suites.agreement` runs it on any number of images and keeps the figures.
 """
 
@@ -40,7 +40,7 @@ def test_thirty_two_images_at_twenty_samples(robust_net, cifar):
     compared(robust_net, cifar[0][:32], cifar[1][:32], 1 / 255, eot=20, steps=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_iterations(robust_net, cifar):
     """All of the 100 iterations, so all of the published checkpoints and step sizes, of both
     stages; 5 images and one sample. Every adversarial image equals the reference's, pixel for

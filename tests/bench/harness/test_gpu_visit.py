@@ -97,7 +97,7 @@ def test_kernel_tests_need_no_pydantic(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["first", "second", "dali"])
+@pytest.mark.parametrize("plan", ["first", pytest.param("second", marks=pytest.mark.long), "dali"])
 def test_every_part_of_a_plan_runs_with_what_is_carried(plan, tmp_path, wheels):
     parts = checked(tmp_path / "out", "--plan", plan, paths=[wheels])
     status = {part["status"] for part in parts.values()}

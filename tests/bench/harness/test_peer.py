@@ -164,10 +164,8 @@ def test_first_published_step(golden):
     assert_step(peer, golden.images[:32], golden.labels[:32], case, 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sites", "method"), [pytest.param((3, 3), "fula", marks=pytest.mark.long), ((7, 3), "tlm")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("sites", "method"), [((3, 3), "fula"), ((7, 3), "tlm")])
 def test_every_published_figure(golden, sites, method):
     peer = published_peer(golden, *sites, method)
     case = golden.case(*sites, method)

@@ -26,7 +26,7 @@ def test_a_simulated_worker_alone_is_never_idle(monkeypatch):
     assert one["hours"] / 2 <= two["hours"] < one["hours"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_suite_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scale_out, "overhead", lambda: [{"waves": 1, "seconds_a_wave": {"p50": 1}}])
     arguments = ["--only", "measured,overhead", "--epochs", "1", "--seeds", "1", "--rounds", "1"]
