@@ -39,7 +39,7 @@ SPEC = {
         "front": "a", "end": "b", "sites": "same", "methods": ["hint", "slm", "tlm", "fula"],
         "seeds": list(range(6)),
     },
-    "protocol": {"epochs": 150, "batch_size": 256, "crop_padding": 1},
+    "protocol": {"epochs": 16, "batch_size": 256, "crop_padding": 1},
     "evaluation": {"batch_size": 200},
 }  # fmt: skip
 CELLS = 216
@@ -53,7 +53,8 @@ def donors(tmp_path_factory) -> dict:
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         model = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=2).eval()
-        found[name] = {"checkpoint": str(save_checkpoint(model, folder / f"{name}.safetensors"))}
+        save_checkpoint(model, folder / f"{name}.safetensors")
+        found[name] = {"checkpoint": str(folder / f"{name}.safetensors")}
     return found
 
 
@@ -106,7 +107,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(donors, tmp_path_factory) -> list[dict]:
-    run = Run(tmp_path_factory.mktemp("undisturbed"), donors, workers=1)
+    run = Run(tmp_path_factory.mktemp("undisturbed"), donors, workers=2)
     run.to_its_end()
     assert len(run.rows) == CELLS
     return run.rows
