@@ -127,7 +127,7 @@ def train(
     loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device, "workers": workers})])
     chosen = [loaded.donor(name) for name in donor or loaded.donors]
     where = resources(loaded.engine)
-    from ..donors.obtain import obtain_donor, open_source, training_precision
+    from ..donors.obtain import is_to_train, obtain_donor, open_source, training_precision
     from ..progress import open_progress
     from ..runs.alone import end_with
 
@@ -135,14 +135,17 @@ def train(
         end_with(parent)
     how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
-        trained = [d.name for d in chosen if not d.checkpoint and not d.untrained]
-        if where.workers > 1 and len(trained) > 1 and parent is None:
+        sources = [open_source(donor.images) for donor in chosen]
+        if where.workers > 1 and parent is None:
             from ..runs.engines import local
 
-            local.train(loaded, trained, out, where.workers, where.device, progress)
+            pairs = zip(chosen, sources, strict=True)
+            names = [donor.name for donor, source in pairs if is_to_train(donor, source, out)]
+            if len(names) > 1:
+                local.train(loaded, names, out, where.workers, where.device, progress)
         found = [
-            obtain_donor(d, open_source(d.images), cache_dir=out, progress=progress, **how)
-            for d in chosen
+            obtain_donor(donor, source, cache_dir=out, progress=progress, **how)
+            for donor, source in zip(chosen, sources, strict=True)
         ]
     for each, trained in zip(chosen, found, strict=True):
         print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")

@@ -16,7 +16,7 @@ from ..models.labels import no_labels_for
 from ..pipelines import ImageSet, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
-from .donor import Donor, donor_at_hand, donor_from_checkpoint, ensure_donor, recipe_of
+from .donor import Donor, donor_at_hand, donor_from_checkpoint, donor_path, ensure_donor, recipe_of
 from .guessing import warn_near_chance
 
 
@@ -76,6 +76,14 @@ def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: S
 def _moments(given: Normalisation | None) -> str:
     mean, std = ((0,), (1,)) if given is None else (given.mean, given.std)
     return f"mean = {list(mean)}, std = {list(std)}"
+
+
+def is_to_train(spec: DonorSpec, source: Source, cache_dir: str | Path) -> bool:
+    """Whether a donor is neither a file, nor a control that knows nothing, nor found trained."""
+    if spec.checkpoint or spec.untrained:
+        return False
+    recipe = recipe_of(spec, source, normalisation_of(spec.images, source))
+    return not donor_path(cache_dir, recipe).exists()
 
 
 def training_precision(asked: str) -> str:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def attack_run(
         launch(results.opened())
         return results.finish()
     bench = Workbench(spec, planned, progress, donors=donors, modules=modules)
-    with results.waves(planned, todo, since, progress) as waves:
+    with results.waves(planned, todo, kept, since, progress) as waves:
         for wave in waves:
             cells = [cell for cell in wave.cells if cell.id in todo]
             for group, given in _groups(cells, options, planned.precision):
@@ -227,15 +228,20 @@ class _Results:
 
     @contextmanager
     def waves(
-        self, planned: Plan, todo: set[str], since: str | None, progress: Progress
+        self,
+        planned: Plan,
+        todo: set[str],
+        examples: Path | None,
+        since: str | None,
+        progress: Progress,
     ) -> Iterator[Iterable[PlannedWave]]:
         """The waves to attack: all, or, for a worker, those that no other one has taken."""
         if since is None:
             yield planned.waves
             return
-        store = self.opened()
+        store, settled = self.opened(), partial(self.done, examples)
         with store.writers.present(since):
-            yield free_waves(planned, store, todo, since, progress)
+            yield free_waves(planned, store, todo, settled, progress, joined=True)
 
     def finish(self, tables: bool = True) -> RobustRun:
         """Write the tables."""

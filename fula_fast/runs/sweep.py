@@ -234,7 +234,7 @@ def _trainer(spec: Spec, bench: Workbench, workers: int) -> Callable[[list[str]]
     if workers == 1 or spec.engine.kind != "local":
         return None
     place = bench.donor_folder, workers, bench.plan.device, bench.progress
-    return lambda names: local.train(spec, names, *place)
+    return lambda names: local.train(spec, names, *place) if len(names) > 1 else None
 
 
 def _refuse_other(spec: Spec, folder: Path) -> None:

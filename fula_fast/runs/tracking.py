@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import FulaError
+from ..errors import FulaError, nearest
 from ..files.atomic import folder as made
 from ..progress import LaneLoss, Progress
 from ..study.spec import Spec
@@ -35,7 +35,7 @@ class Tracker(Protocol):
 def tracked(shown: Progress, name: str | None, spec: Spec, folder: Path) -> Iterator[Progress]:
     """`shown`, and beside it the tracker of that name, which writes in `folder`/tracking.
 
-    Raises `FulaError` where its package is not installed.
+    Raises `FulaError` for an unknown name, and where its package is not installed.
     """
     if name is None:
         yield shown
@@ -140,6 +140,8 @@ class _TensorBoard:
 
 
 def _require(package: str) -> None:
+    if package not in TRACKERS:
+        raise FulaError(f"unknown tracker '{package}'{nearest(package, TRACKERS)}")
     if find_spec(package) is None:
         raise FulaError(
             f"engine.track = '{package}' needs a package: pip install 'fula-fast[{package}]'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
+from functools import partial
 
 from ..engine.task import Outcome, WaveTask
 from ..errors import FulaError
@@ -26,34 +27,40 @@ def work_on(
     then on are done with. Raises `FulaError` where the run was cancelled after it, or after now."""
     wanted = since or now()
     with store.writers.present(wanted):
-        for wave in free_waves(bench.plan, store, todo, since, bench.progress):
+        settled = partial(store.settled, since)
+        for wave in free_waves(bench.plan, store, todo, settled, bench.progress, since is not None):
             store.writers.check_wanted(wanted)
             _run_wave(wave, bench, store, todo, manner)
 
 
 def free_waves(
-    planned: Plan, store: Store, todo: set[str], since: str | None, progress: Progress
+    planned: Plan,
+    store: Store,
+    todo: set[str],
+    settled: Callable[[], set[str]],
+    progress: Progress,
+    joined: bool,
 ) -> Iterator[PlannedWave]:
     """The waves with cells in `todo`, those that another process works on in the store's folder
-    last: it is waited for, and what it has finished is taken out of `todo`. `since`: so are
-    failures from then on."""
+    last: it is waited for, and what is `settled` meanwhile is taken out of `todo`. `joined`: this
+    is one of several workers, which expects others there."""
     waiting, told = list(planned.waves), False
     while waiting:
         taken = {note["wave"]: note for note in store.writers.others()}
-        if taken and not told and not since:
+        if taken and not told and not joined:
             note, told = next(iter(taken.values())), True
             progress.note(
                 f"process {note['pid']} on {note['host']} works in '{store.folder}' too; its waves "
                 "are left to it"
             )
-        if taken or since:
-            todo -= store.settled(since)
+        if taken or joined:
+            todo -= settled()
         free = _first_free(waiting, taken, todo)
         if free is not None:
             if store.writers.claim(free.id):
                 waiting.remove(free)
-                if since:  # finished meanwhile?
-                    todo -= store.settled(since)
+                if joined:  # finished meanwhile?
+                    todo -= settled()
                 if not todo.isdisjoint(free.cells.ids):
                     yield free
         elif waiting:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..attacks.columns import attacked_images, attacked_models
-from ..donors.donor import Donor, donor_path, recipe_of
+from ..donors.donor import Donor
 from ..donors.obtain import (
     check_normalisation,
+    is_to_train,
     normalisation_of,
     obtain_donor,
     open_source,
@@ -81,15 +82,14 @@ class Workbench:
     def prepare(self, train: Callable[[list[str]], None] | None = None) -> None:
         """Open the run's data and all donors now: what is wrong with them shows before any cell,
         and what is wrong with the data before any donor is trained. `train` is given the names of
-        several donors that have to be, where there are several."""
+        the donors that have to be."""
         compared = self.plan.similarity.donors if self.plan.similarity else ()
         stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
         for name in dict.fromkeys((*stitched, *compared)):
             donor, data = self.spec.donor(name), self.spec.data
             check_normalisation(donor, self.source(donor.images), data, self.source(data))
-        names = [name for name in dict.fromkeys((*stitched, *compared)) if self._is_to_train(name)]
-        if train and len(names) > 1:
-            train(names)
+        if train:
+            train([n for n in dict.fromkeys((*stitched, *compared)) if self._is_to_train(n)])
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
         for name in compared:
@@ -97,13 +97,9 @@ class Workbench:
             self._check_images(self.donor(name, self.spec.base_protocol.hook))
 
     def _is_to_train(self, name: str) -> bool:
-        """Whether a donor is neither given, nor a control that knows nothing, nor found trained."""
         donor = self.spec.donor(name)
-        if name in self._modules or donor.checkpoint or donor.untrained:
-            return False
         source = self.source(donor.images)
-        recipe = recipe_of(donor, source, normalisation_of(donor.images, source))
-        return not donor_path(self.donor_folder, recipe).exists()
+        return name not in self._modules and is_to_train(donor, source, self.donor_folder)
 
     def _pair(self, wave: PlannedWave) -> tuple[Donor, Donor]:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))

@@ -136,6 +136,10 @@ def test_several_workers_attack_a_run(plain, tmp_path, capsys):
     tables = [parquet.read_table(f / "attack-pgd-3.parquet").to_pylist() for f in (alone, many)]
     assert tables[0] == tables[1] and len(tables[0]) == len(found.rows)
     assert (many / "attacks/pgd-3/logs/worker-1.log").exists()
+    images = ["--out", str(tmp_path / "examples"), "--workers", "2", "--device", "cpu"]
+    with pytest.raises(SystemExit):  # all rows are there, and no images yet
+        commands.app(["attack", str(many), "--attack", "pgd-3", *images])
+    assert {p.stem for p in (tmp_path / "examples").iterdir()} == {r["cell"] for r in found.rows}
 
 
 @pytest.mark.slow

@@ -80,6 +80,14 @@ def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
         pass
 
 
+def test_an_unknown_tracker_is_no_missing_package(tmp_path):
+    with (
+        pytest.raises(FulaError, match="unknown tracker 'wandbb'; did you mean 'wandb'"),
+        tracked(Progress(), "wandbb", None, tmp_path),
+    ):
+        pass
+
+
 def test_whoever_tells_of_a_run_tells_its_tracker(tmp_path):
     """The starter that waits, else the workers."""
     store = Store.create(tmp_path / "run", {"name": "t"}, {}, {"id": ["c"]})
