@@ -188,9 +188,10 @@ def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> Path:
     if "measured" in parts:
         report["measured"] = measured(options.epochs, options.seeds, options.rounds)
         write(path, report)
-    if {"overhead", "simulated"} & set(parts):  # which is made with what was measured
-        report["overhead"] = rows = overhead()
-        write(path, report)
+    if not {"overhead", "simulated"} & set(parts):
+        return write(path, report)
+    report["overhead"] = rows = overhead()  # which a simulation is made with
+    write(path, report)
     if "simulated" in parts:
         names = "seconds_a_wave", "seconds_of_a_start"
         beside = {name: row[name]["p50"] for row in rows for name in names if name in row}

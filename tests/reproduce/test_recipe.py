@@ -275,7 +275,7 @@ def test_another_front_leaves_the_end_as_it_is_also_where_both_were_one_donor():
         (("sanity", "small", NOWHERE, ["options.sites=[2.5]"]), "2.5 is no site"),
         (("sanity", "small", NOWHERE, ["options.a.b=3"]), "no options.a.b; valid: donor"),
         (("sanity", "small", NOWHERE, ["options.donor=imagenet_0"]), "options.donor: no donor"),
-        (("sanity", "small", NOWHERE, ["options.seeds=[true]"]), "should be a valid integer"),
+        (("sanity", "small", NOWHERE, ["options.seeds=[true]"]), "true and false are for switches"),
         (("invariance", "small", NOWHERE, ["options.methods=['hnt']"]), "unknown method 'hnt'"),
         (("invariance", "small", NOWHERE, ["options.steps=-3"]), "greater than or equal to 1"),
         (("mislead-noise", "small", NOWHERE, ["options.radii=[]"]), "at least 1 item"),
