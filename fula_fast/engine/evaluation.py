@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..attacks.columns import attacked_images
 from ..measures.agreement import Agreement
+from ..measures.outputs import OutputTable
+from ..measures.registry import measure as registered
 from ..measures.sites import SiteTable, stitch_columns
+from ..pipelines import Batch
 from .attacked import attacked_lanes
 from .lanes import Route, route_of
 from .task import WaveTask
@@ -37,26 +40,33 @@ def measure(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
 def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str, Any]]:
     sites = wave.network.native.num_sites
     agreement = Agreement((len(wave.lanes),), task.device)
-    table = SiteTable([n.end_site for n in wave.lanes], sites, task.device, task.measures)
+    outputs = OutputTable([registered(name) for name in task.measures])
+    end_sites = [n.end_site for n in wave.lanes]
+    table = SiteTable(end_sites, sites, task.device, task.measures, task.samples)
     route = route_of(wave.lanes, sites, full=False, to_head=True)
     for batch in batches:
-        for x, y in _parts(batch.images, batch.labels, wave.shared.batch_size):
-            agreement.add(*_answers(wave, route, x.to(wave.dtype), table), y)
+        for part in _parts(batch, wave.shared.batch_size):
+            answers = _answers(wave, route, part, table)
+            agreement.add(*answers, part.labels)
+            outputs.add(*answers, part.labels)
     values = {name: column.tolist() for name, column in agreement.result().items()}
     return [
-        {name: column[number] for name, column in values.items()} | at_sites
-        for number, at_sites in enumerate(table.columns())
+        {name: column[number] for name, column in values.items()} | at_sites | answered
+        for number, (at_sites, answered) in enumerate(
+            zip(table.columns(), outputs.columns(), strict=False)
+        )
     ]
 
 
-def _parts(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
     """Pieces of at most the training batch's size, for which the wave's memory is planned."""
-    yield from zip(images.split(size), labels.split(size), strict=True)
+    yield from map(Batch, *(each.split(size) for each in batch))
 
 
-def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Tensor, Tensor]:
+def _answers(wave: Wave, route: Route, part: Batch, table: SiteTable) -> tuple[Tensor, Tensor]:
     """Logits of all lanes (L, B, classes), in lane order, and of the end donor (B, classes)."""
     network, count = wave.network, len(wave.lanes)
+    x = part.images.to(wave.dtype)
     own = x if network.shared else torch.cat([x] * count)
     lanes = list(range(count))
     fronts = network.fronts(own, lanes, "running")
@@ -65,7 +75,7 @@ def _answers(wave: Wave, route: Route, x: Tensor, table: SiteTable) -> tuple[Ten
     for site, g in enumerate(targets, 1):
         table.target(site, g)
     for site, members, activation in flight.activations:
-        table.add(site, members, activation, targets[site - 1])
+        table.add(site, members, activation, targets[site - 1], part.index)
     logits = torch.empty_like(flight.logits)
     logits[list(flight.head)] = flight.logits
     return logits.float(), end_logits.float()

@@ -20,6 +20,8 @@ from ..attacks.start_noise import start_noise
 from ..device.precision import arithmetic
 from ..errors import FulaError
 from ..measures.agreement import Agreement
+from ..measures.outputs import OutputTable
+from ..measures.registry import measure
 from ..measures.sites import SiteTable, stitch_columns
 from ..methods import Method, methods, objectives
 from ..models import Staged, batchnorm
@@ -253,7 +255,8 @@ def _run_cell(
     seconds = time.perf_counter() - started
     metrics = {"loss": loss, "train_seconds": seconds, "engine_mode": "solo"}
     for name, batches in task.evaluations.items():
-        found = evaluate(solo.model, solo.native, batches(), task.dtype, task.measures)
+        asked = task.measures, task.samples
+        found = evaluate(solo.model, solo.native, batches(), task.dtype, *asked)
         prefix = "" if name == next(iter(task.evaluations)) else f"{name}_"
         metrics |= {prefix + key: value for key, value in found.items()}
     metrics |= stitch_columns(solo.model.stitch.state_dict(), task.measures)
@@ -348,13 +351,15 @@ def evaluate(
     batches: Iterator[Batch],
     dtype: torch.dtype,
     measures: Sequence[str] = (),
+    samples: Sequence[int] = (),
 ) -> dict[str, object]:
     """Top-1, agreement with the end donor, and measures by site over a test set, in eval mode."""
     batchnorm.set_rule(model, "running")
     model.eval()
     device = next(model.parameters()).device
     agreement = Agreement((), device)
-    table = SiteTable([model.end_site], end.num_sites, device, measures)
+    outputs = OutputTable([measure(name) for name in measures])
+    table = SiteTable([model.end_site], end.num_sites, device, measures, samples)
     sites = range(1, end.num_sites + 1)
     with batchnorm.rule(end, "running"):
         for batch in batches:
@@ -365,6 +370,9 @@ def evaluate(
                 if site > model.end_site:
                     h = model.tail.run(h, site - 1, site)
                 if site >= model.end_site:
-                    table.add(site, [0], h, g)
-            agreement.add(model.tail.head(h), end.head(targets[-1]), batch.labels)
-    return {name: float(v) for name, v in agreement.result().items()} | table.columns()[0]
+                    table.add(site, [0], h, g, batch.index)
+            logits, end_logits = model.tail.head(h), end.head(targets[-1])
+            agreement.add(logits, end_logits, batch.labels)
+            outputs.add(logits[None], end_logits, batch.labels)
+    answers = {name: float(v) for name, v in agreement.result().items()}
+    return answers | table.columns()[0] | next(outputs.columns())

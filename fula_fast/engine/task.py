@@ -33,7 +33,8 @@ class WaveTask:
     `mode`: `auto`, `eager`, `compiled` or `captured`; `compile`: a captured step's stages too.
     `flops`: of the whole training, as planned.
     `robust_images`: how many test images are attacked (None: all).
-    `measures`: optional columns, see `measures.sites`.
+    `measures`: optional columns, see `measures.sites`. `samples`: numbers of the test images whose
+    pairs measures compare.
     """
 
     cells: Sequence[Cell]
@@ -50,6 +51,7 @@ class WaveTask:
     flops: float = 0.0
     robust_images: int | None = None
     measures: tuple[str, ...] = ()
+    samples: Sequence[int] = ()
     progress: Progress = field(default_factory=Progress)
 
     @property

@@ -7,11 +7,13 @@ whatever the number of samples) or `samples` (the activations themselves).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from .registry import Measure, Needs
+from .registry import Measure, Needs, measure
 
 FLOAT64 = 8
+_FLOAT32 = 4
 WORK_BYTES = 2**28
 """How much memory the orders that are compared at once may take."""
 Widths = Mapping[str, Sequence[int]]
@@ -67,6 +69,45 @@ def pairs_bytes(chosen: Sequence[Measure], sides: int, samples: int, orders: int
         return 0
     work = 6 + 4 * max(held.values()) * orders
     return FLOAT64 * samples * samples * (sum(held.values()) * sides + work)
+
+
+@dataclass(frozen=True)
+class CellMeasures:
+    """What finished cells are tested with: `measures` by name, on `images`, and pairs of `samples`
+    of them. What a lane keeps of that until it has its columns is `lane_bytes`, beside which all
+    lanes share `shared_bytes`; `widths`: features of the end's sites from the lane's own on.
+    """
+
+    measures: tuple[str, ...] = ()
+    images: int = 0
+    samples: int = 0
+
+    def lane_bytes(self, widths: Sequence[int], classes: int) -> int:
+        """Moments with the end's and what is computed of them, rows of samples, and logits."""
+        need = 0
+        if self._needs(Needs.MOMENTS):
+            pairs = [({"lane": [p], "end": [p]}, [("lane", "end")]) for p in widths]
+            need += sum(gathered_bytes(*both, self.images, "features") for both in pairs)
+            need += FLOAT64 * sum(3 * p * p for p in widths)
+        if self._needs(Needs.PAIRS):
+            need += _FLOAT32 * self._rows * sum(widths)
+        return need + _FLOAT32 * self.images * classes * self._needs(Needs.OUTPUTS)
+
+    def shared_bytes(self, widths: Sequence[int], classes: int) -> int:
+        """The end's own share of that, and the work on one pair."""
+        need = self.lane_bytes(widths, classes)
+        if self._needs(Needs.MOMENTS):
+            need += FLOAT64 * 9 * max(widths) ** 2
+        if self._needs(Needs.OUTPUTS):
+            need += 8 * FLOAT64 * self.images * classes
+        return need + pairs_bytes([measure(n) for n in self.measures], 2, self._rows)
+
+    @property
+    def _rows(self) -> int:
+        return min(self.images, self.samples)
+
+    def _needs(self, needs: Needs) -> bool:
+        return any(measure(name).needs is needs for name in self.measures)
 
 
 def offsets(sizes: Sequence[int]) -> list[slice]:

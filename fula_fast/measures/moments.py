@@ -70,6 +70,11 @@ class Moments:
             )
         return rows
 
+    @property
+    def count(self) -> int:
+        """How many samples came."""
+        return self._count
+
     def sites(self, group: str) -> int:
         """How many sites a group has."""
         return len(self._widths[group])

@@ -7,7 +7,9 @@ outputs are called alike. Leading dimensions of logits and rightness are orders 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from ..errors import FulaError
 from . import agreement
 from .pair import as_rows
+from .registry import Measure, Needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,37 @@ class Outputs:
     def ordered(self, order: Tensor) -> Outputs:
         """The samples taken in `order` (..., n)."""
         return Outputs(self.logits[order], self.right[order])
+
+
+class OutputTable:
+    """Measures of outputs of lanes and their end donor over a test set, whose logits are kept.
+
+    `chosen`: those of outputs count, but for the agreements that every tested model has.
+    """
+
+    def __init__(self, chosen: Sequence[Measure]) -> None:
+        self._chosen = [
+            m for m in chosen if m.needs is Needs.OUTPUTS and m.name not in agreement.COLUMNS
+        ]
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, end_logits: Tensor, labels: Tensor) -> None:
+        """One batch: the lanes' logits (L, B, C), the end donor's (B, C), labels (B,)."""
+        if self._chosen:
+            self._kept.append((logits, end_logits, labels))
+
+    def columns(self) -> Iterator[dict[str, float | None]]:
+        """By lane, and by measure; None where one of its logits is not finite. Without end where
+        no measure was chosen."""
+        if not self._chosen:
+            yield from repeat({})
+            return
+        lanes, end_logits, labels = zip(*self._kept, strict=True)
+        labels = torch.cat(labels)
+        end = Outputs.of(torch.cat(end_logits), labels)
+        for logits in torch.cat(lanes, 1):
+            own = Outputs.of(logits, labels) if logits.isfinite().all() else None
+            yield {m.name: None if own is None else float(m.load()(own, end)) for m in self._chosen}
 
 
 def disagreement(a: Outputs, b: Outputs) -> Tensor:

@@ -38,8 +38,6 @@ class Needs(StrEnum):
 
 COMPARES = (Needs.MOMENTS, Needs.PAIRS, Needs.OUTPUTS)
 """The needs of measures of any two representations; the others are of stitched models alone."""
-IN_SWEEPS = (Needs.MOMENTS, Needs.SITES, Needs.STITCH)
-"""The needs that a sweep meets while it tests its cells: what `[evaluation] measures` may name."""
 
 OF_LABELS = ("accuracy", "agreement_right_wrong", "kappa")
 """Columns and measures that compare answers with labels."""
@@ -80,9 +78,9 @@ class Measure:
     shared function. `least`: fewest samples it is defined for. `settles`: whether the value tends
     to one of the population as samples grow (neighbourhoods of fixed size do not).
 
-    `columns`: of a sweep's table, each with its meaning; unset: one of second moments, a list over
-    the sites from the cell's own end site on. `function` of SITES and STITCH gives one value for
-    each column, in their order.
+    `columns`: of a sweep's table, each with its meaning; unset: one named as the measure, of two
+    representations a list over the sites from the cell's own end site on. `function` of SITES and
+    STITCH gives one value for each column, in their order.
     """
 
     name: str
@@ -108,8 +106,8 @@ class Measure:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.needs is Needs.MOMENTS and not self.columns:
-            object.__setattr__(self, "columns", _at_sites(self))
+        if self.needs in COMPARES and not self.columns:
+            object.__setattr__(self, "columns", {self.name: _column(self)})
         for name in ("options", "fixed", "columns"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         _check(self)
@@ -147,13 +145,15 @@ class Measure:
         return _load(self.prepare or PREPARED[self.needs])
 
 
-def _at_sites(measure: Measure) -> dict[str, str]:
-    """The column of a measure of second moments."""
-    return {
-        measure.name: "list, from the cell's own end site to the last: "
-        f"{measure.label} of stitched model and end donor, maps and tokens averaged over "
-        f"positions: {measure.reads}"
-    }
+def _column(measure: Measure) -> str:
+    """What a sweep's column of a measure of any two representations says."""
+    if measure.needs is Needs.OUTPUTS:
+        return f"{measure.label} with the end donor: {measure.reads}; {measure.careful}"
+    images = "" if measure.needs is Needs.MOMENTS else ", on evaluation.samples images"
+    return (
+        f"list, from the cell's own end site to the last: {measure.label} of stitched model and "
+        f"end donor, maps and tokens averaged over positions{images}: {measure.reads}"
+    )
 
 
 PREPARED = {
@@ -174,10 +174,10 @@ def _check(measure: Measure) -> None:
             f"measure {measure.name!r}: best {measure.best} must be an end of its range "
             f"[{measure.low}, {measure.high}]"
         )
-    if bool(measure.columns) != (measure.needs in IN_SWEEPS):
+    if not measure.columns:
         raise FulaError(
-            f"measure {measure.name!r} needs {measure.needs}: `columns` are given where it is of "
-            "sites or of the stitch, and there alone"
+            f"measure {measure.name!r} needs {measure.needs}: give its `columns`, a dict of names "
+            "and what they say"
         )
     if (measure.prepare is None) != (measure.needs is not Needs.PAIRS):
         raise FulaError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from ..attacks.names import COLUMNS as ATTACKED
 from ..measures.agreement import COLUMNS as AGREEMENT
-from ..measures.registry import IN_SWEEPS, Needs, measures
+from ..measures.registry import Needs, measures
 
 _PLAIN = {
     "cell": "id: a hash of everything that decides the numbers",
@@ -57,7 +57,7 @@ def columns() -> list[tuple[str, str]]:
     """(column, meaning) of every column that a table can have, but for those of a spec's own axes
     and those on further test sets."""
     donors = [f"{role}_{name}" for role in ("front", "end") for name in _DONOR]
-    measured = (column for each in measures(*IN_SWEEPS) for column in each.columns)
+    measured = (column for each in measures(*Needs) for column in each.columns)
     return glossary([*dict.fromkeys((*_PLAIN, *AGREEMENT, *donors, *measured, *ATTACKED))])
 
 
@@ -74,7 +74,5 @@ def meaning(name: str) -> str:
 
 
 def _known() -> Mapping[str, str]:
-    answers = {m.name: f"{m.label} with the end donor: {m.reads}; {m.careful}"
-               for m in measures(Needs.OUTPUTS)}  # fmt: skip
-    sites = {name: text for m in measures(*IN_SWEEPS) for name, text in m.columns.items()}
-    return answers | sites | ATTACKED | _PLAIN
+    measured = {name: text for m in measures(*Needs) for name, text in m.columns.items()}
+    return measured | ATTACKED | _PLAIN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from ..donors.obtain import (
 from ..engine.task import WaveTask
 from ..errors import FulaError
 from ..files.paths import cache_folder
+from ..measures.registry import Needs, measure
+from ..measures.sampling import subset
 from ..models import Staged
 from ..models.labels import check_label_order
-from ..pipelines import Batch, Source
+from ..pipelines import Batch, ImageSet, Source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
 from ..study.plan import Plan, PlannedWave
@@ -126,8 +128,16 @@ class Workbench:
             flops=wave.flops,
             robust_images=self.spec.evaluation.robust_images,
             measures=tuple(self.spec.evaluation.measures),
+            samples=self._samples(images.test),
             progress=self.progress,
         )
+
+    def _samples(self, test: ImageSet) -> Sequence[int]:
+        """Numbers of the test images whose pairs measures compare."""
+        asked = self.spec.evaluation
+        if all(measure(name).needs is not Needs.PAIRS for name in asked.measures):
+            return ()
+        return subset(len(test), asked.samples).tolist()
 
     def robust_accuracy(self, name: str, wave: PlannedWave, rule: Protocol) -> float | None:
         """Robust accuracy of a donor under the attack of one of the wave's cells (None without

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..device.precision import precision_of
 from ..errors import FulaError
+from ..measures.moment_memory import CellMeasures
 from . import wave_memory
 from .cell import Cell
 from .cells import Cells, combined
@@ -29,13 +30,14 @@ _HALVINGS = 20
 
 @dataclass(frozen=True)
 class PairCosts:
-    """What the waves of a group have in common: the facts of its donors, the images of a batch and
-    all training steps."""
+    """What the waves of a group have in common: the facts of its donors, the images of a batch,
+    all training steps, and what its cells are tested with."""
 
     front: DonorFacts
     end: DonorFacts
     batch: int
     steps: int
+    measured: CellMeasures = wave_memory.UNMEASURED
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +199,8 @@ class _Rates:
     def _know(self, kinds: np.ndarray) -> np.ndarray:
         """The kinds, each once, with their numbers in place."""
         once = np.unique(kinds)
-        donors, rule = (self.pair.front, self.pair.end), (self.pair.batch, self.width, self.fused)
+        donors = self.pair.front, self.pair.end
+        rule = self.pair.batch, self.width, self.fused, self.pair.measured
         for kind in once[self.bytes[once] < 0]:
             self.bytes[kind] = wave_memory.lane_bytes(self.lanes[kind], *donors, *rule)
             self.work[kind] = lane_flops(self.kinds[kind], *donors)
@@ -212,7 +215,8 @@ class _Rates:
         """Bytes that a wave of these lanes needs once."""
         lanes = [self.lanes[kind] for kind in self._know(kinds)]
         pair = self.pair
-        return wave_memory.shared_bytes(lanes, pair.front, pair.end, pair.batch, self.width)
+        rule = pair.batch, self.width, pair.measured
+        return wave_memory.shared_bytes(lanes, pair.front, pair.end, *rule)
 
     def costs(self, kinds: np.ndarray) -> tuple[int, int]:
         """Predicted peak bytes of a wave, and FLOPs of its training step per image."""

@@ -17,6 +17,7 @@ import numpy as np
 from ..device.mode import EAGER
 from ..device.precision import PLAIN
 from ..errors import FulaError
+from ..measures.moment_memory import CellMeasures
 from .cell import digest
 from .cells import Cells, Columns, Rows, words_json, words_of
 from .expand import expand
@@ -258,5 +259,7 @@ class _Facts:
         known = key.front, key.end, key.hook, key.batch_size, steps
         if known not in self.pairs:
             front, end = self(key.front, key.hook), self(key.end, key.hook)
-            self.pairs[known] = PairCosts(front, end, key.batch_size, steps)
+            asked = self.spec.evaluation
+            measured = CellMeasures(asked.measures, self.data.test_images, asked.samples)
+            self.pairs[known] = PairCosts(front, end, key.batch_size, steps, measured)
         return self.pairs[known]

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from ..device.mode import ModeName
 from ..device.precision import PrecisionName
 from ..errors import FulaError, check_name, nearest, not_none
-from ..measures.registry import IN_SWEEPS, measures
+from ..measures.registry import Needs, measures
 from .donor_spec import DataSpec, DonorSpec, SpecTable
 from .grid_spec import GridSpec, Many
 from .protocol import ATTACK_NAME, Protocol, attack_name, protocol
@@ -35,6 +35,8 @@ class EvaluationSpec(SpecTable):
     - `robust`: the attack behind robust accuracy; unset: the protocol's.
     - `robust_images`: how many test images are attacked; unset: all.
     - `measures`: names of measures, each of which adds columns.
+    - `samples`: images on which measures of pairs of samples are taken; of `[similarity]`, with
+      the same number and its seed 0, these are the same images.
     """
 
     batch_size: int = Field(default=500, ge=1)
@@ -42,11 +44,12 @@ class EvaluationSpec(SpecTable):
     robust: Annotated[str, AfterValidator(attack_name), ATTACK_NAME] | None = None
     robust_images: int | None = Field(default=None, ge=1)
     measures: Many[Annotated[str, Form("a measure's name")]] = ()
+    samples: int = Field(default=2000, ge=2)
 
     @field_validator("measures")
     @classmethod
     def _measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        valid = [each.name for each in measures(*IN_SWEEPS)]
+        valid = [each.name for each in measures(*Needs)]
         for name in value:
             if name not in valid:
                 raise ValueError(f"unknown measure '{name}'{nearest(name, valid)}")

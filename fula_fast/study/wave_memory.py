@@ -14,6 +14,7 @@ all lanes share, plus working room:
   scratch.
 - Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
 - Before that, the closed form takes float32 activations of all sites in use; in few rows at a time.
+- After it, the test: what a lane's measures keep (`measures.moment_memory.CellMeasures`).
 - With attacks, a lane also saves the front up to its own site and owns its targets.
 
 Full-width ResNet-18 on 32x32 images at batch 128 in bf16: 270 MiB for a lane that enters at site
@@ -26,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..device.precision import precision_of
+from ..measures.moment_memory import CellMeasures
 from .cell import Cell
 from .facts import DonorFacts, Shape
 
@@ -34,6 +36,7 @@ _MARGIN = 1.12
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs
 _FIXED = 64 * 2**20
+UNMEASURED = CellMeasures()
 CLOSED_FORM_ROWS = 32 * 2**20
 """Bytes for the rows of a pair in its closed form, of as many samples at a time as fit."""
 
@@ -53,9 +56,31 @@ def lane_of(cell: Cell) -> LaneSites:
 
 
 def lane_bytes(
-    lane: LaneSites, front: DonorFacts, end: DonorFacts, batch: int, width: int, fused: bool = True
+    lane: LaneSites,
+    front: DonorFacts,
+    end: DonorFacts,
+    batch: int,
+    width: int,
+    fused: bool = True,
+    measured: CellMeasures = UNMEASURED,
 ) -> int:
-    """Peak bytes of one more such lane; `batch` in images, `width` in bytes per element."""
+    """Peak bytes of one more such lane; `batch` in images, `width` in bytes per element.
+
+    That of its training, or of its test where its measures keep more.
+    """
+    stitch = _stitch_bytes(lane, front, end)
+    training = _training_bytes(lane, front, end, batch * width, fused)
+    if not measured.measures:
+        return training + stitch
+    passing = sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
+    kept = measured.lane_bytes(_widths(end, lane.end_site), end.classes)
+    return max(training, int(_MARGIN * (kept + batch * width * passing))) + stitch
+
+
+def _training_bytes(
+    lane: LaneSites, front: DonorFacts, end: DonorFacts, unit: int, fused: bool
+) -> int:
+    """`unit`: bytes of an element of all images of a batch."""
     saved = 2 * end.elements(lane.end_site)
     if lane.attacked:
         saved += sum(front.saved[: lane.front_site]) + 4 * front.elements(0)
@@ -65,7 +90,7 @@ def lane_bytes(
         saved += end.saved[site - 1] if site > lane.end_site else 0
         peak = max(peak, saved + _WORKING * end.elements(site))
     factor = _MARGIN if fused else _MARGIN * _UNFUSED
-    return int(factor * batch * width * peak) + _stitch_bytes(lane, front, end)
+    return int(factor * unit * peak)
 
 
 def _stitch_bytes(lane: LaneSites, front: DonorFacts, end: DonorFacts) -> int:
@@ -74,14 +99,25 @@ def _stitch_bytes(lane: LaneSites, front: DonorFacts, end: DonorFacts) -> int:
     return 16 * rows * columns + 8 * rows * (rows + columns)
 
 
+def _widths(end: DonorFacts, site: int) -> list[int]:
+    """Features from a site of the end to its last."""
+    return [_features(shape) for shape in end.shapes[site - 1 :]]
+
+
 def _features(shape: Shape) -> int:
     return shape[1] if len(shape) == 2 else shape[0]
 
 
 def shared_bytes(
-    lanes: Iterable[LaneSites], front: DonorFacts, end: DonorFacts, batch: int, width: int
+    lanes: Iterable[LaneSites],
+    front: DonorFacts,
+    end: DonorFacts,
+    batch: int,
+    width: int,
+    measured: CellMeasures = UNMEASURED,
 ) -> int:
-    """Bytes that a wave needs once: images, targets, front activations, the two native passes."""
+    """Bytes that a wave needs once: images, targets, front activations, the two native passes; or
+    what the end's measures keep."""
     lanes = list(lanes)
     first = min(lane.end_site for lane in lanes)
     sites = {lane.front_site for lane in lanes}
@@ -94,7 +130,10 @@ def shared_bytes(
     images = 2 * front.elements(0) * 4
     copies = _LAID_OUT * (4 if width == 4 else 4 + width)
     weights = int(copies * (front.weights + end.weights))
-    return _FIXED + weights + batch * images + max(training, closed_form)
+    need = max(training, closed_form)
+    if measured.measures:
+        need = max(need, measured.shared_bytes(_widths(end, first), end.classes))
+    return _FIXED + weights + batch * images + need
 
 
 def wave_bytes(
@@ -104,11 +143,13 @@ def wave_bytes(
     batch: int,
     precision: str,
     fused: bool = True,
+    measured: CellMeasures = UNMEASURED,
 ) -> int:
     """Predicted peak bytes of a wave of `lanes`, its donors included.
 
-    `fused`: the compiled kernels serve `lane_norm` and `stitch_hint`.
+    `fused`: the compiled kernels serve `lane_norm` and `stitch_hint`. `measured`: what its cells
+    are measured with.
     """
     width = precision_of(precision).bytes
-    each = sum(lane_bytes(lane, front, end, batch, width, fused) for lane in lanes)
-    return shared_bytes(lanes, front, end, batch, width) + each
+    each = sum(lane_bytes(lane, front, end, batch, width, fused, measured) for lane in lanes)
+    return shared_bytes(lanes, front, end, batch, width, measured) + each

@@ -20,7 +20,11 @@ from fula_fast.progress import LineProgress
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import Attack, protocol
 
-MEASURES = ("terms", "r2", "penultimate", "linear_cka", "unbiased_linear_cka", "rank")
+MEASURES = (
+    "terms", "r2", "penultimate", "linear_cka", "unbiased_linear_cka", "rank", "cknna",
+    "rsa_cosine_spearman", "jensen_shannon", "disagreement", "kappa",
+)  # fmt: skip
+SAMPLES = (0, 1, 2, 5, 7, 9, 10, 13, 14, 16, 18, 20, 22, 27, 28, 29)
 
 
 def donor(seed: int):
@@ -49,6 +53,7 @@ def task(cells, epochs=2, **options) -> WaveTask:
         epochs=epochs,
         precision="fp64",
         measures=MEASURES,
+        samples=SAMPLES,
         robust_images=6,
         **options,
     )
@@ -86,6 +91,8 @@ def test_every_column_equals_that_of_the_solo_cell():
             "r2",
             "linear_cka",
             "stitch_rank",
+            "other_cknna",
+            "jensen_shannon",
         } <= outcome.metrics.keys()
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fula_fast.measures.cka import LinearCKA
 from fula_fast.measures.registry import measure
-from fula_fast.measures.sites import SiteTable, pooled, stitch_columns
+from fula_fast.measures.sites import SiteTable, stitch_columns
 
 SHAPES = [(3, 4, 4), (5, 2, 2)]
-NAMES = ("terms", "r2", "penultimate", "linear_cka", "unbiased_linear_cka")
+NAMES = ("terms", "r2", "penultimate", "linear_cka")
 BATCHES, SIZE = 4, 6
 
 
@@ -32,7 +31,7 @@ def table(data, names=NAMES) -> list[dict]:
             g = torch.from_numpy(targets[site - 1][batch])
             h = np.concatenate([stitched[site - 1][lane][batch] for lane in lanes])
             found.target(site, g)
-            found.add(site, lanes, torch.from_numpy(h), g)
+            found.add(site, lanes, torch.from_numpy(h), g, torch.arange(SIZE) + batch * SIZE)
     return found.columns()
 
 
@@ -58,7 +57,7 @@ def test_features_of_vectors_and_tokens_are_their_last_axis(shape):
     h = np.broadcast_to(100.0 * np.arange(shape[-1]), shape).copy()
     found = SiteTable([1], 1, torch.device("cpu"), ("r2",))
     found.target(1, torch.from_numpy(g))
-    found.add(1, [0], torch.from_numpy(h), torch.from_numpy(g))
+    found.add(1, [0], torch.from_numpy(h), torch.from_numpy(g), torch.arange(7))
     (columns,) = found.columns()
     axes = tuple(range(len(shape) - 1))
     wanted = 1 - ((h - g) ** 2).sum() / ((g - g.mean(axes)) ** 2).sum()
@@ -80,53 +79,6 @@ def test_terms_and_r_squared_from_the_lanes_own_site_to_the_last(data):
     assert second["r2"][0] < 0 < first["r2"][0] < 1  # worse than the mean, and better
 
 
-def numpy_cka(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(0), y - y.mean(0)
-    return np.sum((x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
-
-
-def numpy_r2(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(0), y - y.mean(0)
-    fitted = x @ np.linalg.lstsq(x, y, rcond=None)[0]
-    return np.sum(fitted**2) / np.sum(y**2)
-
-
-def numpy_nuclear(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(0), y - y.mean(0)
-    found = np.linalg.svd(x.T @ y, compute_uv=False).sum()
-    return 2 - 2 * found / (np.linalg.norm(x) * np.linalg.norm(y))
-
-
-WRITTEN = {"linear_cka": numpy_cka, "linear_r2": numpy_r2, "procrustes": numpy_nuclear}
-
-
-def test_measures_of_moments_are_taken_at_every_site_from_the_lanes_own_on(data):
-    """Of means over positions."""
-    for lane, columns in enumerate(table(data, tuple(WRITTEN))):
-        for name, written in WRITTEN.items():
-            wanted = []
-            for site in range(lane + 1, 3):
-                h, g = (
-                    x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
-                    for x in (data[1][site - 1][lane], data[0][site - 1])
-                )
-                wanted.append(written(h, g))
-            np.testing.assert_allclose(columns[name], wanted, atol=1e-10)
-
-
-def test_unbiased_cka_from_the_lanes_own_site_on(data):
-    """Against the stream of its own (`LinearCKA`)."""
-    (columns, _) = table(data)
-    for place, site in enumerate((1, 2)):
-        whole = LinearCKA(unbiased=True)
-        h, g = (
-            x.reshape(-1, *SHAPES[site - 1]).mean((2, 3))
-            for x in (data[1][site - 1][0], data[0][site - 1])
-        )
-        whole.add(torch.from_numpy(h), torch.from_numpy(g))
-        assert columns["unbiased_linear_cka"][place] == pytest.approx(whole.result(), abs=1e-10)
-
-
 def test_columns_are_those_of_the_records(data):
     wanted = {column for name in NAMES for column in measure(name).columns}
     assert all(set(c) == wanted | {"term_stitch"} for c in table(data))
@@ -134,13 +86,6 @@ def test_columns_are_those_of_the_records(data):
 
 def test_only_what_is_asked_for_is_a_column(data):
     assert [set(c) for c in table(data, ("r2",))] == [{"term_stitch", "r2", "r2_channel"}] * 2
-
-
-@pytest.mark.parametrize("shape, axes", [((2, 3, 4, 4), (2, 3)), ((2, 5, 3), (1,)), ((2, 3), ())])
-def test_maps_and_tokens_count_as_their_mean_over_positions(shape, axes):
-    x = np.random.default_rng(1).normal(size=shape)
-    wanted = x.mean(axes) if axes else x
-    np.testing.assert_allclose(pooled(torch.from_numpy(x)), wanted, rtol=1e-12)
 
 
 def test_the_spectrum_of_a_stitch_is_a_column_where_asked_for():

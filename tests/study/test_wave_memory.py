@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fula_fast.device.memory import available_memory, budget
 from fula_fast.errors import FulaError
+from fula_fast.measures.moment_memory import CellMeasures
 from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.facts import DataFacts, donor_facts
 from fula_fast.study.wave_memory import LaneSites, lane_bytes, wave_bytes
@@ -105,6 +106,50 @@ def test_saved_elements_are_what_autograd_keeps(model, side, options, hook):
         assert sum(kept.values()) <= batch * expected.saved[site - 1] * 1.001
         assert sum(kept.values()) >= batch * expected.saved[site - 1] * 0.6
         x = y
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("linear_cka",), ("mutual_knn",), ("jensen_shannon",), ("svcca", "rsa_cosine_pearson")],
+)
+def test_what_measures_keep_is_what_was_predicted(names):
+    """Every tensor that is alive after the columns were taken, of three lanes at four sites."""
+    import gc
+
+    import torch
+
+    from fula_fast.measures import measure
+    from fula_fast.measures.outputs import OutputTable
+    from fula_fast.measures.pooled import PooledTable
+
+    widths, classes, images, samples, lanes = [24, 40, 64, 96], 10, 300, 120, [0, 1, 2]
+    chosen = [measure(name) for name in names]
+    before = {id(x) for x in gc.get_objects() if issubclass(type(x), torch.Tensor)}
+    table = PooledTable([1] * 3, 4, torch.device("cpu"), chosen, range(samples))
+    outputs = OutputTable(chosen)
+    for start in range(0, images, 50):
+        index = torch.arange(start, start + 50)
+        for site, p in enumerate(widths, 1):
+            table.add(site, lanes, torch.rand(150, p, 2, 2), torch.rand(50, p, 2, 2), index)
+        outputs.add(torch.rand(3, 50, classes), torch.rand(50, classes), index)
+    table.columns()
+    alive = (
+        x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and id(x) not in before
+    )
+    kept = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
+    asked = CellMeasures(names, images, samples)
+    predicted = 3 * asked.lane_bytes(widths, classes) + asked.shared_bytes(widths, classes)
+    assert 0.3 * predicted < sum(kept.values()) < predicted
+
+
+def test_measures_that_keep_much_make_lanes_larger_and_others_do_not():
+    end, lane = facts(width=8), LaneSites(2, 2, False)
+    rule = end, end, 16, "fp32"
+    plain = wave_bytes([lane], *rule)
+    few, many = (CellMeasures(("mutual_knn", "linear_cka"), 10**4, n) for n in (10, 5000))
+    assert wave_bytes([lane], *rule, measured=CellMeasures(("terms", "rank"), 10**4, 2000)) == plain
+    assert plain <= wave_bytes([lane], *rule, measured=few)
+    assert wave_bytes([lane], *rule, measured=few) < wave_bytes([lane], *rule, measured=many)
 
 
 lanes = st.builds(LaneSites, st.integers(1, 9), st.integers(1, 9), st.booleans())

@@ -6,7 +6,7 @@ import torch
 
 from ...attacks.pgd import pgd
 from ...measures.cka import LinearCKA
-from ...measures.sites import pooled
+from ...measures.pooled import pooled
 from ...methods import DM
 from ...pipelines import evaluation_batches
 from ...study.expand import site_pairs
