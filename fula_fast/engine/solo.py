@@ -375,4 +375,4 @@ def evaluate(
             agreement.add(logits, end_logits, batch.labels)
             outputs.add(logits[None], end_logits, batch.labels)
     answers = {name: float(v) for name, v in agreement.result().items()}
-    return answers | table.columns()[0] | next(outputs.columns())
+    return {**answers, **table.columns()[0], **next(outputs.columns())}
