@@ -327,6 +327,11 @@ def _with_models(
     for name, model in models.items():
         if not isinstance(model, Staged):
             raise FulaError(uncut(f"model '{name}'", model))
+        if model.preparation is not None:
+            raise FulaError(
+                f"model '{name}' has an input of its own, which the run's folder would not keep; "
+                f"give the model without it, and its values in [donors.{name}.input]"
+            )
         given = donors.get(name, {})
         if clash := {"model", "checkpoint", "untrained"} & set(given):
             raise FulaError(
