@@ -147,8 +147,9 @@ def train_donor(
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
     order). `given`: what the network takes of the images. With a `shortcut`, the test images carry
     it too. `permute_labels` gives each training image the label of another one, a control.
-    `precision` is fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError` for a model that does not fit the data, an unknown
-    recipe, and a loss that is not finite (with its epoch and step).
+    `precision` is fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError`
+    for a model that does not fit the data, an unknown recipe, and a loss that is not finite (with
+    its epoch and step).
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
     check_fit(staged, source, given.frame and given.frame.shape(source.image_shape))

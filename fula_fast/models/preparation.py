@@ -58,6 +58,7 @@ def prepared(staged: Staged, given: Input, image_shape: Sequence[int]) -> Staged
         return staged
     twin = copy.copy(staged)
     twin._modules = dict(staged._modules)
+    twin._shapes = staged.site_shapes
     twin.input_shape, twin.preparation = tuple(image_shape), Preparation(acting)
     return twin
 
@@ -83,6 +84,11 @@ def with_input(
     if (mean is None) != (std is None):
         raise FulaError("mean and std are given together, or neither")
     moments = None if mean is None or std is None else Normalisation(tuple(mean), tuple(std))
+    if moments and len(moments.mean) != image_shape[0]:
+        raise FulaError(
+            f"mean has {len(moments.mean)} numbers, but images have {image_shape[0]} channels; "
+            "give one number a channel"
+        )
     return prepared(model, Input(frame, moments), image_shape)
 
 

@@ -127,6 +127,9 @@ class Workbench:
         )
 
     def _prepared(self, donor: Donor, given: Input) -> Staged:
+        """The donor for the images of batches, which may be what it takes already."""
+        if given == Input():
+            return donor.staged
         return prepared(donor.staged, given, self.source(self.spec.data).image_shape)
 
     def task(self, wave: PlannedWave, *, training: bool = True, plain: bool = False) -> WaveTask:
