@@ -12,7 +12,7 @@ from .errors import FulaError
 
 if TYPE_CHECKING:
     from .api import similarity, stitch, sweep
-    from .models import stages
+    from .models import stages, with_input
     from .pipelines import Normalisation
     from .results import load
 
@@ -26,6 +26,7 @@ __all__ = [
     "stages",
     "stitch",
     "sweep",
+    "with_input",
 ]
 
 _LAZY = {
@@ -35,6 +36,7 @@ _LAZY = {
     "stages": "fula_fast.models",
     "stitch": "fula_fast.api",
     "sweep": "fula_fast.api",
+    "with_input": "fula_fast.models",
 }
 
 

@@ -143,6 +143,7 @@ def stitch(
     ("pattern", "aruco+class", …). `subset`: train on the first so many classes.
     `normalisation`: of the images, as the donors were trained with; by default the source's own.
     Data of your own have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
+    Donors that take images differently have it inside: see `models.with_input`.
     `precision`: fp32 or fp64. `quiet`: show no progress.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
@@ -161,7 +162,7 @@ def stitch(
     source = found.source
     cell = cell_of(method, rule, given, (front, end))
     check_fit(cell, front, end, source)
-    moments = given_moments(normalisation, source)
+    moments = given_moments(normalisation, source, front, end)
     for role, donor in (("front", front), ("end", end)):
         check_stored_normalisation(donor, moments, role)
     if given.alpha > 0 and moments is not None:
@@ -327,6 +328,11 @@ def _with_models(
     for name, model in models.items():
         if not isinstance(model, Staged):
             raise FulaError(uncut(f"model '{name}'", model))
+        if model.preparation is not None:
+            raise FulaError(
+                f"model '{name}' has an input of its own, which the run's folder would not keep; "
+                f"give the model without it, and its values in [donors.{name}.input]"
+            )
         given = donors.get(name, {})
         if clash := {"model", "checkpoint", "untrained"} & set(given):
             raise FulaError(

@@ -15,6 +15,7 @@ _HOME = {
     "decode.files": ("FileSet",),
     "draws.randomness": ("Augmentation", "EpochDraw", "draw_epoch"),
     "draws.augment": ("Normalisation",),
+    "draws.frame": ("Frame", "Input"),
     "draws.shortcuts": ("Markers", "Shortcut", "draw_markers"),
     "sources.by_name": ("load_source",),
     "sources.registry": ("NamedSource", "Nominal", "register", "source_names"),

@@ -30,9 +30,17 @@ from ..files.paths import user_path
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
 from ..models.families import DEFAULTS, resolved_options
 from ..models.labels import check_fit, check_label_order, check_stored_normalisation
-from ..pipelines import Normalisation, Shortcut, Source
+from ..pipelines import Input, Shortcut, Source
 from ..study.protocol import Attack
-from .training import Adversary, DonorMetrics, EpochReport, evaluate, resolved_recipe, train_donor
+from .training import (
+    PLAIN_INPUT,
+    Adversary,
+    DonorMetrics,
+    EpochReport,
+    evaluate,
+    resolved_recipe,
+    train_donor,
+)
 
 if TYPE_CHECKING:
     from ..study.donor_spec import DonorSpec
@@ -84,7 +92,7 @@ def donor_recipe(
     lr: float | None = None,
     pad: int = 4,
     flip: bool = True,
-    normalisation: Normalisation | None = None,
+    given: Input = PLAIN_INPUT,
     shortcut: Shortcut | None = None,
     adversarial: Attack | None = None,
     alpha: float = 0.0,
@@ -92,21 +100,22 @@ def donor_recipe(
 ) -> dict[str, Any]:
     """The JSON recipe of a donor with every default filled in, so that equal donors hash equally.
 
-    Arguments are those of `build` and `train_donor`. The data count by their content. Raises
-    `FulaError` for an unknown recipe or option.
+    Arguments are those of `build` and `train_donor`; `given`: what the network takes of the data's
+    images. The data count by their content. Raises `FulaError` for an unknown recipe or option.
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
-    given = dict(options or {})
+    chosen = dict(options or {})
     return {
         "model": model,
-        "options": resolved_options(model, given) if model in DEFAULTS else given,
+        "options": resolved_options(model, chosen) if model in DEFAULTS else chosen,
         "data": {"source": source.name, "content": source.content_hash},
         "seed": seed,
         "recipe": recipe,
         **asdict(plan),
         "pad": pad,
         "flip": flip,
-        "normalisation": None if normalisation is None else asdict(normalisation),
+        "normalisation": given.normalisation and asdict(given.normalisation),
+        **({"frame": asdict(given.frame)} if given.frame else {}),
         "shortcut": None if shortcut is None else asdict(shortcut),
         "adversarial": adversarial.model_dump() if adversarial is not None and alpha else None,
         "alpha": alpha,
@@ -114,9 +123,7 @@ def donor_recipe(
     }
 
 
-def recipe_of(
-    donor: DonorSpec, source: Source, normalisation: Normalisation | None = None
-) -> dict[str, Any]:
+def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> dict[str, Any]:
     """The recipe of a `[donors.*]` table; `untrained` is zero epochs."""
     return donor_recipe(
         source,
@@ -129,7 +136,7 @@ def recipe_of(
         lr=donor.lr,
         pad=4 if donor.crop_padding is None else donor.crop_padding,
         flip=True if donor.flip is None else donor.flip,
-        normalisation=normalisation,
+        given=given,
         shortcut=donor.shortcut and Shortcut(**donor.shortcut.model_dump()),
         adversarial=_plain_attack(donor.adversarial),
         alpha=0.0 if donor.adversarial is None else donor.adversarial.alpha,
@@ -247,21 +254,21 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
     attack = None
     if recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
-    moments = recipe["normalisation"]
+    given = Input.from_json(recipe)  # recipes without a frame do not name it
     staged = fresh_model(
         recipe["model"],
         seed=recipe["seed"],
         num_classes=source.num_classes,
-        input_shape=source.image_shape,
+        input_shape=network_shape(given, source),
         options=recipe["options"],
     )
-    given = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
+    trained = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
     metrics = train_donor(
         staged,
         source,
-        **{key: recipe[key] for key in (*given, "permute_labels")},
+        **{key: recipe[key] for key in (*trained, "permute_labels")},
         shortcut=recipe["shortcut"] and Shortcut(**recipe["shortcut"]),
-        normalisation=moments and Normalisation(tuple(moments["mean"]), tuple(moments["std"])),
+        given=given,
         attack=attack,
         **how,
     )
@@ -270,6 +277,12 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
     )
     return metrics
+
+
+def network_shape(given: Input, source: Source) -> tuple[int, ...]:
+    """(C, H, W) of a network that takes the source's images by that input."""
+    shape = tuple(source.image_shape)
+    return given.frame.shape(shape) if given.frame else shape
 
 
 def pgd_adversary(attack: Attack, seed: int) -> Adversary:
@@ -296,7 +309,7 @@ def donor_from_checkpoint(
     model: str = "",
     options: Mapping[str, Any] | None = None,
     hook: str = "post_relu",
-    normalisation: Normalisation | None = None,
+    given: Input = PLAIN_INPUT,
     device: str | torch.device = "cpu",
     precision: str = PLAIN,
 ) -> Donor:
@@ -307,22 +320,17 @@ def donor_from_checkpoint(
     """
     into = None
     if model:
-        shape = {"num_classes": source.num_classes, "input_shape": source.image_shape}
+        shape = {"num_classes": source.num_classes, "input_shape": network_shape(given, source)}
         into = build(model, hook=hook, **shape, **(options or {}))
     staged = load_checkpoint(path, into=into, hook=hook)
     try:
-        check_fit(staged, source)
+        check_fit(staged, source, network_shape(given, source))
         check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
-    check_stored_normalisation(staged, normalisation, f"checkpoint '{path}'")
+    check_stored_normalisation(staged, given.normalisation, f"checkpoint '{path}'")
     return donor_at_hand(
-        staged,
-        source,
-        user_path(path),
-        normalisation=normalisation,
-        device=device,
-        precision=precision,
+        staged, source, user_path(path), given=given, device=device, precision=precision
     )
 
 
@@ -331,7 +339,7 @@ def donor_at_hand(
     source: Source,
     path: Path,
     *,
-    normalisation: Normalisation | None = None,
+    given: Input = PLAIN_INPUT,
     device: str | torch.device = "cpu",
     precision: str = PLAIN,
 ) -> Donor:
@@ -340,8 +348,7 @@ def donor_at_hand(
     Without labels there it is None. It goes to `device` and back. `path`: what messages call it.
     """
     staged.to(device)
-    moments = {} if normalisation is None else {"normalisation": normalisation}
-    test = evaluate(staged, source.test, device=device, precision=precision, **moments)
+    test = evaluate(staged, source.test, device=device, precision=precision, **vars(given))
     staged.to("cpu")
     known = (test.accuracy, test.loss) if source.labelled else (None, None)
     metrics = DonorMetrics(*known, None, None, 0.0, 0)

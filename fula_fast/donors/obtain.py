@@ -13,7 +13,7 @@ from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
 from ..models.labels import no_labels_for
-from ..pipelines import ImageSet, Normalisation, Source, load_source
+from ..pipelines import ImageSet, Input, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
 from .donor import Donor, donor_at_hand, donor_from_checkpoint, donor_path, ensure_donor, recipe_of
@@ -55,34 +55,31 @@ def normalisation_of(data: DataSpec, source: Source) -> Normalisation | None:
     return Normalisation(data.mean, data.std) if data.normalises else None
 
 
-def check_normalisation(donor: DonorSpec, own: Source, data: DataSpec, source: Source) -> None:
-    """Raise `FulaError` where a donor's images are normalised otherwise than the cells'.
-
-    `own`: the donor's data, `source`: that of the run's `[data]` table. A stitched model has one
-    input, so one of its donors would see numbers that it was not trained on. Where neither table
-    sets `mean` and `std`, each data set has the ones that it was published with.
-    """
-    if donor.images.normalises is None and data.normalises is None:
-        return
-    sees, given = normalisation_of(donor.images, own), normalisation_of(data, source)
-    if sees != given:
-        raise FulaError(
-            f"[donors.{donor.name}.data] normalises images by {_moments(sees)}, but those of the "
-            f"cells, [data], by {_moments(given)}, and a stitched model has one input; give "
-            "[data] and its donors the same mean and std"
-        )
+def input_of(donor: DonorSpec, source: Source) -> Input:
+    """What a donor takes of its own data's images, `source`."""
+    own = donor.input and donor.input.normalisation(source.image_shape[0])
+    return Input(donor.frame, own or normalisation_of(donor.images, source)).of(source.image_shape)
 
 
-def _moments(given: Normalisation | None) -> str:
-    mean, std = ((0,), (1,)) if given is None else (given.mean, given.std)
-    return f"mean = {list(mean)}, std = {list(std)}"
+def as_published(donor: DonorSpec, data: DataSpec) -> bool:
+    """Whether a donor's images are normalised as each data set was published with: where no table
+    sets mean and std."""
+    stated = donor.input is not None and donor.input.mean is not None
+    return not stated and donor.images.normalises is None and data.normalises is None
+
+
+def input_on(donor: DonorSpec, own: Source, data: DataSpec, source: Source) -> Input:
+    """What a donor takes of the cells' images: `own` is its data, `source` that of `[data]`."""
+    published = as_published(donor, data)
+    moments = normalisation_of(data, source) if published else input_of(donor, own).normalisation
+    return Input(donor.frame, moments).of(source.image_shape)
 
 
 def is_to_train(spec: DonorSpec, source: Source, cache_dir: str | Path) -> bool:
     """Whether a donor is neither a file, nor a control that knows nothing, nor found trained."""
     if spec.checkpoint or spec.untrained:
         return False
-    recipe = recipe_of(spec, source, normalisation_of(spec.images, source))
+    recipe = recipe_of(spec, source, input_of(spec, source))
     return not donor_path(cache_dir, recipe).exists()
 
 
@@ -109,10 +106,10 @@ def obtain_donor(
     `min_accuracy`.
     """
     progress = progress or Progress()
-    normalisation = normalisation_of(spec.images, source)
+    given = input_of(spec, source)
     progress.donor_started(spec.name)
     if module is not None:
-        donor = _at_hand(spec, module, hook, source, device=device, precision=precision)
+        donor = _at_hand(spec, module, hook, source, given, device=device, precision=precision)
     elif spec.checkpoint:
         donor = donor_from_checkpoint(
             spec.checkpoint,
@@ -120,13 +117,13 @@ def obtain_donor(
             model=spec.model,
             options=spec.build_options(),
             hook=hook,
-            normalisation=normalisation,
+            given=given,
             device=device,
             precision=precision,
         )
     else:
         donor = ensure_donor(
-            recipe_of(spec, source, normalisation),
+            recipe_of(spec, source, given),
             source,
             cache_dir=cache_dir,
             hook=hook,
@@ -144,14 +141,16 @@ def obtain_donor(
     return donor
 
 
-def _at_hand(spec: DonorSpec, module: Staged, hook: str, source: Source, **place: Any) -> Donor:
+def _at_hand(
+    spec: DonorSpec, module: Staged, hook: str, source: Source, given: Input, **place: Any
+) -> Donor:
     if module.hook != hook:
         raise FulaError(
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied, moments = private_copy(module).eval(), normalisation_of(spec.images, source)
-    return donor_at_hand(copied, source, Path(spec.name), normalisation=moments, **place)
+    copied = private_copy(module).eval()
+    return donor_at_hand(copied, source, Path(spec.name), given=given, **place)
 
 
 def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:

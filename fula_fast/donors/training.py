@@ -26,7 +26,7 @@ from ..models.staged import eval_mode
 from ..pipelines import (
     Augmentation,
     ImageSet,
-    Normalisation,
+    Input,
     Shortcut,
     Source,
     evaluation_batches,
@@ -36,6 +36,9 @@ from ..pipelines import (
 Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
 """(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to
 adversarial images; `index` are sample numbers, for keyed randomness."""
+
+PLAIN_INPUT = Input()
+"""Of a network that takes pixels in [0, 1] as they are."""
 
 MOMENTUM = 0.9
 _WARM_UP = 0.2
@@ -127,7 +130,7 @@ def train_donor(
     seed: int = 0,
     pad: int = 4,
     flip: bool = True,
-    normalisation: Normalisation | None = None,
+    given: Input = PLAIN_INPUT,
     shortcut: Shortcut | None = None,
     stream: str = "resident",
     device: str | torch.device = "cpu",
@@ -142,18 +145,19 @@ def train_donor(
 
     The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
     of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). With a `shortcut`, the test images carry it too. `permute_labels` gives each training
-    image the label of another one, a control. `precision` is fp32, tf32 or bf16 (autocast). `epochs
-    = 0` only evaluates. Raises `FulaError` for a model that does not fit the data, an unknown
-    recipe, and a loss that is not finite (with its epoch and step).
+    order). `given`: what the network takes of the images. With a `shortcut`, the test images carry
+    it too. `permute_labels` gives each training image the label of another one, a control.
+    `precision` is fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError`
+    for a model that does not fit the data, an unknown recipe, and a loss that is not finite (with
+    its epoch and step).
     """
     plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
-    check_fit(staged, source)
+    check_fit(staged, source, given.frame and given.frame.shape(source.image_shape))
     staged.classes = source.classes
-    _check_attack(alpha, attack, normalisation)
+    _check_attack(alpha, attack, given)
     place = torch.device(device)
     data = permuted(source.train, seed) if permute_labels else source.train
-    common = {"normalisation": normalisation, "shortcut": shortcut, "device": place}
+    common = {**vars(given), "shortcut": shortcut, "device": place}
     staged.to(place, memory_format=torch.channels_last)
     last, seconds = None, 0.0
     if plan.epochs:
@@ -267,8 +271,8 @@ def evaluate(
 ) -> Score:
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
-    `options` go to `evaluation_batches` (normalisation, shortcut). Raises `FulaError` where an
-    image gets no answer (see `measures.agreement.answered`).
+    `options` go to `evaluation_batches` (normalisation, frame, shortcut). Raises `FulaError` where
+    an image gets no answer (see `measures.agreement.answered`).
     """
     check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
     correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
@@ -303,15 +307,13 @@ def permuted(images: ImageSet, seed: int) -> ImageSet:
     return replace(images, index=replace(images.index, labels=labels))
 
 
-def _check_attack(
-    alpha: float, attack: Adversary | None, normalisation: Normalisation | None
-) -> None:
+def _check_attack(alpha: float, attack: Adversary | None, given: Input) -> None:
     if not 0 <= alpha <= 1:
         raise FulaError(f"alpha = {alpha} must lie in [0, 1], the share of images to attack")
     if alpha and attack is None:
         raise FulaError(f"alpha = {alpha} needs an attack; pass one, or set alpha = 0")
-    if alpha and normalisation is not None:
+    if alpha and given != PLAIN_INPUT:
         raise FulaError(
-            "adversarial training attacks pixels in [0, 1], but the data are normalised; "
-            "set mean = 0 and std = 1 for plain pixels"
+            "adversarial training attacks pixels in [0, 1], but the data are normalised or "
+            "resized; set mean = 0 and std = 1, and no size, for plain pixels"
         )

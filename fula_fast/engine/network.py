@@ -76,6 +76,7 @@ class Network:
         """Let the batch norms that end the tail's stages measure distances on their way."""
         x = torch.zeros(1, *self.tail.input_shape, device=self.device, dtype=self.dtype)
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        x = self.tail.prepared(x)
         for site, stage in enumerate(self.tail.stages):
             assign(self._norms[id(stage)], slice(0, 1), 1, "running")
             x, self._taps[site] = last_norm(stage, x)
@@ -101,6 +102,7 @@ class Network:
         depth = {n: self.lanes[n].front_site for n in lanes}
         flying = (0,) if self.shared else tuple(depth)
         found: dict[int, Tensor] = {}
+        x = self.front.prepared(x)
         for site in range(1, max(depth.values(), default=0) + 1):
             if not self.shared:
                 x, flying = self._leave(x, flying, lambda n, s=site: depth[n] >= s)
@@ -118,6 +120,7 @@ class Network:
         """
         sites = self.native.num_sites
         found: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        x = self.native.prepared(x)
         flying = (0,) if self.shared else tuple(depth)
         for site in range(1, max(depth.values(), default=0) + 1):
             if not self.shared:
@@ -132,7 +135,7 @@ class Network:
 
         Returns activations (B, ...) at sites 1 … k, then the logits (B, classes).
         """
-        found = []
+        found, x = [], self.native.prepared(x)
         for stage in (*self.native.stages, self.native.head):
             assign(self._norms[id(stage)], slice(0, 1), 1, "running")  # all lanes' rows are equal
             x = self.runner(stage, x)

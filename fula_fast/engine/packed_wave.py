@@ -67,7 +67,7 @@ class PackedWave:
     def _fly(self, route: Route, stitch, places: Tensor, x: Tensor, lane: Tensor) -> Tensor:
         front_site, end_site, _ = route
         ids = self.numbers[lane]
-        x = x.to(self.dtype)
+        x = self.front.prepared(x.to(self.dtype))
         for stage in self.front.stages[:front_site]:
             x = self._stage(stage, x, ids, self.shared)
         x = stitch(x, places[lane])
@@ -88,6 +88,7 @@ class PackedWave:
         found: dict[int, tuple[list[int], Tensor]] = {}
         flying = list(range(len(owners)))
         deepest = max(self.sites[o][0] for o in owners)
+        x = self.front.prepared(x)
         for site in range(1, deepest + 1):
             kept = [k for k, p in enumerate(flying) if self.sites[owners[p]][0] >= site]
             x, ids = (_pick(tensor, kept, len(flying)) for tensor in (x, ids))

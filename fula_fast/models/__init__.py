@@ -22,6 +22,7 @@ _HOMES = {
     "save_checkpoint": "checkpoint",
     "sites_table": "description",
     "stages": "cut",
+    "with_input": "preparation",
 }
 
 __all__ = list(_HOMES)

@@ -49,6 +49,11 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
             f"a checkpoint of ours holds a model cut into stages, not a {type(staged).__name__}; "
             "cut it with fula_fast.stages(module, sites=[...], input_shape=(C, H, W))"
         )
+    if staged.preparation is not None:
+        raise FulaError(
+            f"a checkpoint of ours holds no input of model '{staged.name}'; save the model without "
+            "it, and give it in [donors.NAME.input]"
+        )
     digest = content_hash(staged)
     named = {"content_hash": digest, "donor": _description(staged), "meta": dict(meta or {})}
     sealed.write_tensors(user_path(path), DONOR, staged.state(), named)

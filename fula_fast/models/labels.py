@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from .staged import Staged
 
 
-def check_fit(staged: Staged, source: Source) -> None:
-    """Raise `FulaError` unless the model takes the source's images and has as many classes, where
-    the source has labels."""
+def check_fit(staged: Staged, source: Source, given: Sequence[int] | None = None) -> None:
+    """Raise `FulaError` unless the model takes the source's images (`given`: their shape (C, H, W)
+    where they are resized for it), and has as many classes, where the source has labels."""
     if source.labelled and staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
             f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
         )
-    if staged.input_shape != tuple(source.image_shape):
+    shape = tuple(given or source.image_shape)
+    if staged.input_shape != shape:
         raise FulaError(
             f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but '{source.name}' "
-            f"has {_dims(source.image_shape)} (C×H×W); set size and channels of the data"
+            f"has {_dims(shape)} (C×H×W); set size and channels of the data, or size in the "
+            "donor's input"
         )
 
 
@@ -72,8 +74,8 @@ def check_stored_normalisation(staged: Staged, moments: Normalisation | None, ro
         mean, std = ([float(f"{v:.6g}") for v in part] for part in stored)
         raise FulaError(
             f"{role} has a normalisation beside its network, without which it computes something "
-            f"else; set mean = {mean}, std = {std} for its images (in [data], --data, or "
-            "normalisation = ...)"
+            f"else; set mean = {mean}, std = {std} for its images (in [data], in its [donors] "
+            "input, in --data, or normalisation = ...)"
         )
 
 

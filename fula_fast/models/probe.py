@@ -16,6 +16,7 @@ def costs(staged: Staged) -> list[Cost]:
     found = []
     # Only the plain form of attention is counted on every device.
     with eval_mode(staged), sdpa_kernel(SDPBackend.MATH):
+        x = staged.prepared(x)
         for part in (*staged.stages, staged.head):
             with FlopCounterMode(display=False) as counter:
                 x = part(x)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
 from .subsampled import keep_in_bounds
+
+if TYPE_CHECKING:
+    from .preparation import Preparation
 
 _PLACE = re.compile(r"^(stages\.\d+|head)\.")
 
@@ -86,11 +89,12 @@ class Staged(nn.Module):
     network itself keeps in another layout (maps with channels last), moved at the cut. `classes`:
     the class names in the order of the labels that it was trained on, where they are known.
     `normalisation`: (mean, std) by channel, where its checkpoint stored one beside the network:
-    images need it first.
+    images need it first. `preparation`: what it does to images itself (`models.with_input`).
     """
 
     classes: tuple[str, ...] | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preparation: Preparation | None = None
 
     def __init__(
         self,
@@ -130,12 +134,19 @@ class Staged(nn.Module):
             self._shapes = _measure(self)
         return self._shapes
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) as the first stage takes them."""
+        return x if self.preparation is None else self.preparation(x)
+
     def run(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Activation at site `stop` (the last one by default) from that at site `start`.
 
         Site 0 is the input, (B, C, H, W). `run(x, k, k)` is x.
         """
-        for index in range(start, self.num_sites if stop is None else stop):
+        stop = self.num_sites if stop is None else stop
+        if start == 0 < stop:
+            x = self.prepared(x)
+        for index in range(start, stop):
             x = self.stages[index](x)
         return x
 
@@ -186,6 +197,7 @@ def _measure(staged: Staged) -> tuple[tuple[int, ...], ...]:
     x = tensor.new_zeros((1, *staged.input_shape))
     shapes = []
     with eval_mode(staged):
+        x = staged.prepared(x)
         for stage in staged.stages:
             x = stage(x)
             shapes.append(tuple(x.shape[1:]))

@@ -23,6 +23,7 @@ from ..store.similarity_table import MEANINGS, planned_pairs, similarity_rows
 from ..study.cell import digest
 from .glossary import glossary
 from .heat_map import heat_map
+from .inputs import inputs_in_words
 from .over_seeds import SEED_HEADINGS, accuracies, seed_rows
 from .similarity_cells import SIMILARITY_HEADINGS, pair_similarities, summary_rows
 from .similarity_plots import similarity_maps, similarity_profile, tau_map
@@ -91,7 +92,7 @@ def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
         failed=[row for row in rows if row["status"] == "failed"],
         table=(table := _table(rows)),
         glossary=glossary(table["all"]),
-        donors=_donors(rows),
+        donors=_donors(rows, inputs_in_words(store.spec)),
         times=_times(rows),
         machine=_machine(store, rows),
         notes=store.plan.get("notes", ()),
@@ -290,9 +291,9 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _donors(rows: list[Row]) -> list[tuple[str, str, str, str]]:
-    """(name, sites, accuracy, content hash) of every donor that a row names."""
-    donors: dict[str, tuple[str, str, str, str]] = {}
+def _donors(rows: list[Row], inputs: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """(name, sites, accuracy, input, content hash) of every donor that a row names."""
+    donors: dict[str, tuple[str, ...]] = {}
     for row in rows:
         for side in ("front", "end"):
             accuracy = row.get(f"{side}_accuracy")
@@ -301,6 +302,7 @@ def _donors(rows: list[Row]) -> list[tuple[str, str, str, str]]:
                     row[side],
                     _shown(row.get(f"{side}_sites")),
                     percent(np.nan if accuracy is None else accuracy),
+                    inputs.get(row[side], ""),
                     row.get(f"{side}_hash") or "",
                 )
     return list(donors.values())

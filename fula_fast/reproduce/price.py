@@ -101,11 +101,11 @@ def _stitching(experiment: Experiment) -> tuple[int, float, int]:
 def in_cache(donor: DonorSpec) -> bool:
     """Whether the user's cache holds the donor; reads its data, whose content is in its name."""
     from ..donors.donor import donor_path, recipe_of
-    from ..donors.obtain import normalisation_of, open_source
+    from ..donors.obtain import input_of, open_source
     from ..files.paths import cache_folder
 
     source = open_source(donor.images)
-    recipe = recipe_of(donor, source, normalisation_of(donor.images, source))
+    recipe = recipe_of(donor, source, input_of(donor, source))
     return donor_path(cache_folder() / "donors", recipe).exists()
 
 

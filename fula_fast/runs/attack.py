@@ -159,7 +159,7 @@ class _Attacks:
         self, cells: Sequence[Cell]
     ) -> Iterator[tuple[list[dict[str, Any]], list[tuple[str, RobustResult, Tensor]]]]:
         """Rows of the cells, and (cell id, result, labels) of each, a few cells at a time."""
-        task = replace(self.bench.task(self.wave, training=False), cells=tuple(cells))
+        task = replace(self.bench.task(self.wave, training=False, plain=True), cells=tuple(cells))
         shared = self._shared()
         images, labels = attacked_images(next(iter(task.evaluations.values()))(), self.limit)
         known = {row["cell"]: row for row in self.store.rows({cell.id for cell in cells})}

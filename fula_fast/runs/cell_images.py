@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import pipelines
-from ..pipelines import Augmentation, Batch, ImageSet, Normalisation, Stream
+from ..pipelines import Augmentation, Batch, Frame, ImageSet, Normalisation, Stream
 from ..study.cell import Cell
 
 _BATCH = 500
@@ -20,8 +20,9 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class CellImages:
-    """A cell's two image sets, each with its normalisation (None: pixels in [0, 1]), and where
-    batches go. Training images of the cell's class subset alone are used."""
+    """A cell's two image sets, each with its normalisation (None: pixels in [0, 1]), where
+    batches go, and the frame of all images. Training images of the cell's class subset alone are
+    used."""
 
     cell: Cell
     train: ImageSet
@@ -29,6 +30,7 @@ class CellImages:
     train_moments: Normalisation | None
     test_moments: Normalisation | None
     device: torch.device
+    frame: Frame | None = None
 
     @property
     def _training(self) -> ImageSet:
@@ -42,7 +44,10 @@ class CellImages:
         return mark and pipelines.Shortcut(**mark.model_dump())
 
     def _options(self, moments: Normalisation | None) -> dict[str, Any]:
-        return {"shortcut": self.shortcut, "normalisation": moments, "device": self.device}
+        return {
+            "shortcut": self.shortcut, "normalisation": moments, "frame": self.frame,
+            "device": self.device,
+        }  # fmt: skip
 
     def stream(self, backend: str = "resident") -> Stream:
         """Training batches."""

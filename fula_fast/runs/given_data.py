@@ -190,11 +190,23 @@ def _names(part: Read, parts: Any, classes: int) -> tuple[str, ...]:
     return named
 
 
-def given_moments(asked: Normalisation | str | None, source: Source) -> Normalisation | None:
-    """What images are normalised by: as `asked`, else ("source") as the source was published with.
+def given_moments(
+    asked: Normalisation | str | None, source: Source, front: Staged, end: Staged
+) -> Normalisation | None:
+    """What images are normalised by: as `asked`, else ("source") as the source was published with;
+    not at all where a donor has an input of its own.
 
     Raises `FulaError` for given data whose normalisation nobody states.
     """
+    own = [donor.name for donor in (front, end) if donor.preparation is not None]
+    if own:
+        published = asked == "source" and source.normalisation is not None and len(own) == 1
+        if published or isinstance(asked, Normalisation):
+            raise FulaError(
+                f"model '{own[0]}' has an input of its own, so normalisation would be done twice; "
+                "give both donors by with_input, and leave normalisation out"
+            )
+        return None
     if asked == "source" and source.name == GIVEN:
         raise FulaError(
             "data of your own do not say how the donors' images were normalised; give "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..engine.restore import restored_model
 from ..errors import FulaError
 from ..files import sealed
 from ..models import Normalised, Staged, content_hash, load_checkpoint, save_checkpoint
+from ..models.preparation import prepared
+from ..pipelines import Input
 from ..pipelines.sources.by_name import data_folder
 from ..store import Store
 from ..study.cell import Cell
@@ -58,8 +61,20 @@ def keep_surroundings(store: Store, bench: Workbench) -> None:
             "folder": str(Path.cwd()),
             "data_dir": str(data_folder(data.data_dir).absolute()),
             "normalisation": moments and {"mean": list(moments.mean), "std": list(moments.std)},
+            **_inputs(bench, Input(None, moments)),
         },
     )
+
+
+def _inputs(bench: Workbench, usual: Input) -> dict[str, Any]:
+    """What each donor takes of the images, where one takes other than the data's own."""
+    shape = bench.source(bench.spec.data).image_shape
+    names = dict.fromkeys(n for w in bench.plan.waves for n in (w.key.front, w.key.end))
+    inputs = {name: bench.input(name) for name in names}
+    if all(given == usual.of(shape) for given in inputs.values()):
+        return {}
+    shown = {name: asdict(given) for name, given in inputs.items()}
+    return {"inputs": shown, "image_shape": list(shape)}
 
 
 def _keep_donor(folder: Path, name: str, hook: str, bench: Workbench) -> None:
@@ -148,8 +163,15 @@ def cell_model(
         raise FulaError(f"'{store.folder}' has no finished cell '{cell_id}'; see its results.csv")
     cell = Plan.from_stored(store.plan, store.planned).lanes.named(cell_id)
     front, end = (_kept_donor(store, row, role, cell, modules or {}) for role in ("front", "end"))
+    known = _surroundings(store.folder)
+    if "inputs" in known:
+        inputs = (Input.from_json(known["inputs"][row[role]]) for role in ("front", "end"))
+        shape = known["image_shape"]
+        front, end = (
+            prepared(d, given, shape) for d, given in zip((front, end), inputs, strict=True)
+        )
     model = restored_model(front, end, cell, store.stitch(cell_id), store.statistics(cell_id))
-    moments = _surroundings(store.folder)["normalisation"]
+    moments = None if "inputs" in known else known["normalisation"]
     return model if moments is None else Normalised(model, **moments).eval()
 
 

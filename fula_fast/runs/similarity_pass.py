@@ -10,7 +10,6 @@ import torch
 
 from .. import pipelines
 from ..device.precision import EXACT, PLAIN, arithmetic
-from ..donors.obtain import normalisation_of
 from ..errors import not_none
 from ..measures.comparison import Draws, Judgement, Scores, compare, judged
 from ..measures.matrices import Sides, of_moments
@@ -20,7 +19,8 @@ from ..measures.registry import Needs, measure
 from ..measures.sampling import subset
 from ..models import Staged
 from ..models.copies import private_copy
-from ..pipelines import ImageSet
+from ..models.preparation import prepared
+from ..pipelines import ImageSet, Input
 from ..store import Store
 from ..store.similarity_table import check_same, missing_pairs, planned_pairs, write_pair
 from ..study.similarity_plan import SiteBlock, blocks
@@ -44,12 +44,14 @@ def run_similarity(bench: Workbench, store: Store) -> None:
         check_same(store, pair, _facts(bench, pair, images))
     if not (todo := missing_pairs(store)):
         return
-    donors = {n: _donor(bench, n) for n in dict.fromkeys(sum(todo, ()))}
+    names = tuple(dict.fromkeys(sum(todo, ())))
+    shared = _shared(bench, names)
+    donors = {n: _donor(bench, n, shared is None) for n in names}
     wanted = {(f, e): blocks(spec, donors[f].site_shapes, donors[e].site_shapes, (f, e))
               for f, e in todo}  # fmt: skip
     exact = PLAIN if bench.plan.precision != EXACT else EXACT
     with arithmetic(exact), torch.no_grad():
-        gathered = _gathered(bench, donors, images, wanted)
+        gathered = _gathered(bench, donors, images, wanted, shared or Input())
         for number, pair in enumerate(todo, 1):
             names = " and ".join(dict.fromkeys(pair))
             bench.progress.note(f"similarity {number} of {len(todo)}: {names}")
@@ -69,21 +71,31 @@ def _facts(bench: Workbench, pair: Pair, images: ImageSet) -> dict[str, str]:
     return donors | {"the data": images.content_hash}
 
 
-def _donor(bench: Workbench, name: str) -> Staged:
+def _shared(bench: Workbench, names: Sequence[str]) -> Input | None:
+    """The one input of all donors; None where each has its own."""
+    inputs = {bench.input(name) for name in names}
+    return next(iter(inputs)) if len(inputs) == 1 else None
+
+
+def _donor(bench: Workbench, name: str, prepares: bool) -> Staged:
+    """A copy of a donor, which prepares its images itself or not."""
     donor = private_copy(bench.donor(name, bench.spec.base_protocol.hook).staged)
+    if prepares:
+        donor = prepared(donor, bench.input(name), bench.source(bench.spec.data).image_shape)
     dtype = torch.float64 if bench.plan.precision == EXACT else torch.float32
     return donor.to(bench.device, dtype).eval()
 
 
 def _gathered(
-    bench: Workbench, donors: Mapping[str, Staged], images: ImageSet, wanted: SiteBlocks
+    bench: Workbench,
+    donors: Mapping[str, Staged],
+    images: ImageSet,
+    wanted: SiteBlocks,
+    given: Input,
 ) -> Gathered:
-    spec, data = bench.spec.asked_similarity, bench.spec.data
+    spec = bench.spec.asked_similarity
     batches = pipelines.evaluation_batches(
-        images,
-        bench.spec.evaluation.batch_size,
-        bench.device,
-        normalisation=normalisation_of(data, bench.source(data)),
+        images, bench.spec.evaluation.batch_size, bench.device, **vars(given)
     )
     samples = subset(len(images), spec.samples, spec.seed)
     outputs = bool(spec.chosen(Needs.OUTPUTS))

@@ -11,7 +11,8 @@ import torch
 from ..attacks.columns import attacked_images, attacked_models
 from ..donors.donor import Donor
 from ..donors.obtain import (
-    check_normalisation,
+    as_published,
+    input_on,
     is_to_train,
     normalisation_of,
     obtain_donor,
@@ -25,13 +26,16 @@ from ..measures.registry import Needs, measure
 from ..measures.sampling import subset
 from ..models import Staged
 from ..models.labels import check_label_order
-from ..pipelines import Batch, ImageSet, Source
+from ..models.preparation import prepared
+from ..pipelines import Batch, ImageSet, Input, Source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec
+from ..study.facts import network_shape
 from ..study.plan import Plan, PlannedWave
 from ..study.protocol import Protocol
 from ..study.spec import Spec
 from .cell_images import CellImages
+from .pair_inputs import PairInputs, pair_inputs
 
 
 class Workbench:
@@ -87,16 +91,16 @@ class Workbench:
         the donors that have to be."""
         compared = self.plan.similarity.donors if self.plan.similarity else ()
         stitched = [n for w in self.plan.waves for n in (w.key.front, w.key.end)]
-        for name in dict.fromkeys((*stitched, *compared)):
-            donor, data = self.spec.donor(name), self.spec.data
-            check_normalisation(donor, self.source(donor.images), data, self.source(data))
+        alike = {(w.key.front, w.key.end, w.key.stitch_data): w for w in self.plan.waves}
+        for wave in alike.values():
+            self.inputs(wave)
         if train:
             train([n for n in dict.fromkeys((*stitched, *compared)) if self._is_to_train(n)])
         for wave in self.plan.waves:
             self._check_pair(wave, *self._pair(wave))
         for name in compared:
             self._check_labels(name)
-            self._check_images(self.donor(name, self.spec.base_protocol.hook))
+            self._check_images(name, self.donor(name, self.spec.base_protocol.hook))
 
     def _is_to_train(self, name: str) -> bool:
         donor = self.spec.donor(name)
@@ -107,16 +111,42 @@ class Workbench:
         front, end = (self.donor(name, wave.key.hook) for name in (wave.key.front, wave.key.end))
         return front, end
 
-    def task(self, wave: PlannedWave, *, training: bool = True) -> WaveTask:
-        """A wave with its donors, streams and test sets; no stream where nothing is to
-        be trained."""
+    def input(self, name: str) -> Input:
+        """What a donor takes of the cells' images."""
+        donor, data = self.spec.donor(name), self.spec.data
+        return input_on(donor, self.source(donor.images), data, self.source(data))
+
+    def inputs(self, wave: PlannedWave, *, plain: bool = False) -> PairInputs:
+        """Where a wave's images become what its donors take; `plain`: not before the donors, so
+        that an attack moves pixels in [0, 1]."""
+        data, training = self.spec.data, self._training_data(wave)
+        names = wave.key.front, wave.key.end
+        return pair_inputs(
+            [self.input(name) for name in names],
+            [as_published(self.spec.donor(name), data) for name in names],
+            tuple(normalisation_of(each, self.source(each)) for each in (training, data)),
+            plain=plain or bool(wave.key.attack) or wave.measures_robustness,
+        )
+
+    def _prepared(self, donor: Donor, given: Input) -> Staged:
+        """The donor for the images of batches, which may be what it takes already."""
+        if given == Input():
+            return donor.staged
+        return prepared(donor.staged, given, self.source(self.spec.data).image_shape)
+
+    def task(self, wave: PlannedWave, *, training: bool = True, plain: bool = False) -> WaveTask:
+        """A wave with its donors, streams and test sets; no stream where nothing is to be trained.
+
+        `plain`: its images are pixels in [0, 1], for an attack.
+        """
         front, end = self._pair(wave)
         self._check_pair(wave, front, end)
-        images = self._images(wave)
+        inputs = self.inputs(wave, plain=plain)
+        images = self._images(wave, inputs)
         return WaveTask(
             cells=tuple(wave.cells),
-            front=front.staged,
-            end=end.staged,
+            front=self._prepared(front, inputs.front),
+            end=self._prepared(end, inputs.end),
             stream=images.stream(self.spec.data.stream) if training and wave.key.epochs else None,
             dm_images=images.closed_form,
             evaluations=dict(self._evaluations(images)),
@@ -160,8 +190,10 @@ class Workbench:
         key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
         if key not in self._robust:
             self._check_labels(name)  # a front's too: here its own head is attacked
-            images, labels = attacked_images(self._images(wave).tests()(), limit)
-            donor = self.donor(name, wave.key.hook).staged.to(self.device)
+            inputs = self.inputs(wave, plain=True)
+            images, labels = attacked_images(self._images(wave, inputs).tests()(), limit)
+            given = inputs.front if name == wave.key.front else inputs.end
+            donor = self._prepared(self.donor(name, wave.key.hook), given).to(self.device)
             ((found, _),) = attacked_models(donor, donor, images, labels, attack, options)
             self._robust[key] = found["robust_accuracy"]
         return self._robust[key]
@@ -171,27 +203,27 @@ class Workbench:
         self._check_labels(wave.key.end)
         if wave.measures_robustness:
             self._check_labels(wave.key.front)
-        for donor in (front, end):
-            self._check_images(donor)
+        for name, donor in ((wave.key.front, front), (wave.key.end, end)):
+            self._check_images(name, donor)
 
-    def _check_images(self, donor: Donor) -> None:
-        data = self.source(self.spec.data)
-        if tuple(donor.staged.input_shape) != tuple(data.image_shape):
+    def _check_images(self, name: str, donor: Donor) -> None:
+        shape = network_shape(self.spec.donor(name), self.source(self.spec.data).image_shape)
+        if tuple(donor.staged.input_shape) != tuple(shape):
             raise FulaError(
                 f"donor '{donor.path.name}' takes images {tuple(donor.staged.input_shape)}, "
-                f"the data gives {data.image_shape} (C, H, W); set size and channels in [data]"
+                f"the data gives {shape} (C, H, W); set size and channels in [data], or size in "
+                f"[donors.{name}.input]"
             )
 
     def _check_labels(self, name: str) -> None:
         own, data = (self.source(d) for d in (self.spec.donor(name).images, self.spec.data))
         check_label_order(own.classes, data.classes, f"[donors.{name}.data]", "[data]")
 
-    def _images(self, wave: PlannedWave) -> CellImages:
+    def _images(self, wave: PlannedWave, inputs: PairInputs) -> CellImages:
         """The images of a wave's cells."""
-        own, training = self.spec.data, self._training_data(wave)
-        train, test = self.source(training), self.source(own)
-        moments = normalisation_of(training, train), normalisation_of(own, test)
-        return CellImages(wave.cells[0], train.train, test.test, *moments, self.device)
+        train, test = (self.source(d) for d in (self._training_data(wave), self.spec.data))
+        sets = train.train, test.test
+        return CellImages(wave.cells[0], *sets, *inputs.moments, self.device, inputs.frame)
 
     def _training_data(self, wave: PlannedWave) -> DataSpec:
         """What trains the stitches: the run's data, the sender's own, or the correlated set."""

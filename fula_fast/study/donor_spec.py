@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
+from ..pipelines.draws.augment import Normalisation
+from ..pipelines.draws.frame import Frame
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
 from .toml import Form
@@ -83,6 +85,67 @@ class DataSpec(SpecTable):
         if named is not None and named.at_path and self.data_dir:
             values["folder"] = Path(self.data_dir).name
         return {k: v for k, v in values.items() if v not in (None, {})}
+
+
+class InputSpec(SpecTable):
+    """How images reach one donor; both donors of a stitch see the same images of [data], decoded,
+    cropped, flipped and marked once.
+
+    - `size`: side in pixels that the network takes; unset: images as they are.
+    - `resize`: their shorter side before they are cut to `size` from the middle; unset: `size`.
+    - `crop`: `centre`, or `none`: images are squeezed to `size` whole.
+    - `interpolation`: of resizing, antialiased.
+    - `mean`, `std`: per-channel normalisation; unset: that of the donor's data.
+    """
+
+    size: int | None = Field(default=None, ge=1)
+    resize: int | None = Field(default=None, ge=1)
+    crop: Literal["centre", "none"] = "centre"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: Moments = None
+    std: Moments = None
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> InputSpec:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together, or neither")
+        if self.std is not None and min(self.std, default=0) <= 0:
+            raise ValueError(f"std = {list(self.std)} must be positive")
+        if self.resize is not None and (self.size is None or self.crop == "none"):
+            raise ValueError("resize acts beside size, and with crop = 'centre'; leave it out")
+        if self.resize is not None and self.resize < not_none(self.size):
+            raise ValueError(
+                f"resize = {self.resize} is less than size = {self.size}, which is cut out of it"
+            )
+        return self
+
+    @property
+    def frame(self) -> Frame | None:
+        """How images are resized and cut; None where they are left as they are."""
+        if self.size is None:
+            return None
+        cut = None if self.crop == "none" else self.resize or self.size
+        return Frame(self.size, cut, self.interpolation)
+
+    def normalisation(self, channels: int) -> Normalisation | None:
+        """By its own mean and std, of images of that many channels; None where they are unset.
+
+        Raises `FulaError` for another number of channels.
+        """
+        if self.mean is None or self.std is None:
+            return None
+        mean, std = (v * channels if len(v) == 1 else v for v in (self.mean, self.std))
+        if len(mean) != channels or len(std) != channels:
+            raise FulaError(
+                f"mean = {list(mean)}, std = {list(std)} must be one number, or one per channel "
+                f"({channels})"
+            )
+        return Normalisation(mean, std)
 
 
 class ShortcutSpec(SpecTable):
@@ -162,6 +225,7 @@ class DonorSpec(SpecTable):
     - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint, or `fast`.
     - `epochs`, `batch_size`, `lr`: replace the recipe's value.
     - `data`: what it is trained on; unset: the run's data.
+    - `input`: how images reach it; unset: as those of [data] are.
     - `crop_padding`, `flip`: augmentation of its training; unset: the protocol's.
     - `shortcut`: marker on its training images.
     - `checkpoint`: file of its weights; it is not trained then.
@@ -184,6 +248,7 @@ class DonorSpec(SpecTable):
     batch_size: int | None = Field(default=None, ge=2)
     lr: float | None = Field(default=None, gt=0, le=HIGHEST_RATE)
     data: DataSpec | None = None
+    input: InputSpec | None = None
     crop_padding: int | None = Field(default=None, ge=0)
     flip: bool | None = None
     shortcut: OneShortcut = None
@@ -214,12 +279,22 @@ class DonorSpec(SpecTable):
             raise ValueError("a donor has a checkpoint or is untrained, not both")
         if self.untrained and (self.adversarial or self.permute_labels):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
+        if self.adversarial and self.input:
+            raise ValueError(
+                "adversarial training attacks images as they are decoded, which input changes; "
+                "give one of the two, or a checkpoint"
+            )
         return self
 
     @property
     def images(self) -> DataSpec:
         """`data`, of a donor that has its own or was given the run's by `load_spec`."""
         return not_none(self.data)
+
+    @property
+    def frame(self) -> Frame | None:
+        """How its images are resized and cut."""
+        return self.input.frame if self.input else None
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""
@@ -228,12 +303,16 @@ class DonorSpec(SpecTable):
 
     def recipe_identity(self) -> dict[str, Any]:
         """What decides the donor's weights: neither its name nor what is demanded of it."""
+        shown = {"input": self.input.model_dump(exclude_none=True)} if self.input else {}
         if self.checkpoint:
-            return {"checkpoint": self.checkpoint, "model": self.model, **self.build_options()}
-        values = self.model_dump(exclude={"name", "min_accuracy", "data", "options", "checkpoint"})
+            built = {"checkpoint": self.checkpoint, "model": self.model, **self.build_options()}
+            return built | shown
+        values = self.model_dump(
+            exclude={"name", "min_accuracy", "data", "input", "options", "checkpoint"}
+        )
         values |= self.build_options()
         if self.untrained:
             values = {k: values[k] for k in ("model", "seed", "untrained", *self.build_options())}
         usual = {"width": 64, "stem": "lowres", "residuals": True, "lr": None}
         kept = {k: v for k, v in values.items() if v is not None and usual.get(k, ...) != v}
-        return kept | {"data": self.data.identity() if self.data else {}}
+        return kept | shown | {"data": self.data.identity() if self.data else {}}

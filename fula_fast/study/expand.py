@@ -18,7 +18,7 @@ from ..models.labels import check_answers, no_labels_for
 from .cell import digest
 from .cells import NO_CELLS, Cells, Treatment, Words
 from .donor_spec import ShortcutSpec
-from .facts import DataFacts, DonorFacts
+from .facts import DataFacts, DonorFacts, network_shape
 from .grid_blocks import Axes, GridBlock, SitePairs, columns_of
 from .grid_spec import Mixture
 from .identities import Identities
@@ -240,15 +240,21 @@ def _check_pair(
         if role == "end" or protocol.measures_robustness:  # its own head is attacked, too
             named = f"{role} '{donor.name}'"
             check_answers(donor.classes, data.classes, named, f"[data] '{spec.data.source}'")
-    if front.input_shape != data.shape or end.input_shape != data.shape:
+    given = [network_shape(spec.donor(donor.name), data.shape) for donor in (front, end)]
+    if [front.input_shape, end.input_shape] != given:
         raise FulaError(
             f"{pair} take images {_shown(front.input_shape)} and {_shown(end.input_shape)}, but "
-            f"[data] gives {_shown(data.shape)}; set the same size and channels everywhere"
+            f"[data] gives {_given(given)}; set the same size and channels everywhere, or size in "
+            "[donors.NAME.input]"
         )
     if protocol.measures_robustness:
         attack = parse(protocol.robust)
         attack.check_installed()
         attack.check_classes(end.classes, f"end '{end.name}'")
+
+
+def _given(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(dict.fromkeys(map(_shown, shapes)))
 
 
 def _shown(shape: tuple[int, ...]) -> str:
@@ -290,7 +296,7 @@ def _check_data(spec: Spec, data: DataFacts, protocols: Sequence[Protocol]) -> N
                 f"[grid] subset = {subset} is out of range: '{spec.data.source}' has classes "
                 f"1 to {data.classes}"
             )
-    if data.normalised:
+    if data.normalised and not any(donor.input for donor in spec.donors.values()):
         _check_plain(spec, protocols)
     trains = any(not isinstance(m, str) or method(m).trained for m in spec.asked_grid.methods)
     for rule in protocols:
@@ -314,7 +320,8 @@ def _check_plain(spec: Spec, protocols: Sequence[Protocol]) -> None:
     if asked:
         raise FulaError(
             f"{asked[0]} attacks pixels in [0, 1], but the images of '{spec.data.source}' are "
-            "normalised; set mean = 0 and std = 1 in [data] for plain pixels"
+            "normalised; set mean = 0 and std = 1 in [data] for plain pixels, or mean and std in "
+            "[donors.NAME.input]"
         )
 
 

@@ -116,7 +116,14 @@ def donor_facts(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
 
 
 def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
-    return {"num_classes": data.classes, "input_shape": data.shape} | donor.build_options()
+    return {
+        "num_classes": data.classes, "input_shape": network_shape(donor, data.shape)
+    } | donor.build_options()  # fmt: skip
+
+
+def network_shape(donor: DonorSpec, shape: Shape) -> Shape:
+    """(C, H, W) that a donor's network takes of images of that shape."""
+    return donor.frame.shape(shape) if donor.frame else shape
 
 
 def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from ..draws.augment import (
     to_float_tensor,
     to_floats,
 )
+from ..draws.frame import Frame, framed
 from ..draws.randomness import Augmentation, EpochDraw, draw_epoch
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, paste, paste_tensor
 
@@ -63,6 +64,7 @@ class StreamBase:
         *,
         shortcut: Shortcut | None = None,
         normalisation: Normalisation | None = None,
+        frame: Frame | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -72,7 +74,7 @@ class StreamBase:
         self.seed = seed
         self.augmentation = augmentation
         self.shortcut = shortcut
-        self.normalisation = normalisation
+        self.normalisation, self.frame = normalisation, frame
         self.device = torch.device(device)
         self.dtype = dtype
         self.moments = moments_on(normalisation, self.device)
@@ -118,13 +120,20 @@ class StreamBase:
         raise NotImplementedError
 
     def finish(self, pixels: torch.Tensor, markers: Markers | None, index: np.ndarray) -> Batch:
-        """uint8 pixels (B, H, W, C) on the device to a batch: floats, markers, normalisation."""
+        """uint8 pixels (B, H, W, C) on the device to a batch: floats, markers, frame,
+        normalisation."""
         floats = to_float_tensor(pixels)
         if markers is not None:
             table = markers.table[markers.index[index]]
             places = (table, markers.y[index], markers.x[index])
             floats = paste_tensor(floats, *(on_device(p, self.device) for p in places))
-        return self.batch(normalised_tensor(floats, self.moments), index)
+        return self.batch(normalised_tensor(self.framed(floats), self.moments), index)
+
+    def framed(self, images: torch.Tensor) -> torch.Tensor:
+        """Float images (B, H, W, C) in the stream's frame."""
+        if self.frame is None:
+            return images
+        return framed(images.permute(0, 3, 1, 2), self.frame).permute(0, 2, 3, 1)
 
     def batch(self, images: torch.Tensor, index: np.ndarray) -> Batch:
         """Finished images (B, H, W, C) with their labels."""
@@ -148,6 +157,7 @@ class ReferenceStream(StreamBase):
             )
             floats = to_floats(crops)
             floats = floats if markers is None else paste(floats, markers, index)
+            floats = self.framed(torch.from_numpy(floats)).numpy()
             images = on_device(normalised(floats, self.normalisation), self.device)
             yield self.batch(images, index)
 

@@ -11,6 +11,7 @@ from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
 from ..draws.augment import Normalisation
+from ..draws.frame import Frame
 from ..draws.randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, evaluation_markers
 from .base import Batch, StreamBase, on_device
@@ -25,6 +26,7 @@ def evaluation_batches(
     shortcut: Shortcut | None = None,
     marker_set: str = "shortcut",
     normalisation: Normalisation | None = None,
+    frame: Frame | None = None,
     dtype: torch.dtype = torch.float32,
     order: np.ndarray | None = None,
 ) -> Iterator[Batch]:
@@ -39,7 +41,7 @@ def evaluation_batches(
     if batch_size < 1:
         raise FulaError(f"batch size {batch_size} must be at least 1")
     markers = _evaluation_markers(image_set, shortcut, marker_set)
-    like = _plain(image_set, batch_size, shortcut, normalisation, device, dtype)
+    like = _plain(image_set, batch_size, shortcut, normalisation, frame, device, dtype)
     order = np.arange(len(image_set)) if order is None else order
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
@@ -65,6 +67,7 @@ def take(
     *,
     shortcut: Shortcut | None = None,
     normalisation: Normalisation | None = None,
+    frame: Frame | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """`count` different random images (count, C, H, W), un-augmented, with the shortcut if given.
@@ -80,7 +83,7 @@ def take(
     if shortcut is not None:
         sizes = (image_set.labels, image_set.num_classes, image_set.image_shape)
         markers = draw_markers(shortcut, *sizes, seed, EVALUATION)
-    like = _plain(image_set, count, shortcut, normalisation, device, dtype)
+    like = _plain(image_set, count, shortcut, normalisation, frame, device, dtype)
     return _batch(like, markers, index).images
 
 
@@ -89,13 +92,14 @@ def _plain(
     batch_size: int,
     shortcut: Shortcut | None,
     normalisation: Normalisation | None,
+    frame: Frame | None,
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> StreamBase:
     """What holds the settings of un-augmented batches."""
     if isinstance(image_set, NoiseSet):
-        refuse_pixels(shortcut, normalisation)
-    options = {"normalisation": normalisation, "device": device, "dtype": dtype}
+        refuse_pixels(shortcut, normalisation, frame)
+    options = {"normalisation": normalisation, "frame": frame, "device": device, "dtype": dtype}
     return StreamBase(image_set, batch_size, 0, NO_AUGMENTATION, **options)
 
 

@@ -21,6 +21,7 @@ import torch
 from ...errors import FulaError
 from ..decode.images import Source, check_subset
 from ..draws.augment import Normalisation
+from ..draws.frame import Frame
 from ..draws.philox import normals, sample_words, uniforms
 from ..draws.randomness import Purpose
 from ..draws.shortcuts import Shortcut
@@ -96,17 +97,21 @@ class NoiseStream(StreamBase):
 
     def __init__(self, image_set: NoiseSet, *args: Any, **kwargs: Any) -> None:
         super().__init__(image_set, *args, **kwargs)
-        refuse_pixels(self.shortcut, self.normalisation)
+        refuse_pixels(self.shortcut, self.normalisation, self.frame)
 
     def batches(self, epoch: int, order: np.ndarray, start_step: int = 0) -> Iterator[Batch]:
         for index in self.slices(order, start_step):
             yield noise_batch(self.image_set, index, epoch, self.device, self.dtype)
 
 
-def refuse_pixels(shortcut: Shortcut | None, normalisation: Normalisation | None) -> None:
+def refuse_pixels(
+    shortcut: Shortcut | None, normalisation: Normalisation | None, frame: Frame | None
+) -> None:
     """Raise `FulaError` for options that only images have."""
-    if shortcut is not None or normalisation is not None:
-        raise FulaError("clustered noise takes neither shortcut nor normalisation; leave them out")
+    if shortcut is not None or normalisation is not None or frame is not None:
+        raise FulaError(
+            "clustered noise takes neither shortcut nor normalisation nor frame; leave them out"
+        )
 
 
 def noise_batch(

@@ -8,6 +8,7 @@ from ...errors import FulaError, nearest
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
 from ..draws.augment import Normalisation
+from ..draws.frame import Frame
 from ..draws.randomness import Augmentation
 from ..draws.shortcuts import Shortcut
 from .base import ReferenceStream, Stream, StreamBase
@@ -26,6 +27,7 @@ def open_stream(
     backend: str = "resident",
     shortcut: Shortcut | None = None,
     normalisation: Normalisation | None = None,
+    frame: Frame | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Stream:
@@ -45,6 +47,7 @@ def open_stream(
         augmentation,
         shortcut=shortcut,
         normalisation=normalisation,
+        frame=frame,
         device=device,
         dtype=dtype,
     )

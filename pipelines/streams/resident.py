@@ -11,6 +11,7 @@ from ...errors import FulaError
 from ...kernels import augment
 from ..decode.images import ImageSet
 from ..draws.augment import normalised_tensor
+from ..draws.frame import framed
 from .base import Batch, StreamBase, on_device
 
 
@@ -34,7 +35,7 @@ class ResidentStream(StreamBase):
         self._labels = on_device(image_set.labels, self.device)
         self._numbers: dict[str, torch.Tensor] = {}
         self._loaded = 0
-        exact = self.moments is not None or self.dtype == torch.float64
+        exact = self.moments is not None or self.frame is not None or self.dtype == torch.float64
         self._made = torch.float32 if exact else self.dtype
 
     def load_epoch(self, epoch: int, order: np.ndarray | None = None) -> None:
@@ -73,6 +74,7 @@ class ResidentStream(StreamBase):
             *(numbers.get(f"marker_{name}") for name in ("table", "index", "y", "x")),
             dtype=self._made,
         )
+        images = framed(images, self.frame)
         if self.moments is not None:
             images = normalised_tensor(images.permute(0, 2, 3, 1), self.moments).permute(0, 3, 1, 2)
         return Batch(images.to(self.dtype), self._labels[index], index)

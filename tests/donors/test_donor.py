@@ -27,7 +27,15 @@ from fula_fast.donors.obtain import obtain_donor
 from fula_fast.donors.training import RECIPES, permuted
 from fula_fast.errors import FulaError
 from fula_fast.models import build, content_hash, load_checkpoint, save_checkpoint
-from fula_fast.pipelines import Augmentation, ImageSet, Normalisation, Shortcut, Source, open_stream
+from fula_fast.pipelines import (
+    Augmentation,
+    ImageSet,
+    Input,
+    Normalisation,
+    Shortcut,
+    Source,
+    open_stream,
+)
 from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.protocol import Attack
 
@@ -221,7 +229,7 @@ def test_shortcut_and_normalisation_reach_the_images(source):
         source,
         **{**FAST, "epochs": 1},
         shortcut=Shortcut("pixel", "class"),
-        normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
+        given=Input(None, Normalisation((0.5,) * 3, (0.5,) * 3)),
     )
     assert min(x.min() for x in seen) == -1 and max(x.max() for x in seen) == 1
 
@@ -295,7 +303,7 @@ def test_recipes_hash_by_what_decides_the_weights(source):
         _recipe(source, epochs=3),
         _recipe(source, permute_labels=True),
         _recipe(source, shortcut=Shortcut("pixel", "class")),
-        _recipe(source, normalisation=Normalisation((0.5,) * 3, (0.5,) * 3)),
+        _recipe(source, given=Input(None, Normalisation((0.5,) * 3, (0.5,) * 3))),
         _recipe(source, adversarial=Attack(), alpha=0.5),
         _recipe(other_data),
     ]
@@ -416,7 +424,7 @@ def test_adversarial_training_refuses_normalised_images(source):
             source,
             alpha=0.5,
             attack=lambda *a: a[1],
-            normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
+            given=Input(None, Normalisation((0.5,) * 3, (0.5,) * 3)),
         )
 
 

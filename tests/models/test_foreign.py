@@ -16,7 +16,7 @@ from torch import nn
 from fula_fast import FulaError
 from fula_fast.donors.donor import donor_from_checkpoint
 from fula_fast.models import build, load_checkpoint
-from fula_fast.pipelines import Normalisation, load_source
+from fula_fast.pipelines import Input, Normalisation, load_source
 
 
 def _model(seed: int = 0):
@@ -168,6 +168,6 @@ def test_a_normalisation_beside_the_network_is_used_or_refused(tmp_path, content
     how = {"model": "resnet18", "options": {"width": 4}}
     for wrong in (None, Normalisation((0.5,) * 3, (0.5,) * 3)):
         with pytest.raises(FulaError, match=r"set mean = \[0.5, 0.4, 0.3\], std = \[0.2, 0.3, 0.4"):
-            donor_from_checkpoint(path, source, normalisation=wrong, **how)
-    found = donor_from_checkpoint(path, source, normalisation=MOMENTS, **how)
+            donor_from_checkpoint(path, source, given=Input(None, wrong), **how)
+    found = donor_from_checkpoint(path, source, given=Input(None, MOMENTS), **how)
     assert all(torch.equal(found.staged.state()[n], value) for n, value in STATE.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ...donors.obtain import normalisation_of
+from ...donors.obtain import input_of
 from ...measures.rank import MOST_FEATURES, ActivationRank, stitch_spectrum
 from ...pipelines import evaluation_batches
 from ...report.style import look, save
@@ -82,8 +82,8 @@ def _donor(lab: Lab, name: str) -> Iterator[Row]:
         for layer, module in staged.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    moments = normalisation_of(spec.images, source)
-    for batch in evaluation_batches(source.test, _BATCH, lab.device, normalisation=moments):
+    given = input_of(spec, source)
+    for batch in evaluation_batches(source.test, _BATCH, lab.device, **vars(given)):
         staged(batch.images)
     for hook in watched:
         hook.remove()
