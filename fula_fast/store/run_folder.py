@@ -7,7 +7,7 @@ import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import accumulate, compress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from .differences import describe_differences
 from .finished import FinishedCells, warn
 from .shards import STATUSES, Shard, clean_rows, folder_of, next_stem, write_shard
 from .tables import batches, collecting_nothing, save_tables, table_of
+from .trained_tensors import TrainedTensors
 from .writers import Writers
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ class Store:
         self.id = sealed.digest_of([spec, plan])  # stands in every file that is of this run alone
         self.planned = SealedRows(folder / _CELLS, PLAN_CELLS, plan["seal"])
         self._finished = FinishedCells(folder, self.id)
-        self._verified: dict[Path, dict[str, Tensor]] = {}  # the stitches read last
-        self._by_cell: dict[str, list[Shard]] = {}
-        self._indexed = 0  # shards that the index knows
+        self._trained = TrainedTensors(self._finished)
         self._donors: dict[str, str] = {}  # checked already
         self.writers = Writers(folder / "writers")
 
@@ -212,42 +211,13 @@ class Store:
 
     def stitch(self, cell: str) -> dict[str, Tensor]:
         """The trained stitch of a cell, as CPU tensors by name; raises `FulaError` if unknown."""
-        if tensors := self._tensors(cell, cell):
+        if tensors := self._trained.of(cell, cell):
             return tensors
         raise FulaError(f"'{self.folder}' holds no stitch of cell '{cell}'; see its results.csv")
 
     def statistics(self, cell: str) -> dict[str, Tensor]:
         """Running statistics of a cell's model, by name; none where training moved none."""
-        return self._tensors(cell, _STATISTICS + cell)
-
-    def _tensors(self, cell: str, owner: str) -> dict[str, Tensor]:
-        for shard in self._shards_of(cell):
-            prefix = f"{owner}/"
-            found = {n: t for n, t in self._read_stitches(shard).items() if n.startswith(prefix)}
-            if found:
-                return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-        return {}
-
-    def _shards_of(self, cell: str) -> list[Shard]:
-        """The shards with stitches in which the cell is `ok`."""
-        return [shard for shard in self._index().get(cell, ()) if shard.stitches]
-
-    def _index(self) -> dict[str, list[Shard]]:
-        """Shards by the cells that are `ok` in them."""
-        shards = self._shards()
-        if len(shards) != self._indexed:
-            self._by_cell, self._indexed = {}, len(shards)
-            for shard in shards:
-                for cell in compress(shard.cells, shard.ok):
-                    self._by_cell.setdefault(cell, []).append(shard)
-        return self._by_cell
-
-    def _read_stitches(self, shard: Shard) -> dict[str, Tensor]:
-        """All tensors of a shard, verified; those of the last one are kept at hand."""
-        if shard.path not in self._verified:
-            tensors, _ = sealed.read_tensors(shard.stitches, STITCHES, digest=shard.digest)
-            self._verified = {shard.path: tensors}
-        return self._verified[shard.path]
+        return self._trained.of(cell, _STATISTICS + cell)
 
     def tidy(self) -> None:
         """Remove what killed processes left behind, unless another one is at work here: temporary
@@ -267,7 +237,7 @@ class Store:
         for shard in self._shards():
             if shard.stitches:
                 try:
-                    self._read_stitches(shard)
+                    self._trained.read(shard)
                 except (sealed.Damaged, FileNotFoundError) as error:
                     self._finished.drop(shard, error)
 
