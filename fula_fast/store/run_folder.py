@@ -230,7 +230,9 @@ class Store:
 
     def _shards_of(self, cell: str) -> list[Shard]:
         """The shards with stitches in which the cell is `ok`."""
-        return [shard for shard in self._index().get(cell, ()) if shard.stitches]
+        if cell not in self._by_cell:
+            self._index()
+        return [shard for shard in self._by_cell.get(cell, ()) if shard.stitches]
 
     def _index(self) -> dict[str, list[Shard]]:
         """Shards by the cells that are `ok` in them."""
@@ -270,6 +272,7 @@ class Store:
                     self._read_stitches(shard)
                 except (sealed.Damaged, FileNotFoundError) as error:
                     self._finished.drop(shard, error)
+                    self._by_cell, self._indexed = {}, 0
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows.
