@@ -240,6 +240,7 @@ class Store:
                     self._trained.read(shard)
                 except (sealed.Damaged, FileNotFoundError) as error:
                     self._finished.drop(shard, error)
+                    self._trained.forget()
 
     def check_donors(self, hashes: Mapping[str, str]) -> None:
         """Refuse to go on with donors (name -> content hash) other than those of the `ok` rows.

@@ -27,7 +27,9 @@ class TrainedTensors:
     def of(self, cell: str, owner: str) -> dict[str, Tensor]:
         """Those named "owner/…" in the shards of a cell, by the rest of their names."""
         prefix = f"{owner}/"
-        for shard in self._index().get(cell, ()):
+        if cell not in self._by_cell:  # without listing the folder for each
+            self._index()
+        for shard in self._by_cell.get(cell, ()):
             if shard.stitches:
                 named = self.read(shard)
                 found = {
@@ -47,11 +49,14 @@ class TrainedTensors:
             self._verified = {shard.path: tensors}
         return self._verified[shard.path]
 
-    def _index(self) -> dict[str, list[Shard]]:
+    def forget(self) -> None:
+        """A shard was found damaged and dropped: which cells are where is looked up again."""
+        self._by_cell, self._indexed = {}, 0
+
+    def _index(self) -> None:
         shards = self._finished.shards()
         if len(shards) != self._indexed:
             self._by_cell, self._indexed = {}, len(shards)
             for shard in shards:
                 for cell in compress(shard.cells, shard.ok):
                     self._by_cell.setdefault(cell, []).append(shard)
-        return self._by_cell

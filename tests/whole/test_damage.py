@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_plots")
 
 def _beside(name: str, path: Path):
     found = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(found)
+    module = sys.modules[name] = importlib.util.module_from_spec(found)  # for its dataclasses
     found.loader.exec_module(module)
     return module
 
@@ -49,9 +50,8 @@ FILES = {
 
 SPEC = harness.SPEC | {
     "grid": {
-        "front": "a", "end": "b", "sites": [[3, 5]], "methods": ["hint", "fula"], "seeds": [0, 1]
+        "front": "a", "end": "b", "sites": [[2, 3]], "methods": ["hint", "fula"], "seeds": [0, 1]
     },
-    "protocol": harness.SPEC["protocol"] | {"epochs": 2},
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def snapshot(tmp_path_factory):
     root = tmp_path_factory.mktemp("damage") / "root"
     data = root.parent / "data"
     harness.make_data(data)
+    harness.add_tiny_network()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FULA_CACHE", str(root / "cache"))
         patch.setattr(cache, "_GRAIN_NS", 0)

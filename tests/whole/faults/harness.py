@@ -1,12 +1,14 @@
 """A run of forty tiny cells in which the n-th file operation fails, for every n: then a resume.
 
-    python tests/whole/faults/harness.py --sample 200           # a keyed sample
-    python tests/whole/faults/harness.py --save faults.json     # every point
+    python tests/whole/faults/harness.py --sample 200 --jobs 2                    # a keyed sample
+    python tests/whole/faults/harness.py --save bench/results/faults.json         # every point: hours
 
 The run trains two donors, decodes images into the cache, makes two waves, tables and report, and an
-attack. Every point is a process of its own, forked from this one; after its fault a second process
-resumes without any. A point holds where table, stitches and attack are those of an undisturbed run,
-bit for bit, and nothing is left lying about.
+attack. Every point is a process of its own, forked from this one, which has imported everything;
+after its fault a second process resumes without any. A point holds where table, stitches and attack
+are those of an undisturbed run, bit for bit, and nothing is left lying about: no temporary file, no
+process. Networks are of three convolutions and plots are empty, since neither changes which files
+are written.
 """
 
 from __future__ import annotations
@@ -26,31 +28,52 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 KINDS = ("kill before", "kill after", "ENOSPC", "EIO", "short write", "EACCES")
 _APPLY = {
-    "kill before": "ocwsrum", "kill after": "cwsrum", "ENOSPC": "cwsrm", "EIO": "ocwsrum",
-    "short write": "w", "EACCES": "ocrum",
+    "kill before": "cwsrum", "kill after": "cwsrum", "ENOSPC": "cwsrm", "EIO": "ocwsrumidt",
+    "short write": "w", "EACCES": "ocrumd",
 }  # fmt: skip
-"""What can happen to opening (o), making (c), writing (w), flushing (s), renaming (r) and removing
-(u) a file, and making a folder (m)."""
+"""What can happen to opening (o), making (c), reading (i), writing (w), flushing (s), renaming (r)
+and removing (u) a file, to making (m) and listing (d) a folder, and to asking what is there (t)."""
 
 _MEASURES = ("accuracy", "agreement_soft", "term_stitch", "loss", "front_hash", "end_hash")
 SPEC = {
     "name": "faults",
     "data": {"source": "imagefolder", "size": 8, "options": {"decoder": "pillow"}},
     "donors": {
-        n: {"model": "resnet18", "width": 4, "residuals": False, "seed": s, "epochs": 1, "batch_size": 12} for s, n in enumerate("ab")
+        n: {"model": "tiny", "width": 2, "seed": s, "epochs": 1, "batch_size": 12} for s, n in enumerate("ab")
     },
     "grid": {
-        "front": "a", "end": "b", "sites": [[s, s] for s in (2, 4, 6, 8, 9)],
+        "front": "a", "end": "b", "sites": [[1, 1], [1, 2], [2, 2], [2, 3], [3, 3]],
         "methods": ["dm", "hint", "tlm", "fula"], "seeds": [0, 1],
     },
-    "protocol": {"epochs": 1, "batch_size": 12, "dm_samples": 12, "crop_padding": 1, "flip": False},
+    "protocol": {"epochs": 2, "batch_size": 12, "dm_samples": 12, "crop_padding": 1, "flip": False},
     "engine": {"executor": "wave", "precision": "fp32", "device": "cpu", "mode": "eager"},
 }  # fmt: skip
+
+
+def add_tiny_network() -> None:
+    """The architecture `tiny`: three convolutions with batch norm, a site behind each."""
+    from fula_fast.models import families
+
+    families.VGGS["tiny"] = families._VGG((1, 1, 1), (1, 2, 3))
+    families.DEFAULTS["tiny"] = families.DEFAULTS["vgg16"]
+
+
+class _NoPlot:
+    def savefig(self, stream: Any, **_: Any) -> None:
+        stream.write(b"plot")
+
+
+def _draw_nothing() -> None:
+    from fula_fast.report import page
+
+    page.stitching_plot = page.heat_map = lambda *_: _NoPlot()
 
 
 def make_data(folder: Path) -> None:
@@ -104,21 +127,30 @@ def _content(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def forked(task: Callable[[], Any]) -> tuple[int, Any]:
     """(exit status, what `task` returned, or the last line of its error) in a process of its own."""
-    with tempfile.TemporaryFile("w+") as told:
-        child = os.fork()
-        if child == 0:
-            code = 0
-            try:
-                found = task()
-            except BaseException as error:  # noqa: BLE001 - the parent judges it
-                code, found = _judged(error)
-            told.write(json.dumps(found))
-            told.flush()
-            os._exit(code)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return _ended(*_started(task))
+
+
+def _started(task: Callable[[], Any]) -> tuple[int, IO[str]]:
+    told = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed where it is read
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            found = task()
+        except BaseException as error:  # noqa: BLE001 - the parent judges it
+            code, found = _judged(error)
+        told.write(json.dumps(found))
+        told.flush()
+        os._exit(code)
+    return child, told
+
+
+def _ended(child: int, told: IO[str]) -> tuple[int, Any]:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with told:
         told.seek(0)
         text = told.read()
-        return status, json.loads(text) if text else None
+    return status, json.loads(text) if text else None
 
 
 def _judged(error: BaseException) -> tuple[int, str]:
@@ -130,54 +162,147 @@ def _judged(error: BaseException) -> tuple[int, str]:
     return 1, "".join(traceback.format_exception(error)[-3:])
 
 
-def point(
-    shim: ctypes.CDLL, base: Path, data: Path, number: int, kind: str, expected: str
-) -> str | None:
-    """Why a point does not hold; None where it does."""
-    root = base / "point"
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir()
-    os.environ.update(FULA_CACHE=str(root / "cache"), FAULT_ROOT=str(root))
+@dataclass(frozen=True)
+class Runner:
+    """Runs points in `base`, on the images in `data`; `expected`: digest of the numbers."""
 
-    def disturbed() -> None:
-        shim.fault_arm(number, KINDS.index(kind) + 1)
-        work(root, data)
+    shim: ctypes.CDLL
+    base: Path
+    data: Path
+    expected: str = ""
 
-    status, told = forked(disturbed)
-    if status not in (0, 2, 137):
-        return f"the disturbed run ended with {status}: {told}"
-    if status == 2 and "\n" in told:
-        return f"more than one line: {told}"
-    status, told = forked(lambda: (shim.fault_arm(-1, 0), work(root, data), outcome(root))[2])
-    if status != 0:
-        return f"the resumed run ended with {status}: {told}"
-    if told["numbers"] != expected:
-        return "other numbers"
-    return f"left behind: {told['left'][:3]}" if told["left"] else None
+    def counted(self) -> tuple[list[str], dict[str, Any]]:
+        """The calls of an undisturbed run, and its outcome."""
+        root = self._fresh()
+
+        def task() -> Any:
+            self.shim.fault_arm(-1, 0)
+            work(root, self.data)
+            log = self.shim.fault_log().decode(errors="replace")
+            return log.splitlines(), outcome(root)
+
+        status, told = forked(task)
+        if status != 0:
+            raise SystemExit(f"the undisturbed run ended with {status}: {told}")
+        return told
+
+    def point(self, number: int, kind: str) -> tuple[str, str | None]:
+        """How the disturbed run ended, and why the point does not hold; None where it does."""
+        root = self._fresh()
+
+        def disturbed() -> bool:
+            self.shim.fault_arm(number, KINDS.index(kind) + 1)
+            work(root, self.data)
+            return bool(self.shim.fault_struck())
+
+        def resumed() -> dict[str, Any]:
+            self.shim.fault_arm(-1, 0)
+            work(root, self.data)
+            return outcome(root)
+
+        status, told = forked(disturbed)
+        end = {0: "went on" if told else "not reached", 2: "one line", 137: "killed"}.get(status)
+        if end is None or (status == 2 and "\n" in told):
+            return "other", f"the disturbed run ended with {status}: {told}"
+        status, found = forked(resumed)
+        if status != 0:
+            return end, f"the resumed run ended with {status}: {found}; before: {told}"
+        if found["numbers"] != self.expected:
+            return end, "other numbers"
+        if _has_children():
+            return end, "a process is left"
+        return end, f"left behind: {found['left'][:3]}" if found["left"] else None
+
+    def _fresh(self) -> Path:
+        """An empty folder, which the shim looks at."""
+        root = self.base / "root"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(parents=True)
+        os.environ.update(FULA_CACHE=str(root / "cache"), FAULT_ROOT=str(root))
+        return root
 
 
-def points_of(log: str) -> list[tuple[int, str]]:
+def _has_children() -> bool:
+    """Whether a process lives that a point started (orphans are given to this one)."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def points_of(log: list[str]) -> list[tuple[int, str]]:
     """Every call with everything that can happen to it."""
-    return [(n, kind) for n, call in enumerate(log) for kind in KINDS if call in _APPLY[kind]]
+    return [(n, kind) for n, call in enumerate(log) for kind in KINDS if call[0] in _APPLY[kind]]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sample", type=int, help="only so many points, keyed by --seed")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these")
-    parser.add_argument("--save", type=Path)
-    asked = parser.parse_args()
-    if "FAULT_SHIM" not in os.environ:
-        return _below(sys.argv)
+def measure(base: Path, sample: int | None, seed: int, seconds: float, jobs: int) -> dict[str, Any]:
+    """Count the calls of a run, then go through the points."""
+    runner, began = _prepared(base), time.perf_counter()
+    log, expected = runner.counted()
+    points = points_of(log)
+    chosen = random.Random(seed).sample(points, len(points) if sample is None else sample)
+
+    def share(k: int) -> list[tuple[int, str, str, str | None]]:
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+        own, found = replace(runner, base=base / str(k), expected=expected["numbers"]), []
+        for number, kind in chosen[k::jobs]:
+            if time.perf_counter() - began > seconds:
+                break
+            found.append((number, kind, *own.point(number, kind)))
+            if found[-1][-1]:
+                print(log[number], *found[-1], file=sys.stderr, flush=True)
+        return found
+
+    shares = [_ended(*each) for each in [_started(partial(share, k)) for k in range(jobs)]]
+    if broken := [told for status, told in shares if status]:
+        raise SystemExit(broken[0])
+    return _summary(log, points, [each for _, part in shares for each in part], expected) | {
+        "seed": seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "jobs": jobs,
+    }
+
+
+_SUBREAPER = 36
+
+
+def _prepared(base: Path) -> Runner:
+    """A runner; all that is imported at first use is there for what is forked."""
+    import torch
+
     warnings.simplefilter("ignore")
     logging.disable()
-    with tempfile.TemporaryDirectory() as base:
-        found = measure(Path(base), asked.sample, asked.seed, asked.seconds)
-    print(json.dumps(found, indent=1))
-    if asked.save:
-        asked.save.write_text(json.dumps(found, indent=1) + "\n")
-    return 1 if found["failed"] else 0
+    torch.set_num_threads(1)
+    add_tiny_network()
+    _draw_nothing()
+    shim = ctypes.CDLL(os.environ["FAULT_SHIM"])
+    shim.fault_log.restype = ctypes.c_char_p
+    shim.fault_arm.argtypes = [ctypes.c_long, ctypes.c_int]
+    make_data(base / "data")
+    os.environ["FULA_CACHE"] = str(base / "warm/cache")
+    work(base / "warm", base / "data")
+    return Runner(shim, base / "counted", base / "data")
+
+
+def _summary(
+    log: list[str], points: list[tuple[int, str]], tried: list[Any], expected: dict[str, Any]
+) -> dict[str, Any]:
+    outcomes: dict[str, Counter] = {kind: Counter() for kind in KINDS}
+    for _, kind, end, _ in tried:
+        outcomes[kind][end] += 1
+    return {
+        "cells": expected["cells"],
+        "calls": len(log),
+        "calls_by_kind": dict(sorted(Counter(call[0] for call in log).items())),
+        "points": len(points),
+        "tried": len(tried),
+        "outcomes": {kind: dict(sorted(found.items())) for kind, found in outcomes.items()},
+        "failed": [
+            {"call": log[n], "number": n, "fault": kind, "end": end, "why": why}
+            for n, kind, end, why in tried if why
+        ],
+    }  # fmt: skip
 
 
 def _below(argv: list[str]) -> int:
@@ -186,57 +311,31 @@ def _below(argv: list[str]) -> int:
         shim = Path(folder) / "shim.so"
         source = Path(__file__).with_name("shim.c")
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-        below = os.environ | {"LD_PRELOAD": str(shim), "FAULT_SHIM": str(shim)}
+        below = os.environ | {
+            "LD_PRELOAD": str(shim), "FAULT_SHIM": str(shim), "OMP_NUM_THREADS": "1"
+        }  # fmt: skip
         return subprocess.run([sys.executable, *argv], env=below, check=False).returncode
 
 
-def measure(base: Path, sample: int | None, seed: int, seconds: float) -> dict[str, Any]:
-    """Count the calls of a run, then go through the points."""
-    import torch
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sample", type=int, help="only so many points, keyed by --seed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these")
+    parser.add_argument("--jobs", type=int, default=2, help="points at a time")
+    parser.add_argument("--save", type=Path)
+    asked = parser.parse_args()
+    if "FAULT_SHIM" not in os.environ:
+        return _below(sys.argv)
+    with tempfile.TemporaryDirectory() as base:
+        found = measure(Path(base), asked.sample, asked.seed, asked.seconds, asked.jobs)
+    print(json.dumps(found, indent=1))
+    if asked.save:
+        from fula_fast.bench.harness import record
 
-    torch.set_num_threads(1)
-    shim = ctypes.CDLL(os.environ["FAULT_SHIM"])
-    shim.fault_log.restype = ctypes.c_char_p
-    shim.fault_arm.argtypes = [ctypes.c_long, ctypes.c_int]
-    make_data(base / "data")
-    whole = base / "whole"
-    whole.mkdir()
-    os.environ["FULA_CACHE"] = str(base / "warm/cache")
-    work(base / "warm", base / "data")  # all that is imported at first use is there for the forks
-    os.environ.update(FULA_CACHE=str(whole / "cache"), FAULT_ROOT=str(whole))
-
-    def counted() -> Any:
-        shim.fault_arm(-1, 0)
-        work(whole, base / "data")
-        log = shim.fault_log().decode()
-        return log, outcome(whole)
-
-    status, told = forked(counted)
-    if status != 0:
-        raise SystemExit(f"the undisturbed run ended with {status}: {told}")
-    log, expected = told
-    points = points_of(log)
-    chosen = points if sample is None else random.Random(seed).sample(points, sample)
-    failed, kinds = [], Counter()
-    began = time.perf_counter()
-    for number, kind in chosen:
-        if time.perf_counter() - began > seconds:
-            break
-        why = point(shim, base, base / "data", number, kind, expected["numbers"])
-        kinds[kind] += 1
-        if why:
-            failed.append({"call": number, "letter": log[number], "fault": kind, "why": why})
-            print(failed[-1], file=sys.stderr, flush=True)
-    return {
-        "cells": expected["cells"],
-        "calls": len(log),
-        "calls_by_kind": dict(sorted(Counter(log).items())),
-        "points": len(points),
-        "tried": sum(kinds.values()),
-        "tried_by_fault": dict(sorted(kinds.items())),
-        "failed": failed,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
+        command = f"python tests/whole/faults/harness.py --save {asked.save}"
+        record.write(asked.save, {"bench": "faults"} | record.environment("cpu", command) | found)
+    return 1 if found["failed"] else 0
 
 
 if __name__ == "__main__":
