@@ -37,6 +37,10 @@ def budget(amount: str | int, available: int) -> int:
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes that this process may still take on the CPU: free memory, or what a cgroup leaves."""
     meminfo = root / "proc/meminfo"
+    if os.name == "nt":
+        import psutil
+
+        return psutil.virtual_memory().available
     if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text())[1])

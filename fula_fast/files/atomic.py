@@ -20,6 +20,8 @@ from ..errors import FulaError
 
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 """What file systems answer that cannot flush a folder (some network shares)."""
+if os.name == "nt":
+    _NO_FOLDER_SYNC.add(errno.EACCES)  # it opens none
 
 STALE_SECONDS = 24 * 3600
 """A temporary file of another host, older than this, belongs to a writer that died."""
@@ -74,9 +76,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             remove_stale(path.parent, f".{glob_escape(path.name)}.*.tmp")
             temporary.mkdir()
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                _flush(file)
-            _flush(temporary)
+            for entry in (*sorted(temporary.rglob("*")), temporary):
+                (_flush_folder if entry.is_dir() else _flush)(entry)
             try:
                 temporary.rename(path)
             except OSError:
@@ -137,6 +138,10 @@ def _abandoned(temporary: Path) -> bool:
 
 def is_alive(pid: int) -> bool:
     """Whether this machine has a process of that number."""
+    if os.name == "nt":  # where `os.kill` ends it, whatever the signal
+        import psutil
+
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -164,8 +169,8 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path, access: int = os.O_RDWR) -> None:
+    descriptor = os.open(path, access)  # Windows flushes nothing that is open to read alone
     try:
         os.fsync(descriptor)
     finally:
@@ -174,7 +179,7 @@ def _flush(path: Path) -> None:
 
 def _flush_folder(path: Path) -> None:
     try:
-        _flush(path)
+        _flush(path, os.O_RDONLY)
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise

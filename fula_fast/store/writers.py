@@ -6,6 +6,7 @@ What ends all writers, wherever they are, is a note too: `cancel` leaves it, and
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
@@ -160,10 +161,13 @@ class Writers:
 
 
 def _interrupt_main() -> None:
-    """By a signal, which ends a wait too."""
+    """By a signal, which ends a wait too; on Windows, which has none for a thread, after it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if callable(signal.getsignal(number)):
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+            else:
+                _thread.interrupt_main(number)
             return
 
 
