@@ -15,7 +15,7 @@ wave hold more than 2**31 elements.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 import triton
@@ -30,19 +30,26 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class View(NamedTuple):
-    """A tensor as (sample, position, channel) with its strides, in elements."""
+    """A tensor as (sample, position, channel[, front]) with its strides, in elements.
 
-    tensor: Tensor | None
-    strides: tuple[int, int, int]
+    Kernels take it whole, and other records whose parts always travel together; an absent one, or
+    a part that is absent, is None, and the code that would read it is not compiled.
+    """
+
+    tensor: Tensor
+    strides: tuple[int, ...]
 
 
-ABSENT = View(None, (0, 0, 0))
-
-
-def view(x: Tensor | None) -> View:
+@overload
+def view(x: Tensor) -> View: ...
+@overload
+def view(x: None) -> None: ...
+@overload
+def view(x: Tensor | None) -> View | None: ...
+def view(x: Tensor | None) -> View | None:
     """(N, C, ...) as (sample, position, channel); a copy only where H and W do not collapse."""
     if x is None:
-        return ABSENT
+        return None
     flat = x.flatten(2) if _collapses(x) else channels_last(x).flatten(2)
     return View(flat, (flat.stride(0), flat.stride(2), flat.stride(1)))
 
@@ -63,9 +70,9 @@ def power_of_two(n: int, most: int) -> int:
     return min(triton.next_power_of_2(max(n, 1)), most)
 
 
-def flat(positions: int, *views: View) -> bool:
+def flat(positions: int, *views: View | None) -> bool:
     """Whether the rows of all `views` lie at equal distances."""
-    return all(v.tensor is None or v.strides[0] == positions * v.strides[1] for v in views)
+    return all(v is None or v.strides[0] == positions * v.strides[1] for v in views)
 
 
 @triton.jit
@@ -95,15 +102,17 @@ def tile_offsets(first, row, column, positions, strides, FLAT: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
-    """A tile, zero where masked out."""
+def load_tile(view, first, row, column, mask, positions, FLAT: tl.constexpr):
+    """A tile, zero where masked out; view: (pointer, strides)."""
+    pointer, strides = view
     offsets = tile_offsets(first, row, column, positions, strides, FLAT)
     return tl.load(pointer + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tile(pointer, values, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
-    """Store float32 `values` in the dtype behind `pointer`."""
+def store_tile(view, values, first, row, column, mask, positions, FLAT: tl.constexpr):
+    """Store float32 `values` in the dtype behind the view's pointer."""
+    pointer, strides = view
     offsets = tile_offsets(first, row, column, positions, strides, FLAT)
     tl.store(pointer + offsets, narrow(values, pointer), mask=mask)
 
