@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.device import narrow
+from ...errors import not_none
+from ..shared.device import launch, narrow
 from .arguments import AugmentArguments
 
 
@@ -83,8 +84,10 @@ def augment_kernel(images, crops: Crops, pasted: Pasted, out, sizes: PixelSizes,
 def _pasted(a: AugmentArguments) -> Pasted | None:
     if a.markers is None:
         return None
-    tables = (a.markers, a.marker_index, a.marker_y, a.marker_x)
-    return Pasted(*(t.contiguous() for t in tables), *a.markers.shape[1:3])
+    index, y, x = map(not_none, (a.marker_index, a.marker_y, a.marker_x))
+    height, width = a.markers.shape[1:3]
+    tables = a.markers.contiguous(), index.contiguous(), y.contiguous(), x.contiguous()
+    return Pasted(*tables, height, width)
 
 
 def forward(a: AugmentArguments) -> Tensor:
@@ -96,7 +99,8 @@ def forward(a: AugmentArguments) -> Tensor:
         draws = (a.index, a.dy, a.dx, a.flip.view(torch.uint8))
         crops = Crops(*(t.contiguous() for t in draws))
         with torch.cuda.device_of(out):
-            augment_kernel[(len(a.index) * pieces,)](
+            launch(
+                augment_kernel, len(a.index) * pieces,
                 a.images.contiguous(), crops, _pasted(a), out, sizes, a.pad, pieces,
                 BLOCK=1024, num_warps=4,
             )  # fmt: skip

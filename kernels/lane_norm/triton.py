@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..shared.device import View, flat, power_of_two, sum_partials, view
+from ..shared.device import View, flat, launch, power_of_two, sum_partials, view
 from ..shared.layout import like
 from ..shared.operators import Incoming
 from ..shared.tiles import Tile, choose
@@ -87,12 +87,14 @@ def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     tile = choose("stats", x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = x.new_empty(lanes, chunks, 2, channels, dtype=torch.float32)
-    stats_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
+    launch(
+        stats_kernel, lanes * chunks * triton.cdiv(channels, tile.cols),
         source, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     width = power_of_two(channels, 32)
-    merge_stats_kernel[(lanes * triton.cdiv(channels, width),)](
+    launch(
+        merge_stats_kernel, lanes * triton.cdiv(channels, width),
         partial, mean, var, lanes, channels, chunks, tiles * tile.rows, sizes.rows,
         CHUNKS=triton.next_power_of_2(chunks), COLS=width, num_warps=4,
     )  # fmt: skip
@@ -115,11 +117,12 @@ def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
     partial = None
     if dist2 is not None:
         partial = x.new_empty(dist2.numel(), sizes.positions * parts, dtype=torch.float32)
-    normalise_kernel[(a.lanes * tiles * parts,)](
+    launch(
+        normalise_kernel, a.lanes * tiles * parts,
         source, *extras, _normaliser(a), out, partial, sizes, tiles, parts,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
-    if partial is not None:
+    if partial is not None and dist2 is not None:
         sum_partials(partial, 1, dist2)
     return whole, dist2
 
@@ -138,7 +141,8 @@ def _sums(a: LaneNormArguments, given: Presum, d: View | None) -> Tensor:
     tile = choose("sums", a.x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = a.x.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
-    sums_kernel[(a.lanes * chunks * triton.cdiv(channels, tile.cols),)](
+    launch(
+        sums_kernel, a.lanes * chunks * triton.cdiv(channels, tile.cols),
         given, _normaliser(a), d, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
@@ -155,7 +159,8 @@ def _input_gradient(
     even = flat(sizes.positions, dx, *given[:4], d)
     tile = choose("norm_gradient", a.x, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
-    input_gradient_kernel[(a.lanes * tiles * parts,)](
+    launch(
+        input_gradient_kernel, a.lanes * tiles * parts,
         given, _normaliser(a), d if stored else None, None if stored else d,
         sums if a.training else None, dx, sizes, tiles, 1.0 / sizes.rows,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,

@@ -15,17 +15,18 @@ wave hold more than 2**31 elements.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 # Newer Triton warns unless this is decided; contracting a*b+c is what PyTorch's own kernels do.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 """Triton's interpreter multiplies bfloat16 as bit patterns; there products are taken in float32."""
 
 
@@ -73,6 +74,11 @@ def power_of_two(n: int, most: int) -> int:
 def flat(positions: int, *views: View | None) -> bool:
     """Whether the rows of all `views` lie at equal distances."""
     return all(v is None or v.strides[0] == positions * v.strides[1] for v in views)
+
+
+def launch(kernel: Any, programs: int, *arguments: object, **fixed: object) -> None:
+    """Run `programs` of a kernel. `fixed`: its constants, and Triton's num_warps, num_stages."""
+    kernel[(programs,)](*arguments, **fixed)
 
 
 @triton.jit
@@ -168,7 +174,8 @@ def sum_partials(partial: Tensor, dim: int, out: Tensor) -> Tensor:
     tile_count = power_of_two(count, 16 if dim == 0 else 128)
     tile_size = max(1024 // tile_count, 16)
     if size:
-        sum_partials_kernel[(triton.cdiv(size, tile_size),)](
+        launch(
+            sum_partials_kernel, triton.cdiv(size, tile_size),
             partial, out, count, size, partial.stride(dim), partial.stride(1 - dim),
             COUNT=tile_count, SIZE=tile_size, num_warps=4,
         )  # fmt: skip

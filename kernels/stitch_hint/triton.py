@@ -16,8 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ...errors import FulaError
-from ..shared.device import View, channels_last, flat, sum_partials
+from ...errors import FulaError, not_none
+from ..shared.device import View, channels_last, flat, launch, sum_partials
 from ..shared.layout import fronts_like, stitched
 from ..shared.operators import Incoming
 from ..shared.tiles import choose
@@ -135,14 +135,15 @@ def _product(stitch: StitchLaunch, y: Tensor | None, dist2: Tensor | None, grads
     partial = None
     if dist2 is not None:
         partial = dist2.new_empty(dist2.numel(), positions * parts)
-    stitch_kernel[(lanes * tiles * parts,)](
+    launch(
+        stitch_kernel, lanes * tiles * parts,
         stitch, grads, out, partial, sizes, tiles, parts,
         GRADIENT=grads.grad_dist2 is not None, PRECISION=precision(x.dtype),
         LANES_INNER=_lanes_inner(sizes), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    if partial is not None:
+    if partial is not None and dist2 is not None:
         sum_partials(partial, 1, dist2)
 
 
@@ -205,7 +206,7 @@ def _groups(
 def _residual(x: Tensor, stitch: StitchLaunch, grads: Grads, grad_y: Tensor | None) -> Tensor:
     """e = grad_y + 2 * grad_dist2 * (y - target), in float32 where float16 has not the range."""
     if grads.grad_dist2 is None:
-        return grad_y
+        return not_none(grad_y)
     lanes, samples, _, _, c2 = stitch.sizes()
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
     e = stitched(x, lanes * samples, c2, dtype)
@@ -241,7 +242,8 @@ def _fused_gradient(stitch: StitchLaunch, grads: Grads, dw: Tensor, db: Tensor) 
     parts = triton.cdiv(c2, tile.cols)
     splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
-    fused_gradient_kernel[(lanes * splits * parts,)](
+    launch(
+        fused_gradient_kernel, lanes * splits * parts,
         stitch, grads, partial_w, partial_b, sizes, splits, each, parts,
         PRECISION=precision(x.dtype), LANES_INNER=_lanes_inner(sizes), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, DEPTH=max(triton.next_power_of_2(c1), 16),
@@ -261,7 +263,8 @@ def _weight_gradient(stitch: StitchLaunch, e: View, dw: Tensor, db: Tensor) -> N
     parts = triton.cdiv(c2, tile.cols) * blocks
     splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
-    weight_gradient_kernel[(lanes * splits * parts,)](
+    launch(
+        weight_gradient_kernel, lanes * splits * parts,
         x, stitch.x_index, e, partial_w, partial_b, sizes, splits, each, blocks, parts,
         PRECISION=precision(x.tensor.dtype), LANES_INNER=_lanes_inner(sizes),
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
@@ -279,7 +282,8 @@ def _input_gradient(stitch: StitchLaunch, e: View, dx: View, order: Tensor, star
     even = flat(positions, e, dx)
     tile = choose("input_gradient", stitch.x.tensor, c1, c2, flat=even)
     tiles = triton.cdiv(samples * positions, tile.rows)
-    input_gradient_kernel[(count * tiles * triton.cdiv(c1, tile.cols),)](
+    launch(
+        input_gradient_kernel, count * tiles * triton.cdiv(c1, tile.cols),
         e, stitch.weight, order, starts, dx, sizes, count, tiles,
         PRECISION=precision(e.tensor.dtype), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
