@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FulaError
-from .registry import MAP_FEATURES, TOKEN_FEATURES, Features, Measure
+from .registry import MAP_FEATURES, TOKEN_FEATURES, Features
 
 
 def as_matrix(x: Tensor, features: str, size: tuple[int, int] | None = None) -> Tensor:
@@ -32,11 +32,6 @@ def as_matrix(x: Tensor, features: str, size: tuple[int, int] | None = None) -> 
     if features == Features.POSITIONS:
         return _positions(x, size)
     return x.mean((2, 3)) if features == Features.MEAN else x.flatten(1)
-
-
-def default_features(measure: Measure, dimensions: int) -> Features:
-    """The measure's own choice for maps (4 dimensions) and for tokens (3)."""
-    return measure.map_features if dimensions == 4 else measure.token_features
 
 
 def rows_per_sample(x: Tensor, features: str, size: tuple[int, int] | None = None) -> int:

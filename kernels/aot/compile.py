@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from ..shared.device import View
 
 ARCHES = (80, 90)
 PTX_ARCH = 80
@@ -24,8 +27,10 @@ PTX_VERSION = 86
 class Variant:
     """One kernel with everything that is decided at compile time.
 
-    `types`: of the arguments that stay, by name: a Triton type, or a tuple of types and constants.
-    `aligned`: names whose pointers, strides or counts are divisible by 16.
+    An argument that is a record stands for its parts by their names; a `View` named x for the
+    pointer x and the tuple x_strides. `types`: of the parts that stay, by name: a Triton type, or a
+    tuple of types and constants. `constants`: the others, a whole record among them. `aligned`:
+    names whose pointers, strides or counts are divisible by 16.
     """
 
     name: str
@@ -38,39 +43,94 @@ class Variant:
     stages: int = 3
     tags: Mapping[str, object] = field(default_factory=dict)
 
+    def parts(self) -> Iterator[tuple[tuple[int, ...], str, object]]:
+        """(path from the argument's number down, name, type or `Constant`) of every part."""
+        records = get_type_hints(self.kernel.fn)
+        for i, name in enumerate(self.kernel.arg_names):
+            yield from _leaves((i,), name, self._argument(name, records.get(name)))
+
+    def _argument(self, name: str, record: object) -> object:
+        """A type or `Constant`; a tuple or a record of them where the argument is one."""
+        if name in self.constants:
+            return Constant(self.constants[name])
+        for kind in _records(record):
+            return kind(*(self._argument(n, inner) for n, inner in _fields(name, kind)))
+        kinds = self.types[name]
+        if isinstance(kinds, tuple):
+            return tuple(Constant(kind) if isinstance(kind, int) else kind for kind in kinds)
+        return kinds
+
     def source(self) -> ASTSource:
         """What Triton compiles."""
-        signature: dict[str, object] = {}
+        records = get_type_hints(self.kernel.fn)
+        signature = {
+            name: _marked(self._argument(name, records.get(name))) for name in self.kernel.arg_names
+        }
         constants: dict[tuple[int, ...], object] = {}
         attributes: dict[tuple[int, ...], list] = {}
-        for i, name in enumerate(self.kernel.arg_names):
-            if name in self.constants:
-                signature[name], constants[(i,)] = "constexpr", self.constants[name]
-                continue
-            kind = self.types[name]
-            parts = kind if isinstance(kind, tuple) else (kind,)
-            paths = [(i, j) if isinstance(kind, tuple) else (i,) for j in range(len(parts))]
-            for path, part in zip(paths, parts, strict=True):
-                if isinstance(part, int):
-                    constants[path] = part
-                elif name in self.aligned:
-                    attributes[path] = [["tt.divisibility", 16]]
-            marks = tuple("constexpr" if isinstance(p, int) else p for p in parts)
-            signature[name] = marks if isinstance(kind, tuple) else marks[0]
+        for path, name, kind in self.parts():
+            if isinstance(kind, Constant):
+                constants[path] = kind.value
+            elif name.partition("[")[0] in self.aligned:
+                attributes[path] = [["tt.divisibility", 16]]
         return ASTSource(self.kernel, signature, constexprs=constants, attrs=attributes)
 
     def arguments(self) -> list[tuple[str, str]]:
         """(name, type) of the kernel's parameters in order; Triton appends two scratch pointers."""
-        found: list[tuple[str, str]] = []
-        for name in self.kernel.arg_names:
-            if name in self.constants:
-                continue
-            kind = self.types[name]
-            if not isinstance(kind, tuple):
-                found.append((name, kind))
-                continue
-            found += [(f"{name}[{j}]", p) for j, p in enumerate(kind) if not isinstance(p, int)]
+        found = [(name, kind) for _, name, kind in self.parts() if isinstance(kind, str)]
         return [*found, ("global_scratch", "*i8"), ("profile_scratch", "*i8")]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Fixed at compile time."""
+
+    value: object
+
+
+def names(kernel: triton.JITFunction) -> set[str]:
+    """Of a kernel's arguments, and of the parts of those that are records."""
+    records = get_type_hints(kernel.fn)
+    found, wanted = set(), [(name, records.get(name)) for name in kernel.arg_names]
+    while wanted:
+        name, record = wanted.pop()
+        found.add(name)
+        wanted += [pair for kind in _records(record) for pair in _fields(name, kind)]
+    return found
+
+
+def _records(annotation: object) -> list[Any]:
+    """The record that an annotation names, `View | None` too; none for what is no record."""
+    return [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "_fields")]
+
+
+def _fields(name: str, record: type) -> list[tuple[str, object]]:
+    """(name, annotation) of a record's parts."""
+    if record is View:
+        return [(name, None), (f"{name}_strides", None)]
+    return list(get_type_hints(record).items())
+
+
+def _marked(kind: object) -> object:
+    """A type, or the word for a constant; records and tuples of them alike."""
+    if isinstance(kind, tuple):
+        marks = map(_marked, kind)
+        return type(kind)(*marks) if hasattr(kind, "_fields") else tuple(marks)
+    return "constexpr" if isinstance(kind, Constant) else kind
+
+
+def _leaves(
+    path: tuple[int, ...], name: str, kind: object
+) -> Iterator[tuple[tuple[int, ...], str, object]]:
+    """(path, name, type or `Constant`) of what `Variant._argument` makes."""
+    if not isinstance(kind, tuple):
+        yield path, name, kind
+        return
+    inner = [f"{name}[{j}]" for j in range(len(kind))]
+    if hasattr(kind, "_fields"):
+        inner = [n for n, _ in _fields(name, type(kind))]
+    for j, (part, each) in enumerate(zip(inner, kind, strict=True)):
+        yield from _leaves((*path, j), part, each)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..pgd_step import triton as pgd_step
 from ..shared import device as common
 from ..shared.tiles import Tile, default
 from ..stitch_hint import device as stitch_hint
-from .compile import Variant
+from .compile import Variant, names
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 LAYOUTS = ("fast", "any")
@@ -67,7 +67,7 @@ _ACTIVATIONS = [
     "clean",
     "out",
 ]
-_STRIDES = ["x", "residual", "target", "y", "grad", "d", "dx", "e"]
+_STRIDES = ["x", "residual", "target", "y", "grad_y", "d_in", "d_out", "dx", "e"]
 _INDICES = ["x_index", "target_index", "order", "starts", "index", "marker_index"]
 
 
@@ -133,7 +133,7 @@ def _variant(
         strides = [n for n in kinds if n.endswith("_strides")]
         divisible = ("channels", "c1", "c2", "affine_stride", "size", "sizes")
         aligned = frozenset([*pointers, *strides, *divisible]) - {*_INDICES}
-    known = {n: v for n, v in constants.items() if n in kernel.arg_names}
+    known = {n: v for n, v in constants.items() if n in names(kernel)}
     named = f"{name}_{case.dtype}_{case.layout}"
     return Variant(named, kernel, kinds, known, aligned, grid, options.warps, options.stages)
 
@@ -278,7 +278,7 @@ def _augment(case: VariantCase) -> Iterator[Variant]:
         types = dict.fromkeys(("dy", "dx", "marker_y", "marker_x"), f"*{places}")
         types |= {"images": "*u8", "flip": "*u8"}
         for options, gone in (
-            ("", ("markers", "marker_index", "marker_y", "marker_x")), ("_markers", ()),
+            ("", ("pasted",)), ("_markers", ()),
         ):  # fmt: skip
             yield _variant(
                 f"augment{options}_{places}", augment.augment_kernel, case,

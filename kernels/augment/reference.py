@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...errors import not_none
 from .arguments import AugmentArguments
 
 
@@ -28,8 +29,8 @@ def forward(a: AugmentArguments) -> Tensor:
     whole = torch.full((), 255.0, device=images.device)  # a number would become a multiplication
     out = torch.where(inside[..., None], pixels.to(torch.float32) / whole, 0.0)
     if a.markers is not None:
-        marker = a.markers[a.marker_index[index]]
-        out = _paste(out, marker, a.marker_y[index], a.marker_x[index])
+        which, top, left = map(not_none, (a.marker_index, a.marker_y, a.marker_x))
+        out = _paste(out, a.markers[which[index]], top[index], left[index])
     return out.to(a.dtype).contiguous().permute(0, 3, 1, 2)
 
 

@@ -30,7 +30,8 @@ def backward(a: HintTermsArguments, ddist2: Sequence[Tensor]) -> list[Tensor]:
 def _laid(a: HintTermsArguments) -> tuple[list[Tensor], list[Tensor]]:
     """Both in the layout of the activations' `like`."""
     layouts = [layout_of(x) for x in a.activations]
-    activations, targets = (
-        [laid(t, layout) for t, layout in zip(side, layouts, strict=True)] for side in a
-    )
-    return activations, targets
+
+    def whole(side: Sequence[Tensor]) -> list[Tensor]:
+        return [laid(t, layout) for t, layout in zip(side, layouts, strict=True)]
+
+    return whole(a.activations), whole(a.targets)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.device import narrow, power_of_two
+from ..shared.device import launch, narrow, power_of_two
 from ..shared.layout import laid_out, layout_of, like
 from .arguments import HintTermsArguments
 
@@ -117,7 +117,8 @@ def forward(a: HintTermsArguments) -> list[Tensor]:
         depths = [_depth(a.activations[i], a.targets[i]) for i in live]
         firsts, programs = _plan([len(d.activation) for d in depths])
         with torch.cuda.device_of(depths[0].activation):
-            distances_kernel[(programs,)](
+            launch(
+                distances_kernel, programs,
                 tuple(d.activation for d in depths), tuple(d.target for d in depths),
                 tuple(outs[i] for i in live), firsts, tuple(len(d.target) for d in depths),
                 tuple(d.size for d in depths), COUNT=len(live), BLOCK=_block(depths), num_warps=8,
@@ -136,7 +137,8 @@ def backward(a: HintTermsArguments, shares: Sequence[Tensor]) -> list[Tensor]:
         pieces = tuple(triton.cdiv(d.size, block) for d in held)
         firsts, programs = _plan([len(d.activation) * p for d, p in zip(held, pieces, strict=True)])
         with torch.cuda.device_of(held[0].activation):
-            gradients_kernel[(programs,)](
+            launch(
+                gradients_kernel, programs,
                 tuple(d.activation for d in held), tuple(d.target for d in held),
                 tuple(grads[i] for i in live), tuple(shares[i].contiguous() for i in live), firsts,
                 pieces, tuple(len(d.target) for d in held), tuple(d.size for d in held),

@@ -33,11 +33,12 @@ def backward(
     """(dx, dresidual or None, sums (L, 2, C) of d and d * xhat if `affine`)."""
     x, (dy, ddist2), layout = a.x, incoming, layout_of(a.x)
     dx, dresidual = like(x), None if a.residual is None else like(x)
-    dweight, dbias = (sums(x, a.lanes, x.shape[1]) if affine else None for _ in range(2))
+    both = [sums(x, a.lanes, x.shape[1]) for _ in range(2)] if affine else []
+    dbias, dweight = both or (None, None)
     _core.lane_norm_backward(
         laid(dy, layout), as_sums(ddist2, x), laid(x, layout),
         *(as_sums(t, x) for t in (a.weight, a.bias, a.running_mean, a.running_var)),
         laid(a.residual, layout), None if ddist2 is None else laid(a.target, layout),
         a.lanes, a.training, a.eps, a.relu, dx, dresidual, dweight, dbias,
     )  # fmt: skip
-    return dx, dresidual, torch.stack([dbias, dweight], 1) if affine else None
+    return dx, dresidual, torch.stack(both, 1) if both else None

@@ -22,19 +22,63 @@ of a step.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..shared.device import load_tile, rectify, store_tile, tile_rows
+from ..shared.device import View, load_tile, rectify, store_tile, tile_rows
+
+
+class Sizes(NamedTuple):
+    """lanes, samples of each, positions of a sample, channels."""
+
+    lanes: int
+    samples: int
+    positions: int
+    channels: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a lane."""
+        return self.samples * self.positions
+
+
+class Normaliser(NamedTuple):
+    """What makes y of x: weight and bias (C,) or (L, C), mean and variance (L, C), contiguous.
+
+    affine_stride: from one lane's weights to the next, 0 where they are shared. floor: what the sum
+    is cut off below, -inf without a ReLU: a shut one passes no gradient, a NaN does.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    affine_stride: int
+    eps: float
+    floor: float
+
+
+class Presum(NamedTuple):
+    """What the gradient at the sum before the ReLU is recomputed from; grad_dist2 (L, B)."""
+
+    x: View
+    residual: View | None
+    target: View | None
+    grad_y: View | None
+    grad_dist2: Tensor | None
 
 
 @triton.jit
-def stats_kernel(x, partial, lanes, samples, positions, channels, chunks, tiles, x_strides,
+def stats_kernel(x: View, partial, sizes: Sizes, chunks, tiles,
                  FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """partial[lane, chunk] = (mean, sum of squared deviations) of each channel.
 
     Sums are taken around the mean of the chunk's first tile, so they do not cancel.
     """
+    lanes, samples, positions, channels = sizes
     pid = tl.program_id(0)
     lane = pid % lanes
     chunk = (pid // lanes) % chunks
@@ -44,14 +88,14 @@ def stats_kernel(x, partial, lanes, samples, positions, channels, chunks, tiles,
     rows = samples * positions
     row, valid = tile_rows(chunk * tiles, rows, ROWS)
     mask = valid[:, None] & held[None, :]
-    value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
+    value = load_tile(x, first, row, column, mask, positions, FLAT).to(tl.float32)
     shift = tl.sum(value, 0) / tl.minimum(rows - chunk * tiles * ROWS, ROWS)
     value = tl.where(mask, value - shift[None, :], 0.0)
     total, square = value, value * value
     for i in range(1, tiles):
         row, valid = tile_rows(chunk * tiles + i, rows, ROWS)
         mask = valid[:, None] & held[None, :]
-        value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
+        value = load_tile(x, first, row, column, mask, positions, FLAT).to(tl.float32)
         value = tl.where(mask, value - shift[None, :], 0.0)
         total += value
         square += value * value
@@ -89,21 +133,21 @@ def merge_stats_kernel(partial, mean, var, lanes, channels, chunks, span, rows,
 
 
 @triton.jit
-def lane_affine(weight, bias, mean, var, lane, column, held, channels, affine_stride, eps):
+def lane_affine(norm, lane, column, held, channels):
     """(mean, 1 / sigma, weight, bias) of one lane's channels, float32."""
-    mean = tl.load(mean + lane * channels + column, mask=held, other=0.0).to(tl.float32)
-    var = tl.load(var + lane * channels + column, mask=held, other=1.0).to(tl.float32)
-    weight = tl.load(weight + lane * affine_stride + column, mask=held, other=0.0)
-    bias = tl.load(bias + lane * affine_stride + column, mask=held, other=0.0)
-    return mean, tl.rsqrt(var + eps), weight.to(tl.float32), bias.to(tl.float32)
+    mean = tl.load(norm.mean + lane * channels + column, mask=held, other=0.0).to(tl.float32)
+    var = tl.load(norm.var + lane * channels + column, mask=held, other=1.0).to(tl.float32)
+    weight = tl.load(norm.weight + lane * norm.affine_stride + column, mask=held, other=0.0)
+    bias = tl.load(norm.bias + lane * norm.affine_stride + column, mask=held, other=0.0)
+    return mean, tl.rsqrt(var + norm.eps), weight.to(tl.float32), bias.to(tl.float32)
 
 
 @triton.jit
-def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
-                     lanes, samples, positions, channels, tiles, parts, affine_stride, eps, floor,
-                     x_strides, residual_strides, target_strides, y_strides,
+def normalise_kernel(x: View, residual: View, target: View, norm: Normaliser, y: View, partial,
+                     sizes: Sizes, tiles, parts,
                      FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """A tile of y, and per row its squared distance to the target in partial[lane, row, part]."""
+    lanes, samples, positions, channels = sizes
     pid = tl.program_id(0)
     lane = pid % lanes
     tile = (pid // lanes) % tiles
@@ -113,76 +157,67 @@ def normalise_kernel(x, residual, target, weight, bias, mean, var, y, partial,
     first = lane.to(tl.int64) * samples
     row, valid = tile_rows(tile, samples * positions, ROWS)
     mask = valid[:, None] & held[None, :]
-    centre, inverse, gain, offset = lane_affine(
-        weight, bias, mean, var, lane, column, held, channels, affine_stride, eps
-    )
-    value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
+    centre, inverse, gain, offset = lane_affine(norm, lane, column, held, channels)
+    value = load_tile(x, first, row, column, mask, positions, FLAT).to(tl.float32)
     value = (value - centre[None, :]) * (inverse * gain)[None, :] + offset[None, :]
     if residual is not None:
-        value += load_tile(
-            residual, first, row, column, mask, positions, residual_strides, FLAT
-        ).to(tl.float32)
-    value = rectify(value, floor)
-    store_tile(y, value, first, row, column, mask, positions, y_strides, FLAT)
+        value += load_tile(residual, first, row, column, mask, positions, FLAT).to(tl.float32)
+    value = rectify(value, norm.floor)
+    store_tile(y, value, first, row, column, mask, positions, FLAT)
     if target is not None:
-        aimed = load_tile(target, 0, row, column, mask, positions, target_strides, FLAT)
+        aimed = load_tile(target, 0, row, column, mask, positions, FLAT)
         apart = tl.where(mask, value - aimed.to(tl.float32), 0.0)
         out = partial + (first * positions + row) * parts + part
         tl.store(out, tl.sum(apart * apart, 1), mask=valid)
 
 
 @triton.jit
-def presum_gradient(x, residual, target, grad_y, grad_dist2, lane, row, column, mask, valid,
-                    samples, positions, floor, centre, inverse, gain, offset,
-                    x_strides, residual_strides, target_strides, grad_strides,
+def presum_gradient(given, affine, floor, lane, row, column, mask, valid, sizes,
                     FLAT: tl.constexpr):  # fmt: skip
-    """(d, xhat) of a tile: the gradient at the sum before the ReLU, everything recomputed."""
-    first = lane.to(tl.int64) * samples
-    value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
+    """(d, xhat) of a tile: the gradient at the sum before the ReLU, everything recomputed.
+
+    affine: as `lane_affine` returns it.
+    """
+    centre, inverse, gain, offset = affine
+    positions = sizes.positions
+    first = lane.to(tl.int64) * sizes.samples
+    value = load_tile(given.x, first, row, column, mask, positions, FLAT).to(tl.float32)
     xhat = (value - centre[None, :]) * inverse[None, :]
     value = xhat * gain[None, :] + offset[None, :]
-    if residual is not None:
-        value += load_tile(
-            residual, first, row, column, mask, positions, residual_strides, FLAT
-        ).to(tl.float32)
+    if given.residual is not None:
+        value += load_tile(given.residual, first, row, column, mask, positions, FLAT).to(tl.float32)
     d = tl.zeros_like(value)
-    if grad_y is not None:
-        given = load_tile(grad_y, first, row, column, mask, positions, grad_strides, FLAT)
-        d += given.to(tl.float32)
-    if target is not None:
-        aimed = load_tile(target, 0, row, column, mask, positions, target_strides, FLAT)
-        share = tl.load(grad_dist2 + first + row // positions, mask=valid, other=0.0)
+    if given.grad_y is not None:
+        d += load_tile(given.grad_y, first, row, column, mask, positions, FLAT).to(tl.float32)
+    if given.target is not None:
+        aimed = load_tile(given.target, 0, row, column, mask, positions, FLAT)
+        share = tl.load(given.grad_dist2 + first + row // positions, mask=valid, other=0.0)
         d += (2.0 * share)[:, None] * (rectify(value, floor) - aimed.to(tl.float32))
     return tl.where(mask & ~(value <= floor), d, 0.0), xhat
 
 
 @triton.jit
-def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_out, partial,
-                lanes, samples, positions, channels, chunks, tiles, affine_stride, eps, floor,
-                x_strides, residual_strides, target_strides, grad_strides, d_strides,
+def sums_kernel(given: Presum, norm: Normaliser, d_out: View, partial, sizes: Sizes, chunks, tiles,
                 FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """partial[chunk, lane] = (sum of d, sum of d * xhat) per channel; d itself where asked."""
+    lanes, samples, positions, channels = sizes
     pid = tl.program_id(0)
     lane = pid % lanes
     chunk = (pid // lanes) % chunks
     column = (pid // lanes // chunks) * COLS + tl.arange(0, COLS)
     held = column < channels
     first = lane.to(tl.int64) * samples
-    centre, inverse, gain, offset = lane_affine(
-        weight, bias, mean, var, lane, column, held, channels, affine_stride, eps
-    )
+    affine = lane_affine(norm, lane, column, held, channels)
     total = tl.zeros((ROWS, COLS), tl.float32)
     product = tl.zeros((ROWS, COLS), tl.float32)
     for i in range(tiles):
         row, valid = tile_rows(chunk * tiles + i, samples * positions, ROWS)
         mask = valid[:, None] & held[None, :]
         d, xhat = presum_gradient(
-            x, residual, target, grad_y, grad_dist2, lane, row, column, mask, valid, samples,
-            positions, floor, centre, inverse, gain, offset, x_strides, residual_strides,
-            target_strides, grad_strides, FLAT,
-        )  # fmt: skip
+            given, affine, norm.floor, lane, row, column, mask, valid, sizes, FLAT
+        )
         if d_out is not None:
-            store_tile(d_out, d, first, row, column, mask, positions, d_strides, FLAT)
+            store_tile(d_out, d, first, row, column, mask, positions, FLAT)
         total += d
         product += tl.where(mask, d * xhat, 0.0)
     out = partial + (chunk * lanes + lane).to(tl.int64) * 2 * channels + column
@@ -191,15 +226,14 @@ def sums_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2
 
 
 @triton.jit
-def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, grad_dist2, d_in,
-                          d_out, sums, dx, lanes, samples, positions, channels, tiles,
-                          affine_stride, eps, floor, share, x_strides, residual_strides,
-                          target_strides, grad_strides, d_strides, dx_strides,
+def input_gradient_kernel(given: Presum, norm: Normaliser, d_in: View, d_out: View, sums, dx: View,
+                          sizes: Sizes, tiles, share,
                           FLAT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """dx of a tile, from d as stored by `sums_kernel` (d_in), or recomputed and stored (d_out).
 
     share: 1 / (samples * positions), which turns sums into means.
     """
+    lanes, samples, positions, channels = sizes
     pid = tl.program_id(0)
     lane = pid % lanes
     tile = (pid // lanes) % tiles
@@ -208,25 +242,22 @@ def input_gradient_kernel(x, residual, target, weight, bias, mean, var, grad_y, 
     first = lane.to(tl.int64) * samples
     row, valid = tile_rows(tile, samples * positions, ROWS)
     mask = valid[:, None] & held[None, :]
-    centre, inverse, gain, offset = lane_affine(
-        weight, bias, mean, var, lane, column, held, channels, affine_stride, eps
-    )
+    affine = lane_affine(norm, lane, column, held, channels)
+    centre, inverse, gain, _ = affine
     if d_in is not None:
-        d = load_tile(d_in, first, row, column, mask, positions, d_strides, FLAT).to(tl.float32)
-        value = load_tile(x, first, row, column, mask, positions, x_strides, FLAT).to(tl.float32)
+        d = load_tile(d_in, first, row, column, mask, positions, FLAT).to(tl.float32)
+        value = load_tile(given.x, first, row, column, mask, positions, FLAT).to(tl.float32)
         xhat = (value - centre[None, :]) * inverse[None, :]
     else:
         d, xhat = presum_gradient(
-            x, residual, target, grad_y, grad_dist2, lane, row, column, mask, valid, samples,
-            positions, floor, centre, inverse, gain, offset, x_strides, residual_strides,
-            target_strides, grad_strides, FLAT,
-        )  # fmt: skip
+            given, affine, norm.floor, lane, row, column, mask, valid, sizes, FLAT
+        )
     if d_out is not None:
-        store_tile(d_out, d, first, row, column, mask, positions, d_strides, FLAT)
+        store_tile(d_out, d, first, row, column, mask, positions, FLAT)
     if sums is not None:
         entry = sums + lane.to(tl.int64) * 2 * channels + column
         mean_d = tl.load(entry, mask=held, other=0.0) * share
         mean_dxhat = tl.load(entry + channels, mask=held, other=0.0) * share
         d = d - mean_d[None, :] - xhat * mean_dxhat[None, :]
     value = d * (inverse * gain)[None, :]
-    store_tile(dx, value, first, row, column, mask, positions, dx_strides, FLAT)
+    store_tile(dx, value, first, row, column, mask, positions, FLAT)

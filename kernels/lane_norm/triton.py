@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from ..shared.device import ABSENT, View, flat, power_of_two, sum_partials, view
+from ..shared.device import View, flat, launch, power_of_two, sum_partials, view
 from ..shared.layout import like
 from ..shared.operators import Incoming
 from ..shared.tiles import Tile, choose
 from .arguments import LaneNormArguments
 from .device import (
+    Normaliser,
+    Presum,
+    Sizes,
     input_gradient_kernel,
     merge_stats_kernel,
     normalise_kernel,
@@ -22,20 +23,6 @@ from .device import (
 )
 
 _CHUNKS = 128  # at most, so that one program merges them
-
-
-class Sizes(NamedTuple):
-    """lanes, samples of each, positions of a sample, channels."""
-
-    lanes: int
-    samples: int
-    positions: int
-    channels: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of a lane."""
-        return self.samples * self.positions
 
 
 def _sizes(x: View, lanes: int) -> Sizes:
@@ -71,18 +58,19 @@ def backward(
     dy, ddist2 = incoming
     aimed = view(None if ddist2 is None else a.target)
     ddist2 = None if ddist2 is None else ddist2.contiguous()
-    given = _Given(view(a.residual), aimed, view(dy), view(dresidual), ddist2)
-    source, a = view(a.x), _contiguous(a)
+    given = Presum(view(a.x), view(a.residual), aimed, view(dy), ddist2)
+    d, a = view(dresidual), _contiguous(a)
     with torch.cuda.device_of(a.x):
         if a.training or affine:
-            sums = _sums(a, source, given)
-        _input_gradient(a, source, given, sums, view(dx))
+            sums = _sums(a, given, d)
+        _input_gradient(a, given, d, sums, view(dx))
     return dx, dresidual, sums if affine else None
 
 
 def _contiguous(a: LaneNormArguments) -> LaneNormArguments:
     """`a` with weight, bias and statistics contiguous."""
-    weight, bias, mean, var = (t.contiguous() for t in _vectors(a))
+    vectors = (a.weight, a.bias, a.running_mean, a.running_var)
+    weight, bias, mean, var = (t.contiguous() for t in vectors)
     return a._replace(weight=weight, bias=bias, running_mean=mean, running_var=var)
 
 
@@ -99,12 +87,14 @@ def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     tile = choose("stats", x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = x.new_empty(lanes, chunks, 2, channels, dtype=torch.float32)
-    stats_kernel[(lanes * chunks * triton.cdiv(channels, tile.cols),)](
-        source.tensor, partial, *sizes, chunks, tiles, source.strides,
+    launch(
+        stats_kernel, lanes * chunks * triton.cdiv(channels, tile.cols),
+        source, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     width = power_of_two(channels, 32)
-    merge_stats_kernel[(lanes * triton.cdiv(channels, width),)](
+    launch(
+        merge_stats_kernel, lanes * triton.cdiv(channels, width),
         partial, mean, var, lanes, channels, chunks, tiles * tile.rows, sizes.rows,
         CHUNKS=triton.next_power_of_2(chunks), COLS=width, num_warps=4,
     )  # fmt: skip
@@ -118,86 +108,60 @@ def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
     dist2 = None if a.target is None else x.new_empty(a.lanes, len(a.target), dtype=torch.float32)
     if x.numel() == 0:
         return whole, None if dist2 is None else dist2.zero_()
-    views = (view(x), view(a.residual), view(a.target), view(y))
-    source, extra, aimed, out = views
+    source, out = view(x), view(y)
+    extras = view(a.residual), view(a.target)
     sizes = _sizes(source, a.lanes)
-    even = flat(sizes.positions, *views)
+    even = flat(sizes.positions, source, *extras, out)
     tile = choose("normalise", x, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
     partial = None
     if dist2 is not None:
         partial = x.new_empty(dist2.numel(), sizes.positions * parts, dtype=torch.float32)
-    normalise_kernel[(a.lanes * tiles * parts,)](
-        source.tensor, extra.tensor, aimed.tensor, *_vectors(a), out.tensor, partial,
-        *sizes, tiles, parts, *_numbers(a),
-        source.strides, extra.strides, aimed.strides, out.strides,
+    launch(
+        normalise_kernel, a.lanes * tiles * parts,
+        source, *extras, _normaliser(a), out, partial, sizes, tiles, parts,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
-    if partial is not None:
+    if partial is not None and dist2 is not None:
         sum_partials(partial, 1, dist2)
     return whole, dist2
 
 
-def _vectors(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """weight, bias, mean and variance, as kernels take them."""
-    return a.weight, a.bias, a.running_mean, a.running_var
+def _normaliser(a: LaneNormArguments) -> Normaliser:
+    stride = a.weight.shape[-1] if a.weight.dim() == 2 else 0
+    floor = 0.0 if a.relu else float("-inf")
+    return Normaliser(a.weight, a.bias, a.running_mean, a.running_var, stride, a.eps, floor)
 
 
-def _numbers(a: LaneNormArguments) -> tuple[int, float, float]:
-    """From one lane's weights to the next (0 where they are shared); eps; what the sum is cut off
-    below: a shut ReLU passes no gradient, a NaN does."""
-    affine_stride = a.weight.shape[-1] if a.weight.dim() == 2 else 0
-    return affine_stride, a.eps, 0.0 if a.relu else float("-inf")
-
-
-class _Given(NamedTuple):
-    """What the backward kernels read besides x, and where d goes (dresidual)."""
-
-    residual: View
-    target: View
-    grad_y: View
-    d: View
-    grad_dist2: Tensor | None
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.residual.tensor, self.target.tensor
-
-    def strides(self) -> tuple[tuple[int, int, int], ...]:
-        return self.residual.strides, self.target.strides, self.grad_y.strides, self.d.strides
-
-
-def _sums(a: LaneNormArguments, x: View, given: _Given) -> Tensor:
+def _sums(a: LaneNormArguments, given: Presum, d: View | None) -> Tensor:
     """(L, 2, C) sums of d and d * xhat; writes d where there is a residual."""
-    sizes = _sizes(x, a.lanes)
+    sizes = _sizes(given.x, a.lanes)
     channels = sizes.channels
-    even = flat(sizes.positions, x, *given[:4])
-    tile = choose("sums", x.tensor, channels, flat=even)
+    even = flat(sizes.positions, *given[:4], d)
+    tile = choose("sums", a.x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
-    partial = x.tensor.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
-    sums_kernel[(a.lanes * chunks * triton.cdiv(channels, tile.cols),)](
-        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
-        given.d.tensor, partial, *sizes, chunks, tiles, *_numbers(a),
-        x.strides, *given.strides(),
+    partial = a.x.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
+    launch(
+        sums_kernel, a.lanes * chunks * triton.cdiv(channels, tile.cols),
+        given, _normaliser(a), d, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return sum_partials(partial, 0, partial.new_empty(a.lanes, 2, channels))
 
 
 def _input_gradient(
-    a: LaneNormArguments, x: View, given: _Given, sums: Tensor | None, dx: View
+    a: LaneNormArguments, given: Presum, d: View | None, sums: Tensor | None, dx: View
 ) -> None:
-    d = given.d.tensor
     stored = d is not None and sums is not None  # by `sums_kernel`: nothing is recomputed
     if stored:
-        given = _Given(ABSENT, ABSENT, ABSENT, given.d, None)
-    sizes = _sizes(x, a.lanes)
-    even = flat(sizes.positions, x, dx, *given[:4])
-    tile = choose("norm_gradient", x.tensor, sizes.channels, flat=even)
+        given = Presum(given.x, None, None, None, None)
+    sizes = _sizes(given.x, a.lanes)
+    even = flat(sizes.positions, dx, *given[:4], d)
+    tile = choose("norm_gradient", a.x, sizes.channels, flat=even)
     tiles, parts = triton.cdiv(sizes.rows, tile.rows), triton.cdiv(sizes.channels, tile.cols)
-    input_gradient_kernel[(a.lanes * tiles * parts,)](
-        x.tensor, *given.tensors(), *_vectors(a), given.grad_y.tensor, given.grad_dist2,
-        d if stored else None, None if stored else d, sums if a.training else None, dx.tensor,
-        *sizes, tiles, *_numbers(a), 1.0 / sizes.rows,
-        x.strides, *given.strides(), dx.strides,
+    launch(
+        input_gradient_kernel, a.lanes * tiles * parts,
+        given, _normaliser(a), d if stored else None, None if stored else d,
+        sums if a.training else None, dx, sizes, tiles, 1.0 / sizes.rows,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip

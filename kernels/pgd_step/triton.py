@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.device import narrow, power_of_two
+from ..shared.device import launch, narrow, power_of_two
 from ..shared.layout import laid_out, layout_of, like
 from .arguments import PgdStepArguments
 
@@ -83,11 +83,33 @@ def forward(a: PgdStepArguments) -> Tensor:
     x, grad, clean = (laid_out(t, layout) for t in (a.x_adv, a.grad, a.x_clean))
     with torch.cuda.device_of(x):
         if a.norm == "linf":
-            linf_kernel[(triton.cdiv(x.numel(), 2048),)](
-                x, grad, clean, out, x.numel(), a.step, a.eps, BLOCK=2048, num_warps=4
+            launch(
+                linf_kernel,
+                triton.cdiv(x.numel(), 2048),
+                x,
+                grad,
+                clean,
+                out,
+                x.numel(),
+                a.step,
+                a.eps,
+                BLOCK=2048,
+                num_warps=4,
             )
         else:
             size = x[0].numel()
             block = power_of_two(size, 4096)
-            l2_kernel[(len(x),)](x, grad, clean, out, size, a.step, a.eps, BLOCK=block, num_warps=8)
+            launch(
+                l2_kernel,
+                len(x),
+                x,
+                grad,
+                clean,
+                out,
+                size,
+                a.step,
+                a.eps,
+                BLOCK=block,
+                num_warps=8,
+            )
     return out

@@ -7,6 +7,8 @@ what comes otherwise is copied.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,19 @@ def sums(x: Tensor, *sizes: int) -> Tensor:
     return torch.empty(sizes, dtype=accumulator(x.dtype))
 
 
+@overload
+def as_sums(t: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def as_sums(t: Tensor | None, x: Tensor) -> Tensor | None: ...
 def as_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
     """`t`, of any shape, contiguous, in the dtype of x's sums."""
     return None if t is None else t.detach().to(accumulator(x.dtype)).contiguous()
 
 
+@overload
+def laid(t: Tensor, layout: torch.memory_format) -> Tensor: ...
+@overload
+def laid(t: Tensor | None, layout: torch.memory_format) -> Tensor | None: ...
 def laid(t: Tensor | None, layout: torch.memory_format) -> Tensor | None:
     """`t` (N, C, H, W) in `layout`, without gradient."""
     return laid_out(None if t is None else t.detach(), layout)

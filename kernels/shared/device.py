@@ -15,34 +15,42 @@ wave hold more than 2**31 elements.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 # Newer Triton warns unless this is decided; contracting a*b+c is what PyTorch's own kernels do.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 """Triton's interpreter multiplies bfloat16 as bit patterns; there products are taken in float32."""
 
 
 class View(NamedTuple):
-    """A tensor as (sample, position, channel) with its strides, in elements."""
+    """A tensor as (sample, position, channel[, front]) with its strides, in elements.
 
-    tensor: Tensor | None
-    strides: tuple[int, int, int]
+    Kernels take it whole, and other records whose parts always travel together; an absent one, or
+    a part that is absent, is None, and the code that would read it is not compiled.
+    """
+
+    tensor: Tensor
+    strides: tuple[int, ...]
 
 
-ABSENT = View(None, (0, 0, 0))
-
-
-def view(x: Tensor | None) -> View:
+@overload
+def view(x: Tensor) -> View: ...
+@overload
+def view(x: None) -> None: ...
+@overload
+def view(x: Tensor | None) -> View | None: ...
+def view(x: Tensor | None) -> View | None:
     """(N, C, ...) as (sample, position, channel); a copy only where H and W do not collapse."""
     if x is None:
-        return ABSENT
+        return None
     flat = x.flatten(2) if _collapses(x) else channels_last(x).flatten(2)
     return View(flat, (flat.stride(0), flat.stride(2), flat.stride(1)))
 
@@ -63,9 +71,14 @@ def power_of_two(n: int, most: int) -> int:
     return min(triton.next_power_of_2(max(n, 1)), most)
 
 
-def flat(positions: int, *views: View) -> bool:
+def flat(positions: int, *views: View | None) -> bool:
     """Whether the rows of all `views` lie at equal distances."""
-    return all(v.tensor is None or v.strides[0] == positions * v.strides[1] for v in views)
+    return all(v is None or v.strides[0] == positions * v.strides[1] for v in views)
+
+
+def launch(kernel: Any, programs: int, *arguments: object, **fixed: object) -> None:
+    """Run `programs` of a kernel. `fixed`: its constants, and Triton's num_warps, num_stages."""
+    kernel[(programs,)](*arguments, **fixed)
 
 
 @triton.jit
@@ -95,15 +108,17 @@ def tile_offsets(first, row, column, positions, strides, FLAT: tl.constexpr):
 
 
 @triton.jit
-def load_tile(pointer, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
-    """A tile, zero where masked out."""
+def load_tile(view, first, row, column, mask, positions, FLAT: tl.constexpr):
+    """A tile, zero where masked out; view: (pointer, strides)."""
+    pointer, strides = view
     offsets = tile_offsets(first, row, column, positions, strides, FLAT)
     return tl.load(pointer + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tile(pointer, values, first, row, column, mask, positions, strides, FLAT: tl.constexpr):
-    """Store float32 `values` in the dtype behind `pointer`."""
+def store_tile(view, values, first, row, column, mask, positions, FLAT: tl.constexpr):
+    """Store float32 `values` in the dtype behind the view's pointer."""
+    pointer, strides = view
     offsets = tile_offsets(first, row, column, positions, strides, FLAT)
     tl.store(pointer + offsets, narrow(values, pointer), mask=mask)
 
@@ -159,7 +174,8 @@ def sum_partials(partial: Tensor, dim: int, out: Tensor) -> Tensor:
     tile_count = power_of_two(count, 16 if dim == 0 else 128)
     tile_size = max(1024 // tile_count, 16)
     if size:
-        sum_partials_kernel[(triton.cdiv(size, tile_size),)](
+        launch(
+            sum_partials_kernel, triton.cdiv(size, tile_size),
             partial, out, count, size, partial.stride(dim), partial.stride(1 - dim),
             COUNT=tile_count, SIZE=tile_size, num_warps=4,
         )  # fmt: skip

@@ -4,6 +4,8 @@ real ones allocate.
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,10 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format if contiguous else torch.channels_last
 
 
+@overload
+def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor: ...
+@overload
+def laid_out(x: Tensor | None, layout: torch.memory_format) -> Tensor | None: ...
 def laid_out(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
     """`x` (N, C, H, W), copied only where it does not lie in `layout`."""
     return None if x is None else x.contiguous(memory_format=layout)

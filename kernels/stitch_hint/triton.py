@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import overload
 
 import torch
 import triton
 from torch import Tensor
 
-from ...errors import FulaError
-from ..shared.device import View, channels_last, flat, sum_partials
+from ...errors import FulaError, not_none
+from ..shared.device import View, channels_last, flat, launch, sum_partials
 from ..shared.layout import fronts_like, stitched
 from ..shared.operators import Incoming
 from ..shared.tiles import choose
 from .arguments import StitchHintArguments
 from .device import (
+    Grads,
+    StitchLaunch,
+    StitchSizes,
     fused_gradient_kernel,
     input_gradient_kernel,
     stitch_kernel,
@@ -34,32 +37,10 @@ WORKSPACE = 256 << 20
 _PROGRAMS = 1024  # fills any current GPU a few times over
 
 
-class StitchLaunch(NamedTuple):
-    """The forward inputs as kernels take them: x and target located, weight in x's dtype."""
-
-    x: View
-    weight: Tensor
-    bias: Tensor
-    x_index: Tensor
-    target: View
-    target_index: Tensor
-
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """(lanes, samples, positions, c1, c2)."""
-        _, samples, c1, positions = self.x.tensor.shape
-        return len(self.weight), samples, positions, c1, self.weight.shape[1]
-
-    def lanes_inner(self) -> bool:
-        """Whether neighbours share a row tile (re-reading weights) or a lane (re-reading rows)."""
-        lanes, samples, positions, c1, c2 = self.sizes()
-        return lanes * c1 * c2 < samples * positions * (c1 + c2)
-
-
-class Grads(NamedTuple):
-    """Incoming gradients: of y (located), of dist2; either may be absent."""
-
-    y: View
-    dist2: Tensor | None
+def _lanes_inner(sizes: StitchSizes) -> bool:
+    """Whether neighbours share a row tile (re-reading weights) or a lane (re-reading rows)."""
+    lanes, samples, positions, c1, c2 = sizes
+    return lanes * c1 * c2 < samples * positions * (c1 + c2)
 
 
 def fronts(x: Tensor) -> Tensor:
@@ -73,15 +54,23 @@ def fronts(x: Tensor) -> Tensor:
     return channels_last(x.flatten(0, 1)).flatten(2).unflatten(0, x.shape[:2])
 
 
-def located(x: Tensor | None) -> View:
+@overload
+def located(x: Tensor) -> View: ...
+@overload
+def located(x: Tensor | None) -> View | None: ...
+def located(x: Tensor | None) -> View | None:
     """Fronts or targets with their strides (sample, position, channel, front)."""
     if x is None:
-        return View(None, (0, 0, 0, 0))
+        return None
     x = fronts(x)
     return View(x, (x.stride(1), x.stride(3), x.stride(2), x.stride(0)))
 
 
-def lanes_located(y: Tensor | None) -> View:
+@overload
+def lanes_located(y: Tensor) -> View: ...
+@overload
+def lanes_located(y: Tensor | None) -> View | None: ...
+def lanes_located(y: Tensor | None) -> View | None:
     """Outputs (L*B, C, H, W), tokens (L*B, T, C) or vectors (L*B, C), likewise."""
     return located(None if y is None else y.unsqueeze(0))
 
@@ -127,38 +116,34 @@ def forward(a: StitchHintArguments) -> tuple[Tensor | None, Tensor | None]:
         dist2 = None
         if a.target is not None:
             dist2 = a.x.new_empty(lanes, samples, dtype=torch.float32)
-        _product(stitch, y, dist2, _NONE)
+        _product(stitch, y, dist2, Grads(None, None))
     return y, dist2
-
-
-_NONE = Grads(View(None, (0, 0, 0, 0)), None)
 
 
 def _product(stitch: StitchLaunch, y: Tensor | None, dist2: Tensor | None, grads: Grads) -> None:
     """y and dist2; or e into y where there is a gradient."""
-    lanes, samples, positions, c1, c2 = stitch.sizes()
+    sizes = stitch.sizes()
+    lanes, samples, positions, c1, c2 = sizes
     if not lanes * samples * positions:
         if dist2 is not None:
             dist2.zero_()
         return
-    x, target, out = stitch.x, stitch.target, lanes_located(y)
-    even = flat(positions, x, target, grads.y, out)
-    tile = choose("stitch", x.tensor, c2, c1, flat=even)
+    x, out = stitch.x.tensor, lanes_located(y)
+    even = flat(positions, stitch.x, stitch.target, grads.grad_y, out)
+    tile = choose("stitch", x, c2, c1, flat=even)
     tiles, parts = triton.cdiv(samples * positions, tile.rows), triton.cdiv(c2, tile.cols)
     partial = None
     if dist2 is not None:
         partial = dist2.new_empty(dist2.numel(), positions * parts)
-    stitch_kernel[(lanes * tiles * parts,)](
-        x.tensor, stitch.weight, stitch.bias, stitch.x_index, target.tensor, stitch.target_index,
-        grads.y.tensor, grads.dist2, out.tensor, partial,
-        lanes, samples, positions, c1, c2, tiles, parts,
-        x.strides, target.strides, grads.y.strides, out.strides,
-        GRADIENT=grads.dist2 is not None, PRECISION=precision(x.tensor.dtype),
-        LANES_INNER=stitch.lanes_inner(), FLAT=even,
+    launch(
+        stitch_kernel, lanes * tiles * parts,
+        stitch, grads, out, partial, sizes, tiles, parts,
+        GRADIENT=grads.grad_dist2 is not None, PRECISION=precision(x.dtype),
+        LANES_INNER=_lanes_inner(sizes), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    if partial is not None:
+    if partial is not None and dist2 is not None:
         sum_partials(partial, 1, dist2)
 
 
@@ -203,12 +188,12 @@ def _groups(
     """All lanes at once if e need not be written; else groups of at most WORKSPACE bytes of e."""
     lanes, samples, positions, _, c2 = stitch.sizes()
     size = lanes
-    if grads.dist2 is not None:
+    if grads.grad_dist2 is not None:
         size = max(WORKSPACE // (samples * positions * c2 * 4), 1)
     for start in range(0, lanes, size):
         part = slice(start, min(start + size, lanes))
         given = None if grad_y is None else grad_y[part.start * samples : part.stop * samples]
-        dist2 = None if grads.dist2 is None else grads.dist2[part]
+        dist2 = None if grads.grad_dist2 is None else grads.grad_dist2[part]
         lanes_of = stitch._replace(
             weight=stitch.weight[part],
             bias=stitch.bias[part],
@@ -220,8 +205,8 @@ def _groups(
 
 def _residual(x: Tensor, stitch: StitchLaunch, grads: Grads, grad_y: Tensor | None) -> Tensor:
     """e = grad_y + 2 * grad_dist2 * (y - target), in float32 where float16 has not the range."""
-    if grads.dist2 is None:
-        return grad_y
+    if grads.grad_dist2 is None:
+        return not_none(grad_y)
     lanes, samples, _, _, c2 = stitch.sizes()
     dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
     e = stitched(x, lanes * samples, c2, dtype)
@@ -249,19 +234,18 @@ def _finish(partial: Tensor, out: Tensor) -> None:
 
 
 def _fused_gradient(stitch: StitchLaunch, grads: Grads, dw: Tensor, db: Tensor) -> None:
-    lanes, samples, positions, c1, c2 = stitch.sizes()
-    x, target = stitch.x, stitch.target
-    even = flat(positions, x, target, grads.y)
-    tile = choose("fused_gradient", x.tensor, c2, c1, flat=even)
+    sizes = stitch.sizes()
+    lanes, _, positions, c1, c2 = sizes
+    x = stitch.x.tensor
+    even = flat(positions, stitch.x, stitch.target, grads.grad_y)
+    tile = choose("fused_gradient", x, c2, c1, flat=even)
     parts = triton.cdiv(c2, tile.cols)
     splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
-    fused_gradient_kernel[(lanes * splits * parts,)](
-        x.tensor, stitch.weight, stitch.bias, stitch.x_index, target.tensor, stitch.target_index,
-        grads.y.tensor, grads.dist2, partial_w, partial_b,
-        lanes, samples, positions, c1, c2, splits, each, parts,
-        x.strides, target.strides, grads.y.strides, PRECISION=precision(x.tensor.dtype),
-        LANES_INNER=stitch.lanes_inner(), FLAT=even,
+    launch(
+        fused_gradient_kernel, lanes * splits * parts,
+        stitch, grads, partial_w, partial_b, sizes, splits, each, parts,
+        PRECISION=precision(x.dtype), LANES_INNER=_lanes_inner(sizes), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, DEPTH=max(triton.next_power_of_2(c1), 16),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -270,7 +254,8 @@ def _fused_gradient(stitch: StitchLaunch, grads: Grads, dw: Tensor, db: Tensor) 
 
 
 def _weight_gradient(stitch: StitchLaunch, e: View, dw: Tensor, db: Tensor) -> None:
-    lanes, samples, positions, c1, c2 = stitch.sizes()
+    sizes = stitch.sizes()
+    lanes, _, positions, c1, c2 = sizes
     x = stitch.x
     even = flat(positions, x, e)
     tile = choose("weight_gradient", x.tensor, c2, c1, flat=even)
@@ -278,10 +263,10 @@ def _weight_gradient(stitch: StitchLaunch, e: View, dw: Tensor, db: Tensor) -> N
     parts = triton.cdiv(c2, tile.cols) * blocks
     splits, each = _splits(stitch, parts, tile.rows)
     partial_w, partial_b = _partials(splits, dw), _partials(splits, db)
-    weight_gradient_kernel[(lanes * splits * parts,)](
-        x.tensor, stitch.x_index, e.tensor, partial_w, partial_b,
-        lanes, samples, positions, c1, c2, splits, each, blocks, parts, x.strides, e.strides,
-        PRECISION=precision(x.tensor.dtype), LANES_INNER=stitch.lanes_inner(),
+    launch(
+        weight_gradient_kernel, lanes * splits * parts,
+        x, stitch.x_index, e, partial_w, partial_b, sizes, splits, each, blocks, parts,
+        PRECISION=precision(x.tensor.dtype), LANES_INNER=_lanes_inner(sizes),
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, DEPTH=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -291,14 +276,15 @@ def _weight_gradient(stitch: StitchLaunch, e: View, dw: Tensor, db: Tensor) -> N
 
 def _input_gradient(stitch: StitchLaunch, e: View, dx: View, order: Tensor, starts: Tensor) -> None:
     """dx of every front, summed over its lanes in their order."""
-    _, samples, positions, c1, c2 = stitch.sizes()
+    sizes = stitch.sizes()
+    _, samples, positions, c1, c2 = sizes
     count = len(stitch.x.tensor)
     even = flat(positions, e, dx)
     tile = choose("input_gradient", stitch.x.tensor, c1, c2, flat=even)
     tiles = triton.cdiv(samples * positions, tile.rows)
-    input_gradient_kernel[(count * tiles * triton.cdiv(c1, tile.cols),)](
-        e.tensor, stitch.weight, order, starts, dx.tensor,
-        samples, positions, c1, c2, count, tiles, e.strides, dx.strides,
+    launch(
+        input_gradient_kernel, count * tiles * triton.cdiv(c1, tile.cols),
+        e, stitch.weight, order, starts, dx, sizes, count, tiles,
         PRECISION=precision(e.tensor.dtype), FLAT=even,
         ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
         num_warps=tile.warps, num_stages=tile.stages,

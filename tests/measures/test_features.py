@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fula_fast.errors import FulaError
-from fula_fast.measures.features import as_matrix, default_features, rows_per_sample
+from fula_fast.measures.features import as_matrix, rows_per_sample
 from fula_fast.measures.registry import Features, measure
 from fula_fast.measures.sampling import by_row
 
@@ -60,8 +60,8 @@ def test_vectors_stay() -> None:
 
 
 def test_defaults_are_valid() -> None:
-    assert default_features(measure("linear_cka"), 4) is Features.MEAN
-    assert default_features(measure("linear_cka"), 3) is Features.MEAN
+    assert measure("linear_cka").map_features is Features.MEAN
+    assert measure("linear_cka").token_features is Features.MEAN
 
 
 @pytest.mark.parametrize(

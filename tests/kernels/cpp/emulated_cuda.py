@@ -18,6 +18,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from fula_fast import kernels
 from fula_fast.kernels import backend
 from fula_fast.kernels.aot.variants import variants
+from fula_fast.kernels.shared.device import View
 
 DTYPES = {
     torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, torch.uint8: 4,
@@ -97,7 +99,10 @@ class Emulator:
         constants = constants | entry["constants"]  # what the binary was built with
         if "_fast" in name:
             check_alignment(name, values)
-        kernel[(grid,)](*(argument_of(n, values, constants) for n in kernel.arg_names))
+        records = get_type_hints(kernel.fn)
+        kernel[(grid,)](
+            *(argument_of(n, records.get(n), values, constants) for n in kernel.arg_names)
+        )
 
     def value(self, kind: str, address: int) -> object:
         if kind in SCALARS:
@@ -140,9 +145,16 @@ def check_alignment(name: str, values: dict) -> None:
             assert value % 16 == 0, (name, argument, value)
 
 
-def argument_of(name: str, values: dict, constants: dict) -> object:
+def argument_of(name: str, record: object, values: dict, constants: dict) -> object:
+    """An argument of a kernel by its name, a record made of its parts by theirs."""
     if name in constants:
         return constants[name]
+    kinds = [kind for kind in (record, *get_args(record)) if hasattr(kind, "_fields")]
+    if View in kinds:
+        return View(values[name], argument_of(f"{name}_strides", None, values, constants))
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        return kind(*(argument_of(n, hints[n], values, constants) for n in kind._fields))
     if name in values:
         return values[name]
     parts = {int(m[1]): v for n, v in values.items() if (m := re.fullmatch(rf"{name}\[(\d)\]", n))}

@@ -78,17 +78,14 @@ class Norm {
     launch.pointer("weight", n_.weight).pointer("bias", n_.bias);
     launch.pointer("mean", n_.mean).pointer("var", n_.var);
     launch.pointer("x", n_.x.data).strides("x", strides_of(n_.x, last_));
-    launch.strides("residual", Strides()).strides("target", Strides());
-    launch.strides("grad", Strides()).strides("d", Strides());
   }
 
   // An input of the call; or one zero, where a kernel has it all the same (`fast` ones have not).
-  fula_status input(Launch &launch, const char *pointer, const char *strides,
-                    const Activation &a) {
+  fula_status input(Launch &launch, const char *name, const Activation &a) {
     if (!a.data && fast_) return FULA_OK;
     Pointer zero = reinterpret_cast<Pointer>(a.data);
     if (!a.data) FULA_TRY(s_.zero(&zero));
-    launch.pointer(pointer, zero).strides(strides, strides_of(a, last_));
+    launch.pointer(name, zero).strides(name, strides_of(a, last_));
     return FULA_OK;
   }
 
@@ -120,8 +117,8 @@ class Norm {
     const bool target = n_.target.data != nullptr;
     Launch launch(s_, name("normalise", n_.residual.data || !fast_, target));
     describe(launch);
-    FULA_TRY(input(launch, "residual", "residual", n_.residual));
-    if (target) FULA_TRY(input(launch, "target", "target", n_.target));
+    FULA_TRY(input(launch, "residual", n_.residual));
+    if (target) FULA_TRY(input(launch, "target", n_.target));
     const i64 tiles = ceil_div(rows_, launch.size("ROWS"));
     const i64 parts = ceil_div(n_.x.channels, launch.size("COLS"));
     launch.number("tiles", tiles).number("parts", parts);
@@ -139,11 +136,11 @@ class Norm {
     if (!n_.dy.data) fast_ = false;  // a zero with strides 0 stands in
     Launch launch(s_, name("sums", n_.residual.data || !fast_, target));
     describe(launch);
-    FULA_TRY(input(launch, "residual", "residual", n_.residual));
-    FULA_TRY(input(launch, "grad_y", "grad", n_.dy));
-    if (target) FULA_TRY(input(launch, "target", "target", n_.target));
+    FULA_TRY(input(launch, "residual", n_.residual));
+    FULA_TRY(input(launch, "grad_y", n_.dy));
+    if (target) FULA_TRY(input(launch, "target", n_.target));
     launch.pointer("grad_dist2", n_.ddist2).pointer("d_out", d);
-    launch.strides("d", strides_of(n_.x, last_));
+    launch.strides("d_out", strides_of(n_.x, last_));
     i64 chunks, tiles;
     Pointer partial;
     chunk(launch, 32, &chunks, &tiles);
@@ -160,7 +157,7 @@ class Norm {
     const i64 tiles = ceil_div(rows_, launch.size("ROWS"));
     launch.number("tiles", tiles).pointer("sums", sums);
     launch.real("share", n_.training ? 1.0 / static_cast<double>(rows_) : 0.0);
-    launch.pointer("d_in", d).strides("d", strides_of(n_.x, last_));
+    launch.pointer("d_in", d).strides("d_in", strides_of(n_.x, last_));
     launch.pointer("dx", n_.dx.data).strides("dx", strides_of(n_.dx, last_));
     return launch.run(n_.lanes * tiles * ceil_div(n_.x.channels, launch.size("COLS")));
   }

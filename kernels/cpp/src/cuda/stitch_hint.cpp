@@ -96,7 +96,6 @@ class Stitch {
     launch.pointer("x", a_.x.data).strides("x", strides_of(a_.x, a_.last, a_.batch));
     launch.pointer("target", a_.target.data);
     launch.strides("target", strides_of(a_.target, a_.last, a_.batch));
-    launch.strides("grad", Strides()).strides("y", Strides());
     launch.pointer("weight", weight_ + static_cast<Pointer>(lane * a_.c1 * a_.c2 * es_));
     launch.pointer("bias", at(a_.bias) + static_cast<Pointer>(lane * a_.c2 * 4));
     launch.pointer("x_index", x_index_ + static_cast<Pointer>(8 * lane));
@@ -121,7 +120,7 @@ class Stitch {
     const i64 parts = ceil_div(a_.c2, std::max<i64>(1, launch.size("COLS")));
     launch.number("tiles", tiles).number("parts", parts);
     launch.pointer("y", y.data).strides("y", y.strides);
-    launch.pointer("grad_y", dy.data).strides("grad", dy.strides);
+    launch.pointer("grad_y", dy.data).strides("grad_y", dy.strides);
     Pointer partial = 0;
     if (dist2) FULA_TRY(s_.scratch_floats(lanes * rows_ * parts, &partial));
     FULA_TRY(launch.pointer("partial", partial).run(lanes * tiles * parts));
@@ -185,7 +184,7 @@ class Stitch {
     Located dy;
     FULA_TRY(incoming(0, &dy));
     describe(launch, 0, a_.lanes);
-    launch.pointer("grad_y", dy.data).strides("grad", dy.strides);
+    launch.pointer("grad_y", dy.data).strides("grad_y", dy.strides);
     return gradients(launch, 0, a_.lanes, ceil_div(a_.c2, std::max<i64>(1, launch.size("COLS"))));
   }
 
