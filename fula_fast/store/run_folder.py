@@ -25,7 +25,7 @@ from ..files.sealed_rows import Seal, SealedRows, write_rows
 from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
 from .finished import FinishedCells, warn
-from .shards import STATUSES, Shard, clean_rows, folder_of, next_stem, write_shard
+from .shards import STATUSES, Moment, Shard, clean_rows, folder_of, next_stem, write_shard
 from .tables import batches, collecting_nothing, save_tables, table_of
 from .trained_tensors import TrainedTensors
 from .writers import Writers
@@ -48,6 +48,11 @@ class _Plan(TypedDict):
 class _Spec(TypedDict):
     spec: dict[str, Any]
     plan: str
+
+
+class _Launch(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    started: Moment
 
 
 class _Progress(TypedDict):
@@ -303,7 +308,7 @@ class Store:
         found = []
         for path in sorted((self.folder / "launches").glob("[!.]*.json")):
             try:
-                found.append(sealed.read_json(path, LAUNCH, dict[str, Any]))
+                found.append(sealed.read_json(path, LAUNCH, _Launch))
             except (sealed.Damaged, sealed.Newer) as error:
                 warn(error)
         return found

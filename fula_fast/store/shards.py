@@ -28,7 +28,21 @@ def _known(rows: list[Any]) -> list[Any]:
             raise ValueError("a row names no cell")
         if row.get("status") not in STATUSES:
             raise ValueError(f"the status of a row is none of {STATUSES}")
+        if not all(isinstance(row.get(name), str | None) for side in _SIDES for name in side):
+            raise ValueError("a donor of a row is no text")
     return rows
+
+
+_SIDES = ("front", "front_hash"), ("end", "end_hash")
+
+
+def _moment(text: str) -> str:
+    datetime.fromisoformat(text)  # raises ValueError
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
+"""A time: ISO 8601."""
 
 
 class _Stitches(TypedDict):
@@ -40,7 +54,7 @@ class _Stitches(TypedDict):
 class _Content(TypedDict):
     run: str
     wave: str
-    written: str
+    written: Moment
     stitches: _Stitches | None
     rows: Annotated[list[Any], AfterValidator(_known)]
 
@@ -120,8 +134,7 @@ def read_shard(path: Path, run: str, stitches_folder: Path) -> tuple[Shard, list
 
 def _donors(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
     """Names and content hashes of the donors of all rows that tell them."""
-    sides = ("front", "front_hash"), ("end", "end_hash")
-    return {(row[n], row[h]) for n, h in sides for row in rows if row.get(h) and row.get(n)}
+    return {(row[n], row[h]) for n, h in _SIDES for row in rows if row.get(h) and row.get(n)}
 
 
 def _stitches(shard: Path, path: Path, expected: int) -> Path:

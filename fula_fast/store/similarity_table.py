@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from ..errors import FulaError
 from ..files import sealed
 from .finished import StoreWarning
@@ -78,12 +80,19 @@ def write_pair(store: Store, pair: Sequence[str], facts: Mapping[str, Any], rows
     sealed.write_json(_path(store, pair), sealed.SIMILARITY, content, indent=None)
 
 
+class _Pair(TypedDict):
+    run: str
+    pair: list[str]
+    facts: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
 def read_pair(store: Store, pair: Sequence[str]) -> dict[str, Any] | None:
     """The `facts` and `rows` of a finished pair; None for a missing one, and, with a warning, for a
     damaged one or one of another run."""
     path = _path(store, pair)
     try:
-        found = sealed.read_json(path, sealed.SIMILARITY, dict[str, Any])
+        found = sealed.read_json(path, sealed.SIMILARITY, _Pair)
         if (found["run"], found["pair"]) != (store.id, list(pair)):
             raise sealed.Damaged(path, sealed.SIMILARITY, "it is of another pair or run")
     except FileNotFoundError:

@@ -7,16 +7,21 @@ outside the cache, whatever names the archive holds.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfileobj
+from typing import IO
 
 import numpy as np
 
@@ -30,6 +35,7 @@ MOST_BYTES = 1 << 30
 """Of one file in an archive."""
 _MAPPED_BYTES = 64 << 20
 _BLOCK = 1 << 20
+_MOST_HEADER, _MOST_ENDS = 16 << 20, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +181,32 @@ def _archive(path: Path) -> FileTree:
     )
 
 
+class _Bounded:
+    """What tarfile reads: up to `allowed` bytes, and not for ever at its end, where tarfile goes on
+    skipping whatever size a header claims."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._ends, self.allowed = file, 0, _MOST_HEADER
+
+    def read(self, size: int) -> bytes:
+        block = self._file.read(size)
+        self.allowed -= len(block)
+        self._ends += not block
+        if self.allowed < 0:
+            raise ValueError("a name or header in it is huge")
+        if self._ends > _MOST_ENDS:
+            raise EOFError("it ends within a file")
+        return block
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """The archive's content, whatever compresses it."""
+    start = raw.read(6)
+    raw.seek(0)
+    opened = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    return next((opens(raw) for mark, opens in opened.items() if start.startswith(mark)), raw)
+
+
 def _pack(archive: Path, folder: Path) -> None:
     """Write the archive's contents, one after the other, with their names and places.
 
@@ -185,8 +217,14 @@ def _pack(archive: Path, folder: Path) -> None:
     links: dict[str, str] = {}
     left_out: list[str] = []
     try:
-        with tarfile.open(archive, "r|*") as tar, (folder / "content.bin").open("wb") as out:
+        with (
+            archive.open("rb") as raw,
+            _unpacked(raw) as plain,
+            tarfile.open(fileobj=(stream := _Bounded(plain)), mode="r|") as tar,
+            (folder / "content.bin").open("wb") as out,
+        ):
             for member in tar:
+                stream.allowed = max(member.size, 0) + _MOST_HEADER
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
                 if name.rsplit("/", 1)[-1].startswith(".") or member.isdir():
@@ -207,7 +245,7 @@ def _pack(archive: Path, folder: Path) -> None:
                 start = out.tell()
                 copyfileobj(tar.extractfile(member), out, _BLOCK)
                 places[os.fsencode(name)] = (start, out.tell())
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OSError, lzma.LZMAError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise  # a full disk, not a broken archive
         raise FulaError(

@@ -20,6 +20,7 @@ import torch
 from pyarrow import parquet
 
 from fula_fast.errors import FulaError
+from fula_fast.files import sealed
 from fula_fast.store import COLUMNS, Store, StoreWarning, finished, tables
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
@@ -230,6 +231,39 @@ def test_launches_come_back_in_order(store: Store) -> None:
     store.add_launch({"torch": "2"})
     store.add_launch({"torch": "3"})
     assert [launch["torch"] for launch in store.launches()] == ["2", "3"]
+
+
+def _resealed(path: Path, change) -> None:
+    """Another content with the digest of that, as no accident makes it."""
+    found = json.loads(path.read_text())
+    change(found["content"])
+    path.write_text(json.dumps(found | {"digest": sealed.digest_of(found["content"])}))
+
+
+@pytest.mark.parametrize("started", [None, 3, "yesterday"])
+def test_a_launch_without_a_time_is_left_out(store: Store, started) -> None:
+    store.add_launch({})
+    note = only(store.folder, "launches/*.json")
+    _resealed(note, lambda content: content.update(started=started))
+    with pytest.warns(StoreWarning, match="note of a launch .* its 'started' is wrong"):
+        assert store.launches() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(written="soon"),
+        lambda content: content["rows"][0].update(front=["a"], front_hash="0"),
+        lambda content: content["rows"][0].update(end_hash={}),
+        lambda content: content["rows"].append({"cell": 3}),
+        lambda content: content["rows"].append({"cell": "c1", "status": "done"}),
+    ],
+)
+def test_rows_of_another_form_count_as_missing(store: Store, change) -> None:
+    store.write("w", [row(0)])
+    _resealed(only(store.folder, "cells/*/*.json"), change)
+    with pytest.warns(StoreWarning, match="shard of finished cells .* is damaged"):
+        assert Store.open(store.folder).rows() == []
 
 
 class TestTables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 
@@ -86,6 +87,29 @@ def test_broken_archives_are_named(tmp_path):
         open_tree(tmp_path / "a.zip")
     with pytest.raises(FulaError, match="nowhere' is missing"):
         open_tree(tmp_path / "nowhere")
+
+
+def _header(name: str, size: int, form: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, form
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (_header("notes.txt", 1 << 60) + bytes(2048), "it ends within a file"),  # was skipped for years
+        (_header("long", 1 << 30, tarfile.GNUTYPE_LONGNAME) + bytes(20 << 20), "header in it is huge"),
+        (_header("train/a/0.png", 1 << 40) + bytes(2048), "holds 'train/a/0.png' of 1099511627776 bytes"),
+    ],
+    ids=["file", "name", "image"],
+)  # fmt: skip
+def test_sizes_that_headers_claim_are_not_believed(tmp_path, content, reason):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    assert path.stat().st_size < 200_000
+    with pytest.raises(FulaError, match=reason):
+        open_tree(path)
 
 
 def test_keys_follow_content(tmp_path):

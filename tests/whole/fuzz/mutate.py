@@ -74,8 +74,7 @@ def _change_node(draw: random.Random, tree: Any) -> Any:
         case 2 if isinstance(holder, dict):
             holder[f"{key}x"] = holder[key]
         case 3:
-            holder[key] = draw.choice(list(_nodes(tree)))
-            return json.loads(json.dumps(tree))  # no node within itself
+            holder[key] = json.loads(json.dumps(draw.choice(_nodes(tree))))
         case _:
             holder[key] = draw.choice(_ODD)
     return tree
