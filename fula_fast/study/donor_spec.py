@@ -10,8 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
-from ..pipelines.draws.augment import Normalisation
-from ..pipelines.draws.frame import Frame
+from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
 from .toml import Form
