@@ -24,6 +24,9 @@ _BLOCKS = (
     r"stages\.\d+",
     r"layers\.\d+",
     r"features\.\d+",
+    r"s\d\.b\d+",
+    r"transformers\.\d+",
+    r"level\d",
 )
 """Names of a model's blocks in torchvision and timm; the first pattern with two matches wins."""
 

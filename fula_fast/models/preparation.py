@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FulaError
-from ..pipelines import Normalisation
 from ..pipelines.draws.augment import Moments, moments_on, normalised_tensor
-from ..pipelines.draws.frame import Frame, Input, Interpolation, framed
+from ..pipelines.draws.frame import Frame, Input, Interpolation, Normalisation, framed
 from .staged import Staged
 
 

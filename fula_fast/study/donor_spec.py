@@ -10,8 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
-from ..pipelines.draws.augment import Normalisation
-from ..pipelines.draws.frame import Frame
+from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
 from .toml import Form
@@ -225,7 +224,8 @@ class DonorSpec(SpecTable):
     - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint, or `fast`.
     - `epochs`, `batch_size`, `lr`: replace the recipe's value.
     - `data`: what it is trained on; unset: the run's data.
-    - `input`: how images reach it; unset: as those of [data] are.
+    - `input`: how images reach it; what is unset is as its library says of a pretrained model, else
+      as in the donor's data.
     - `crop_padding`, `flip`: augmentation of its training; unset: the protocol's.
     - `shortcut`: marker on its training images.
     - `checkpoint`: file of its weights; it is not trained then.

@@ -18,7 +18,7 @@ from ..device.mode import ModeName
 from ..device.precision import PrecisionName
 from ..errors import FulaError, check_name, nearest, not_none
 from ..measures.registry import Needs, measures
-from .donor_spec import DataSpec, DonorSpec, SpecTable
+from .donor_spec import DataSpec, DonorSpec, InputSpec, SpecTable
 from .grid_spec import GridSpec, Many
 from .protocol import ATTACK_NAME, Protocol, attack_name, protocol
 from .similarity_spec import SimilaritySpec
@@ -303,12 +303,28 @@ def _inherited(spec: Spec) -> Spec:
                 "data": donor.data or spec.data,
                 "crop_padding": _first(donor.crop_padding, base.crop_padding),
                 "flip": _first(donor.flip, base.flip),
+                "input": _input_of(donor),
             }
         )
         for name, donor in spec.donors.items()
     }
     asked = spec.similarity and spec.similarity.paired(spec.grid_pairs, tuple(spec.donors))
     return spec.model_copy(update={"donors": filled, "similarity": asked})
+
+
+def _input_of(donor: DonorSpec) -> InputSpec | None:
+    """A donor's input, with what the library of a pretrained model says where it sets nothing."""
+    from ..models.library_inputs import library_input
+
+    known = library_input(donor.model, donor.build_options())
+    if not known:
+        return donor.input
+    asked = {} if donor.input is None else donor.input.model_dump(exclude_unset=True)
+    if asked.get("size") is not None or asked.get("crop") == "none":
+        del known["resize"]
+    if asked.get("mean") is not None:
+        del known["mean"], known["std"]
+    return parse_table(InputSpec, known | asked, f"donors.{donor.name}.input")
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ...errors import FulaError
-from ..draws.augment import Normalisation
+from ..draws.frame import Normalisation
 
 
 @dataclass(frozen=True, eq=False)

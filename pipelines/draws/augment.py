@@ -8,30 +8,14 @@ Every backend computes, for an output pixel (y, x) of sample i with padding p:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import FulaError
+from .frame import Normalisation
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Per-channel (value - mean) / std, on values in [0, 1], after any marker."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise FulaError(
-                f"normalisation mean {self.mean}, std {self.std}: give as many means as stds, "
-                "stds above 0"
-            )
 
 
 def crop_flip(

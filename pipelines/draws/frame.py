@@ -11,12 +11,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import FulaError
-from .augment import Normalisation
 
 if TYPE_CHECKING:
     import torch
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel (value - mean) / std, on values in [0, 1], after any marker."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise FulaError(
+                f"normalisation mean {self.mean}, std {self.std}: give as many means as stds, "
+                "stds above 0"
+            )
 
 
 @dataclass(frozen=True)

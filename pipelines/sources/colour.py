@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import FulaError, nearest
 from ..decode.images import ImageSet
-from ..draws.augment import Normalisation
+from ..draws.frame import Normalisation
 from ..draws.randomness import Purpose, below, permutation, uniform, words
 
 COLOURS = {

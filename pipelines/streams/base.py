@@ -16,7 +16,6 @@ from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
 from ..draws.augment import (
-    Normalisation,
     crop_flip,
     moments_on,
     normalised,
@@ -24,7 +23,7 @@ from ..draws.augment import (
     to_float_tensor,
     to_floats,
 )
-from ..draws.frame import Frame, framed
+from ..draws.frame import Frame, Normalisation, framed
 from ..draws.randomness import Augmentation, EpochDraw, draw_epoch
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, paste, paste_tensor
 

@@ -10,8 +10,7 @@ import torch
 from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
-from ..draws.augment import Normalisation
-from ..draws.frame import Frame
+from ..draws.frame import Frame, Normalisation
 from ..draws.randomness import EVALUATION, NO_AUGMENTATION, Purpose, permutation
 from ..draws.shortcuts import Markers, Shortcut, draw_markers, evaluation_markers
 from .base import Batch, StreamBase, on_device

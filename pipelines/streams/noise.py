@@ -20,8 +20,7 @@ import torch
 
 from ...errors import FulaError
 from ..decode.images import Source, check_subset
-from ..draws.augment import Normalisation
-from ..draws.frame import Frame
+from ..draws.frame import Frame, Normalisation
 from ..draws.philox import normals, sample_words, uniforms
 from ..draws.randomness import Purpose
 from ..draws.shortcuts import Shortcut

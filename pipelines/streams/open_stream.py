@@ -7,8 +7,7 @@ import torch
 from ...errors import FulaError, nearest
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
-from ..draws.augment import Normalisation
-from ..draws.frame import Frame
+from ..draws.frame import Frame, Normalisation
 from ..draws.randomness import Augmentation
 from ..draws.shortcuts import Shortcut
 from .base import ReferenceStream, Stream, StreamBase

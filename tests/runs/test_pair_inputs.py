@@ -1,6 +1,4 @@
-"""What batches are made to, and what is left for each donor of a pair."""
-
-from __future__ import annotations
+"""What is made once for a pair of donors, and what each of them does itself."""
 
 import pytest
 
@@ -8,36 +6,41 @@ from fula_fast.errors import FulaError
 from fula_fast.pipelines import Frame, Input, Normalisation
 from fula_fast.runs.pair_inputs import PairInputs, pair_inputs
 
-GRAY, OTHER = Normalisation((0.5,) * 3, (0.25,) * 3), Normalisation((0.4,) * 3, (0.2,) * 3)
-SMALL = Input(Frame(8), GRAY)
-LARGE = Input(Frame(12, 16, "bicubic"), GRAY)
-OWN = (OTHER, OTHER)
+HALF, OTHER = (Normalisation((m,), (0.5,)) for m in (0.5, 0.25))
+PLAIN = Input()
 
 
-def test_what_both_take_is_made_once_in_the_batches():
-    made = PairInputs((GRAY, GRAY), Frame(8), Input(), Input())
-    assert pair_inputs([SMALL, SMALL], [False, False], OWN, plain=False) == made
-    assert pair_inputs([SMALL, SMALL], [False, True], OWN, plain=False) == made
+@pytest.mark.parametrize("plain", [False, True])
+def test_pixels_as_they_are_stay_so(plain):
+    found = pair_inputs([PLAIN, PLAIN], [True, True], (None, None), plain=plain)
+    assert found == PairInputs((None, None), None, PLAIN, PLAIN)
 
 
-def test_the_datas_own_normalisation_may_differ_between_training_and_test():
-    own = GRAY, OTHER
-    found = pair_inputs([SMALL, SMALL], [True, True], own, plain=False)
-    assert found == PairInputs(own, Frame(8), Input(), Input())
+def test_equal_inputs_are_made_in_the_batches():
+    given = Input(Frame(8, 9), HALF)
+    found = pair_inputs([given, given], [False, False], (None, None), plain=False)
+    assert found == PairInputs((HALF, HALF), Frame(8, 9), PLAIN, PLAIN)
 
 
-def test_donors_that_differ_prepare_their_images_themselves():
-    found = pair_inputs([SMALL, LARGE], [True, False], OWN, plain=False)
-    assert found == PairInputs((None, None), None, SMALL, LARGE)
+def test_an_attack_moves_pixels_before_them():
+    given = Input(Frame(8, 9), HALF)
+    found = pair_inputs([given, given], [False, False], (None, None), plain=True)
+    assert found == PairInputs((None, None), None, given, given)
 
 
-def test_an_attack_needs_plain_pixels():
-    found = pair_inputs([SMALL, SMALL], [False, False], OWN, plain=True)
-    assert found == PairInputs((None, None), None, SMALL, SMALL)
-    nothing = pair_inputs([Input(), Input()], [False, False], (None, None), plain=True)
-    assert nothing == PairInputs((None, None), None, Input(), Input())
+def test_published_moments_may_differ_from_training_to_tests():
+    """Colour MNIST and its bw variant: each set has its own."""
+    own = Input(None, HALF)
+    found = pair_inputs([own, own], [True, True], (OTHER, HALF), plain=False)
+    assert found.moments == (OTHER, HALF)
+    stated = pair_inputs([own, own], [False, True], (OTHER, HALF), plain=False)
+    assert stated.moments == (HALF, HALF)
 
 
-def test_one_donor_cannot_have_two_normalisations():
+@pytest.mark.parametrize("plain", [False, True])
+def test_but_no_donor_can_follow_them(plain):
+    inputs = [Input(Frame(8), HALF), Input(None, HALF)]
     with pytest.raises(FulaError, match="published with different normalisations"):
-        pair_inputs([SMALL, LARGE], [True, False], (GRAY, OTHER), plain=False)
+        pair_inputs(inputs, [True, True], (OTHER, HALF), plain=plain)
+    same = pair_inputs(inputs, [True, True], (HALF, HALF), plain=plain)
+    assert same == PairInputs((None, None), None, *inputs)

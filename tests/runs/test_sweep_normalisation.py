@@ -86,36 +86,3 @@ def test_attacks_on_normalised_images_are_refused_before_anything_runs(
     with pytest.raises(FulaError, match=words):
         sweep(spec(digits, grid=grid, **protocol), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "run, front, words",
-    [
-        ({}, {"mean": 0.5, "std": 0.25}, r"\[donors.a.data\] .*0.5.*0.25.* mean = \[0\]"),
-        ({"mean": 0.5, "std": 0.25}, {"mean": 0, "std": 1}, r"mean = \[0\].*, \[data\], by .*0.5"),
-        (
-            {"mean": 0.5, "std": 0.25},
-            {"mean": 0.5, "std": 0.5},
-            "give .data. and its donors the same",
-        ),
-        ({"mean": 0.5, "std": 0.25}, {}, r"donors.a.data\] normalises images by mean = \[0\]"),
-    ],
-)
-@pytest.mark.parametrize("role", ["front", "end"])
-def test_donors_of_other_normalisations_are_refused_before_any_training(
-    tmp_path, run, front, words, role
-):
-    """Their stitched model would show one of them numbers that it never saw."""
-    donor = {"model": "resnet18", "width": 4, "epochs": 1, "batch_size": 50}
-    table = {"source": "digits", "size": 8, "train_images": 100, "test_images": 50}
-    asked = {
-        "data": table | run,
-        "donors": {"a": {**donor, "data": table | front}, "b": {**donor, "untrained": True}},
-        "grid": {"front": "a", "end": "b", "sites": [[3, 5]], "methods": "dm"},
-        "engine": {"device": "cpu"},
-    }
-    if role == "end":
-        asked["grid"] |= {"front": "b", "end": "a"}
-    with pytest.raises(FulaError, match=words):
-        sweep(asked, tmp_path / "run", quiet=True, donors=tmp_path / "donors")
-    assert not (tmp_path / "donors").exists()
