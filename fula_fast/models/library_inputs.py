@@ -11,7 +11,8 @@ from ..errors import FulaError
 
 def library_input(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`size`, `resize`, `interpolation`, `mean` and `std` of `timm:NAME` with `pretrained`, or of
-    `torchvision:NAME` with `weights` or `pretrained`, from the library's own configuration; else nothing.
+    `torchvision:NAME` with `weights` or `pretrained`, from the library's own configuration; else
+    nothing.
 
     Raises `FulaError` for an interpolation that there is not here.
     """

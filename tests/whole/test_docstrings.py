@@ -40,12 +40,14 @@ def functions(path: Path) -> Iterator[tuple[str, Function, str]]:
 
 
 def public() -> Iterator[tuple[str, Function, str]]:
-    """Those of every file; triton.jit functions are device code, which has pointers."""
+    """Those of every file. Not triton.jit functions, device code that has pointers, and overloads,
+    which have no body."""
     for home in HOMES:
         for path in sorted((ROOT / home).rglob("*.py")):
             for name, node, doc in functions(path):
-                jitted = any("jit" in ast.unparse(d) for d in node.decorator_list)
-                if not node.name.startswith("_") and not jitted:
+                marks = " ".join(map(ast.unparse, node.decorator_list))
+                written = "jit" not in marks and "overload" not in marks
+                if written and not node.name.startswith("_"):
                     yield f"{path.relative_to(ROOT)}: {name}", node, doc
 
 
