@@ -80,7 +80,7 @@ Place = tuple[str, Case | None]
 def ranked(device: str, lanes: Sequence[int], sites: Sequence[str], batch: int) -> list[Place]:
     """Every place, the most telling first: nouns with a target at the first site, in bf16 with
     every number of lanes; then bf16 before fp32, lanes and sites in the order given."""
-    places: list[Place] = [
+    places = [
         (noun, Case(site, count, dtype, device, batch))
         for dtype in ("bf16", "fp32") for count in lanes for noun in NOUNS for site in sites
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def ranked(device: str, lanes: Sequence[int], sites: Sequence[str], batch: int) 
 def covering(places: Sequence[Place]) -> list[Place]:
     """The same places; those at the front show every noun and every site, and the nouns with a
     target at the first site before all."""
-    with_case = [place for place in places if place[1]]
+    with_case = [(noun, case) for noun, case in places if case]
     nouns, sites = list(NOUNS), list(dict.fromkeys(case.site for _, case in with_case))
     longest = range(max(len(nouns), len(sites)))
     wanted = [(noun, sites[0]) for noun, _ in TARGETS]
@@ -138,6 +138,6 @@ def free_memory(device: str) -> float:
 def no_room(noun: str, way: str, case: Case | None) -> str:
     """Why a case does not fit the memory, or nothing."""
     needed = peak_bytes(noun, way, case) if case else 0
-    if needed < 1 << 30 or needed <= (free := free_memory(case.device)):
+    if case is None or needed < 1 << 30 or needed <= (free := free_memory(case.device)):
         return ""
     return f"needs {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"

@@ -341,6 +341,7 @@ def run(setting: Setting, out: Path) -> Row:
     """Measure, write `grid-DEVICE.json` under `out` after each contender, print the table; returns
     the report."""
     path = out / f"grid-{device_label(setting.device)}.json"
+    report: Row = {}
     for report in compare(setting, command_of("grid", setting)):
         write(path, report)
     Console().print(table(report))

@@ -290,6 +290,7 @@ def main(arguments: list[str]) -> None:
     lanes = [int(n) for n in (chosen.lanes or LANES[chosen.device]).split(",")]
     left = chosen.seconds - (_tuned(chosen, lanes[0]) if chosen.tune else 0.0)
     sites = chosen.sites.split(",")
+    result: dict[str, Any] = {}
     for result in report(chosen.device, lanes, sites, chosen.batch, chosen.rounds, left):
         write(chosen.out, result)
     for figure in result["summary"]:

@@ -169,7 +169,7 @@ def _price(setting: Setting, name: str, sides: Sequence[Sequence[Any]], whole: b
 
     def taken(null: int) -> float:
         draws = Draws.of(count, null, 0, seed=0)
-        return _seconds(setting, lambda: compare(*sides, {name: {}}, draws))
+        return _seconds(setting, lambda: compare(sides[0], sides[1], {name: {}}, draws))
 
     none, few = taken(0), taken(FEW)
     return (none + max(few - none, 0.0) / FEW * NULL) / timed * pairs
@@ -361,6 +361,7 @@ def run(setting: Setting, sizes: ImageCounts, out: Path, isolation: Isolation = 
     """Measure, write `similarity-DEVICE.json` under `out` after each part, print the table."""
     path = out / f"similarity-{device_label(setting.device)}.json"
     command = f"{command_of('similarity', setting)} {sizes.options}"
+    report: Row = {}
     for report in compare_all(setting, sizes, command, isolation):
         write(path, report)
     Console().print(table(report))

@@ -164,6 +164,7 @@ def main(arguments: Sequence[str]) -> None:
     command = f"{command_of('step', setting)} --way {options.way}"
     report = {"bench": "step", **environment(setting.device, command), "setting": asdict(setting)}
     settings = [replace(setting, lanes=count) for count in counts]
+    rows = []
     for rows in run(settings, options.way, options.model):
         write(options.out, report | {"summary": summary(rows), "rows": rows})
     print("\n\n".join(map(table, rows)))

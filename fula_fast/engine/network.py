@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import not_none
 from ..kernels.shared.layout import laid_out, layout_of
 from ..models import Staged
 from ..models.batchnorm import Rule
@@ -221,14 +222,14 @@ class Network:
         """Run stage `stop.site` for the lanes with gradient, and take their distances."""
         tap, room = self._taps[stop.site - 1], len(stop.enter_grad) if aims else 0
         target = aims.shared(stop.site, stop.running) if aims and tap else None
-        if target is None:
+        if aims is None or tap is None or target is None:
             x = self._roomy(stop.site, x, stop.running, room, rule)
             if aims and tap is None:  # else none of these lanes has a term here
                 aims.compare(stop.site, stop.running, x)
             return x
         tap.target = target
         x = self._roomy(stop.site, x, stop.running, room, rule)
-        aims.add(stop.site, stop.running, tap.dist2)
+        aims.add(stop.site, stop.running, not_none(tap.dist2))
         tap.target = tap.dist2 = None
         return x
 

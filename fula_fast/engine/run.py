@@ -48,7 +48,7 @@ def run_wave(
     parts = [(task, wave_id)]
     while parts:
         part, name = parts.pop(0)
-        outcomes = None
+        outcomes, reason = None, ""
         try:
             outcomes = _run_part(part, store, name, profile)
         except torch.OutOfMemoryError as error:

@@ -18,7 +18,7 @@ from ..attacks.columns import attacked_images, attacked_models
 from ..attacks.pgd import pgd
 from ..attacks.start_noise import start_noise
 from ..device.precision import arithmetic
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..measures.agreement import Agreement
 from ..measures.outputs import OutputTable
 from ..measures.registry import measure
@@ -132,7 +132,7 @@ class SoloCell:
             x = x.clone()
             self._rules("running")
             self.model.stitch.eval()
-            x[attacked] = self.attacker(self.model, clean[attacked], y[attacked])
+            x[attacked] = not_none(self.attacker)(self.model, clean[attacked], y[attacked])
         self._rules("moving" if self.protocol.bn == "train" else "running")
         self._key_dropout(masks)
         target_input = x if self.protocol.attack_target == "adversarial" else clean
@@ -191,11 +191,12 @@ class SoloCell:
         if not torch.isfinite(loss):
             raise non_finite(float(loss.detach()), self.done, [float(t.detach()) for t in terms])
         rate = learning_rate(self.protocol, self.done, self.steps)
-        for group in self.optimiser.param_groups:
+        optimiser = not_none(self.optimiser)
+        for group in optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimiser.step()
+        optimiser.step()
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
@@ -311,10 +312,12 @@ def _exact(task: WaveTask, cell: Cell, solo: SoloCell) -> tuple[StitchedModel, S
 
 def _train(task: WaveTask, cell: Cell, solo: SoloCell) -> float | None:
     """All epochs; returns the mean loss of the last one (None where nothing is trained)."""
-    last = None
-    for epoch in range(task.epochs if cell.trains and task.stream is not None else 0):
+    last, stream = None, task.stream
+    if stream is None or not cell.trains:
+        return None
+    for epoch in range(task.epochs):
         losses = []
-        for step, batch in enumerate(task.stream.epoch(epoch)):
+        for step, batch in enumerate(stream.epoch(epoch)):
             x = batch.images.to(task.dtype)
             if cell.alpha > 0:
                 mask = attacked_mask(cell, epoch, step, len(x)).to(x.device)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 
 RANK = 1e-10
 """A direction counts if its variance exceeds this share of the largest: below it lies the rounding
@@ -68,7 +68,7 @@ class Side:
         values, vectors = self.spectrum
         if self.features is None:
             return values[:, None] * vectors.T
-        return (self.rows @ (vectors / values)).T @ self.features
+        return (not_none(self.rows) @ (vectors / values)).T @ self.features
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +99,6 @@ class Pair:
         return ratio(found, (self.x.total * self.y.total).sqrt()).clamp(max=1)
 
 
-def of_matrices(x: Tensor, y: Tensor) -> Pair:
-    """The pair of two matrices (n, p), (n, q) of the same samples."""
-    return of_sides(Side.of(x), Side.of(y))
-
-
 @dataclass(frozen=True, eq=False)
 class Ordered:
     """A side with its samples in other orders: its `rows` (..., n, d) and `norms` (..., n)."""
@@ -115,14 +110,15 @@ class Ordered:
     @classmethod
     def of(cls, side: Side, orders: Tensor) -> Ordered:
         """`orders` (..., n): indices of samples."""
-        return cls(side, side.rows[orders], side.row_norms[orders])
+        return cls(side, not_none(side.rows)[orders], not_none(side.row_norms)[orders])
 
 
 def of_sides(x: Side, y: Side | Ordered) -> Pair:
     """The pair of two sides that kept their rows, of the same samples in the same order."""
     if not isinstance(y, Ordered):
-        y = Ordered(y, y.rows, y.row_norms)
-    return Pair(x, y.side, x.rows.T @ y.rows, y.norms @ x.row_norms)
+        y = Ordered(y, not_none(y.rows), not_none(y.row_norms))
+    rows, norms = not_none(x.rows), not_none(x.row_norms)
+    return Pair(x, y.side, rows.T @ y.rows, y.norms @ norms)
 
 
 def as_rows(x: Tensor) -> Tensor:

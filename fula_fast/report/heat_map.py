@@ -70,8 +70,8 @@ def shaded(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1))
-    axes.set_yticks(range(matrix.shape[0]), range(1, matrix.shape[0] + 1))
+    axes.set_xticks(range(matrix.shape[1]), _counted(matrix.shape[1]))
+    axes.set_yticks(range(matrix.shape[0]), _counted(matrix.shape[0]))
     axes.set_xlabel("End site")
     axes.set_ylabel("Front site")
     return axes.imshow(matrix, cmap=colours, vmin=low, vmax=high)
@@ -122,6 +122,10 @@ def _numbers(
 def luma(red: float, green: float, blue: float) -> float:
     """Perceived brightness in [0, 1] (ITU-R BT.601)."""
     return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def _counted(count: int) -> list[str]:
+    return [str(number) for number in range(1, count + 1)]
 
 
 def _self_text(matrix: np.ndarray) -> str:

@@ -78,7 +78,7 @@ def lines(table: Evidence, plot: PlotSpec) -> Figure:
 
 def _below(drawn: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
     """A legend below the panels, in as many columns as its longest text leaves room for."""
-    widest = max(len(handle.get_label()) for handle in handles)
+    widest = max(len(str(handle.get_label())) for handle in handles)
     room = int(drawn.get_figwidth() / (_HANDLE + _LETTER * widest))
     columns = max(min(room, len(handles), 6), 1)
     lines_more = -(-len(handles) // columns) - 2

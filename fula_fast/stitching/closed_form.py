@@ -128,7 +128,8 @@ def solve(
         x, y = paired_rows(front, end)
         kept_rows.append((x, y)) if use_rows else gram.add(x, y)
     if use_rows:
-        return least_squares(*(torch.cat(part) for part in zip(*kept_rows, strict=True)), numeric)
+        x, y = (torch.cat(part) for part in zip(*kept_rows, strict=True))
+        return least_squares(x, y, numeric)
     relative = cutoff(rcond, gram.rows, streaming_all)
     return gram.solve(relative)
 

@@ -114,12 +114,14 @@ def _named(spec: Spec, treatments: Sequence[Treatment]) -> tuple[Words, Axes]:
     grid = spec.asked_grid
     words = Words(
         tuple(spec.donors), tuple(treatments),
-        *(tuple(dict.fromkeys(values)) for values in (grid.alpha, grid.shortcut, grid.subset)),
+        tuple(dict.fromkeys(grid.alpha)), tuple(dict.fromkeys(grid.shortcut)),
+        tuple(dict.fromkeys(grid.subset)),
     )  # fmt: skip
-    pairs = (grid.alpha, words.alpha), (grid.shortcut, words.shortcut), (grid.subset, words.subset)
-    codes = (tuple(map(known.index, values)) for values, known in pairs)
+    alpha = tuple(map(words.alpha.index, grid.alpha))
+    shortcut = tuple(map(words.shortcut.index, grid.shortcut))
+    subset = tuple(map(words.subset.index, grid.subset))
     seeds = tuple((s, d) for s in grid.seeds for d in grid.data_seeds or (s,))
-    return words, Axes(*codes, seeds)
+    return words, Axes(alpha, shortcut, subset, seeds)
 
 
 def _blocks(
@@ -128,16 +130,16 @@ def _blocks(
     protocols, places = spec.protocols(), {name: k for k, name in enumerate(spec.donors)}
     _check_data(spec, data, protocols)
     layouts: dict[Any, SitePairs] = {}
-    for pair in spec.asked_grid.donor_pairs():
+    for names in spec.asked_grid.donor_pairs():
         for number, protocol in enumerate(protocols):
-            front, end = (facts_of(name, protocol.hook) for name in pair)
+            front, end = (facts_of(name, protocol.hook) for name in names)
             _check_pair(spec, data, front, end, protocol)
             form = _form(front), _form(end)
             if form not in layouts:
                 layouts[form] = _layout(spec, front, end)
             layout = layouts[form]
             how = tuple(treatments.at(number, protocol, terms) for terms in layout.depths)
-            yield GridBlock(*(places[name] for name in pair), layout, how)
+            yield GridBlock(places[names[0]], places[names[1]], layout, how)
 
 
 def _form(donor: DonorFacts) -> tuple[Any, ...]:

@@ -74,9 +74,9 @@ class ImageSet:
     def content_hash(self) -> str:
         """SHA-256 of shape, class names, labels and pixels."""
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
-        digest.update(np.ascontiguousarray(self.labels))
+        digest.update(np.ascontiguousarray(self.labels).data)
         for start in range(0, len(self), 4096):
-            digest.update(np.ascontiguousarray(self.images[start : start + 4096]))
+            digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
         return digest.hexdigest()
 
     def gather(self, index: np.ndarray) -> np.ndarray:

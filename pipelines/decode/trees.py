@@ -81,7 +81,7 @@ class FileTree:
         if self.packed is None:
             return content_digest((self.root / self.name(i) for i in samples), self.root)
         digest = hashlib.sha256(self._archive_key.encode())
-        digest.update(np.ascontiguousarray(self.names[samples]))
+        digest.update(np.ascontiguousarray(self.names[samples]).data)
         return digest.hexdigest()
 
     @cached_property
