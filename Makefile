@@ -12,7 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := pyproject.toml CMakeLists.txt $(shell find kernels/cpp -type f 2>/dev/null)
 PACKAGES := fula_fast/__init__.py kernels/__init__.py pipelines/__init__.py bench/__init__.py
 
-.PHONY: help quickstart test test-slow test-long gpu-check gpu-visit lint bench install
+# What parses a spec, and the store.
+SPEC_PARTS := fula_fast/store/*,fula_fast/study/*spec*.py,fula_fast/study/grid_blocks.py,fula_fast/study/toml.py
+
+.PHONY: help quickstart test test-slow test-long coverage gpu-check gpu-visit lint bench install
 help:
 	@echo "make quickstart   install, stitch two small networks, write a report (a few minutes)"
 	@echo "make test         install, run the tests"
@@ -50,6 +53,12 @@ test-long: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m 'slow and not long and not gpu' --durations=25 $(SLOW)
+
+# Not among the packages that tests need: pip install coverage.
+coverage: $(VENV)/.installed-test
+	$(BIN)/python -m coverage run --branch --include='fula_fast/store/*,fula_fast/study/*' \
+	  -m pytest -q tests/store tests/study tests/files tests/runs
+	$(BIN)/python -m coverage report -m --include='$(SPEC_PARTS)'
 
 # Installs nothing: runs in $(VENV) where there is one, else with $(PYTHON) as it is.
 gpu-check:

@@ -243,7 +243,7 @@ def _array(name: str, kind: str, values: Sequence[Any]) -> pyarrow.Array:
         values = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
     try:
         return pyarrow.array(values, _arrow_type(kind))
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, UnicodeEncodeError) as error:
         raise FulaError(f"column '{name}' holds a value that is no {kind}: {error}") from error
 
 

@@ -266,6 +266,12 @@ def test_rows_of_another_form_count_as_missing(store: Store, change) -> None:
         assert Store.open(store.folder).rows() == []
 
 
+def test_text_that_is_no_unicode_is_no_value_of_a_table(store: Store) -> None:
+    store.write("w", [row(0, method="\ud800")])
+    with pytest.raises(FulaError, match="column 'method' holds a value that is no string"):
+        store.write_tables()
+
+
 class TestTables:
     def test_columns_types_and_equal_values(self, store: Store) -> None:
         extra = {"version_torch": "2.11", "rank": 3, "terms": [1.0, 2.5], "quick": True}

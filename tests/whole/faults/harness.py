@@ -333,7 +333,7 @@ def main() -> int:
     if asked.save:
         from fula_fast.bench.harness import record
 
-        command = f"python tests/whole/faults/harness.py --save {asked.save}"
+        command = " ".join(["python tests/whole/faults/harness.py", *sys.argv[1:]])
         record.write(asked.save, {"bench": "faults"} | record.environment("cpu", command) | found)
     return 1 if found["failed"] else 0
 
