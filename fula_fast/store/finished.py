@@ -10,13 +10,14 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from ..errors import FulaWarning
 from ..files import sealed
 from ..files.atomic import writing
-from .shards import Shard, read_shard, wave_of
+from .shards import Shard, read_shard, rows_of, wave_of
 
 Row = dict[str, Any]
 _AT_HAND = 20_000
@@ -68,6 +69,10 @@ class FinishedCells:
             self._counting = found
         return self._counting
 
+    def done(self) -> set[str]:
+        """The cells with an `ok` row."""
+        return {cell for shard in self.shards() for cell in compress(shard.cells, shard.ok)}
+
     def rows(self, cells: Container[str] | None = None) -> Iterator[list[Row]]:
         """The rows that count (of `cells` alone, where given), those of a shard together."""
         counting = self.counting()
@@ -83,11 +88,13 @@ class FinishedCells:
     def every_row(self) -> Iterator[tuple[Shard, list[Row]]]:
         """Every shard with all its rows, those too that do not count; each is read once for it."""
         for path in self.paths():
+            rows = None
             if path not in self._shards and path not in self._damaged:
                 with suppress(FileNotFoundError):
-                    self._read(path)
+                    rows = self._read(path)
             if path in self._shards:
-                yield self._shards[path], self._rows_of(self._shards[path])
+                found = self._rows_of(self._shards[path]) if rows is None else rows_of(rows)
+                yield self._shards[path], found
 
     def drop(self, shard: Shard, error: Exception) -> None:
         """Its cells count as missing from now on."""
@@ -101,18 +108,20 @@ class FinishedCells:
                 path.rename(path.with_suffix(".json.damaged"))
             self._damaged.discard(path)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> bytes | None:
+        """Know a shard; its rows, None where it is damaged."""
         try:
             self._shards[path], rows = read_shard(path, self.run, self._stitches(path))
         except sealed.Damaged as error:
             self._spoil(path, error)
-        else:
-            self._counting = None
-            self._keep(path, rows)
+            return None
+        self._counting = None
+        return rows
 
     def _rows_of(self, shard: Shard) -> list[Row]:
         if shard.path not in self._rows:
-            self._keep(shard.path, read_shard(shard.path, self.run, self._stitches(shard.path))[1])
+            _, rows = read_shard(shard.path, self.run, self._stitches(shard.path))
+            self._keep(shard.path, rows_of(rows))
         return self._rows[shard.path]
 
     def _keep(self, path: Path, rows: list[Row]) -> None:

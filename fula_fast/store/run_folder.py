@@ -146,11 +146,11 @@ class Store:
 
     def done(self) -> set[str]:
         """Ids of the cells that have an `ok` row."""
-        return {cell for cell, (shard, k) in self._finished.counting().items() if shard.ok[k]}
+        return self._finished.done()
 
     def failed(self) -> set[str]:
         """Ids of the cells whose only rows are `failed`."""
-        return {cell for cell, (shard, k) in self._finished.counting().items() if not shard.ok[k]}
+        return {cell for shard in self._shards() for cell in shard.cells} - self.done()
 
     def settled(self, since: str | None) -> set[str]:
         """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""

@@ -433,4 +433,5 @@ class TestUnwritable:
 def test_shards_are_plain_json(store: Store) -> None:
     store.write("w", [row(0), row(1)])
     content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())
-    assert [r["cell"] for r in content["content"]["rows"]] == ["c0", "c1"]
+    assert content["content"]["cells"] == [r["cell"] for r in content["rows"]["each"]]
+    assert content["content"]["cells"] == ["c0", "c1"]
