@@ -175,7 +175,7 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _wait(until: Callable[[], object], seconds: float = 180) -> None:
+def _wait(until: Callable[[], object], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end
