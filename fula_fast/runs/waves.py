@@ -14,6 +14,7 @@ from ..store import Store
 from ..study.plan import Plan, PlannedWave
 from .engines.launch import Manner, now
 from .rows import hashes_of, rows_of
+from .wave_logs import logged
 from .workbench import Workbench
 
 Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
@@ -97,19 +98,22 @@ def _first_free(
 def _run_wave(
     wave: PlannedWave, bench: Workbench, store: Store, todo: set[str], manner: Manner
 ) -> None:
-    task, hashes = bench.task(wave), hashes_of(bench, wave)
-    store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
-    for outcomes in _executor(bench.plan, wave, store, todo, manner.profile)(task):
-        rows = list(rows_of(bench, wave, outcomes))
-        good = [o for o in outcomes if not o.error]
-        stitches, statistics = (
-            {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
-        )
-        store.write(wave.id, rows, stitches, statistics)
-        for row in rows:
-            bench.progress.cell_done(row)
-        if manner.fail_fast and (failed := [o for o in outcomes if o.error]):
-            raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
+    done = sum(cell not in todo for cell in wave.cells.ids)
+    with logged(bench.progress, store, wave.id, len(wave.cells), done) as progress:
+        task, hashes = replace(bench.task(wave), progress=progress), hashes_of(bench, wave)
+        store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
+        for outcomes in _executor(bench.plan, wave, store, todo, manner.profile)(task):
+            rows = list(rows_of(bench, wave, outcomes))
+            good = [o for o in outcomes if not o.error]
+            stitches, statistics = (
+                {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
+            )
+            store.write(wave.id, rows, stitches, statistics)
+            for row in rows:
+                progress.cell_done(row)
+            if manner.fail_fast and (failed := [o for o in outcomes if o.error]):
+                cell, reason = failed[0].cell.id, failed[0].error
+                raise FulaError(f"cell {cell} failed: {reason} (--fail-fast)")
 
 
 def _executor(

@@ -73,9 +73,9 @@ def measured(results) -> list[dict]:
 def test_two_workers_give_the_table_of_one(donors, alone, tmp_path):
     found = sweep(spec_of(donors, workers=2), tmp_path / "run", quiet=True)
     assert measured(found) == alone
-    assert {p.name for p in (tmp_path / "run" / "logs").iterdir()} == {
-        "worker-0.log", "worker-1.log"
-    }  # fmt: skip
+    store = Store.open(tmp_path / "run")
+    logs = {"worker-0.log", "worker-1.log", *(f"wave-{name}.log" for name in store.waves())}
+    assert {p.name for p in (tmp_path / "run" / "logs").iterdir()} == logs
     assert status_of(Store.open(tmp_path / "run")).state == "finished"
 
 
@@ -385,7 +385,7 @@ def test_parameters_of_a_slurm_job(store):
     )  # fmt: skip
     launch = Launch(store, Resources("cuda", "bf16", 1 << 30), EngineSpec(slurm=spec))
     assert slurm.parameters(launch) == {
-        "name": "fula-run", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
+        "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
         "slurm_partition": "gpu", "slurm_account": "lab",
         "slurm_additional_parameters": {
             "exclude": "n7", "mail_type": "FAIL", "gres": "gpu:h100:2"
