@@ -144,8 +144,8 @@ def write_json_rows(path: Path, kind: Kind, content: Mapping[str, Any], rows: An
 def read_json_rows(path: Path, kind: Kind, schema: Any = None) -> tuple[Any, bytes]:
     """The content of a file of `write_json_rows`, as by `read_json`, and its rows: verified, and as
     they stand there, for `parsed_rows`."""
-    head, _, rest = _bytes(path, kind).partition(_ROWS)
-    found, rows = _content(path, kind, head + b"}\n"), rest.removesuffix(b"}\n")
+    head, there, rest = _bytes(path, kind).partition(_ROWS)
+    found, rows = _content(path, kind, head + b"}\n" * bool(there)), rest.removesuffix(b"}\n")
     if not isinstance(found, dict) or found.get("rows") != hashlib.sha256(rows).hexdigest():
         raise Damaged(path, kind, "its rows do not match their digest, so they were altered")
     return found if schema is None else validated(path, kind, found, schema), rows

@@ -10,7 +10,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from contextlib import suppress
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,12 @@ class FinishedCells:
 
     def done(self) -> set[str]:
         """The cells with an `ok` row."""
-        return {cell for shard in self.shards() for cell in compress(shard.cells, shard.ok)}
+        return set[str]().union(*(shard.done for shard in self.shards()))
+
+    def failed(self) -> set[str]:
+        """The cells whose only rows are `failed`."""
+        found = set[str]().union(*(shard.failed for shard in self.shards()))
+        return found - self.done() if found else found
 
     def measured(self) -> dict[str, tuple[int, float]]:
         """Of each wave with `ok` rows, how many there are and the seconds that their training

@@ -7,7 +7,7 @@ import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import accumulate, compress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ class Store:
 
     def failed(self) -> set[str]:
         """Ids of the cells whose only rows are `failed`."""
-        return {cell for shard in self._shards() for cell in shard.cells} - self.done()
+        return self._finished.failed()
 
     def settled(self, since: str | None) -> set[str]:
         """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""
@@ -248,7 +248,7 @@ class Store:
         if len(shards) != self._indexed:
             self._by_cell, self._indexed = {}, len(shards)
             for shard in shards:
-                for cell in compress(shard.cells, shard.ok):
+                for cell in shard.done:
                     self._by_cell.setdefault(cell, []).append(shard)
         return self._by_cell
 

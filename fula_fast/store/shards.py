@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ class Shard:
     seconds: float
     stitches: Path | None
     digest: str
+
+    @property
+    def done(self) -> Sequence[str]:
+        """The cells that are `ok`."""
+        return self.cells if all(self.ok) else list(compress(self.cells, self.ok))
+
+    @property
+    def failed(self) -> Sequence[str]:
+        """The others."""
+        return (
+            () if all(self.ok) else [c for c, ok in zip(self.cells, self.ok, strict=True) if not ok]
+        )
 
 
 def folder_of(wave_id: str) -> str:

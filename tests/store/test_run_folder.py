@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from pyarrow import parquet
 
 from fula_fast.errors import FulaError
+from fula_fast.files import sealed
 from fula_fast.store import COLUMNS, Store, StoreWarning, finished, tables
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
@@ -428,6 +430,31 @@ class TestUnwritable:
         os.utime(old, (time.time() - 2 * 86_400,) * 2)
         Store.create(store.folder, SPEC, PLAN, cells())
         assert young.exists() and not old.exists()
+
+
+def test_a_shard_of_an_older_format_is_refused(store: Store) -> None:
+    """It is no damage, which would be done again."""
+    store.write("w", [row(0)])
+    path = only(store.folder, "cells/*/w-0000-*.json")
+    sealed.write_json(path, replace(sealed.SHARD, format=1), {"rows": [row(0)]}, indent=None)
+    with pytest.raises(sealed.Older, match="has format 1, and this version reads 2"):
+        Store.open(store.folder).done()
+
+
+def test_what_all_rows_say_stands_there_once_and_is_read_to_the_last_bit(store: Store) -> None:
+    rows = [row(k, same=0.1, zero=-0.0, one=1, kind=["x"]) for k in range(3)]
+    rows[2] |= {"zero": 0.0, "one": 1.0, "own": None}
+    store.write("w", rows)
+    content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())["rows"]
+    assert {"same", "kind", "status"} <= content["same"].keys()
+    assert not {"zero", "one", "own", "cell"} & content["same"].keys()
+    assert list(map(repr, _sorted(Store.open(store.folder).rows()))) == list(
+        map(repr, _sorted(rows))
+    )
+
+
+def _sorted(rows: list[dict]) -> list[dict]:
+    return [dict(sorted(each.items())) for each in rows]
 
 
 def test_shards_are_plain_json(store: Store) -> None:
