@@ -8,7 +8,8 @@ wave, and for the ids of all cells. `tables`: results.parquet and .csv from synt
 usual columns, in shards of a plan's waves; reading the shards is part of it. Every round runs in a
 process of its own; memory is its peak above what the imports took.
 
-Targets for 10⁶ cells: planned in 10 s and 1 GB, stored in 30 MB; tables in 60 s.
+Targets for 10⁶ cells: planned in 10 s and 1 GB, stored in 30 MB; tables in 60 s; a first look of
+`status` in 5 s.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ TARGETS = {
     "bytes to plan": 1e9,
     "bytes stored": 30e6,
     "table seconds": 60.0,
+    "status seconds": 5.0,
 }
 """At a million cells."""
 
@@ -242,6 +244,8 @@ def shown(report: Row) -> Table:
         took = f"{part['tables']['cpu']['p50']:.1f}"
         sizes = (f"{n / 1e6:,.0f}" for n in (part["tables_bytes"], sum(part["files"].values())))
         found.add_row("tables", f"{row['cells']:,}", took, *sizes)
+        looks = (f"{part[name]['cpu']['p50']:.1f}" for name in ("status", "status_again"))
+        found.add_row("status, first look and the next", f"{row['cells']:,}", " + ".join(looks))
         wave = row["reading"]
         took = f"{sum(wave[name]['cpu']['p50'] for name in ('open', 'waves', 'wave')):.2f}"
         found.add_row(

@@ -117,6 +117,7 @@ def train(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = None,
+    engine: EngineOption = None,
     workers: WorkersOption = None,
     parent: ParentOption = None,
 ) -> None:
@@ -124,25 +125,24 @@ def train(
     from ..study.resources import resources
     from ..study.spec import load_spec
 
-    loaded = load_spec(spec, [*(overrides or ()), *_flags({"device": device, "workers": workers})])
+    flags = _flags({"device": device, "workers": workers, "kind": engine})
+    loaded = load_spec(spec, [*(overrides or ()), *flags])
     chosen = [loaded.donor(name) for name in donor or loaded.donors]
     where = resources(loaded.engine)
     from ..donors.obtain import is_to_train, obtain_donor, open_source, training_precision
     from ..progress import open_progress
     from ..runs.alone import end_with
+    from ..runs.engines import train_apart
 
     if parent is not None:
         end_with(parent)
     how = {"device": where.device, "precision": training_precision(where.precision)}
     with open_progress() as progress:
         sources = [open_source(donor.images) for donor in chosen]
-        if where.workers > 1 and parent is None:
-            from ..runs.engines import local
-
+        if parent is None:
             pairs = zip(chosen, sources, strict=True)
             names = [donor.name for donor, source in pairs if is_to_train(donor, source, out)]
-            if len(names) > 1:
-                local.train(loaded, names, out, where.workers, where.device, progress)
+            train_apart(loaded, names, out, where, progress)
         found = [
             obtain_donor(donor, source, cache_dir=out, progress=progress, **how)
             for donor, source in zip(chosen, sources, strict=True)

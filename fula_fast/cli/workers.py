@@ -71,6 +71,9 @@ def status(
     failed: Annotated[
         bool, typer.Option("--failed", help="List the failed cells with their errors.")
     ] = False,
+    log: Annotated[
+        str | None, typer.Option(metavar="WAVE", help="The log of a wave (its id, or a beginning).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one line of JSON.")] = False,
     html: Annotated[
         bool,
@@ -84,6 +87,11 @@ def status(
     from ..store import Store
     from ..store.activity import status_of
 
+    if log is not None:
+        from ..runs.wave_logs import wave_log
+
+        print(wave_log(Store.open(run), log), end="")
+        return 0
     while True:
         started = time.monotonic()
         store = Store.open(run)

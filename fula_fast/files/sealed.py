@@ -3,6 +3,7 @@
 A file of ours names its kind, the format of that kind, and a digest of its content:
 
     JSON          {"kind": ..., "format": 1, "digest": ..., "content": ...}
+    JSON of rows  the same and "rows": ..., whose own digest is part of the content
     safetensors   the same in the header, where `meta` (JSON) is part of the content
     folders       a JSON file `seal.json` with the digest of every file beside it
     Parquet       a JSON file of ours has the digest of every group of rows (`sealed_rows`)
@@ -33,6 +34,8 @@ _KEYS = {"kind", "format", "digest", "content"}
 _HEADER_KEYS = {"kind", "format", "digest", "meta"}
 _SEAL = "seal.json"
 _BEFORE = ', "content": '
+_ROWS = b', "rows": '
+"""With blanks and bare quotes, so that it stands nowhere in canonical JSON."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ RUN_SPEC = Kind("spec of a run", _COPY)
 RUN_PLAN = Kind("plan of a run", _COPY, format=2, oldest=2)
 PLAN_CELLS = Kind("cells of a plan", _COPY)
 SURROUNDINGS = Kind("note of where a run was started", _COPY)
-SHARD = Kind("shard of finished cells", "its cells count as missing: --resume does them again")
+SHARD = Kind(
+    "shard of finished cells", "its cells count as missing: --resume does them again", 2, oldest=2
+)
 STITCHES = Kind("file of stitches", "its cells count as missing: --resume does them again")
 CHECKPOINT = Kind("checkpoint of a wave", "the wave starts anew")
 SIMILARITY = Kind("similarity of two donors", "the pair counts as missing: --resume does it again")
@@ -111,8 +116,7 @@ def _digest(text: str) -> str:
 def write_json(path: Path, kind: Kind, content: Any, indent: int | None = 1) -> str:
     """Write JSON-able `content`, atomically; returns its digest. Without `indent` it stands there
     in the form that is hashed, so that large files are verified without forming that anew."""
-    canonical = _canonical(content)
-    sealed = {"kind": kind.name, "format": kind.format, "digest": _digest(canonical)}
+    sealed, canonical = _sealed(kind, content)
     text = f"{json.dumps(sealed)[:-1]}{_BEFORE}{canonical}}}"
     if indent is not None:
         text = json.dumps(sealed | {"content": content}, indent=indent, allow_nan=False)
@@ -121,18 +125,59 @@ def write_json(path: Path, kind: Kind, content: Any, indent: int | None = 1) -> 
     return sealed["digest"]
 
 
+def _sealed(kind: Kind, content: Any) -> tuple[dict[str, Any], str]:
+    """What stands before the content, and that in the form that is hashed."""
+    canonical = _canonical(content)
+    return {"kind": kind.name, "format": kind.format, "digest": _digest(canonical)}, canonical
+
+
+def write_json_rows(path: Path, kind: Kind, content: Mapping[str, Any], rows: Any) -> None:
+    """Write JSON-able `content` and, apart from it, `rows`, atomically."""
+    stored = _canonical(rows)
+    sealed, canonical = _sealed(kind, {**content, "rows": _digest(stored)})
+    with replacing(path) as temporary:
+        temporary.write_text(
+            f"{json.dumps(sealed)[:-1]}{_BEFORE}{canonical}{_ROWS.decode()}{stored}}}\n", "utf-8"
+        )
+
+
+def read_json_rows(path: Path, kind: Kind, schema: Any = None) -> tuple[Any, bytes]:
+    """The content of a file of `write_json_rows`, as by `read_json`, and its rows: verified, and as
+    they stand there, for `parsed_rows`."""
+    head, there, rest = _bytes(path, kind).partition(_ROWS)
+    found, rows = _content(path, kind, head + b"}\n" * bool(there)), rest.removesuffix(b"}\n")
+    if not isinstance(found, dict) or found.get("rows") != hashlib.sha256(rows).hexdigest():
+        raise Damaged(path, kind, "its rows do not match their digest, so they were altered")
+    return found if schema is None else validated(path, kind, found, schema), rows
+
+
+def parsed_rows(rows: bytes) -> Any:
+    """What `read_json_rows` verified."""
+    return _parsed(rows)
+
+
 def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
     """The content of a JSON file; with a `schema` (a type that pydantic knows), validated.
 
     Raises `Damaged` for anything but what `write_json` wrote, `Newer`, and `FileNotFoundError`.
     """
+    content = _content(path, kind, _bytes(path, kind))
+    return content if schema is None else validated(path, kind, content, schema)
+
+
+def _bytes(path: Path, kind: Kind) -> bytes:
     try:
-        text = path.read_bytes()
-        found = _parsed(text)
+        return path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(path, kind, f"it cannot be read ({error.strerror})") from None
+
+
+def _content(path: Path, kind: Kind, text: bytes) -> Any:
+    """The content of a file's text, verified."""
+    try:
+        found = _parsed(text)
     except (ValueError, RecursionError):
         raise Damaged(path, kind, "it is no complete JSON") from None
     if not isinstance(found, dict):
@@ -147,7 +192,7 @@ def read_json(path: Path, kind: Kind, schema: Any = None) -> Any:
         whole = False
     if not whole:
         raise Damaged(path, kind, "its content does not match its digest, so it was altered")
-    return content if schema is None else validated(path, kind, content, schema)
+    return content
 
 
 def _parsed(text: bytes) -> Any:

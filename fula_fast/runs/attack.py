@@ -241,7 +241,7 @@ class _Results:
             return
         store, settled = self.opened(), partial(self.done, examples)
         with store.writers.present(since):
-            yield free_waves(planned, store, todo, settled, progress, joined=True)
+            yield free_waves(planned.waves, store, todo, settled, progress, joined=True)
 
     def finish(self, tables: bool = True) -> RobustRun:
         """Write the tables."""

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +25,9 @@ from ..store import Store
 from ..store.similarity_table import missing_pairs, write_similarity
 from ..study.facts import described_facts
 from ..study.plan import Plan, plan_here
-from ..study.resources import present, resources
+from ..study.resources import Resources, present, resources
 from ..study.spec import Spec, load_spec
-from .engines import Launch, engine_of, local
+from .engines import Launch, engine_of, train_apart
 from .engines.launch import Manner, now
 from .rows import device_name, versions_in_use
 
@@ -128,7 +128,7 @@ class _Run:
             bench = Workbench(
                 self.spec, here, self.progress, donors=self.manner.donors, modules=self.modules
             )
-            store = store or _begun(self.spec, self.folder, bench, self.planned, found.workers)
+            store = store or _begun(self.spec, self.folder, bench, self.planned, found)
             keep_surroundings(store, bench)
             store.add_launch(_launch(here))
             if here.similarity:
@@ -214,27 +214,21 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
     return replace(kept, device=device)
 
 
-def _begun(spec: Spec, folder: Path, bench: Workbench, planned: Plan, workers: int) -> Store:
+def _begun(spec: Spec, folder: Path, bench: Workbench, planned: Plan, where: Resources) -> Store:
     """A new run's store. The folder becomes a run only when data and donors are there, so that a
     mistake in them leaves it free for the corrected spec, and no empty folder behind."""
     absent = [part for part in (folder, *folder.parents) if not part.exists()]
     made(folder)
     try:
-        bench.prepare(_trainer(spec, bench, workers))
+        bench.prepare(
+            lambda names: train_apart(spec, names, bench.donor_folder, where, bench.progress)
+        )
     except BaseException:
         with suppress(OSError):  # not empty: somebody else writes there
             for part in absent:
                 part.rmdir()
         raise
     return Store.create(folder, _identity(spec), *planned.stored())
-
-
-def _trainer(spec: Spec, bench: Workbench, workers: int) -> Callable[[list[str]], None] | None:
-    """Trains donors side by side, where this machine is to have several workers."""
-    if workers == 1 or spec.engine.kind != "local":
-        return None
-    place = bench.donor_folder, workers, bench.plan.device, bench.progress
-    return lambda names: local.train(spec, names, *place) if len(names) > 1 else None
 
 
 def _refuse_other(spec: Spec, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from ..store import Store
 from ..study.plan import Plan, PlannedWave
 from .engines.launch import Manner, now
 from .rows import hashes_of, rows_of
+from .wave_logs import logged
 from .workbench import Workbench
 
 Executor = Callable[[WaveTask], Iterator[list[Outcome]]]
@@ -27,14 +28,25 @@ def work_on(
     then on are done with. Raises `FulaError` where the run was cancelled after it, or after now."""
     wanted = since or now()
     with store.writers.present(wanted):
-        settled = partial(store.settled, since)
-        for wave in free_waves(bench.plan, store, todo, settled, bench.progress, since is not None):
+        settled, joined = partial(store.settled, since), since is not None
+        waves = longest_first(bench.plan.waves, store) if joined else bench.plan.waves
+        for wave in free_waves(waves, store, todo, settled, bench.progress, joined):
             store.writers.check_wanted(wanted)
             _run_wave(wave, bench, store, todo, manner)
 
 
+def longest_first(waves: Sequence[PlannedWave], store: Store) -> Sequence[PlannedWave]:
+    """Waves by what finished ones of their kind took, so that workers that take one after another
+    end together; as they are planned, by FLOPs, before one is finished."""
+    seconds = store.wave_seconds()
+    if seconds is None:
+        return waves
+    by_id = dict(zip(store.plan["waves"]["id"], seconds, strict=True))
+    return sorted(waves, key=lambda wave: -by_id[wave.id])
+
+
 def free_waves(
-    planned: Plan,
+    waves: Sequence[PlannedWave],
     store: Store,
     todo: set[str],
     settled: Callable[[], set[str]],
@@ -44,7 +56,7 @@ def free_waves(
     """The waves with cells in `todo`, those that another process works on in the store's folder
     last: it is waited for, and what is `settled` meanwhile is taken out of `todo`. `joined`: this
     is one of several workers, which expects others there."""
-    waiting, told = list(planned.waves), False
+    waiting, told = list(waves), False
     while waiting:
         taken = {note["wave"]: note for note in store.writers.others()}
         if taken and not told and not joined:
@@ -86,19 +98,22 @@ def _first_free(
 def _run_wave(
     wave: PlannedWave, bench: Workbench, store: Store, todo: set[str], manner: Manner
 ) -> None:
-    task, hashes = bench.task(wave), hashes_of(bench, wave)
-    store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
-    for outcomes in _executor(bench.plan, wave, store, todo, manner.profile)(task):
-        rows = list(rows_of(bench, wave, outcomes))
-        good = [o for o in outcomes if not o.error]
-        stitches, statistics = (
-            {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
-        )
-        store.write(wave.id, rows, stitches, statistics)
-        for row in rows:
-            bench.progress.cell_done(row)
-        if manner.fail_fast and (failed := [o for o in outcomes if o.error]):
-            raise FulaError(f"cell {failed[0].cell.id} failed: {failed[0].error} (--fail-fast)")
+    done = sum(cell not in todo for cell in wave.cells.ids)
+    with logged(bench.progress, store, wave.id, len(wave.cells), done) as progress:
+        task, hashes = replace(bench.task(wave), progress=progress), hashes_of(bench, wave)
+        store.check_donors({wave.key.front: hashes["front_hash"], wave.key.end: hashes["end_hash"]})
+        for outcomes in _executor(bench.plan, wave, store, todo, manner.profile)(task):
+            rows = list(rows_of(bench, wave, outcomes))
+            good = [o for o in outcomes if not o.error]
+            stitches, statistics = (
+                {o.cell.id: getattr(o, part) for o in good} for part in ("tensors", "statistics")
+            )
+            store.write(wave.id, rows, stitches, statistics)
+            for row in rows:
+                progress.cell_done(row)
+            if manner.fail_fast and (failed := [o for o in outcomes if o.error]):
+                cell, reason = failed[0].cell.id, failed[0].error
+                raise FulaError(f"cell {cell} failed: {reason} (--fail-fast)")
 
 
 def _executor(

@@ -5,6 +5,7 @@
     RUN/cells/ab/*.json           finished cells, one shard per write; the source of truth
     RUN/stitches/ab/*.safetensors the stitches of a shard
     RUN/checkpoints/*.safetensors a wave's progress
+    RUN/logs/wave-ID.log          what was said while a wave was worked on
     RUN/launches/*.json           versions and hardware of each start
     RUN/results.parquet, .csv     rebuilt from the shards
     RUN/similarity/*.json         pairs of donors; similarity.parquet, .csv are rebuilt from them

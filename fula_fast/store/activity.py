@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from ..study.schedule import schedule
 from .run_folder import Store
 
 Waves = Mapping[str, Sequence[str]]
@@ -33,7 +34,8 @@ class Status:
 
     `interrupted`: of waves that somebody began (there is a checkpoint) and nobody goes on with:
     preempted, not failed. `reasons`: of failures, with their number. `seconds_left`: at the pace of
-    the latest start, None before there is one or where nobody works.
+    the latest start, where waves weigh as much as finished ones of their kind took; before it has
+    finished any, by those of earlier starts. None where nothing is known or nobody works.
     """
 
     cells: int
@@ -73,7 +75,7 @@ def status_of(store: Store) -> Status:
         cells, len(ok), len(failed), len(busy), len(left), waiting,
         tuple(sorted(workers, key=lambda w: (w.host, w.pid))),
         _reasons(store.rows(failed) if failed else ()),
-        _seconds_left(store, waves, ok | failed) if workers else None,
+        _seconds_left(store, waves, ok | failed, len(workers)) if workers else None,
     )  # fmt: skip
 
 
@@ -97,20 +99,22 @@ def _reasons(failed: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _seconds_left(store: Store, waves: Waves, over: set[str]) -> float | None:
-    """Work left over the pace since the latest start: FLOPs of the waves' cells."""
-    started = max((_unix(launch["started"]) for launch in store.launches()), default=None)
+def _seconds_left(store: Store, waves: Waves, over: set[str], workers: int) -> float | None:
+    """Until the last wave has ended."""
+    started = max((launch["started"] for launch in store.launches()), default=None)
     if started is None:
         return None
-    fresh, left = 0.0, 0.0
-    written = store.written()
-    late = {when for when in set(written.values()) if _unix(when) >= started}
-    lately = {cell for cell, when in written.items() if when in late}
-    for cells, flops in zip(waves.values(), store.plan["waves"]["flops"], strict=True):
-        each = (flops or 1) / len(cells)
-        fresh += each * len(lately.intersection(cells))
-        left += each * len(set(cells) - over)
-    return left * (time.time() - started) / fresh if fresh else None
+    known, lately = store.wave_seconds(), store.written_since(started)
+    costs = known or [flops or 1 for flops in store.plan["waves"]["flops"]]
+    each = [(cost / len(cells), cells) for cost, cells in zip(costs, waves.values(), strict=True)]
+    left = [cost * (len(cells) - _count(cells, over)) for cost, cells in each]
+    if fresh := sum(cost * _count(cells, lately) for cost, cells in each):
+        return sum(left) * (time.time() - _unix(started)) / fresh
+    return schedule(left, workers).makespan if known else None
+
+
+def _count(cells: Sequence[str], among: set[str]) -> int:
+    return sum(map(among.__contains__, cells))
 
 
 def _unix(moment: str) -> float:

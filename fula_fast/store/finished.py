@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import FulaWarning
 from ..files import sealed
 from ..files.atomic import writing
-from .shards import Shard, read_shard, wave_of
+from .shards import Shard, read_shard, rows_of, wave_of
 
 Row = dict[str, Any]
 _AT_HAND = 20_000
@@ -68,6 +68,24 @@ class FinishedCells:
             self._counting = found
         return self._counting
 
+    def done(self) -> set[str]:
+        """The cells with an `ok` row."""
+        return set[str]().union(*(shard.done for shard in self.shards()))
+
+    def failed(self) -> set[str]:
+        """The cells whose only rows are `failed`."""
+        found = set[str]().union(*(shard.failed for shard in self.shards()))
+        return found - self.done() if found else found
+
+    def measured(self) -> dict[str, tuple[int, float]]:
+        """Of each wave with `ok` rows, how many there are and the seconds that their training
+        took; cells that were done twice count twice in both."""
+        found: dict[str, tuple[int, float]] = {}
+        for shard in self.shards():
+            count, seconds = found.get(name := wave_of(shard.path) or "", (0, 0.0))
+            found[name] = count + sum(shard.ok), seconds + shard.seconds
+        return found
+
     def rows(self, cells: Container[str] | None = None) -> Iterator[list[Row]]:
         """The rows that count (of `cells` alone, where given), those of a shard together."""
         counting = self.counting()
@@ -83,11 +101,13 @@ class FinishedCells:
     def every_row(self) -> Iterator[tuple[Shard, list[Row]]]:
         """Every shard with all its rows, those too that do not count; each is read once for it."""
         for path in self.paths():
+            rows = None
             if path not in self._shards and path not in self._damaged:
                 with suppress(FileNotFoundError):
-                    self._read(path)
+                    rows = self._read(path)
             if path in self._shards:
-                yield self._shards[path], self._rows_of(self._shards[path])
+                shard = self._shards[path]
+                yield shard, self._rows_of(shard) if rows is None else rows_of(shard, rows)
 
     def drop(self, shard: Shard, error: Exception) -> None:
         """Its cells count as missing from now on."""
@@ -101,18 +121,20 @@ class FinishedCells:
                 path.rename(path.with_suffix(".json.damaged"))
             self._damaged.discard(path)
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path) -> bytes | None:
+        """Know a shard; its rows, None where it is damaged."""
         try:
             self._shards[path], rows = read_shard(path, self.run, self._stitches(path))
         except sealed.Damaged as error:
             self._spoil(path, error)
-        else:
-            self._counting = None
-            self._keep(path, rows)
+            return None
+        self._counting = None
+        return rows
 
     def _rows_of(self, shard: Shard) -> list[Row]:
         if shard.path not in self._rows:
-            self._keep(shard.path, read_shard(shard.path, self.run, self._stitches(shard.path))[1])
+            _, rows = read_shard(shard.path, self.run, self._stitches(shard.path))
+            self._keep(shard.path, rows_of(shard, rows))
         return self._rows[shard.path]
 
     def _keep(self, path: Path, rows: list[Row]) -> None:

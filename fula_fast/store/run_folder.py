@@ -22,6 +22,7 @@ from ..files.atomic import remove, remove_stale
 from ..files.paths import user_path
 from ..files.sealed import CHECKPOINT, LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
 from ..files.sealed_rows import Seal, SealedRows, write_rows
+from ..study.schedule import corrected
 from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
 from .finished import FinishedCells, warn
@@ -150,20 +151,29 @@ class Store:
 
     def done(self) -> set[str]:
         """Ids of the cells that have an `ok` row."""
-        return {cell for cell, (shard, k) in self._finished.counting().items() if shard.ok[k]}
+        return self._finished.done()
 
     def failed(self) -> set[str]:
         """Ids of the cells whose only rows are `failed`."""
-        return {cell for cell, (shard, k) in self._finished.counting().items() if not shard.ok[k]}
+        return self._finished.failed()
 
     def settled(self, since: str | None) -> set[str]:
         """Ids of the cells that are done, or (`since`: a time in UTC, ISO 8601) failed after it."""
-        late = [] if since is None else [s for s in self._shards() if s.written >= since]
-        return self.done().union(*(shard.cells for shard in late))
+        return self.done() if since is None else self.done() | self.written_since(since)
 
-    def written(self) -> dict[str, str]:
-        """When each cell was last written: UTC, ISO 8601."""
-        return {cell: shard.written for shard in self._shards() for cell in shard.cells}
+    def written_since(self, moment: str) -> set[str]:
+        """Ids of the cells that were written after a time in UTC (ISO 8601)."""
+        return {c for shard in self._shards() if shard.written >= moment for c in shard.cells}
+
+    def wave_seconds(self) -> list[float] | None:
+        """Predicted seconds of every whole wave, in the plan's order: by its FLOPs and by what
+        finished waves between the same donors under the same rules took, or all where there is none
+        of those; None before one is finished."""
+        waves, measured = self.plan["waves"], self._finished.measured()
+        found = [measured.get(name, (0, 0.0)) for name in waves["id"]]
+        shares = [done / cells for (done, _), cells in zip(found, waves["cells"], strict=True)]
+        kinds = list(zip(waves["front"], waves["end"], waves["rule"], strict=True))
+        return corrected(waves["flops"], kinds, shares, [seconds for _, seconds in found])
 
     def missing(self) -> list[str]:
         """Ids of the planned cells that are not done (failed ones too), in the plan's order."""

@@ -126,6 +126,29 @@ def test_dry_run_shows_what_is_done(capsys, tmp_path):
     assert "1 done" in out
 
 
+def test_dry_run_of_a_begun_run_has_its_plan_and_times_by_what_its_waves_took(capsys, tmp_path):
+    """A fifth of the work of one of five equal waves took 2 s, so 4 * 10 + 8 s are left."""
+    from fula_fast.store import Store
+    from fula_fast.study.plan import plan
+    from fula_fast.study.spec import load_spec
+
+    spec = load_spec("quickstart", [("grid.methods", ["hint"]), ("grid.seeds", [0, 1, 2, 3, 4])])
+    planned = plan(spec, workers=5)
+    cells = [len(wave.cells) for wave in planned.waves]
+    assert len(set(cells)) == 1 and len(cells) == 5
+    store = Store.create(tmp_path / "run", spec.dump(), *planned.stored())
+    done = planned.waves[0].cells[: cells[0] // 5 or 1]
+    rows = [{"cell": c.id, "status": "ok", "train_seconds": 10 / cells[0]} for c in done]
+    store.write(planned.waves[0].id, rows)
+    asked = ["sweep", "quickstart", "--set", "grid.methods=['hint']", "--dry-run"]
+    asked += ["--set", "grid.seeds=[0,1,2,3,4]", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    _, out, _ = run(capsys, *asked)
+    left = round(50 - 10 / cells[0] * len(rows))
+    assert f"time: about 0:{left} for" in out and "by what finished waves took" in out
+    _, out, _ = run(capsys, *asked, "--workers", "2")
+    assert "schedule: 5 waves on 2 workers" in out and "(by what finished waves took)" in out
+
+
 def test_dry_run_beside_a_plan_without_a_spec(capsys, tmp_path):
     """A run that was killed while it began: a folder with a spec is a run, any other is not."""
     (tmp_path / "plan.json").write_text("{}")

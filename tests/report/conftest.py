@@ -72,7 +72,7 @@ def cross_layer_rows() -> Iterator[dict[str, Any]]:
 def write_run(folder: Path, rows: list[dict[str, Any]], planned: int = 0) -> Store:
     cells = {"id": [row["cell"] for row in rows] + [f"x{i}" for i in range(planned)]}
     spec = {"name": "synthetic", "data": {"source": "digits", "size": None}, "grid": {"seeds": [0]}}
-    waves = {"id": [], "cells": [], "flops": []}
+    waves = {name: [] for name in ("id", "cells", "flops", "front", "end", "rule")}
     plan = {"waves": waves, "notes": ["2 cells were merged"]}
     store = Store.create(folder, spec, plan, cells)
     store.add_launch({"machine": {"cpu": "a processor", "cores": 2}, "command": "fula-fast sweep"})

@@ -175,7 +175,7 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _wait(until: Callable[[], object], seconds: float = 180) -> None:
+def _wait(until: Callable[[], object], seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end
@@ -261,6 +261,7 @@ def slurm(tmp_path, monkeypatch) -> Iterator[None]:
     _wait(lambda: "idle" in _said("sinfo", "-h", "-o", "%T"))
     yield
     subprocess.run(["scancel", "--partition=low"], check=False)
+    _wait(lambda: not _said("squeue", "-h"))  # what is left of jobs does not end without it
     for name in ("slurmd", "slurmctld", "munged"):
         _kill(int((root / f"{name}.pid").read_text()), signal.SIGTERM)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 
 from fula_fast import FulaError, sweep
 from fula_fast.cli import commands
 from fula_fast.progress import Progress
-from fula_fast.runs.engines import local
+from fula_fast.runs.engines import Training, local
+from fula_fast.study.resources import Resources
 from fula_fast.study.spec import load_spec
 
 tomli_w = pytest.importorskip("tomli_w")
@@ -37,6 +41,11 @@ def spec_of(**changes) -> dict:
     return table | changes
 
 
+def training_of(table: dict, names: list[str], folder: Path) -> Training:
+    spec = load_spec(table)
+    return Training(spec, names, folder, Resources("cpu", "fp32", 1 << 30, workers=2))
+
+
 @pytest.fixture
 def one_thread():
     """As each of many workers has: the order of sums depends on their number."""
@@ -60,8 +69,8 @@ def test_side_by_side_gives_the_weights_of_one_after_another(tmp_path, one_threa
 def test_each_that_is_not_there_is_asked_for_once(tmp_path, monkeypatch):
     asked = []
 
-    def train(spec, names, *where) -> None:
-        asked.extend(names)
+    def train(training, progress) -> None:
+        asked.extend(training.names)
         raise FulaError("enough")
 
     monkeypatch.setattr(local, "train", train)
@@ -103,5 +112,39 @@ def test_what_a_donor_is_refused_for_is_told(tmp_path):
     table["donors"]["b"]["min_accuracy"] = 0.999
     told = Told()
     with pytest.raises(FulaError, match=r"\[donors.b\] .* below min_accuracy = 0.999"):
-        local.train(load_spec(table), ["b"], tmp_path / "donors", 2, "cpu", told)
+        local.train(training_of(table, ["b"], tmp_path / "donors"), told)
     assert told.started == ["b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "package"), [("slurm", "submitit"), ("ray", "ray")])
+def test_a_cluster_trains_each_as_a_task(tmp_path, capsys, monkeypatch, kind, package):
+    """To the weights of this process; by submitit's executor for one machine."""
+    pytest.importorskip(package)
+    monkeypatch.setenv("FULA_SUBMITIT", "local")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "spec.toml").write_text(tomli_w.dumps(spec_of()))
+    here, there = tmp_path / "here", tmp_path / "there"
+    given = ["train", str(tmp_path / "spec.toml"), "--donor", "a", "--donor", "b", "--out"]
+    lines = []
+    for asked in ([str(here)], [str(there), "--engine", kind]):
+        with pytest.raises(SystemExit) as ended:
+            commands.app([*given, *asked])
+        assert ended.value.code == 0
+        lines.append(capsys.readouterr().out.replace(str(there), str(here)))
+    assert lines[0] == lines[1] and lines[0].count("test accuracy") == 2
+    for path in here.glob("*.safetensors"):
+        assert (there / path.name).read_bytes() == path.read_bytes()
+    assert not list(there.glob("*.toml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "package"), [("slurm", "submitit"), ("ray", "ray")])
+def test_a_cluster_tells_what_a_donor_is_refused_for(tmp_path, monkeypatch, kind, package):
+    pytest.importorskip(package)
+    monkeypatch.setenv("FULA_SUBMITIT", "local")
+    table = spec_of(engine={"device": "cpu", "precision": "fp32", "kind": kind})
+    table["donors"]["b"]["min_accuracy"] = 0.999
+    engine = import_module(f"fula_fast.runs.engines.{kind}")
+    with pytest.raises(FulaError, match=r"\[donors.b\] .* below min_accuracy = 0.999"):
+        engine.train(training_of(table, ["b"], tmp_path / "donors"), Progress())

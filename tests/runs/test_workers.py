@@ -23,6 +23,7 @@ from fula_fast.models import build, save_checkpoint
 from fula_fast.progress import Progress
 from fula_fast.runs.engines import local, slurm
 from fula_fast.runs.engines.launch import Launch, Manner, now
+from fula_fast.runs.waves import longest_first
 from fula_fast.store import Store
 from fula_fast.store.activity import status_of
 from fula_fast.study.resources import Resources
@@ -72,9 +73,9 @@ def measured(results) -> list[dict]:
 def test_two_workers_give_the_table_of_one(donors, alone, tmp_path):
     found = sweep(spec_of(donors, workers=2), tmp_path / "run", quiet=True)
     assert measured(found) == alone
-    assert {p.name for p in (tmp_path / "run" / "logs").iterdir()} == {
-        "worker-0.log", "worker-1.log"
-    }  # fmt: skip
+    store = Store.open(tmp_path / "run")
+    logs = {"worker-0.log", "worker-1.log", *(f"wave-{name}.log" for name in store.waves())}
+    assert {p.name for p in (tmp_path / "run" / "logs").iterdir()} == logs
     assert status_of(Store.open(tmp_path / "run")).state == "finished"
 
 
@@ -193,6 +194,7 @@ def launch_of(store, **engine) -> Launch:
 @pytest.fixture
 def store(tmp_path) -> Store:
     waves = {"id": ["w", "v"], "cells": [2, 1], "flops": [4, 1]}
+    waves |= {"front": ["a", "a"], "end": ["b", "b"], "rule": [0, 0]}
     cells = {"id": ["c0", "c1", "c2"]}
     return Store.create(tmp_path / "run", {"name": "t"}, {"waves": waves}, cells)
 
@@ -269,6 +271,25 @@ def test_status_tells_all_kinds_of_cells_apart(store, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["state"] == "finished" and shown["reasons"] == {"boom": 1}
     assert shown["done"] == 2 and shown["failed"] == 1
+
+
+def test_waves_of_earlier_starts_tell_how_long_the_rest_takes(tmp_path):
+    """One of two kinds took 6 s where FLOPs say the same of both; nothing is finished since the
+    latest start: 2 waves of 6 s and one of 3 s are left to one worker."""
+    waves = {"id": ["u", "v", "w", "x"], "cells": [1, 1, 1, 1], "flops": [1, 1, 1, 1]}
+    waves |= {"front": list("aaaa"), "end": list("bbbb"), "rule": [0, 1, 0, 0]}
+    cells = {"id": ["c0", "c1", "c2", "c3"]}
+    store = Store.create(tmp_path / "run", {"name": "t"}, {"waves": waves}, cells)
+    store.write("u", [{"cell": "c0", "status": "ok", "train_seconds": 6}])
+    store.write("v", [{"cell": "c1", "status": "failed", "error": "boom"}])
+    assert store.wave_seconds() == [6, 6, 6, 6]  # of any kind
+    store.write("v", [{"cell": "c1", "status": "ok", "train_seconds": 3}])
+    assert store.wave_seconds() == [6, 3, 6, 6]
+    planned = [SimpleNamespace(id=name) for name in "vuwx"]
+    assert [wave.id for wave in longest_first(planned, store)] == ["u", "w", "x", "v"]
+    store.add_launch({})
+    with store.writers.present(now()):
+        assert status_of(store).seconds_left == 12
 
 
 def test_all_workers_end_where_one_refuses(store, monkeypatch):
@@ -364,7 +385,7 @@ def test_parameters_of_a_slurm_job(store):
     )  # fmt: skip
     launch = Launch(store, Resources("cuda", "bf16", 1 << 30), EngineSpec(slurm=spec))
     assert slurm.parameters(launch) == {
-        "name": "fula-run", "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
+        "timeout_min": 90, "cpus_per_task": 8, "slurm_mem": "32GB",
         "slurm_partition": "gpu", "slurm_account": "lab",
         "slurm_additional_parameters": {
             "exclude": "n7", "mail_type": "FAIL", "gres": "gpu:h100:2"

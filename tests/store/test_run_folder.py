@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pyarrow import parquet
 
 from fula_fast.errors import FulaError
 from fula_fast.files import sealed
-from fula_fast.store import COLUMNS, Store, StoreWarning, finished, tables
+from fula_fast.store import COLUMNS, Store, StoreWarning, finished, shards, tables
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
@@ -235,9 +236,11 @@ def test_launches_come_back_in_order(store: Store) -> None:
 
 def _resealed(path: Path, change) -> None:
     """Another content with the digest of that, as no accident makes it."""
-    found = json.loads(path.read_text())
+    head, there, rows = path.read_bytes().partition(sealed._ROWS)
+    found = json.loads(head + b"}" * bool(there))
     change(found["content"])
-    path.write_text(json.dumps(found | {"digest": sealed.digest_of(found["content"])}))
+    changed = json.dumps(found | {"digest": sealed.digest_of(found["content"])}).encode()
+    path.write_bytes(changed[: -1 if there else None] + there + rows)
 
 
 @pytest.mark.parametrize("started", [None, 3, "yesterday"])
@@ -253,23 +256,30 @@ def test_a_launch_without_a_time_is_left_out(store: Store, started) -> None:
     "change",
     [
         lambda content: content.update(written="soon"),
-        lambda content: content["rows"][0].update(front=["a"], front_hash="0"),
-        lambda content: content["rows"][0].update(end_hash={}),
-        lambda content: content["rows"].append({"cell": 3}),
-        lambda content: content["rows"].append({"cell": "c1", "status": "done"}),
+        lambda content: content.update(cells=[3]),
+        lambda content: content.update(ok=[True, True]),
+        lambda content: content.update(donors=[["a", {}]]),
     ],
 )
-def test_rows_of_another_form_count_as_missing(store: Store, change) -> None:
+def test_shards_of_another_form_count_as_missing(store: Store, change) -> None:
     store.write("w", [row(0)])
     _resealed(only(store.folder, "cells/*/*.json"), change)
     with pytest.warns(StoreWarning, match="shard of finished cells .* is damaged"):
         assert Store.open(store.folder).rows() == []
 
 
-def test_text_that_is_no_unicode_is_no_value_of_a_table(store: Store) -> None:
-    store.write("w", [row(0, method="\ud800")])
-    with pytest.raises(FulaError, match="column 'method' holds a value that is no string"):
-        store.write_tables()
+@pytest.mark.parametrize(
+    "rows",
+    ["", "[]", "{}", '{"same": 3, "each": [{}]}', '{"same": {}, "each": []}',
+     '{"same": {"cell": "other", "status": "ok"}, "each": [{}]}',
+     '{"same": {"status": "ok"}, "each": [{}]}', '{"same": {}, "each": {"cell": "c0"}}'],
+)  # fmt: skip
+def test_rows_that_are_not_what_their_shard_tells_are_refused(store: Store, rows) -> None:
+    store.write("w", [row(0)])
+    path = only(store.folder, "cells/*/*.json")
+    found, _ = shards.read_shard(path, store.id, path.parent)
+    with pytest.raises(FulaError, match=f"'{path}' tells of other rows than it holds.*delete it"):
+        shards.rows_of(found, rows.encode())
 
 
 class TestTables:
@@ -470,7 +480,33 @@ class TestUnwritable:
         assert young.exists() and not old.exists()
 
 
+def test_a_shard_of_an_older_format_is_refused(store: Store) -> None:
+    """It is no damage, which would be done again."""
+    store.write("w", [row(0)])
+    path = only(store.folder, "cells/*/w-0000-*.json")
+    sealed.write_json(path, replace(sealed.SHARD, format=1), {"rows": [row(0)]}, indent=None)
+    with pytest.raises(sealed.Older, match="has format 1, and this version reads 2"):
+        Store.open(store.folder).done()
+
+
+def test_what_all_rows_say_stands_there_once_and_is_read_to_the_last_bit(store: Store) -> None:
+    rows = [row(k, same=0.1, zero=-0.0, one=1, kind=["x"]) for k in range(3)]
+    rows[2] |= {"zero": 0.0, "one": 1.0, "own": None}
+    store.write("w", rows)
+    content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())["rows"]
+    assert {"same", "kind", "status"} <= content["same"].keys()
+    assert not {"zero", "one", "own", "cell"} & content["same"].keys()
+    assert list(map(repr, _sorted(Store.open(store.folder).rows()))) == list(
+        map(repr, _sorted(rows))
+    )
+
+
+def _sorted(rows: list[dict]) -> list[dict]:
+    return [dict(sorted(each.items())) for each in rows]
+
+
 def test_shards_are_plain_json(store: Store) -> None:
     store.write("w", [row(0), row(1)])
     content = json.loads(only(store.folder, "cells/*/w-0000-*.json").read_text())
-    assert [r["cell"] for r in content["content"]["rows"]] == ["c0", "c1"]
+    assert content["content"]["cells"] == [r["cell"] for r in content["rows"]["each"]]
+    assert content["content"]["cells"] == ["c0", "c1"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fula_fast.study.schedule import schedule
+from fula_fast.study.schedule import corrected, schedule
 
 
 def test_the_classic_example():
@@ -26,3 +27,48 @@ def test_it_is_between_the_bounds(costs, workers):
 
 def test_nothing_to_do_wastes_nothing():
     assert schedule([], 4).efficiency == 1.0
+
+
+def test_finished_waves_correct_the_prediction_of_others_of_their_kind():
+    """Two of kind a took 2 and 4 s per unit and a half-done one 3; of kind b none is finished."""
+    costs, kinds = [10, 10, 20, 5, 8], ["a", "a", "a", "a", "b"]
+    shares, seconds = [1, 1, 0.5, 0, 0], [20, 40, 30, 0, 0]
+    assert corrected(costs, kinds, shares, seconds) == [30, 30, 60, 15, 24]
+
+
+def test_one_that_was_disturbed_changes_little():
+    costs, kinds = [1, 1, 1, 1], "aaaa"
+    assert corrected(costs, kinds, [1, 1, 1, 0], [5, 5, 500, 0]) == [5, 5, 5, 5]
+
+
+def test_nothing_finished_tells_nothing():
+    assert corrected([1, 2], "ab", [0, 0], [0, 0]) is None
+    assert corrected([1, 2], "ab", [1, 0], [0, 0]) is None  # imported rows without times
+
+
+def _by_hand(costs, kinds, shares, seconds):
+    """The definition written out, with NumPy's median."""
+    known = [k for k in range(len(costs)) if shares[k] > 0 and seconds[k] > 0]
+    if not known:
+        return None
+    rate = {k: seconds[k] / (costs[k] * shares[k]) for k in known}
+    found = []
+    for k in range(len(costs)):
+        same = [rate[j] for j in known if kinds[j] == kinds[k]] or list(rate.values())
+        found.append(costs[k] * np.median(same))
+    return found
+
+
+_WAVE = st.tuples(
+    st.floats(0.1, 10), st.sampled_from("abc"), st.sampled_from([0, 0.5, 1]), st.floats(0.1, 9)
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_WAVE, min_size=1))
+def test_it_is_the_median_of_its_kind(waves):
+    columns = list(zip(*waves, strict=True))
+    expected = _by_hand(*columns)
+    found = corrected(*columns)
+    assert (found is None) == (expected is None)
+    assert found is None or found == pytest.approx(expected)

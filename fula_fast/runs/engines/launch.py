@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import tomli_w
+
+from ...files.atomic import folder as made
+from ...files.atomic import host_name, remove, replacing
 from ...progress import Progress
 from ...store import Store
 from ...study.resources import Resources
-from ...study.spec import EngineSpec
+from ...study.spec import EngineSpec, Spec
 
 
 def now() -> str:
@@ -35,6 +41,12 @@ class Manner:
         return set(store.failed() if self.retry_failed else store.missing())
 
 
+def device_of(engine: EngineSpec) -> list[str]:
+    """Arguments for a process of another machine, which finds its device itself unless one is
+    named."""
+    return ["--device", engine.device] if engine.device != "auto" else []
+
+
 @dataclass(frozen=True)
 class Launch:
     """What an engine starts workers for. `since`: the cells that failed before are tried once
@@ -49,9 +61,8 @@ class Launch:
     command: Sequence[str] = ()
 
     def elsewhere(self) -> list[str]:
-        """`arguments`, for a worker that finds its device itself unless one is named."""
-        named = ["--device", self.engine.device] if self.engine.device != "auto" else []
-        return [*self.arguments(), *named]
+        """`arguments`, for a worker of another machine."""
+        return [*self.arguments(), *device_of(self.engine)]
 
     def arguments(self) -> list[str]:
         """Of `fula-fast`, for one worker."""
@@ -67,6 +78,37 @@ class Launch:
         for name in ("fail_fast", "profile", "retry_failed"):
             found += [f"--{name.replace('_', '-')}"] * getattr(how, name)
         return found
+
+
+@dataclass(frozen=True)
+class Training:
+    """Donors of a spec to be trained into `folder`, each once and in a process of its own."""
+
+    spec: Spec
+    names: Sequence[str]
+    folder: Path
+    resources: Resources
+
+    @property
+    def engine(self) -> EngineSpec:
+        return self.spec.engine
+
+    @contextmanager
+    def commands(self) -> Iterator[dict[str, list[str]]]:
+        """`fula-fast`'s arguments for each donor, while their spec's file is there: beside the
+        donors, which every worker sees."""
+        written = made(self.folder) / f"training-{host_name()}-{os.getpid()}.toml"
+        place = ["train", str(written.absolute()), "--out", str(self.folder.absolute())]
+        with replacing(written) as temporary:
+            temporary.write_text(tomli_w.dumps(self.spec.dump()), "utf-8")
+        try:
+            yield {name: [*place, "--donor", name] for name in self.names}
+        finally:
+            remove(written)
+
+    def at_once(self, free: int) -> int:
+        """How many: as many as workers were asked for, else `free`."""
+        return min(self.engine.workers or free, len(self.names))
 
 
 class Watch:

@@ -8,18 +8,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import tomli_w
-
 from ...errors import FulaError
 from ...files.atomic import host_name
 from ...progress import Progress
-from ...study.spec import Spec
-from .launch import Launch, Watch
+from .launch import Launch, Training, Watch
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
@@ -81,26 +78,24 @@ def run(launch: Launch, progress: Progress) -> None:
         watch.look()
 
 
-def train(
-    spec: Spec, names: Sequence[str], folder: Path, workers: int, device: str, progress: Progress
-) -> None:
-    """Train donors into `folder`, so many at once, each in a process on its share of the machine.
+def train(training: Training, progress: Progress) -> None:
+    """Train donors, so many at once, each in a process on its share of the machine.
 
     Raises `FulaError` for the first that cannot be trained.
     """
-    at_once = min(workers, len(names))
-    left, running, free = list(names), [], set(range(at_once))
-    with TemporaryDirectory() as scratch:
-        written = Path(scratch) / "spec.toml"
-        written.write_text(tomli_w.dumps(spec.dump()), "utf-8")
-        arguments = "train", str(written), "--out", str(folder.absolute()), "--donor"
+    where, running = training.resources, list[_Worker]()
+    at_once = training.at_once(where.workers)
+    free = set(range(at_once))
+    with TemporaryDirectory() as scratch, training.commands() as commands:
+        left = list(commands.items())
         try:
             while left or running:
                 while left and free:
-                    name, number = left.pop(0), free.pop()
+                    (name, arguments), number = left.pop(0), free.pop()
                     progress.donor_started(name)
                     log = Path(scratch) / f"{number}.log"
-                    running.append(_Worker.start(number, at_once, device, log, *arguments, name))
+                    place = number, at_once, where.device, log
+                    running.append(_Worker.start(*place, *arguments))
                 time.sleep(LOOK_SECONDS)
                 for worker in [w for w in running if w.process.poll() is not None]:
                     if worker.process.returncode:

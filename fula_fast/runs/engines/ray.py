@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...errors import FulaError
 from ...progress import Progress
-from .launch import Launch, Watch
+from .launch import Launch, Training, Watch, device_of
 
 LOOK_SECONDS = 1.0
 _REFUSED = 2
@@ -24,18 +26,9 @@ def run(launch: Launch, progress: Progress) -> None:
 
     Raises `FulaError` where the cluster refuses them.
     """
-    ray, spec = _ray(), launch.engine.ray
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(address=spec.address, log_to_driver=False, include_dashboard=False)
-    try:
-        gpus = 0 if launch.resources.device == "cpu" else spec.gpus
-        task = ray.remote(_worker).options(num_cpus=spec.cpus, num_gpus=gpus, max_retries=-1)
+    with _connected(launch) as (ray, task):
         folder, watch = str(Path.cwd()), Watch(launch, progress)
-        waiting = [
-            task.remote(launch.elsewhere(), folder, number)
-            for number in range(launch.resources.workers)
-        ]
+        waiting = [task.remote(launch.elsewhere(), folder) for _ in range(launch.resources.workers)]
         while waiting:
             ended, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
             watch.look()
@@ -45,13 +38,40 @@ def run(launch: Launch, progress: Progress) -> None:
                 if code:
                     progress.note(f"a worker ended with exit code {code}: {words}")
         watch.look()
+
+
+def train(training: Training, progress: Progress) -> None:
+    """Train donors, each a task; raises `FulaError` for the first that cannot be trained."""
+    with _connected(training) as (ray, task), training.commands() as commands:
+        left, waiting, folder = list(commands.items()), [], str(Path.cwd())
+        while left or waiting:
+            while left and len(waiting) < training.at_once(len(commands)):
+                name, arguments = left.pop(0)
+                progress.donor_started(name)
+                waiting.append(task.remote([*arguments, *device_of(training.engine)], folder))
+            ended, waiting = ray.wait(waiting, timeout=LOOK_SECONDS)
+            for code, words in ray.get(ended):
+                if code:
+                    raise FulaError(words)
+
+
+@contextmanager
+def _connected(work: Launch | Training) -> Iterator[tuple[Any, Any]]:
+    """Ray, and its task that runs `fula-fast`."""
+    ray, spec = _ray(), work.engine.ray
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address=spec.address, log_to_driver=False, include_dashboard=False)
+    try:
+        gpus = 0 if work.resources.device == "cpu" else spec.gpus
+        yield ray, ray.remote(_worker).options(num_cpus=spec.cpus, num_gpus=gpus, max_retries=-1)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _worker(arguments: list[str], folder: str, number: int) -> tuple[int, str]:
-    """`fula-fast work` in a process of its own: its exit code and last line. A killed one is run
+def _worker(arguments: list[str], folder: str) -> tuple[int, str]:
+    """`fula-fast` in a process of its own: its exit code and last line. A killed one is run
     again, as Ray does with the task itself."""
     while True:
         done = subprocess.run(
