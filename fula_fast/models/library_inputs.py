@@ -32,7 +32,7 @@ def library_input(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timm(kind: str) -> dict[str, Any]:
-    from timm.data import resolve_data_config
+    from timm.data.config import resolve_data_config
     from timm.models import get_pretrained_cfg
 
     known = get_pretrained_cfg(kind)

@@ -17,8 +17,8 @@ def inputs_in_words(spec: Mapping[str, Any]) -> dict[str, str]:
 def _in_words(donor: Mapping[str, Any]) -> str:
     asked = parse_table(InputSpec, donor.get("input") or {}, "input")
     data = donor.get("data") or {}
-    moments = [asked.mean or data.get("mean"), asked.std or data.get("std")]
+    mean, std = asked.mean or data.get("mean"), asked.std or data.get("std")
     parts = [str(asked.frame or "images as [data] gives them")]
-    if all(moments):
-        parts.append("mean {}, std {}".format(*(list(v) for v in moments)))
+    if mean and std:
+        parts.append(f"mean {list(mean)}, std {list(std)}")
     return "; ".join(parts)

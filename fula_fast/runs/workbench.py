@@ -124,7 +124,10 @@ class Workbench:
         return pair_inputs(
             [self.input(name) for name in names],
             [as_published(self.spec.donor(name), data) for name in names],
-            tuple(normalisation_of(each, self.source(each)) for each in (training, data)),
+            (
+                normalisation_of(training, self.source(training)),
+                normalisation_of(data, self.source(data)),
+            ),
             plain=plain or bool(wave.key.attack) or wave.measures_robustness,
         )
 

@@ -161,7 +161,7 @@ def rows_of(shard: Shard, rows: bytes) -> list[dict[str, Any]]:
         found = [packed["same"] | own for own in packed["each"]]
         told = [(row["cell"], row["status"]) for row in found]
     except (ValueError, KeyError, TypeError, AttributeError):
-        told = []
+        found, told = [], None
     expected = [(c, STATUSES[not ok]) for c, ok in zip(shard.cells, shard.ok, strict=True)]
     if told != expected:
         raise FulaError(

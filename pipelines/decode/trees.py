@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shutil import copyfileobj
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -220,7 +220,7 @@ def _pack(archive: Path, folder: Path) -> None:
         with (
             archive.open("rb") as raw,
             _unpacked(raw) as plain,
-            tarfile.open(fileobj=(stream := _Bounded(plain)), mode="r|") as tar,
+            tarfile.open(fileobj=cast(IO[bytes], stream := _Bounded(plain)), mode="r|") as tar,
             (folder / "content.bin").open("wb") as out,
         ):
             for member in tar:
