@@ -23,8 +23,12 @@ from ..errors import FulaError, FulaWarning
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_SCARCE = ("can't allocate memory", "can't start new thread", "Cannot allocate memory")
-"""In the messages of a `RuntimeError` where the machine has no more to give."""
+_SCARCE = (
+    "can't allocate memory", "can't start new thread", "Cannot allocate memory",
+    "failed to map segment",
+)  # fmt: skip
+"""In the messages of a `RuntimeError`, or of an `ImportError` of a library, where the machine has
+no more to give."""
 
 
 class _LightHelp:
@@ -107,7 +111,7 @@ def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
         _complain(f"error: the machine refused ({_told(error)}); free what it lacks, and try again")
         if isinstance(error, OSError):
             _let_go_of_output()
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:
         if not any(text in str(error) for text in _SCARCE):
             raise
         _complain(f"error: the machine refused ({_told(error)}); free memory, or raise the limit")

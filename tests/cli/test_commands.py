@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fula_fast.cli import commands
+from fula_fast.cli.app import _guarded
 from fula_fast.errors import FulaError
 from fula_fast.runs.sweep import Finished
 
@@ -299,3 +300,28 @@ def test_bench_runs_from_any_folder(tmp_path):
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "plan" in answer.stdout and (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+    ],
+)
+def test_a_machine_without_memory_is_told_in_one_line(error, capsys):
+    def work():
+        raise error
+
+    assert _guarded(work, "") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the machine refused (") and told.count("\n") == 1
+
+
+def test_a_missing_library_is_no_lack_of_memory():
+    def work():
+        raise ImportError("No module named 'x'")
+
+    with pytest.raises(ImportError, match="No module"):
+        _guarded(work, "")

@@ -21,7 +21,7 @@ harness = sys.modules["harness"] = importlib.util.module_from_spec(_found)
 _found.loader.exec_module(harness)
 
 WAVES = int(os.environ.get("FULA_SOAK", "1000"))
-MOST_MIB = 24
+MOST_MIB = 8
 """Growth allowed behind the warm-up, of which the finished cells' index takes a part."""
 
 
