@@ -103,7 +103,7 @@ def test_a_dry_run_says_which_checkpoint_is_not_here(capsys, tmp_path, path):
     [
         ("untrained = true", "checkpoint = 'gone.safetensors'"),
         ("untrained = true", "untrained = true\nmin_accuracy = 0.99"),
-        ("test_images = 50", "test_images = 50\nmean = 0.5\nstd = 0.5\n[donors.a.data]\nsize = 8"),
+        ("test_images = 50", "test_images = 50\n[donors.a.data]\nchannels = 1"),
     ],
 )
 @pytest.mark.parametrize("depth", [1, 3])

@@ -160,7 +160,7 @@ def test_ranks_are_of_every_convolution_and_linear_map(model):
             sweeps=[SimpleNamespace(spec=SimpleNamespace(donor=lambda _: spec))]
         ),
         staged=lambda _: model,
-        source=lambda _: SimpleNamespace(test=test),
+        source=lambda _: SimpleNamespace(test=test, image_shape=(3, 8, 8), normalisation=None),
         device=torch.device("cpu"),
     )
     rows = list(ranks._donor(lab, "d"))

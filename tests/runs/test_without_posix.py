@@ -6,10 +6,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import tomli_w
+import pytest
 
 from fula_fast import load
 from fula_fast.models import build, save_checkpoint
+
+tomli_w = pytest.importorskip("tomli_w")
 
 WITHOUT = """
 import os, signal, sys, time
