@@ -1,6 +1,6 @@
 """Donors: train a network from its recipe, or load it where it was trained before.
 
-    recipe = donor_recipe(source, model="resnet18", options={"width": 16}, seed=0)
+    recipe = donor_recipe(source, model="resnet18", options={"width": 16})
     donor = ensure_donor(recipe, source, cache_dir="donors")
     donor.staged, donor.metrics.test_accuracy, donor.content_hash
 
@@ -33,12 +33,13 @@ from ..models.labels import check_fit, check_label_order, check_stored_normalisa
 from ..pipelines import Input, Shortcut, Source
 from ..study.protocol import Attack
 from .training import (
+    DEFAULT_TRAINING,
     PLAIN_INPUT,
     Adversary,
     DonorMetrics,
+    DonorTraining,
     EpochReport,
     evaluate,
-    resolved_recipe,
     train_donor,
 )
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Donor",
     "DonorMetrics",
+    "DonorTraining",
     "EpochReport",
     "donor_at_hand",
     "donor_from_checkpoint",
@@ -85,50 +87,36 @@ def donor_recipe(
     *,
     model: str,
     options: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    recipe: str = "fast",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    pad: int = 4,
-    flip: bool = True,
-    given: Input = PLAIN_INPUT,
-    shortcut: Shortcut | None = None,
+    training: DonorTraining = DEFAULT_TRAINING,
     adversarial: Attack | None = None,
-    alpha: float = 0.0,
-    permute_labels: bool = False,
 ) -> dict[str, Any]:
     """The JSON recipe of a donor with every default filled in, so that equal donors hash equally.
 
-    Arguments are those of `build` and `train_donor`; `given`: what the network takes of the data's
-    images. The data count by their content. Raises `FulaError` for an unknown recipe or option.
+    `model`, `options`: as `build` takes them. `adversarial`: the attack on `training.alpha` of each
+    batch. The data count by their content. Raises `FulaError` for an unknown recipe or option.
     """
-    plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
-    chosen = dict(options or {})
+    chosen, given, shortcut = dict(options or {}), training.given, training.shortcut
     return {
         "model": model,
         "options": resolved_options(model, chosen) if model in DEFAULTS else chosen,
         "data": {"source": source.name, "content": source.content_hash},
-        "seed": seed,
-        "recipe": recipe,
-        **asdict(plan),
-        "pad": pad,
-        "flip": flip,
+        "seed": training.seed,
+        "recipe": training.recipe,
+        **asdict(training.resolved),
+        "pad": training.pad,
+        "flip": training.flip,
         "normalisation": given.normalisation and asdict(given.normalisation),
         **({"frame": asdict(given.frame)} if given.frame else {}),
         "shortcut": None if shortcut is None else asdict(shortcut),
-        "adversarial": adversarial.model_dump() if adversarial is not None and alpha else None,
-        "alpha": alpha,
-        "permute_labels": permute_labels,
+        "adversarial": adversarial.model_dump() if adversarial and training.alpha else None,
+        "alpha": training.alpha,
+        "permute_labels": training.permute_labels,
     }
 
 
 def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> dict[str, Any]:
     """The recipe of a `[donors.*]` table; `untrained` is zero epochs."""
-    return donor_recipe(
-        source,
-        model=donor.model,
-        options=donor.build_options(),
+    training = DonorTraining(
         seed=donor.seed,
         recipe=donor.recipe,
         epochs=0 if donor.untrained else donor.epochs,
@@ -138,9 +126,16 @@ def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> d
         flip=True if donor.flip is None else donor.flip,
         given=given,
         shortcut=donor.shortcut and Shortcut(**donor.shortcut.model_dump()),
-        adversarial=_plain_attack(donor.adversarial),
         alpha=0.0 if donor.adversarial is None else donor.adversarial.alpha,
         permute_labels=donor.permute_labels,
+    )
+    attack = _plain_attack(donor.adversarial)
+    return donor_recipe(
+        source,
+        model=donor.model,
+        options=donor.build_options(),
+        training=training,
+        adversarial=attack,
     )
 
 
@@ -262,16 +257,13 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         input_shape=network_shape(given, source),
         options=recipe["options"],
     )
-    trained = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
-    metrics = train_donor(
-        staged,
-        source,
-        **{key: recipe[key] for key in (*trained, "permute_labels")},
+    plain = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
+    training = DonorTraining(
+        **{key: recipe[key] for key in (*plain, "permute_labels")},
         shortcut=recipe["shortcut"] and Shortcut(**recipe["shortcut"]),
         given=given,
-        attack=attack,
-        **how,
     )
+    metrics = train_donor(staged, source, training, attack=attack, **how)
     made = {key: str(how[key]) for key in ("device", "precision")} | {"torch": torch.__version__}
     save_checkpoint(
         staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}

@@ -88,6 +88,36 @@ def resolved_recipe(name: str, **overrides: Any) -> TrainingRecipe:
     return TrainingRecipe(**{**vars(RECIPES[name]), **given})
 
 
+@dataclass(frozen=True)
+class DonorTraining:
+    """What a donor's weights depend on, beside its network, the images and the attack on them.
+
+    `recipe`: one of `RECIPES`, of which `epochs`, `batch_size` and `lr` replace what is not None.
+    `seed`: of order, crops and flips. `pad`, `flip`: of the augmentation, pixels and whether.
+    `given`: what the network takes of the images. `shortcut`: on all images, those of the test too.
+    `alpha`: share of each batch that is attacked (its first floor(alpha * B) images; batches are in
+    random order). `permute_labels`: each training image has the label of another one, a control.
+    """
+
+    recipe: str = "fast"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    pad: int = 4
+    flip: bool = True
+    given: Input = PLAIN_INPUT
+    shortcut: Shortcut | None = None
+    alpha: float = 0.0
+    permute_labels: bool = False
+
+    @property
+    def resolved(self) -> TrainingRecipe:
+        """The recipe with what replaces its values. Raises `FulaError` for an unknown name."""
+        own = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        return resolved_recipe(self.recipe, **own)
+
+
 class EpochReport(NamedTuple):
     """What `progress` is called with after an epoch (1 … epochs); means over its batches."""
 
@@ -119,57 +149,47 @@ class DonorMetrics:
     epochs: int
 
 
+DEFAULT_TRAINING = DonorTraining()
+
+
 def train_donor(
     staged: Staged,
     source: Source,
+    training: DonorTraining = DEFAULT_TRAINING,
     *,
-    recipe: str = "fast",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    pad: int = 4,
-    flip: bool = True,
-    given: Input = PLAIN_INPUT,
-    shortcut: Shortcut | None = None,
+    attack: Adversary | None = None,
     stream: str = "resident",
     device: str | torch.device = "cpu",
     precision: str = PLAIN,
-    alpha: float = 0.0,
-    attack: Adversary | None = None,
-    permute_labels: bool = False,
-    compile: bool = False,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> DonorMetrics:
     """Train `staged` in place on `source.train`; afterwards it is on the CPU in eval mode.
 
-    The same arguments, device and versions give the same weights, bit for bit. `alpha` is the share
-    of each batch that `attack` replaces (its first floor(alpha * B) images; batches are in random
-    order). `given`: what the network takes of the images. With a `shortcut`, the test images carry
-    it too. `permute_labels` gives each training image the label of another one, a control.
-    `precision` is fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates. Raises `FulaError`
-    for a model that does not fit the data, an unknown recipe, and a loss that is not finite (with
-    its epoch and step).
+    The same arguments, device and versions give the same weights, bit for bit. `attack` makes the
+    attacked images. `precision` is fp32, tf32 or bf16 (autocast). `epochs = 0` only evaluates.
+    Raises `FulaError` for a model that does not fit the data, an unknown recipe, and a loss that is
+    not finite (with its epoch and step).
     """
-    plan = resolved_recipe(recipe, epochs=epochs, batch_size=batch_size, lr=lr)
+    plan, given = training.resolved, training.given
     check_fit(staged, source, given.frame and given.frame.shape(source.image_shape))
     staged.classes = source.classes
-    _check_attack(alpha, attack, given)
+    _check_attack(training.alpha, attack, given)
     place = torch.device(device)
-    data = permuted(source.train, seed) if permute_labels else source.train
-    common = {**vars(given), "shortcut": shortcut, "device": place}
+    data = permuted(source.train, training.seed) if training.permute_labels else source.train
+    common = {**vars(given), "shortcut": training.shortcut, "device": place}
     staged.to(place, memory_format=torch.channels_last)
     last, seconds = None, 0.0
     if plan.epochs:
         batches = open_stream(
             data,
             batch_size=plan.batch_size,
-            seed=seed,
-            augmentation=Augmentation(pad=pad, flip=flip),
+            seed=training.seed,
+            augmentation=Augmentation(pad=training.pad, flip=training.flip),
             backend=stream,
             **common,
         )
-        run = _Run(staged, plan, batches, precision, int(alpha * plan.batch_size), attack, compile)
+        attacked = int(training.alpha * plan.batch_size)
+        run = _Run(staged, plan, batches, precision, attacked, attack)
         started = time.perf_counter()
         with arithmetic(precision):
             for epoch in range(plan.epochs):
@@ -194,11 +214,9 @@ class _Run:
         precision: str,
         attacked: int,
         attack: Adversary | None,
-        compile: bool,
     ) -> None:
         self.staged, self.recipe, self.stream = staged, recipe, stream
         self.precision, self.attacked, self.attack = precision, attacked, attack
-        self.forward = torch.compile(staged) if compile else staged
         self.optimiser = torch.optim.SGD(
             staged.parameters(),
             lr=recipe.lr,
@@ -226,7 +244,7 @@ class _Run:
         images = self._mixed(batch, epoch)
         self.staged.train()
         with autocast(images.device, self.precision):
-            logits = self.forward(images)
+            logits = self.staged(images)
             loss = cross_entropy(logits, batch.labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -56,14 +56,14 @@ ROBUST = (
 @pytest.fixture(scope="module")
 def donors(tmp_path_factory):
     """Two narrow networks, a little trained so that there is something to attack."""
-    from fula_fast.donors.training import train_donor
+    from fula_fast.donors.training import DonorTraining, train_donor
     from fula_fast.pipelines import load_source
 
     folder, source = tmp_path_factory.mktemp("donors"), load_source("digits", size=8)
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
         model = build("resnet18", num_classes=10, input_shape=(3, 8, 8), width=4)
-        train_donor(model, source, epochs=2, seed=seed, flip=False, pad=1)
+        train_donor(model, source, DonorTraining(epochs=2, seed=seed, flip=False, pad=1))
         save_checkpoint(model, folder / f"{name}.safetensors", {})
     return folder
 
