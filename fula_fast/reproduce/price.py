@@ -10,7 +10,7 @@ from typing import Any
 
 from ..attacks.names import gradients
 from ..device.precision import FAST
-from ..donors.donor import resolved_recipe
+from ..donors.training import resolved_recipe
 from ..progress import duration
 from ..study.donor_spec import DonorSpec
 from ..study.facts import DataFacts, DonorFacts, donor_facts

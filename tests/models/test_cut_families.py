@@ -52,7 +52,7 @@ CUT = [
     ("inception_next_atto", 64, {}, 4),
     ("levit_128s", 224, {}, 3),
     ("cait_xxs24_224", 64, {"depth": 2}, 2),
-    ("convit_tiny", 64, {"depth": 4}, 4),
+    ("convit_tiny", 64, {"depth": 4, "local_up_to_layer": 2}, 4),
     ("coatnet_pico_rw_224", 224, {}, 4),
     ("gcvit_xxtiny", 224, {}, 4),
     ("hiera_tiny_224", 224, {}, 12),
