@@ -137,7 +137,11 @@ def _abandoned(temporary: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Whether this machine has a process of that number that has not ended.
+
+    One that has, and whose exit code nobody asked for, keeps its number: for ever in a container
+    whose first process asks for none. Linux tells it from the others.
+    """
     if os.name == "nt":  # where `os.kill` ends it, whatever the signal
         import psutil
 
@@ -148,7 +152,15 @@ def is_alive(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         pass
-    return True
+    return not _has_ended(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", errors="replace")
+    except OSError:  # another system, or it is gone since
+        return False
+    return stat.rpartition(")")[2].split()[0] in "ZX"  # behind its name, which may hold anything
 
 
 def host_name() -> str:
