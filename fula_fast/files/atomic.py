@@ -88,6 +88,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder beside `path`, gone after the block; one that a killed writer of
+    `path` left is removed as its temporary files are."""
+    scratch = temporary_beside(path)
+    try:
+        scratch.mkdir()
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def temporary_beside(path: Path) -> Path:
     """A new hidden name in the folder of `path`, which tells who writes there (host and
     process)."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ..errors import FulaError
-from .atomic import replacing
+from .atomic import replacing, scratch_folder
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -255,8 +255,10 @@ def write_tensors(
     text = json.dumps(meta, allow_nan=False)
     found = _tensor_digest(text, plain)
     head = {"kind": kind.name, "format": str(kind.format), "digest": found, "meta": text}
-    with replacing(path) as temporary:
-        save_file(plain, temporary, head)
+    # the library writes under a name of its own first, which would stay where it is killed
+    with replacing(path) as temporary, scratch_folder(path) as scratch:
+        save_file(plain, scratch / path.name, head)
+        (scratch / path.name).rename(temporary)
     return found
 
 

@@ -161,7 +161,8 @@ def test_specs(tmp_path):
 @pytest.fixture
 def run(tmp_path) -> Store:
     """A folder with every kind of JSON file."""
-    plan = {"waves": {"id": ["w"], "cells": [2], "flops": [1.0]}, "notes": [], "precision": "fp32"}
+    waves = {"id": ["w"], "cells": [2], "flops": [1.0], "front": ["a"], "end": ["b"], "rule": [0]}
+    plan = {"waves": waves, "notes": [], "precision": "fp32"}
     store = Store.create(tmp_path / "run", {"name": "t"}, plan, {"id": ["c0", "c1"]})
     rows = [{"cell": f"c{k}", "status": "ok", "front": "a", "front_hash": "0"} for k in range(2)]
     store.write("w", rows, {"c0": {"weight": [1.0]}})
