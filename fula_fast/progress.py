@@ -14,6 +14,8 @@ from html import escape
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from .errors import not_none
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -358,5 +360,5 @@ def _in_notebook() -> Callable[[str], None]:
     """A place in the running cell's output that HTML is written to, again and again."""
     from IPython.display import HTML, display  # there, as a notebook runs
 
-    handle = display(HTML(""), display_id=True)
+    handle = not_none(display(HTML(""), display_id=True))
     return lambda text: handle.update(HTML(text))
