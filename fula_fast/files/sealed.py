@@ -313,7 +313,8 @@ def _tensors(path: Path, kind: Kind) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        # torch maps the file itself, and says by a RuntimeError that it cannot
         raise Damaged(path, kind, f"its tensors cannot be read ({_first(error)})") from None
 
 

@@ -146,3 +146,17 @@ def test_a_folder_is_told_from_another_and_from_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(sealed.Damaged):
         sealed.check_folder(tmp_path / "file", sealed.CACHE, "kind/key")
+
+
+def test_tensors_that_cannot_be_mapped_are_damage(tmp_path, monkeypatch):
+    """torch opens the file once more, itself, and raises a RuntimeError where it may not."""
+    path = tmp_path / "t.safetensors"
+    sealed.write_tensors(path, sealed.STITCHES, {"w": torch.ones(2)}, {})
+
+    def refused(path):
+        raise RuntimeError("unable to open file: Permission denied (13)\nmore lines")
+
+    monkeypatch.setattr("safetensors.torch.load_file", refused)
+    with pytest.raises(sealed.Damaged, match="unable to open file: Permission denied") as told:
+        sealed.read_tensors(path, sealed.STITCHES)
+    assert "\n" not in str(told.value)
