@@ -32,7 +32,7 @@ def check(found: dict) -> None:
     assert ends["short write"] == {"went on"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_faults_lose_nothing():
     found = faults("--sample", "200", "--jobs", "2")
     assert found["tried"] == 200
