@@ -40,7 +40,7 @@ def measure(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:
 def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str, Any]]:
     sites = wave.network.native.num_sites
     agreement = Agreement((len(wave.lanes),), task.device)
-    outputs = OutputTable([registered(name) for name in task.measures])
+    outputs = OutputTable(len(wave.lanes), [registered(name) for name in task.measures])
     end_sites = [n.end_site for n in wave.lanes]
     table = SiteTable(end_sites, sites, task.device, task.measures, task.samples)
     route = route_of(wave.lanes, sites, full=False, to_head=True)
@@ -53,7 +53,7 @@ def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str
     return [
         {name: column[number] for name, column in values.items()} | at_sites | answered
         for number, (at_sites, answered) in enumerate(
-            zip(table.columns(), outputs.columns(), strict=False)
+            zip(table.columns(), outputs.columns(), strict=True)
         )
     ]
 

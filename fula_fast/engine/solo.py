@@ -361,7 +361,7 @@ def evaluate(
     model.eval()
     device = next(model.parameters()).device
     agreement = Agreement((), device)
-    outputs = OutputTable([measure(name) for name in measures])
+    outputs = OutputTable(1, [measure(name) for name in measures])
     table = SiteTable([model.end_site], end.num_sites, device, measures, samples)
     sites = range(1, end.num_sites + 1)
     with batchnorm.rule(end, "running"):
@@ -378,4 +378,4 @@ def evaluate(
             agreement.add(logits, end_logits, batch.labels)
             outputs.add(logits[None], end_logits, batch.labels)
     answers = {name: float(v) for name, v in agreement.result().items()}
-    return {**answers, **table.columns()[0], **next(outputs.columns())}
+    return {**answers, **table.columns()[0], **outputs.columns()[0]}

@@ -7,9 +7,8 @@ outputs are called alike. Leading dimensions of logits and rightness are orders 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -40,12 +39,14 @@ class Outputs:
 
 
 class OutputTable:
-    """Measures of outputs of lanes and their end donor over a test set, whose logits are kept.
+    """Measures of outputs of so many `lanes` and their end donor over a test set, whose logits are
+    kept.
 
     `chosen`: those of outputs count, but for the agreements that every tested model has.
     """
 
-    def __init__(self, chosen: Sequence[Measure]) -> None:
+    def __init__(self, lanes: int, chosen: Sequence[Measure]) -> None:
+        self._lanes = lanes
         self._chosen = [
             m for m in chosen if m.needs is Needs.OUTPUTS and m.name not in agreement.COLUMNS
         ]
@@ -56,18 +57,19 @@ class OutputTable:
         if self._chosen:
             self._kept.append((logits, end_logits, labels))
 
-    def columns(self) -> Iterator[dict[str, float | None]]:
-        """By lane, and by measure; None where one of its logits is not finite. Without end where
-        no measure was chosen."""
+    def columns(self) -> list[dict[str, float | None]]:
+        """By lane, and by measure; None where one of the lane's logits is not finite."""
         if not self._chosen:
-            yield from repeat({})
-            return
+            return [{} for _ in range(self._lanes)]
         lanes, end_logits, labels = zip(*self._kept, strict=True)
         labels = torch.cat(labels)
         end = Outputs.of(torch.cat(end_logits), labels)
-        for logits in torch.cat(lanes, 1):
-            own = Outputs.of(logits, labels) if logits.isfinite().all() else None
-            yield {m.name: None if own is None else float(m.load()(own, end)) for m in self._chosen}
+        finite = ((x, bool(x.isfinite().all())) for x in torch.cat(lanes, 1))
+        sides = [Outputs.of(x, labels) if good else None for x, good in finite]
+        return [
+            {m.name: None if own is None else float(m.load()(own, end)) for m in self._chosen}
+            for own in sides
+        ]
 
 
 def disagreement(a: Outputs, b: Outputs) -> Tensor:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .features import as_matrix
 from .matrices import Choice, Sides, bundles, of_moments
 from .moments import Moments
-from .registry import Measure, Needs
+from .registry import Features, Measure, Needs
 
 _END = "end"
 Column = dict[str, list[float | None]]
@@ -23,10 +24,12 @@ Column = dict[str, list[float | None]]
 
 @dataclass
 class _Together:
-    """Lanes that came together at a site: their moments and the end's, and kept rows of both."""
+    """Lanes that came together at a site: their moments with the end's, and the rows that were
+    kept of the lanes, (n, b, p) a batch, and of the end, (b, p)."""
 
     moments: Moments | None = None
-    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    own: list[Tensor] = field(default_factory=list)
+    end: list[Tensor] = field(default_factory=list)
 
 
 class PooledTable:
@@ -60,19 +63,20 @@ class PooledTable:
     def add(self, site: int, lanes: Sequence[int], h: Tensor, g: Tensor, index: Tensor) -> None:
         """One batch at a site: `lanes`, h (n*B, ...), the end's own g (B, ...), and the numbers of
         the images, `index` (B,)."""
-        rows = self._finite(site, lanes, pooled(h).unflatten(0, (len(lanes), -1)))
-        sides = {_END: pooled(g)} | {str(n): own for n, own in zip(lanes, rows, strict=True)}
+        rows, end = (as_matrix(x, Features.MEAN) for x in (h, g))
+        rows = self._finite(site, lanes, rows.unflatten(0, (len(lanes), -1)))
         found = self._together.setdefault((site, tuple(lanes)), _Together())
         if self._of_moments:
+            sides = {_END: [end]} | {str(n): [own] for n, own in zip(lanes, rows, strict=True)}
             if found.moments is None:
-                widths = {name: [x.shape[1]] for name, x in sides.items()}
+                widths = {name: [x.shape[1]] for name, (x,) in sides.items()}
                 pairs = [(str(lane), _END) for lane in lanes]
                 found.moments = Moments(widths, pairs, None, self._device)
-            found.moments.add({name: [x] for name, x in sides.items()})
+            found.moments.add(sides)
         if self._of_pairs:
-            taken = torch.isin(index.to(self._device), self._samples)
-            for name, x in sides.items():
-                found.rows.setdefault(name, []).append(x[taken])
+            taken = torch.isin(index.to(self._device), self._samples).nonzero()[:, 0]
+            found.own.append(rows[:, taken])
+            found.end.append(end[taken])
 
     def _finite(self, site: int, lanes: Sequence[int], rows: Tensor) -> Tensor:
         """Rows (n, B, p) of lanes, zeros for one that is not finite: it has no measures, and takes
@@ -103,11 +107,13 @@ class PooledTable:
             choice = _defined(self._of_moments, moments.count)
             for lane in lanes:
                 yield lane, _numbers(of_moments(moments, str(lane), _END, choice))
-        rows = {name: torch.cat(parts) for name, parts in together.rows.items()}
-        for part in bundles(_defined(self._of_pairs, len(rows[_END]) if rows else 0)):
-            end = Sides([rows[_END]], part)
-            for lane in lanes:
-                yield lane, _numbers(Sides([rows[str(lane)]], part).against(end))
+        if not self._of_pairs:
+            return
+        rows, end = torch.cat(together.own, 1), torch.cat(together.end)
+        for part in bundles(_defined(self._of_pairs, len(end))):
+            prepared = Sides([end], part)
+            for lane, own in zip(lanes, rows, strict=True):
+                yield lane, _numbers(Sides([own], part).against(prepared))
 
 
 def _defined(chosen: Sequence[Measure], samples: int) -> Choice:
@@ -117,10 +123,3 @@ def _defined(chosen: Sequence[Measure], samples: int) -> Choice:
 
 def _numbers(found: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Maps (B, C, H, W) and tokens (B, T, D) to their mean over positions; vectors as they are."""
-    if x.dim() == 4:
-        return x.mean((2, 3))
-    return x.mean(1) if x.dim() == 3 else x

@@ -13,12 +13,12 @@ NAMES = ("jensen_shannon", "disagreement", "kappa")
 
 def table(lanes: np.ndarray, end: np.ndarray, names=NAMES) -> list[dict]:
     """Logits (L, N, C), (N, C) in batches of 7."""
-    found = OutputTable([measure(name) for name in names])
+    found = OutputTable(len(lanes), [measure(name) for name in names])
     for start in range(0, len(end), 7):
         part = slice(start, start + 7)
         labels = torch.zeros(len(end[part]), dtype=torch.int64)
         found.add(torch.from_numpy(lanes[:, part]), torch.from_numpy(end[part]), labels)
-    return [values for _, values in zip(lanes, found.columns(), strict=False)]
+    return found.columns()
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -9,39 +9,17 @@ import torch
 from fula_fast.measures import Needs, measure, measures
 from fula_fast.measures.cka import LinearCKA
 from fula_fast.measures.matrices import between
-from fula_fast.measures.pooled import PooledTable, pooled
+from fula_fast.measures.pooled import PooledTable
 
-SHAPES = [(3, 4, 4), (5, 2, 2)]
-BATCHES, SIZE = 4, 6
 SAMPLES = [0, 1, 3, 4, 5, 8, 9, 10, 11, 12, 14, 15, 16, 19, 20, 21, 23]
 
 
-@pytest.fixture
-def data():
-    """Per site: the end's own activations, and those of lanes 0 and 1; lane 1 joins at site 2."""
-    draw = np.random.default_rng(0)
-    targets = [draw.normal(2, 1, (BATCHES, SIZE, *shape)) for shape in SHAPES]
-    stitched = [[t + draw.normal(0, s, t.shape) for s in (0.3, 2.0)] for t in targets]
-    return targets, stitched
-
-
 def table(data, names, samples=SAMPLES) -> list[dict]:
-    targets, stitched = data
     chosen = [measure(name) for name in names]
     found = PooledTable([1, 2], 2, torch.device("cpu"), chosen, samples)
-    for batch in range(BATCHES):
-        for site, lanes in ((1, [0]), (2, [0, 1])):
-            g = torch.from_numpy(targets[site - 1][batch])
-            h = np.concatenate([stitched[site - 1][lane][batch] for lane in lanes])
-            index = torch.arange(SIZE) + batch * SIZE
-            found.add(site, lanes, torch.from_numpy(h), g, index)
+    for part in data.batches():
+        found.add(*part)
     return found.columns()
-
-
-def means(data, lane: int, site: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means over positions of a lane and the end, of all images."""
-    both = data[1][site - 1][lane], data[0][site - 1]
-    return tuple(x.reshape(-1, *SHAPES[site - 1]).mean((2, 3)) for x in both)
 
 
 def numpy_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -67,7 +45,7 @@ WRITTEN = {"linear_cka": numpy_cka, "linear_r2": numpy_r2, "procrustes": numpy_n
 def test_measures_of_moments_are_taken_at_every_site_from_the_lanes_own_on(data):
     for lane, columns in enumerate(table(data, tuple(WRITTEN))):
         for name, written in WRITTEN.items():
-            wanted = [written(*means(data, lane, site)) for site in range(lane + 1, 3)]
+            wanted = [written(*data.means(lane, site)) for site in range(lane + 1, 3)]
             np.testing.assert_allclose(columns[name], wanted, atol=1e-10)
 
 
@@ -76,7 +54,7 @@ def test_unbiased_cka_from_the_lanes_own_site_on(data):
     (columns, _) = table(data, ("unbiased_linear_cka",))
     for place, site in enumerate((1, 2)):
         whole = LinearCKA(unbiased=True)
-        whole.add(*map(torch.from_numpy, means(data, 0, site)))
+        whole.add(*map(torch.from_numpy, data.means(0, site)))
         assert columns["unbiased_linear_cka"][place] == pytest.approx(whole.result(), abs=1e-10)
 
 
@@ -86,7 +64,7 @@ def test_measures_of_pairs_are_of_the_chosen_images_alone(data):
     for lane, columns in enumerate(table(data, names)):
         for name in names:
             wanted = [
-                between(name, *(torch.from_numpy(x[SAMPLES]) for x in means(data, lane, site)))
+                between(name, *(torch.from_numpy(x[SAMPLES]) for x in data.means(lane, site)))
                 for site in range(lane + 1, 3)
             ]
             np.testing.assert_allclose(columns[name], wanted, atol=1e-12)
@@ -101,7 +79,7 @@ def numpy_rsa(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_a_measure_of_pairs_written_out(data):
     (columns, _) = table(data, ("rsa_euclidean_pearson",))
-    wanted = [numpy_rsa(*(x[SAMPLES] for x in means(data, 0, site))) for site in (1, 2)]
+    wanted = [numpy_rsa(*(x[SAMPLES] for x in data.means(0, site))) for site in (1, 2)]
     np.testing.assert_allclose(columns["rsa_euclidean_pearson"], wanted, atol=1e-10)
 
 
@@ -109,7 +87,7 @@ def test_a_measure_of_pairs_written_out(data):
 def test_a_lane_that_is_not_finite_has_no_measures_and_takes_none_from_the_others(data, value):
     names = ("linear_cka", "mutual_knn")
     before = table(data, names)
-    data[1][1][0][2, 3, 0, 1, 1] = value  # lane 0 at site 2, one number of one image
+    data.lanes[1][0][2, 3, 0, 1, 1] = value  # lane 0 at site 2, one number of one image
     after = table(data, names)
     for name in names:
         assert after[0][name] == [before[0][name][0], None]
@@ -120,10 +98,3 @@ def test_too_few_images_for_a_measure_leave_its_column_empty(data):
     (columns, other) = table(data, ("cknna", "rbf_cka"), samples=[4, 7, 8])
     assert columns["cknna"] == [None, None] and other["cknna"] == [None]
     assert all(isinstance(value, float) for value in columns["rbf_cka"])
-
-
-@pytest.mark.parametrize("shape, axes", [((2, 3, 4, 4), (2, 3)), ((2, 5, 3), (1,)), ((2, 3), ())])
-def test_maps_and_tokens_count_as_their_mean_over_positions(shape, axes):
-    x = np.random.default_rng(1).normal(size=shape)
-    wanted = x.mean(axes) if axes else x
-    np.testing.assert_allclose(pooled(torch.from_numpy(x)), wanted, rtol=1e-12)

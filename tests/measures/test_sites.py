@@ -9,29 +9,14 @@ import torch
 from fula_fast.measures.registry import measure
 from fula_fast.measures.sites import SiteTable, stitch_columns
 
-SHAPES = [(3, 4, 4), (5, 2, 2)]
 NAMES = ("terms", "r2", "penultimate", "linear_cka")
-BATCHES, SIZE = 4, 6
-
-
-@pytest.fixture
-def data():
-    """Per site: the end's own activations, and those of lanes 0 and 1; lane 1 joins at site 2."""
-    draw = np.random.default_rng(0)
-    targets = [draw.normal(2, 1, (BATCHES, SIZE, *shape)) for shape in SHAPES]
-    stitched = [[t + draw.normal(0, s, t.shape) for s in (0.3, 2.0)] for t in targets]
-    return targets, stitched
 
 
 def table(data, names=NAMES) -> list[dict]:
-    targets, stitched = data
     found = SiteTable([1, 2], 2, torch.device("cpu"), names)
-    for batch in range(BATCHES):
-        for site, lanes in ((1, [0]), (2, [0, 1])):
-            g = torch.from_numpy(targets[site - 1][batch])
-            h = np.concatenate([stitched[site - 1][lane][batch] for lane in lanes])
-            found.target(site, g)
-            found.add(site, lanes, torch.from_numpy(h), g, torch.arange(SIZE) + batch * SIZE)
+    for site, lanes, h, g, index in data.batches():
+        found.target(site, g)
+        found.add(site, lanes, h, g, index)
     return found.columns()
 
 

@@ -126,7 +126,7 @@ def test_what_measures_keep_is_what_was_predicted(names):
     chosen = [measure(name) for name in names]
     before = {id(x) for x in gc.get_objects() if issubclass(type(x), torch.Tensor)}
     table = PooledTable([1] * 3, 4, torch.device("cpu"), chosen, range(samples))
-    outputs = OutputTable(chosen)
+    outputs = OutputTable(3, chosen)
     for start in range(0, images, 50):
         index = torch.arange(start, start + 50)
         for site, p in enumerate(widths, 1):

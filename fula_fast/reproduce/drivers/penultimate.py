@@ -6,7 +6,8 @@ import torch
 
 from ...attacks.pgd import pgd
 from ...measures.cka import LinearCKA
-from ...measures.pooled import pooled
+from ...measures.features import as_matrix
+from ...measures.registry import Features
 from ...methods import DM
 from ...pipelines import evaluation_batches
 from ...study.expand import site_pairs
@@ -50,7 +51,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
         adversarial = pgd(stitched, batch.images, batch.labels, attack)
         with torch.no_grad():
             h = stitched.tail.run(stitched.at_stitch(adversarial), j)
-            pair = pooled(h), pooled(end.run(adversarial))
+            pair = (as_matrix(x, Features.MEAN) for x in (h, end.run(adversarial)))
         for measure in measures.values():
             measure.add(*pair)
     found = {name: measure.result() for name, measure in measures.items()}
