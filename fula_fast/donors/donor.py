@@ -254,7 +254,7 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         recipe["model"],
         seed=recipe["seed"],
         num_classes=source.num_classes,
-        input_shape=network_shape(given, source),
+        input_shape=given.shape(source.image_shape),
         options=recipe["options"],
     )
     plain = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
@@ -269,12 +269,6 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
     )
     return metrics
-
-
-def network_shape(given: Input, source: Source) -> tuple[int, ...]:
-    """(C, H, W) of a network that takes the source's images by that input."""
-    shape = tuple(source.image_shape)
-    return given.frame.shape(shape) if given.frame else shape
 
 
 def pgd_adversary(attack: Attack, seed: int) -> Adversary:
@@ -312,11 +306,11 @@ def donor_from_checkpoint(
     """
     into = None
     if model:
-        shape = {"num_classes": source.num_classes, "input_shape": network_shape(given, source)}
+        shape = {"num_classes": source.num_classes, "input_shape": given.shape(source.image_shape)}
         into = build(model, hook=hook, **shape, **(options or {}))
     staged = load_checkpoint(path, into=into, hook=hook)
     try:
-        check_fit(staged, source, network_shape(given, source))
+        check_fit(staged, source, given.shape(source.image_shape))
         check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None

@@ -171,7 +171,7 @@ def train_donor(
     not finite (with its epoch and step).
     """
     plan, given = training.resolved, training.given
-    check_fit(staged, source, given.frame and given.frame.shape(source.image_shape))
+    check_fit(staged, source, given.shape(source.image_shape))
     staged.classes = source.classes
     _check_attack(training.alpha, attack, given)
     place = torch.device(device)

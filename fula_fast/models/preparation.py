@@ -47,7 +47,7 @@ def prepared(staged: Staged, given: Input, image_shape: Sequence[int]) -> Staged
     if staged.preparation is not None:
         raise FulaError(f"model '{staged.name}' has its input already; give the model without it")
     acting = given.of(image_shape)
-    shape = tuple(image_shape) if acting.frame is None else acting.frame.shape(image_shape)
+    shape = acting.shape(image_shape)
     if shape != tuple(staged.input_shape):
         raise FulaError(
             f"model '{staged.name}' takes images {_dims(staged.input_shape)}, but its input gives "

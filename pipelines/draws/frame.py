@@ -98,6 +98,10 @@ class Input:
         parts += [f"mean {list(moments.mean)}, std {list(moments.std)}"] if moments else []
         return "; ".join(parts)
 
+    def shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, H, W) of what becomes of images of that shape."""
+        return self.frame.shape(image_shape) if self.frame else tuple(image_shape)
+
     def of(self, image_shape: Sequence[int]) -> Input:
         """What acts of it on images (C, H, W) of that shape: equal ones compute the same."""
         frame, moments = self.frame, self.normalisation
