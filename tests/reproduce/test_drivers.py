@@ -13,10 +13,19 @@ from fula_fast.donors.donor import fresh_model
 from fula_fast.pipelines import ImageSet, Source
 from fula_fast.reproduce import load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import FAILS, HOLDS, verdicts
-from fula_fast.reproduce.drivers import autoencoder, invariance, noise, offset, ranks, sheets
+from fula_fast.reproduce.drivers import (
+    autoencoder,
+    invariance,
+    noise,
+    offset,
+    penultimate,
+    ranks,
+    sheets,
+)  # fmt: skip
 from fula_fast.reproduce.evidence import gathered
 from fula_fast.reproduce.runner import driver_of
 from fula_fast.study.donor_spec import DonorSpec
+from fula_fast.study.protocol import Attack, protocol
 
 NOWHERE = Path("no-such-folder")
 DRIVEN = [n for n in recipe_names() if resolve(n, "smoke", NOWHERE).recipe.driver]
@@ -187,3 +196,41 @@ def test_ranks_are_of_every_convolution_and_linear_map(model):
 def test_unlike_networks_are_compared_at_corresponding_sites():
     experiment = resolve("invariance", "smoke", NOWHERE, front="vit_tiny")
     assert [t.arguments["sites"] for t in invariance.tasks(experiment)] == [(2, 2), (12, 9)]
+
+
+def test_penultimate_layers_are_compared_on_adversarial_images_by_both_measures(model):
+    """Against the two measures of the same matrices at once, of images attacked here."""
+    from fula_fast.attacks.pgd import pgd
+    from fula_fast.engine.solo import StitchedModel
+    from fula_fast.measures.matrices import between
+    from fula_fast.stitching.stitch import Stitch
+
+    other = fresh_model(
+        "resnet18", seed=4, options={"width": 4}, num_classes=10, input_shape=(3, 8, 8)
+    ).eval()
+    torch.manual_seed(0)
+    stitch = Stitch(model.site_shapes[2], other.site_shapes[2])
+    torch.nn.init.normal_(stitch.weight, std=0.5)
+    stitched = StitchedModel(model, other, 3, 3, stitch).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
+    test = ImageSet(pixels, np.arange(150) % 10, tuple("abcdefghij"), "made up")
+    rule = protocol("fula-v2", attack=Attack(steps=1, random_start=False))
+    spec = SimpleNamespace(donor=lambda name: name, data="d", base_protocol=rule)
+    lab = SimpleNamespace(
+        experiment=SimpleNamespace(
+            sweeps=[SimpleNamespace(spec=spec)], options={"steps": 1, "images": 150}
+        ),
+        staged=lambda name: {"a": model, "b": other}[name],
+        source=lambda _: SimpleNamespace(test=test),
+        closed_form=lambda *_: stitched,
+        device=torch.device("cpu"),
+    )
+    asked = {"front": "a", "end": "b", "sites": (3, 3), "seed": 0}
+    (row,) = penultimate.run(SimpleNamespace(arguments=asked), lab)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    attacked = pgd(stitched, x, torch.arange(150) % 10, rule.attack)
+    with torch.no_grad():
+        h, g = stitched.tail.run(stitched.at_stitch(attacked), 3), other.run(attacked)
+        pair = [y.mean((2, 3)) for y in (h, g)]
+    assert row["cka"] == pytest.approx(between("linear_cka", *pair), abs=1e-4)
+    assert row["cka_unbiased"] == pytest.approx(between("unbiased_linear_cka", *pair), abs=1e-4)

@@ -51,7 +51,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
         adversarial = pgd(stitched, batch.images, batch.labels, attack)
         with torch.no_grad():
             h = stitched.tail.run(stitched.at_stitch(adversarial), j)
-            pair = (as_matrix(x, Features.MEAN) for x in (h, end.run(adversarial)))
+            pair = [as_matrix(x, Features.MEAN) for x in (h, end.run(adversarial))]
         for measure in measures.values():
             measure.add(*pair)
     found = {name: measure.result() for name, measure in measures.items()}
