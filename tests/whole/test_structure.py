@@ -206,7 +206,7 @@ NAMED_IN_TEXT = {
     # by records: tests ask for measures, sources, drivers by their names
     "measures.alignment", "measures.canonical", "measures.catalogue", "measures.dissimilarity",
     "measures.distances", "measures.neighbours", "measures.shape", "pipelines.sources.catalogue",
-    "reproduce.drivers.penultimate", "attacks.handover",
+    "attacks.handover",
     # by what a package hands on
     "models.blocks", "pipelines.streams.dali_stream", "pipelines.streams.resident",
     "reproduce.builder", "runs.engines.ray",
