@@ -112,7 +112,11 @@ def test_new_files_follow_the_umask(tmp_path, spec, mask, file, folder, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = os.umask(mask)
     try:
-        sweep(spec, out=tmp_path / "run", overrides={"donors.a.untrained": False, "donors.a.epochs": 0})
+        sweep(
+            spec,
+            out=tmp_path / "run",
+            overrides={"donors.a.untrained": False, "donors.a.epochs": 0},
+        )
     finally:
         os.umask(before)
     made = [p for top in ("run", "cache") for p in (tmp_path / top).rglob("*")]
