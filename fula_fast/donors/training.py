@@ -172,10 +172,10 @@ def _open_run(
 ) -> TrainingRun:  # fmt: skip
     plan, given = training.resolved, training.given
     alone = training.recipe == SIMCLR
-    augmentation = None if alone else Augmentation(pad=training.pad, flip=training.flip)
+    moved = (0, False) if alone else (training.pad, training.flip)
     seen = {"shortcut": training.shortcut} if alone else _seen(training)
     batches = open_stream(
-        data, batch_size=plan.batch_size, seed=training.seed, augmentation=augmentation,
+        data, batch_size=plan.batch_size, seed=training.seed, augmentation=Augmentation(*moved),
         backend=stream, device=place, **seen,
     )  # fmt: skip
     if alone:
