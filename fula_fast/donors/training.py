@@ -1,8 +1,9 @@
 """Training and evaluating a donor network.
 
 Recipes: `paper` (the FuLA preprint's appendix A.1: 200 epochs, rate 0.1 times 0.1 at each third)
-and `fast` (one-cycle, for development). Both are SGD with Nesterov momentum 0.9 on cross-entropy
-without label smoothing.
+and `fast` (one-cycle, for development): SGD with Nesterov momentum 0.9 on cross-entropy without
+label smoothing. `simclr` learns without labels, by the same optimiser and rates as `paper`, with
+the augmentations and the loss of its module.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..device.precision import PLAIN, arithmetic, autocast
@@ -32,40 +32,14 @@ from ..pipelines import (
     evaluation_batches,
     open_stream,
 )
-
-Adversary = Callable[[Staged, Tensor, Tensor, Tensor, int], Tensor]
-"""(model in eval mode, images (n, C, H, W) in [0, 1], labels (n,), index (n,), epoch) to
-adversarial images; `index` are sample numbers, for keyed randomness."""
+from .simclr import SimclrRun
+from .training_run import Adversary, EpochReport, TrainingRecipe, TrainingRun
 
 PLAIN_INPUT = Input()
 """Of a network that takes pixels in [0, 1] as they are."""
 
-MOMENTUM = 0.9
-_WARM_UP = 0.2
+SIMCLR = "simclr"
 _PERMUTE = 0x9E12
-
-
-@dataclass(frozen=True)
-class TrainingRecipe:
-    """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
-
-    lr: float
-    schedule: str
-    weight_decay: float
-    epochs: int
-    batch_size: int
-
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of a step, counted over all epochs.
-
-        `thirds`: times 0.1 at one and two thirds of the epochs. `one-cycle`: linear up over the
-        first fifth of all steps, linear down to zero after it.
-        """
-        if self.schedule == "thirds":
-            return self.lr * 0.1 ** (3 * (step // steps_per_epoch) // self.epochs)
-        done = (step + 0.5) / (steps_per_epoch * self.epochs)
-        return self.lr * min(done / _WARM_UP, (1 - done) / (1 - _WARM_UP))
-
 
 RECIPES = {
     "paper": TrainingRecipe(
@@ -73,6 +47,9 @@ RECIPES = {
     ),
     "fast": TrainingRecipe(
         lr=0.1, schedule="one-cycle", weight_decay=5e-4, epochs=20, batch_size=128
+    ),
+    SIMCLR: TrainingRecipe(
+        lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
     ),
 }
 
@@ -116,16 +93,6 @@ class DonorTraining:
         """The recipe with what replaces its values. Raises `FulaError` for an unknown name."""
         own = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
         return resolved_recipe(self.recipe, **own)
-
-
-class EpochReport(NamedTuple):
-    """What `progress` is called with after an epoch (1 … epochs); means over its batches."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
-    seconds: float
 
 
 class Score(NamedTuple):
@@ -176,106 +143,49 @@ def train_donor(
     _check_attack(training.alpha, attack, given)
     place = torch.device(device)
     data = permuted(source.train, training.seed) if training.permute_labels else source.train
-    common = {**vars(given), "shortcut": training.shortcut, "device": place}
     staged.to(place, memory_format=torch.channels_last)
     last, seconds = None, 0.0
     if plan.epochs:
-        batches = open_stream(
-            data,
-            batch_size=plan.batch_size,
-            seed=training.seed,
-            augmentation=Augmentation(pad=training.pad, flip=training.flip),
-            backend=stream,
-            **common,
-        )
-        attacked = int(training.alpha * plan.batch_size)
-        run = _Run(staged, plan, batches, precision, attacked, attack)
+        run = _open_run(staged, source, data, training, attack, stream, precision, place)
         started = time.perf_counter()
         with arithmetic(precision):
             for epoch in range(plan.epochs):
                 last = run.epoch(epoch)
                 if progress is not None:
                     progress(last)
+        run.finish(data, device=place, **_seen(training))
         seconds = time.perf_counter() - started
-    test = evaluate(staged, source.test, precision=precision, **common)
+    test = evaluate(staged, source.test, precision=precision, device=place, **_seen(training))
     staged.to("cpu", memory_format=torch.contiguous_format).eval()
     trained = (None, None) if last is None else (last.accuracy, last.loss)
     return DonorMetrics(test.accuracy, test.loss, *trained, seconds, plan.epochs)
 
 
-class _Run:
-    """The state of one training: model, optimiser, stream."""
-
-    def __init__(
-        self,
-        staged: Staged,
-        recipe: TrainingRecipe,
-        stream: Any,
-        precision: str,
-        attacked: int,
-        attack: Adversary | None,
-    ) -> None:
-        self.staged, self.recipe, self.stream = staged, recipe, stream
-        self.precision, self.attacked, self.attack = precision, attacked, attack
-        self.optimiser = torch.optim.SGD(
-            staged.parameters(),
-            lr=recipe.lr,
-            momentum=MOMENTUM,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
-
-    def epoch(self, epoch: int) -> EpochReport:
-        started = time.perf_counter()
-        losses, right = [], []
-        for step, batch in enumerate(self.stream.epoch(epoch)):
-            rate = self.recipe.rate(epoch * self.stream.steps + step, self.stream.steps)
-            loss, correct = self.step(batch, epoch, rate)
-            losses.append(loss)
-            right.append(correct)
-        means = _finite(torch.stack(losses), epoch).mean(), torch.stack(right).double().mean()
-        loss, accuracy = (float(value) for value in means)
-        seconds = time.perf_counter() - started
-        accuracy /= self.stream.batch_size
-        return EpochReport(epoch + 1, self.recipe.epochs, loss, accuracy, seconds)
-
-    def step(self, batch: Any, epoch: int, rate: float) -> tuple[Tensor, Tensor]:
-        """One update; the batch's loss and number of right answers, left on the device."""
-        images = self._mixed(batch, epoch)
-        self.staged.train()
-        with autocast(images.device, self.precision):
-            logits = self.staged(images)
-            loss = cross_entropy(logits, batch.labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        return loss.detach(), (logits.detach().argmax(1) == batch.labels).sum()
-
-    def _mixed(self, batch: Any, epoch: int) -> Tensor:
-        """The batch's images, the first `attacked` of them adversarial."""
-        count = self.attacked
-        if not count:
-            return batch.images
-        self.staged.eval()
-        clean, labels, index = (part[:count] for part in batch)
-        with autocast(clean.device, self.precision):
-            adversarial = self.attack(self.staged, clean, labels, index, epoch)
-        mixed = torch.cat([adversarial.to(clean), batch.images[count:]])
-        return mixed.contiguous(memory_format=torch.channels_last)
+def _seen(training: DonorTraining) -> dict[str, Any]:
+    """How the network takes images, the marker on them included."""
+    return {**vars(training.given), "shortcut": training.shortcut}
 
 
-def _finite(losses: Tensor, epoch: int) -> Tensor:
-    """The losses of an epoch; checked once an epoch, because looking stops a GPU."""
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        step = int(bad[0])
-        raise FulaError(
-            f"donor training diverged: loss is {float(losses[step])} at epoch {epoch + 1}, step "
-            f"{step + 1}; lower lr"
-        )
-    return losses
+def _open_run(
+    staged: Staged, source: Source, data: ImageSet, training: DonorTraining,
+    attack: Adversary | None, stream: str, precision: str, place: torch.device,
+) -> TrainingRun:  # fmt: skip
+    plan, given = training.resolved, training.given
+    alone = training.recipe == SIMCLR
+    moved = (0, False) if alone else (training.pad, training.flip)
+    seen = {"shortcut": training.shortcut} if alone else _seen(training)
+    batches = open_stream(
+        data, batch_size=plan.batch_size, seed=training.seed, augmentation=Augmentation(*moved),
+        backend=stream, device=place, **seen,
+    )  # fmt: skip
+    if alone:
+        return SimclrRun(
+            staged, plan, batches, precision, given=given, image_shape=source.image_shape,
+            flip=training.flip, seed=training.seed,
+        )  # fmt: skip
+    return TrainingRun(
+        staged, plan, batches, precision, int(training.alpha * plan.batch_size), attack
+    )
 
 
 def evaluate(

@@ -29,17 +29,23 @@ from .task import Outcome, WaveTask, check_result, non_finite, stitches_of
 from .wave import Wave
 
 if TYPE_CHECKING:
-    from ..store import Store
+    from pathlib import Path
+
+    from ..store.checkpoints import Checkpoints
 
 
 def run_wave(
-    task: WaveTask, store: Store | None = None, wave_id: str = "", *, profile: bool = False
+    task: WaveTask,
+    checkpoints: Checkpoints | None = None,
+    wave_id: str = "",
+    *,
+    profile: Path | None = None,
 ) -> Iterator[list[Outcome]]:
     """Train and measure all cells of a task as lanes; yields them together.
 
-    With a `store`, the wave's state is checkpointed under `wave_id` after every epoch, and a
-    checkpoint of the same cells is continued: the resumed run ends with the same numbers.
-    `profile` writes a trace and a table of time by stage into the store's folder.
+    With `checkpoints`, the wave's state is kept there under `wave_id` after every epoch, and a
+    checkpoint of the same cells is continued: the resumed run ends with the same numbers. A trace
+    and a table of time by stage are written into the folder `profile`.
 
     Where a GPU's memory runs out, the wave is split in two and each half starts anew; lanes do not
     know of each other, so the results are those of the whole. Raises `FulaError` where a single
@@ -50,17 +56,17 @@ def run_wave(
         part, name = parts.pop(0)
         outcomes, reason = None, ""
         try:
-            outcomes = _run_part(part, store, name, profile)
+            outcomes = _run_part(part, checkpoints, name, profile)
         except torch.OutOfMemoryError as error:
             reason = str(error).split(".")[0]
         if outcomes is not None:
             yield outcomes
-            if store is not None:
-                store.drop_checkpoint(name)
+            if checkpoints is not None:
+                checkpoints.drop(name)
             continue
         # Out here the failed wave, its graph and their memory pool are no longer referred to.
-        if store is not None:
-            store.drop_checkpoint(name)  # a resumed run would begin with the wave that did not fit
+        if checkpoints is not None:
+            checkpoints.drop(name)  # a resumed run would begin with the wave that did not fit
         free_memory()
         parts = [*_halves(part, name, reason), *parts]
 
@@ -80,12 +86,16 @@ def _halves(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]
     ]
 
 
-def _run_part(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
+def _run_part(
+    task: WaveTask, checkpoints: Checkpoints | None, wave_id: str, profile: Path | None
+) -> list[Outcome]:
     with arithmetic(task.precision):
-        return _outcomes(task, store, wave_id, profile)
+        return _outcomes(task, checkpoints, wave_id, profile)
 
 
-def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) -> list[Outcome]:
+def _outcomes(
+    task: WaveTask, checkpoints: Checkpoints | None, wave_id: str, profile: Path | None
+) -> list[Outcome]:
     started = time.perf_counter()
     front, end = (_on(task.device, donor) for donor in (task.front, task.end))
     task = replace(task, front=front, end=end)
@@ -96,9 +106,8 @@ def _outcomes(task: WaveTask, store: Store | None, wave_id: str, profile: bool) 
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps, task.flops)
     stepper = open_stepper(task, wave, mode)
-    folder = store.folder / "profile" if profile and store is not None else None
-    with profiled(wave.network, folder, f"wave-{wave_id}") as recorder:
-        _train(task, wave, stepper, store, wave_id, recorder)
+    with profiled(wave.network, profile, f"wave-{wave_id}") as recorder:
+        _train(task, wave, stepper, checkpoints, wave_id, recorder)
     seconds = (time.perf_counter() - started) / len(wave.lanes)
     shared = {"train_seconds": seconds, "engine_mode": stepper.mode}
     del stepper  # a graph's memory is free for the measures
@@ -117,7 +126,7 @@ def _train(
     task: WaveTask,
     wave: Wave,
     stepper: Stepper | Captured,
-    store: Store | None,
+    checkpoints: Checkpoints | None,
     wave_id: str,
     recorder: Any = None,
 ) -> None:
@@ -125,8 +134,8 @@ def _train(
     if task.stream is None:
         return
     per_epoch = task.stream.steps
-    owner = _owner(task, wave) if store is not None else {}
-    first = max(_resumed(wave, store, wave_id, owner), wave.first_step // per_epoch)
+    owner = _owner(task, wave) if checkpoints is not None else {}
+    first = max(_resumed(wave, checkpoints, wave_id, owner), wave.first_step // per_epoch)
     for epoch in range(first, task.epochs):
         wave.start_epoch()
         start = max(wave.first_step - epoch * per_epoch, 0)
@@ -141,8 +150,8 @@ def _train(
             rate = (number - epoch * per_epoch - start + 1) / (time.perf_counter() - began)
             images = rate * task.stream.batch_size * len(wave.lanes)
             task.progress.step(number + 1, images, _memory(task.device))
-        if store is not None:
-            store.save_checkpoint(wave_id, wave.state(), {"epoch": epoch + 1, **owner})
+        if checkpoints is not None:
+            checkpoints.save(wave_id, wave.state(), {"epoch": epoch + 1, **owner})
         _show_losses(task, wave)
 
 
@@ -153,10 +162,12 @@ def _owner(task: WaveTask, wave: Wave) -> dict[str, Any]:
     return {"cells": cells, "donors": donors, "precision": task.precision}
 
 
-def _resumed(wave: Wave, store: Store | None, wave_id: str, owner: Mapping[str, Any]) -> int:
+def _resumed(
+    wave: Wave, checkpoints: Checkpoints | None, wave_id: str, owner: Mapping[str, Any]
+) -> int:
     """Load the wave's checkpoint, if it was made with the same; the epochs that it has
     behind it."""
-    found = store.load_checkpoint(wave_id) if store is not None else None
+    found = checkpoints.load(wave_id) if checkpoints is not None else None
     if found is None:
         return 0
     tensors, meta = found

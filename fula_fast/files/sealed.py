@@ -258,6 +258,8 @@ def write_tensors(
     # the library writes under a name of its own first, which would stay where it is killed
     with replacing(path) as temporary, scratch_folder(path) as scratch:
         save_file(plain, scratch / path.name, head)
+        temporary.touch()  # follows the umask, which the library does not
+        (scratch / path.name).chmod(temporary.stat().st_mode)
         (scratch / path.name).rename(temporary)
     return found
 

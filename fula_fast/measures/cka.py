@@ -7,7 +7,6 @@ Activations are (B, ...) and count flattened, one row a sample; sums are kept in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +117,7 @@ class MinibatchCKA:
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, x: Iterable[Tensor], y: Iterable[Tensor]) -> None:
-        """One batch: activations (B, ...) of both sides, site by site. On a CPU products of a site
-        are taken while the next one's activation is made."""
+        """One batch: activations (B, ...) of both sides, site by site."""
         k, l = _grams(x), _grams(y)
         found = _hollow_hsic(k, l), _own_hsic(k), _own_hsic(l)
         before = self._sums or [torch.zeros_like(each) for each in found]
@@ -154,23 +152,19 @@ def _as_rows(x: Tensor) -> Tensor:
 
 
 def _grams(side: Iterable[Tensor]) -> Tensor:
-    """(sites, B, B). BLAS's product of a matrix with itself takes half the work of any product, but
-    its own threads gain little on so few rows, and wait for each other: a thread takes a site."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return torch.stack(list(pool.map(_hollow_gram, side)))
+    """(sites, B, B)."""
+    return torch.stack([_hollow_gram(x) for x in side])
 
 
 def _products(rows: Tensor) -> Tensor:
-    """rows rows^T; torch has no product of a matrix with itself."""
-    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
+    """rows rows^T of (B, p). On a CPU, where the work is what counts, without the upper right
+    quarter, which is the lower left one's transpose."""
+    if rows.device.type != "cpu":
         return rows @ rows.T
-    from scipy.linalg import blas  # the engine imports this module, and does without SciPy
-
-    symmetric = blas.ssyrk if rows.dtype == torch.float32 else blas.dsyrk
-    upper = torch.from_numpy(symmetric(1.0, rows.detach().numpy().T, trans=1))
-    return upper + upper.triu(1).T
+    half = len(rows) // 2
+    lower = rows[half:] @ rows.T
+    upper = rows[:half] @ rows[:half].T
+    return torch.cat([torch.cat([upper, lower[:, :half].T], 1), lower])
 
 
 def _own_hsic(k: Tensor) -> Tensor:

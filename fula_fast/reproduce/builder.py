@@ -254,7 +254,10 @@ class Builder:
     def _demands(
         self, data: Chosen, entry: Mapping[str, Any], family: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The data set's epochs and least accuracy; controls are asked for none."""
+        """The data set's epochs and least accuracy; controls, and what was trained without labels,
+        are asked for none."""
+        if family["recipe"] == "simclr":
+            return {}
         settings = {k: data.settings[k] for k in ("epochs",) if k in data.settings}
         least = "min_accuracy_robust" if family.get("adversarial") else "min_accuracy"
         if least in data.settings and not (entry.keys() & {"untrained", "permute_labels"}):

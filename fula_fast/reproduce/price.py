@@ -10,7 +10,7 @@ from typing import Any
 
 from ..attacks.names import gradients
 from ..device.precision import FAST
-from ..donors.training import resolved_recipe
+from ..donors.training import SIMCLR, resolved_recipe
 from ..progress import duration
 from ..study.donor_spec import DonorSpec
 from ..study.facts import DataFacts, DonorFacts, donor_facts
@@ -128,7 +128,7 @@ def donor_flops(donor: DonorSpec, facts: DonorFacts, images: int) -> float:
     if donor.untrained:
         return 0.0
     epochs = resolved_recipe(donor.recipe, epochs=donor.epochs).epochs
-    passes = float(PASSES)
+    passes = float(PASSES * (2 if donor.recipe == SIMCLR else 1))  # of two views
     if donor.adversarial is not None:
         passes += 2 * donor.adversarial.steps * donor.adversarial.alpha
     return passes * images * epochs * (sum(facts.flops) + facts.head_flops)

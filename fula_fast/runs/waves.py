@@ -126,7 +126,10 @@ def _executor(
         return lambda task: solo.run_wave(_only(task, todo))
     from .. import engine
 
-    return lambda task: engine.run_wave(_only(task, todo), store, wave.id, profile=profile)
+    folder = store.folder / "profile" if profile else None
+    return lambda task: engine.run_wave(
+        _only(task, todo), store.checkpoints, wave.id, profile=folder
+    )
 
 
 def _only(task: WaveTask, todo: set[str]) -> WaveTask:

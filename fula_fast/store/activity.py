@@ -67,7 +67,7 @@ def status_of(store: Store) -> Status:
     workers = [_running(store, note, waves) for note in store.writers.alive()]
     busy = _cells_of(waves, [w.wave for w in workers]) - ok
     failed = store.failed() - busy
-    begun = [wave for wave in waves if store.epochs_of(wave) is not None]
+    begun = [wave for wave in waves if store.checkpoints.epochs_of(wave) is not None]
     left = _cells_of(waves, begun) - ok - busy - failed
     cells = len(store.planned)
     waiting = cells - len(ok) - len(busy) - len(failed) - len(left)
@@ -82,7 +82,7 @@ def status_of(store: Store) -> Status:
 def _running(store: Store, note: Mapping[str, Any], waves: Waves) -> Running:
     wave = note["wave"]
     count = len(waves.get(wave, ()))
-    epochs = store.epochs_of(wave) if count else None
+    epochs = store.checkpoints.epochs_of(wave) if count else None
     return Running(note["host"], note["pid"], note["started"], wave, count, epochs)
 
 

@@ -20,13 +20,23 @@ from ..files import sealed
 from ..files.atomic import folder as made
 from ..files.atomic import remove, remove_stale
 from ..files.paths import user_path
-from ..files.sealed import CHECKPOINT, LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
+from ..files.sealed import LAUNCH, PLAN_CELLS, RUN_PLAN, RUN_SPEC, STITCHES
 from ..files.sealed_rows import Seal, SealedRows, write_rows
 from ..study.schedule import corrected
+from .checkpoints import Checkpoints
 from .cross_layer import with_self_accuracy, with_self_accuracy_columns
 from .differences import describe_differences
 from .finished import FinishedCells, warn
-from .shards import STATUSES, Moment, Shard, clean_rows, folder_of, next_stem, write_shard
+from .shards import (
+    STATUSES,
+    Moment,
+    Shard,
+    check_there,
+    clean_rows,
+    folder_of,
+    next_stem,
+    write_shard,
+)
 from .tables import batches, collecting_nothing, save_tables, table_of
 from .trained_tensors import TrainedTensors
 from .writers import Writers
@@ -56,12 +66,6 @@ class _Launch(TypedDict):
     started: Moment
 
 
-class _Progress(TypedDict):
-    run: str
-    wave: str
-    meta: dict[str, Any]
-
-
 class Store:
     """A run's folder: its spec and plan, finished cells, stitches, wave checkpoints and tables.
 
@@ -79,6 +83,7 @@ class Store:
         self._finished = FinishedCells(folder, self.id)
         self._trained = TrainedTensors(self._finished)
         self._donors: dict[str, str] = {}  # checked already
+        self.checkpoints = Checkpoints(folder, self.id)
         self.writers = Writers(folder / "writers")
 
     @classmethod
@@ -200,7 +205,7 @@ class Store:
         tensors, `statistics` the running statistics of the cells' models. Damaged shards of this
         wave are set aside as `*.damaged`.
         """
-        self._check_there()
+        check_there(self.folder)
         rows, stitches, statistics = clean_rows(rows), stitches or {}, statistics or {}
         self._check(rows, {*stitches, *statistics})
         sub = folder_of(wave_id)
@@ -244,8 +249,7 @@ class Store:
             if not os.path.lexists(self.folder / "cells" / path.parent.name / f"{path.stem}.json"):
                 remove(path)
         if not self.missing():
-            for path in (self.folder / "checkpoints").glob("*.safetensors"):
-                remove(path)
+            self.checkpoints.drop_all()
 
     def verify_stitches(self) -> None:
         """Read all stitches; the cells of damaged ones count as missing from then on."""
@@ -309,7 +313,7 @@ class Store:
         """Keep JSON-able facts of this start (versions, hardware, command) for the report."""
         now = datetime.now(UTC)
         name = f"{now:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
-        self._check_there()
+        check_there(self.folder)
         content = {"started": now.isoformat(), **info}
         sealed.write_json(self.folder / "launches" / name, LAUNCH, content)
 
@@ -328,49 +332,7 @@ class Store:
         """The folder for log files, made if absent."""
         return made(self.folder / "logs")
 
-    # A wave's progress
-
-    def save_checkpoint(
-        self, wave_id: str, tensors: Mapping[str, Any], meta: Mapping[str, Any]
-    ) -> None:
-        """Replace the wave's checkpoint: named arrays or tensors, and JSON-able `meta`."""
-        self._check_there()
-        named = {"run": self.id, "wave": wave_id, "meta": meta}
-        sealed.write_tensors(self._checkpoint(wave_id), CHECKPOINT, tensors, named)
-
-    def load_checkpoint(self, wave_id: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The wave's checkpoint on the CPU, or `None`; a damaged one is named and ignored."""
-        path = self._checkpoint(wave_id)
-        try:
-            tensors, found = sealed.read_tensors(path, CHECKPOINT, _Progress)
-            if (found["run"], found["wave"]) != (self.id, wave_id):
-                raise sealed.Damaged(path, CHECKPOINT, "it is of another wave or run")
-        except FileNotFoundError:
-            return None
-        except sealed.Damaged as error:
-            warn(error)
-            remove(path)
-            return None
-        return tensors, found["meta"]
-
-    def epochs_of(self, wave_id: str) -> int | None:
-        """Epochs that the wave's checkpoint holds, without reading its tensors; None without one
-        that can be read."""
-        try:
-            found = sealed.read_meta(self._checkpoint(wave_id), CHECKPOINT, _Progress)
-        except (FileNotFoundError, sealed.Damaged):
-            return None
-        return found["meta"].get("epoch")
-
-    def drop_checkpoint(self, wave_id: str) -> None:
-        """Delete the wave's checkpoint, if there is one."""
-        remove(self._checkpoint(wave_id))
-
     # Inside
-
-    def _checkpoint(self, wave_id: str) -> Path:
-        folder_of(wave_id)  # refuses ids that are no file names
-        return self.folder / "checkpoints" / f"{wave_id}.safetensors"
 
     def _stitches(self, sub: str) -> Path:
         return self.folder / "stitches" / sub
@@ -387,14 +349,6 @@ class Store:
             raise ValueError(f"row status {wrong} is none of {STATUSES}")
         if stray := stitches - cells:
             raise ValueError(f"stitches without a row: {sorted(stray)}")
-
-    def _check_there(self) -> None:
-        """Refuse to make a folder anew that was moved or deleted while its run went on."""
-        if not (self.folder / "spec.json").is_file():
-            raise FulaError(
-                f"'{self.folder}' is no longer the folder of this run: it was moved, deleted or "
-                "emptied meanwhile; move it back and go on with --resume"
-            )
 
 
 def _text(name: str | bytes) -> str:

@@ -89,6 +89,15 @@ def folder_of(wave_id: str) -> str:
     return hashlib.sha256(wave_id.encode()).hexdigest()[:2]
 
 
+def check_there(run: Path) -> None:
+    """Refuse (`FulaError`) to make a folder anew that was moved or deleted during its run."""
+    if not (run / "spec.json").is_file():
+        raise FulaError(
+            f"'{run}' is no longer the folder of this run: it was moved, deleted or emptied "
+            "meanwhile; move it back and go on with --resume"
+        )
+
+
 def wave_of(path: Path) -> str | None:
     """The wave that a shard's file name tells, or `None` for a foreign file."""
     match = _NAME.fullmatch(path.name)

@@ -221,7 +221,8 @@ class DonorSpec(SpecTable):
     - `batch_norm`: whether a VGG has batch norm.
     - `options`: further options of the architecture (for example `every` of a ViT).
     - `seed`: of its first weights and of its training's order.
-    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint, or `fast`.
+    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; or `simclr`,
+      without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe.
     - `epochs`, `batch_size`, `lr`: replace the recipe's value.
     - `data`: what it is trained on; unset: the run's data.
     - `input`: how images reach it; what is unset is as its library says of a pretrained model, else
@@ -243,7 +244,7 @@ class DonorSpec(SpecTable):
     batch_norm: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     seed: Seed = 0
-    recipe: Literal["paper", "fast"] = "fast"
+    recipe: Literal["paper", "fast", "simclr"] = "fast"
     epochs: int | None = Field(default=None, ge=0)
     batch_size: int | None = Field(default=None, ge=2)
     lr: float | None = Field(default=None, gt=0, le=HIGHEST_RATE)
@@ -279,6 +280,8 @@ class DonorSpec(SpecTable):
             raise ValueError("a donor has a checkpoint or is untrained, not both")
         if self.untrained and (self.adversarial or self.permute_labels):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
+        if self.recipe == "simclr" and (self.adversarial or self.permute_labels):
+            raise ValueError("recipe = 'simclr' takes neither adversarial nor permute_labels")
         if self.adversarial and self.input:
             raise ValueError(
                 "adversarial training attacks images as they are decoded, which input changes; "

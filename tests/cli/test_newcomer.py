@@ -20,7 +20,8 @@ from fula_fast.cli import commands
 from fula_fast.models import build
 from fula_fast.study.spec import load_spec
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = """
 [data]
 source = "digits"
@@ -66,17 +67,16 @@ def test_the_readmes_spec_can_be_planned_as_it_stands(capsys, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "word, says",
     [
-        ("agreement_top1", "answer alike"),
-        (
-            "agreement_right_wrong",
-            "both get right or both wrong, 0.82 by chance for two models at 10",
-        ),
+        ("agreement_top1", "same answer as the end donor"),
+        ("agreement_right_wrong", "both right or both wrong: two models at 10 % agree at 0.82 by"),
         ("dm_stats", 'epochs of passes .*`dm_stats = "stale"` makes none'),
     ],
 )
-def test_the_readme_says_what_names_do_not(word, says):
+def test_the_guide_says_what_names_do_not(word, says):
     """Of what misled: an agreement by chance, and a closed form that takes thirty epochs."""
-    assert word in README and re.search(says, " ".join(README.split()))
+    page = (ROOT / "fula_fast/guide/pages/reading.md").read_text(encoding="utf-8")
+    assert word in page and re.search(says, " ".join(page.split()))
+    assert "fula_fast/guide/pages/reading.md" in README
     assert load_spec(tomllib.loads(TINY)).base_protocol.dm_stats == "refreshed"
 
 

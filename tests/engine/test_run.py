@@ -102,15 +102,15 @@ class Kept:
     def __init__(self, stop_after: int | None = None) -> None:
         self.saved, self.count, self.stop_after = None, 0, stop_after
 
-    def save_checkpoint(self, wave_id, tensors, meta):
+    def save(self, wave_id, tensors, meta):
         self.saved, self.count = copy.deepcopy((dict(tensors), dict(meta))), self.count + 1
         if self.count == self.stop_after:
             raise KeyboardInterrupt
 
-    def load_checkpoint(self, wave_id):
+    def load(self, wave_id):
         return copy.deepcopy(self.saved)
 
-    def drop_checkpoint(self, wave_id):
+    def drop(self, wave_id):
         self.saved = None
 
 
@@ -189,13 +189,13 @@ def test_the_checkpoint_of_a_wave_that_was_split_is_gone(monkeypatch):
             super().__init__()
             self.names = set()
 
-        def save_checkpoint(self, name, *rest):
+        def save(self, name, *rest):
             self.names.add(name)
-            super().save_checkpoint(name, *rest)
+            super().save(name, *rest)
 
-        def drop_checkpoint(self, name):
+        def drop(self, name):
             self.names.discard(name)
-            super().drop_checkpoint(name)
+            super().drop(name)
 
     monkeypatch.setattr(run, "measure", measure)
     store = Named()

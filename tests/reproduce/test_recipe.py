@@ -18,6 +18,7 @@ from fula_fast.reproduce.driver_options import Options
 from fula_fast.reproduce.experiment import Unsuitable
 from fula_fast.reproduce.plots import KINDS
 from fula_fast.reproduce.recipe import _table, merged, tables_in
+from fula_fast.reproduce.runner import driver_part
 from fula_fast.study.spec import parse_table
 
 PAPER = [f"fig{n}" for n in (*range(3, 31),) if n not in (1, 2)]
@@ -26,7 +27,7 @@ NOWHERE = Path("no-such-folder")
 
 
 def test_every_experiment_of_both_papers_has_a_recipe():
-    others = {"table1", "invariance", "sanity", "null", "measures"}
+    others = {"table1", "invariance", "information", "sanity", "null", "measures"}
     assert set(recipe_names()) == {*others, *PAPER, *(f"mislead-{o}" for o in OTHERS)}
 
 
@@ -330,3 +331,20 @@ def test_all_goes_on_without_what_an_architecture_makes_meaningless(capsys):
     assert "fig3: left out, 'fig3' is about direct matching" in text and "fig10" in text
     with pytest.raises(FulaError, match="nosuch"):
         reproduce("all", "smoke", data=NOWHERE, dry_run=True, models=("nosuch", None))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_plot_and_claims_are_of_parts_that_there_are(name):
+    """Else a report would lack its figure without a word."""
+    recipe = load_recipe(name)
+    parts = {part.name for part in recipe.sweeps}
+    parts.add(driver_part(resolve(name, "smoke", NOWHERE)))
+    selectors = [recipe.plot.where] if recipe.plot else []
+    selectors += [table for claim in recipe.claims for table in tables_in(claim.args)]
+    named = [
+        n
+        for t in selectors
+        if "part" in t
+        for n in ([t["part"]] if isinstance(t["part"], str) else t["part"])
+    ]
+    assert set(named) <= parts

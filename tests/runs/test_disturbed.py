@@ -1,7 +1,7 @@
 """A grid of 216 cells that is disturbed in the ways that laboratories know, on every engine, ends
 with the table of one that is not, bit for bit, and leaves no process behind.
 
-Run by hand: `pytest -m long tests/runs/test_disturbed.py`; half an hour on two free cores. The real
+Run by hand: `pytest -m long tests/runs/test_disturbed.py`; twenty minutes on two free cores. The real
 Slurm needs Debian's `slurm-wlm` and root, the full disk root too; each is skipped where it cannot
 run.
 """
@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -240,12 +241,12 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch) -> Iterator[None]:
-    """A cluster of one node."""
+def slurm(monkeypatch) -> Iterator[None]:
+    """A cluster of one node. Its sockets' paths must be short."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or os.geteuid():
         pytest.skip(f"needs root and Debian's slurm-wlm ({', '.join(missing)} not found)")
-    root = tmp_path / "slurm"
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     for part in ("state", "spool"):
         (root / part).mkdir(parents=True)
     (root / "slurm.conf").write_text(SLURM.format(root=root, host=socket.gethostname()))
@@ -264,6 +265,7 @@ def slurm(tmp_path, monkeypatch) -> Iterator[None]:
     _wait(lambda: not _said("squeue", "-h"))  # what is left of jobs does not end without it
     for name in ("slurmd", "slurmctld", "munged"):
         _kill(int((root / f"{name}.pid").read_text()), signal.SIGTERM)
+    shutil.rmtree(root, ignore_errors=True)  # the three write there until they end
 
 
 def _said(*command: str) -> str:

@@ -210,22 +210,22 @@ class TestDamage:
             assert not Store.open(store.folder).done()
 
     def test_a_truncated_checkpoint_is_named_and_ignored(self, store: Store) -> None:
-        store.save_checkpoint("w", {"m": np.ones(5)}, {"epoch": 3})
+        store.checkpoints.save("w", {"m": np.ones(5)}, {"epoch": 3})
         path = only(store.folder, "checkpoints/w.safetensors")
         path.write_bytes(path.read_bytes()[:-8])
         with pytest.warns(StoreWarning, match="w.safetensors"):
-            assert store.load_checkpoint("w") is None
+            assert store.checkpoints.load("w") is None
 
 
 def test_checkpoints_are_replaced_and_dropped(store: Store) -> None:
-    assert store.load_checkpoint("w") is None
+    assert store.checkpoints.load("w") is None
     for epoch in (0, 1):
-        store.save_checkpoint("w", {"flat": torch.full((3,), float(epoch))}, {"epoch": epoch})
-    tensors, meta = store.load_checkpoint("w")
+        store.checkpoints.save("w", {"flat": torch.full((3,), float(epoch))}, {"epoch": epoch})
+    tensors, meta = store.checkpoints.load("w")
     assert torch.equal(tensors["flat"], torch.ones(3)) and meta == {"epoch": 1}
-    store.drop_checkpoint("w")
-    store.drop_checkpoint("w")
-    assert store.load_checkpoint("w") is None
+    store.checkpoints.drop("w")
+    store.checkpoints.drop("w")
+    assert store.checkpoints.load("w") is None
 
 
 def test_launches_come_back_in_order(store: Store) -> None:
@@ -372,10 +372,10 @@ for wave in range(20):
     rows = [{"cell": f"c{i}", "status": "ok", "front_site": i, "accuracy": 1 / (i + 2)}
             for i in range(3 * wave, 3 * wave + 3) if f"c{i}" in missing]
     if rows:
-        store.save_checkpoint(f"w{wave}", {"x": np.full(50_000, wave)}, {"wave": wave})
+        store.checkpoints.save(f"w{wave}", {"x": np.full(50_000, wave)}, {"wave": wave})
         store.write(f"w{wave}", rows, {r["cell"]: {"weight": np.full(5000, 1.0)} for r in rows})
         store.write_tables()
-        store.drop_checkpoint(f"w{wave}")
+        store.checkpoints.drop(f"w{wave}")
 store.write_tables()
 """
 
@@ -465,7 +465,7 @@ class TestUnwritable:
             with pytest.raises(FulaError, match="cannot write"):
                 store.write("v", rows, big)
             with pytest.raises(FulaError, match="cannot write"):
-                store.save_checkpoint("v", {"x": np.zeros(9000)}, {})
+                store.checkpoints.save("v", {"x": np.zeros(9000)}, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
         assert files(store.folder) == before

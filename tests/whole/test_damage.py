@@ -172,7 +172,7 @@ def test_files_of_another_run_are_noticed(snapshot, tmp_path, monkeypatch, kind)
     other = tmp_path / "other"
     store = Store.create(other / "run", {"name": "other"}, {}, {"id": ["c"]})
     store.write("w", [{"cell": "c", "status": "ok", "accuracy": 1.0}], {"c": {"weight": [1.0]}})
-    store.save_checkpoint("w", {"x": [1.0]}, {"epoch": 1})
+    store.checkpoints.save("w", {"x": [1.0]}, {"epoch": 1})
     file = only(copied, FILES[kind])
     damage.exchanged(file, only(other, FILES[kind]))
     holds(copied, data, file, expected)
@@ -183,7 +183,7 @@ def test_a_moved_run_stops_at_its_next_write(tmp_path):
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     for write in (
         lambda: store.write("w", [{"cell": "c", "status": "ok"}]),
-        lambda: store.save_checkpoint("w", {"x": [1.0]}, {}),
+        lambda: store.checkpoints.save("w", {"x": [1.0]}, {}),
     ):
         with pytest.raises(FulaError, match="moved, deleted or emptied"):
             write()

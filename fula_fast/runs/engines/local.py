@@ -135,7 +135,7 @@ def _after(worker: _Worker, launch: Launch, deaths: Counter, progress: Progress)
     if code == _REFUSED:
         raise FulaError(f"{worker.last_words().removeprefix('error: ')} (log: {worker.log})")
     wave = launch.store.writers.left_by(worker.note)
-    place = wave, launch.store.epochs_of(wave) if wave else None
+    place = wave, launch.store.checkpoints.epochs_of(wave) if wave else None
     deaths[place] += code not in _ASKED
     reason = f"signal {-code}" if code < 0 else f"exit code {code}"
     if deaths[place] == MOST_DEATHS:

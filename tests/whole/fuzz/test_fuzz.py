@@ -167,7 +167,7 @@ def run(tmp_path) -> Store:
     rows = [{"cell": f"c{k}", "status": "ok", "front": "a", "front_hash": "0"} for k in range(2)]
     store.write("w", rows, {"c0": {"weight": [1.0]}})
     store.add_launch({"device": "cpu", "versions": {"torch": "2"}})
-    store.save_checkpoint("w", {"x": [1.0]}, {"epoch": 1})
+    store.checkpoints.save("w", {"x": [1.0]}, {"epoch": 1})
     store.writers.cancel("2026-01-01")
     store.writers.claim("w")
     cache.content_digest([tmp_path / "run/spec.json"], tmp_path)
@@ -231,8 +231,8 @@ def test_safetensors(tmp_path, run):
         target.write_bytes(content)
         if path == checkpoint:
             path.write_bytes(content)
-            run.epochs_of("w")
-            return run.load_checkpoint("w") or _refused()
+            run.checkpoints.epochs_of("w")
+            return run.checkpoints.load("w") or _refused()
         read_description(target)
         load_checkpoint(target)
         return read_meta(target)

@@ -1,13 +1,14 @@
-"""The README's section on speed, written from the recorded results and from nothing else.
+"""The guide's page on speed and the README's headline, written from the recorded results and from
+nothing else.
 
-    python -m fula_fast.bench.harness.readme
-        rewrites the section between its two marks in README.md
+    python -m fula_fast.bench.harness.speed
+        rewrites what stands between two marks in fula_fast/guide/pages/speed.md and in README.md
 
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
 `data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package),
 `agreement-*.json` (the same, both to the end), `precision-*.json` (bfloat16 against float32),
 `first-step-*.json` (starts of a wave), `kernels-cpu.json` (the C++ kernels against eager PyTorch)
-and `gpu-check-first-*.json` (captured steps). A test holds that README.md is what this gives.
+and `gpu-check-first-*.json` (captured steps). A test holds that both files are what this gives.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- bench: written by `python -m fula_fast.bench.harness.readme` from bench/results -->"
+BEGIN = "<!-- bench: written by `python -m fula_fast.bench.harness.speed` from bench/results -->"
 END = "<!-- end of bench -->"
 ROOT = Path(__file__).resolve().parent.parent.parent
 NO_GPU = (
@@ -36,14 +37,12 @@ _NAMES = {
 
 
 def section(results: Path) -> str:
-    """The section's text, without its marks."""
-    reports = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    reports = [r for r in reports if "hardware" in r]  # a model counts, and measures nothing
+    """The page's text: every table."""
+    reports = _measured(results)
     if not reports:
         return NOTHING
     parts = [] if any("gpu" in r["hardware"] for r in reports) else [NO_GPU]
-    grids = [r for r in reports if r.get("bench") == "grid"]
-    parts += [grid(r) for r in sorted(grids, key=lambda r: "gpu" not in r["hardware"])]
+    parts += [grid(r) for r in _grids(reports)]
     parts += [steps(r) for r in reports if r.get("bench") == "gpu-check" and _steps_of(r)]
     parts += [scale(r) for r in reports if r.get("bench") == "scale"]
     parts += [first_step(r) for r in reports if r.get("bench") == "first-step"]
@@ -53,6 +52,33 @@ def section(results: Path) -> str:
     parts += [agreement(r) for r in reports if r.get("benchmark") == "agreement"]
     parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
     return "\n\n".join(parts)
+
+
+def headline(results: Path) -> str:
+    """Of each device, a grid's hours beside those of the published way, on one line."""
+    lines = [
+        f"- {size['lanes']} stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width "
+        f"{size['width']}), on {where(report)}: **{_hours(ours)} hours; as published, one at a "
+        f"time, {_hours(published)}** ({published / ours:.0f} times as long). {again(report)}"
+        for report in _grids(_measured(results))
+        for size in [report["setting"]]
+        for ours, published in [[report["totals"][n]["p50"] for n in ("ours", "published")]]
+    ]
+    return "\n".join(lines) or NOTHING
+
+
+def _hours(seconds: float) -> str:
+    return format(seconds / 3600, ".3g")
+
+
+def _measured(results: Path) -> list[dict[str, Any]]:
+    reports = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    return [r for r in reports if "hardware" in r]  # a model counts, and measures nothing
+
+
+def _grids(reports: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    grids = [r for r in reports if r.get("bench") == "grid"]
+    return sorted(grids, key=lambda r: "gpu" not in r["hardware"])
 
 
 def grid(report: Mapping[str, Any]) -> str:
@@ -282,13 +308,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def rewritten(readme: str, results: Path) -> str:
-    """README text with the section replaced."""
-    before, _, rest = readme.partition(BEGIN)
+def rewritten(text: str, between: str) -> str:
+    """`text` with what stands between the two marks replaced."""
+    before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{between}\n{END}{after}"
 
+
+WRITTEN = {ROOT / "README.md": headline, ROOT / "fula_fast/guide/pages/speed.md": section}
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(rewritten(file.read_text(), ROOT / "bench" / "results"))
+    for file, part in WRITTEN.items():
+        file.write_text(rewritten(file.read_text(), part(ROOT / "bench" / "results")))

@@ -1,9 +1,20 @@
-"""The README's figures are the recorded ones."""
+"""The figures of the README and of the guide are the recorded ones."""
 
 import json
 from pathlib import Path
 
-from fula_fast.bench.harness.readme import BEGIN, END, NO_GPU, NOTHING, rewritten, section
+import pytest
+
+from fula_fast.bench.harness.speed import (
+    BEGIN,
+    END,
+    NO_GPU,
+    NOTHING,
+    WRITTEN,
+    headline,
+    rewritten,
+    section,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 HARDWARE = {"cpu": "Chip", "cores": 2, "threads": 2, "load": 0.4}
@@ -13,18 +24,17 @@ COMMON = {
 }  # fmt: skip
 
 
-def test_the_readme_shows_what_is_recorded():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == rewritten(text, ROOT / "bench" / "results"), (
-        "README.md is not what bench/results gives: python -m fula_fast.bench.harness.readme"
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda file: file.name)
+def test_what_is_recorded_is_shown(file):
+    text = file.read_text(encoding="utf-8")
+    assert text == rewritten(text, WRITTEN[file](ROOT / "bench" / "results")), (
+        f"{file.name} is not what bench/results gives: python -m fula_fast.bench.harness.speed"
     )
 
 
 def test_nothing_recorded(tmp_path):
-    assert section(tmp_path) == NOTHING
-    assert (
-        rewritten(f"a\n{BEGIN}\nold\n{END}\nb\n", tmp_path) == f"a\n{BEGIN}\n{NOTHING}\n{END}\nb\n"
-    )
+    assert section(tmp_path) == headline(tmp_path) == NOTHING
+    assert rewritten(f"a\n{BEGIN}\nold\n{END}\nb\n", "new") == f"a\n{BEGIN}\nnew\n{END}\nb\n"
 
 
 def test_a_grid_is_shown_in_hours(tmp_path):
@@ -42,6 +52,11 @@ def test_a_grid_is_shown_in_hours(tmp_path):
     assert "| fula_fast | fp32 | 2 (1 … 3) | 1.05 |" in text
     assert "| fp32 | 20 (20 … 20) | 4.50 |" in text
     assert text.endswith("`measure it` (2031-01-02)")
+    said = headline(tmp_path)
+    assert said.startswith(
+        "- 36 stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width 32), on Chip"
+    )
+    assert "**2 hours; as published, one at a time, 20** (10 times as long)" in said
 
 
 def test_starts_are_shown_cold_and_warm(tmp_path):
