@@ -29,6 +29,7 @@ import tomli_w
 from fula_fast.bench.harness.record import RESULTS, environment, quantiles, write
 from fula_fast.models import build, save_checkpoint
 from fula_fast.store import Store
+from fula_fast.store.writers import Writers
 from fula_fast.study.plan import Plan, plan, plan_here
 from fula_fast.study.schedule import schedule
 from fula_fast.study.spec import load_spec
@@ -107,11 +108,15 @@ def overhead(counts: Sequence[int] = (10, 100, 1000)) -> list[Row]:
     return [*rows, {"engine": "local", "seconds_of_a_start": quantiles(starts)}]
 
 
-def _run_of(folder: Path, table: Row, waves: int) -> tuple[Store, Plan]:
-    """A run's folder with so many waves of one cell, of which none is done."""
+def _solo(table: Row, waves: int) -> Row:
+    """The spec of so many waves of one cell."""
     grid = {"sites": [[5, 5]], "methods": ["hint"], "seeds": list(range(waves))}
-    changed = {"grid": table["grid"] | grid, "engine": {"device": "cpu", "executor": "solo"}}
-    spec = load_spec(table | changed)
+    return table | {"grid": table["grid"] | grid, "engine": {"device": "cpu", "executor": "solo"}}
+
+
+def _run_of(folder: Path, table: Row, waves: int) -> tuple[Store, Plan]:
+    """A run's folder with so many waves, of which none is done."""
+    spec = load_spec(_solo(table, waves))
     planned = plan_here(spec)
     return Store.create(folder, spec.dump(), *planned.stored()), planned
 
@@ -133,17 +138,20 @@ def _waves(store: Store, planned: Plan) -> list[float]:
 
 def _start(folder: Path, table: Row) -> float:
     """Seconds from a worker's start until it takes its first wave."""
-    store, _ = _run_of(folder, table, 2)
-    began, notes = time.perf_counter(), store.writers.alive
+    spec, notes = folder.with_suffix(".toml"), Writers(folder / "writers").alive
+    spec.write_text(tomli_w.dumps(_solo(table, 2)))
+    began = time.perf_counter()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "fula_fast", "work", str(folder), "--no-report"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "fula_fast", "sweep", str(spec), "--out", str(folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not any(note["wave"] for note in notes()):
+        if worker.poll() is not None:
+            raise RuntimeError(f"the worker ended without a wave: {worker.communicate()[1]}")
         time.sleep(0.01)
     taken = time.perf_counter() - began
     worker.terminate()
-    worker.wait()
+    worker.communicate()
     return taken
 
 
