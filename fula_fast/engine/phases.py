@@ -16,15 +16,15 @@ class Phase:
     """Steps of one form, from number `start` on.
 
     `lanes`: with their losses of that time. `full`: the statistics of all lanes move, else those of
-    the lanes that pass alone. `weights` (K, L, columns): of every end site's term, then of every
-    task's loss, in the k-th part of each lane's loss.
+    the lanes that pass alone. `weights`, (L, columns) each: of every end site's term, then of every
+    task's loss, in the first part of each lane's loss, in the second, ….
     """
 
     start: int
     lanes: Sequence[Lane]
     route: Route
     full: bool
-    weights: Tensor
+    weights: tuple[Tensor, ...]
 
 
 def tasks() -> tuple[Method, ...]:

@@ -78,9 +78,9 @@ class Surgery:
             for count in counts
         }
 
-    def backward(self, parts: Tensor, optimiser: FlatOptimiser) -> None:
-        """Write the gradient of the parts (K,) of all losses into the optimiser; of several, as
-        each lane combines its own."""
+    def backward(self, parts: Sequence[Tensor], optimiser: FlatOptimiser) -> None:
+        """Write the gradient of the parts () of all losses into the optimiser; of several, as each
+        lane combines its own."""
         if len(parts) == 1:
             self.bank.backward(parts[0], optimiser.grad)
             return

@@ -139,7 +139,8 @@ class Wave:
         lanes = [lanes for begun, lanes in times if begun <= start][-1]
         full = self.shared.bn == "train" and start >= self.settling_from
         route = route_of(lanes, self.network.native.num_sites, full=full)
-        weights = torch.tensor(loss_weights(lanes), dtype=self._kind, device=self.device)
+        new = {"dtype": self._kind, "device": self.device}
+        weights = tuple(torch.tensor(part, **new) for part in loss_weights(lanes))
         return Phase(start, lanes, route, full, weights)
 
     @property
@@ -195,8 +196,8 @@ class Wave:
         aims = Aims(self.lanes, targets)
         flight = self.network.fly(phase.route, fronts, rule, training=True, aims=aims)
         self._set_masks(None)
-        losses = self._losses(flight, aims, y, phase.weights)
-        self._update(losses)
+        table = self._table(flight, aims, y)
+        self._update([(table * weights).sum(1) for weights in phase.weights])
 
     # Attacks
 
@@ -272,21 +273,20 @@ class Wave:
 
     # Losses
 
-    def _losses(self, flight, aims: Aims, y: Tensor, weights: Tensor) -> Tensor:
-        """The parts of every lane's loss, (K, L), with graph; zero for a lane without an objective.
+    def _table(self, flight, aims: Aims, y: Tensor) -> Tensor:
+        """What lanes' losses are made of, (L, columns), with graph: a column for every end site's
+        term, and for every task's loss; zero where a lane has none.
 
-        Each term has its own place in a table (L, columns), a column for every end site and task,
-        whose rows are weighted and summed: in an order that does not depend on the lane's
-        companions.
+        Rows are weighted and summed: in an order that does not depend on the lane's companions.
         """
-        columns = weights.shape[-1]
-        table = weights.new_zeros(len(self.lanes) * columns)
+        columns = self.terms.shape[1] + len(tasks())
+        table = torch.zeros(len(self.lanes) * columns, dtype=self._kind, device=self.device)
         parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y)]
         if parts:
-            values = torch.cat([values.to(weights.dtype) for values, _ in parts])
+            values = torch.cat([values.to(self._kind) for values, _ in parts])
             at = tuple(lane * columns + column for _, own in parts for lane, column in own)
             table = table.index_copy(0, index_at(at, self.device), values)
-        return (table.view(-1, columns) * weights).sum(-1)
+        return table.view(-1, columns)
 
     def _site_terms(self, aims: Aims) -> Iterator[Terms]:
         """The terms at the end's sites; they are recorded as well."""
@@ -335,8 +335,9 @@ class Wave:
 
     # Update
 
-    def _update(self, parts: Tensor) -> None:
-        losses = parts.detach().sum(0)
+    def _update(self, parts: Sequence[Tensor]) -> None:
+        """A step of the optimiser for losses whose parts are (L,) each."""
+        losses = sum((part.detach() for part in parts[1:]), parts[0].detach())
         finite = torch.isfinite(losses)
         dying = self.alive & ~finite
         self.dead_at.copy_(torch.where(dying, self.optimiser.done, self.dead_at))
@@ -345,9 +346,9 @@ class Wave:
         self.loss.copy_(torch.where(dying, losses.double(), kept))
         self.epoch_loss.add_(torch.where(self.alive, self.loss, 0.0))
         self.epoch_steps.add_(1)
-        if parts.requires_grad:
+        if parts[0].requires_grad:
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
-            self.surgery.backward(parts.sum(1), self.optimiser)
+            self.surgery.backward([part.sum() for part in parts], self.optimiser)
         self.optimiser.step(self.alive)
 
     # State

@@ -45,7 +45,7 @@ def test_every_lane_combines_its_own(count):
     lane = SimpleNamespace(cell=SimpleNamespace(data_seed=3), parts=range(count))
     optimiser = SimpleNamespace(grad=torch.zeros(lanes * each).double(), done=torch.tensor(2))
     surgery = Surgery(bank, [[lane] * lanes], 4)
-    surgery.backward(torch.arange(count), optimiser)
+    surgery.backward(list(torch.arange(count)), optimiser)
     order = projection_orders(3, 4, count)[2]
     found = optimiser.grad.view(lanes, each).numpy()
     for n in range(3):

@@ -29,7 +29,7 @@ def donors():
     return donor(0), donor(1)
 
 
-def swept(folder, donors, executor):
+def swept(folder, donors, executor, **more):
     for name, model in zip("ab", donors, strict=True):
         save_checkpoint(model, folder / f"{name}.safetensors")
     spec = {
@@ -39,7 +39,7 @@ def swept(folder, donors, executor):
         "protocol": QUICK | {"fula_soft": True},
         "engine": {"device": "cpu", "precision": "fp64", "executor": executor},
     }
-    return fula_fast.sweep(spec, folder / executor, quiet=True)
+    return fula_fast.sweep(spec, folder / executor, quiet=True, **more)
 
 
 def test_waves_lone_cells_and_stitch_agree(donors, tmp_path, without_plots):
@@ -59,7 +59,7 @@ def test_waves_lone_cells_and_stitch_agree(donors, tmp_path, without_plots):
             *donors, 3, 5, "digits", method, precision="fp64", quiet=True, fula_soft=True, **QUICK
         )
         assert alone.loss == pytest.approx(waves.select(method=name)[0]["loss"], rel=1e-8)
-    resumed = swept(tmp_path, donors, "wave")
+    resumed = swept(tmp_path, donors, "wave", resume=True)
     assert [row["loss"] for row in resumed.rows] == [row["loss"] for row in waves.rows]
 
 
