@@ -112,7 +112,7 @@ def stitch(
     front_site: int | str,
     end_site: int | str,
     data: Data,
-    method: str | Mapping[str, float] = FULA.name,
+    method: str | Mapping[str, Any] = FULA.name,
     protocol: str = "fula-v2",
     *,
     seed: int = 0,
@@ -135,7 +135,8 @@ def stitch(
     `ImageSet`, (images, labels) or images as `pipelines.sources.arrays` says, a torch `Dataset` or
     `DataLoader` of (image, label) or of images, or a Hugging Face data set. Without labels all but
     `tlm`, accuracies, shortcuts, subsets and attacks works.
-    `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}.
+    `method`: a method's name, or weights of trained ones, as {"fula": 0.5, "tlm": 0.5}; or with
+    stages, {"stages": [{"fula": 1, "weighting": "last"}, {"tlm": 1}]}, as a spec's mixtures.
     `protocol`: a preset, and `options` replace its values: `epochs=5`, `weighting="last"`, ….
 
     `seed` draws a random initial stitch; `data_seed` (default: `seed`) order, crops and DM images.

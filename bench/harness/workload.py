@@ -256,4 +256,5 @@ def our_flops(setting: Setting, cells: Sequence[Cell], full: bool) -> int:
     device = setting.device
     wave = Wave(cells, front, end, stitches, setting.training_steps, device=device)
     x, y = (t.to(device) for t in batch_of(setting, COUNTED))
-    return flops_of(lambda: wave.run(x, y, full)) * setting.batch // COUNTED
+    phase = wave.phase_at(wave.settling_from if full else 0)
+    return flops_of(lambda: wave.run(x, y, phase)) * setting.batch // COUNTED

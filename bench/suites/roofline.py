@@ -70,7 +70,8 @@ def training_step(setting: Setting, full: bool, fuse: Fuse) -> Callable[[], obje
     """A step of the clean wave; `full`: of the phase in which all statistics move."""
     wave = wave_of(setting, grid_cells(setting.lanes), fuse)
     x, y = images_of(setting, setting.batch, setting.dtype)
-    return lambda: wave.run(x, y, full)
+    phase = wave.phase_at(wave.settling_from if full else 0)
+    return lambda: wave.run(x, y, phase)
 
 
 def pgd_iteration(setting: Setting) -> Callable[[], object]:

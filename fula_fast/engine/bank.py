@@ -6,7 +6,7 @@ lanes share is never copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -171,6 +171,7 @@ class Bank:
         self.flat = torch.empty(total, dtype=dtype, device=device)
         self.lane_of = torch.empty(total, dtype=torch.int32, device=device)
         self.slots: list[tuple[Tensor, int]] = []
+        self._places: list[Tensor] = []
         start = 0
         for group, name, tensor in tensors:
             part = slice(start, start + tensor.numel())
@@ -180,12 +181,18 @@ class Bank:
             leaf = self.flat[part].view(tensor.shape).detach().requires_grad_()
             group.params[name] = leaf
             self.slots.append((leaf, start))
+            self._places.append(numbers.long())
             start = part.stop
 
-    def backward(self, loss: Tensor, grad: Tensor) -> None:
-        """Write the gradient of `loss` () into `grad` (P,)."""
+    def parts(self) -> Iterator[tuple[Tensor, slice]]:
+        """Of each trained tensor: its lanes (n,), and where in `flat` their equal shares stand."""
+        for places, (leaf, start) in zip(self._places, self.slots, strict=True):
+            yield places, slice(start, start + leaf.numel())
+
+    def backward(self, loss: Tensor, grad: Tensor, *, again: bool = False) -> None:
+        """Write the gradient of `loss` () into `grad` (P,). `again`: its graph has others yet."""
         leaves = [leaf for leaf, _ in self.slots]
-        found = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        found = torch.autograd.grad(loss, leaves, retain_graph=again, materialize_grads=True)
         torch.cat([g.flatten() for g in found], out=grad)
 
     def lane_state(self, number: int) -> dict[str, Tensor]:

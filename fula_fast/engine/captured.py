@@ -13,6 +13,7 @@ from ..device.mode import CAPTURED, COMPILED
 from ..errors import FulaError, not_none
 from ..pipelines import ResidentStream
 from ..pipelines.streams.base import Batch, into_buffers
+from .phases import Phase
 from .shares import ShareTable
 from .task import WaveTask
 from .wave import Wave
@@ -35,7 +36,7 @@ class Captured:
         self._position = torch.zeros((), dtype=torch.int64, device=task.device)
         self._buffers: Batch | None = None
         self._table: ShareTable | None = None
-        self._recorded: bool | None = None  # the phase that `_recording` is of
+        self._recorded: Phase | None = None  # the phase that `_recording` is of
         self._recording: Recording | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[int]:
@@ -44,20 +45,20 @@ class Captured:
         for step in self._batches(epoch, start_step):
             if self.wave.attacked:
                 self._draw(epoch, step, step == start_step)
-            full = self.wave.full_at(first + step)
-            if full is not self._recorded:
-                self._enter(full)
+            phase = self.wave.phase_at(first + step)
+            if phase is not self._recorded:
+                self._enter(phase)
             not_none(self._recording).replay()
             self.replays += 1
             yield first + step
 
-    def _enter(self, full: bool) -> None:
+    def _enter(self, phase: Phase) -> None:
         """Record a phase. The one before never comes back, and its graph holds as much memory as
         its step needs: the next one's warm-up could not have it."""
         if self._recording is not None:
             self._recording = None
             self._recorder.release()
-        self._recording, self._recorded = self._record(full), full
+        self._recording, self._recorded = self._record(phase), phase
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[int]:
         """Put each batch (or its place in the epoch) where the graph reads it."""
@@ -88,15 +89,15 @@ class Captured:
             self._table.load(epoch)
         self._table.aim(step)
 
-    def _step(self, full: bool) -> None:
+    def _step(self, phase: Phase) -> None:
         batch, own = self._batch(), None
         if self.wave.attacked:
             drawn = not_none(self._table).draw_at(self._position)
             own = self.wave.attacked_batch(batch.images, batch.labels, drawn)
-        self.wave.run(batch.images, batch.labels, full, own)
+        self.wave.run(batch.images, batch.labels, phase, own)
 
-    def _record(self, full: bool) -> Recording:
-        step = partial(self._step, full)
+    def _record(self, phase: Phase) -> Recording:
+        step = partial(self._step, phase)
         try:
             return self._recorder.record(step, self.wave.snapshot)
         except CaptureRefused as refusal:

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.shared.layout import layout_of
-from ..methods import method
+from ..methods import TrainingStage, method
+from ..methods.staging import SUM, stage_at, starts
+from ..methods.weightings import Weighting
 from ..study.cell import Cell
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A cell as the engine sees it.
+class LossPart:
+    """A part of a lane's loss that has a gradient of its own.
 
-    `site_weights[s - 1]`: weight of term(s) in its loss, for end sites s = 1 … k. `tasks`: weights
-    of the losses on logits, by method. `trained`: its stitch has an objective. `source`: what lanes
-    must share for one product to serve their stitches: the shape of the front's site, or, where
-    each lane has a batch of its own, the site.
+    `site_weights[s - 1]`: weight of term(s), for end sites s = 1 … k. `tasks`: weights of the
+    losses on logits, by method.
+    """
+
+    site_weights: tuple[float, ...]
+    tasks: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A cell as the engine sees it, in one stage of its training.
+
+    `parts`: of its loss; one, unless gradients of several methods are combined. `source`: what
+    lanes must share for one product to serve their stitches: the shape of the front's site, or,
+    where each lane has a batch of its own, the site. `habits`: its `habit` at all times of the
+    wave.
     """
 
     cell: Cell
-    site_weights: tuple[float, ...]
-    tasks: Mapping[str, float]
+    parts: tuple[LossPart, ...]
     source: tuple[int, ...]
+    habits: tuple[tuple[bool, bool], ...] = ()
 
     @property
     def front_site(self) -> int:
@@ -39,14 +54,29 @@ class Lane:
 
     @property
     def trained(self) -> bool:
+        """Whether its stitch has an objective."""
         return bool(self.cell.objective)
 
+    @cached_property
+    def site_weights(self) -> tuple[float, ...]:
+        """Weights of the terms in its whole loss, by end site."""
+        return tuple(map(sum, zip(*(part.site_weights for part in self.parts), strict=True)))
+
+    @cached_property
+    def tasks(self) -> Mapping[str, float]:
+        """Weights of the losses on logits in its whole loss, by method."""
+        return {name: weight for part in self.parts for name, weight in part.tasks.items()}
+
+    @cached_property
+    def habit(self) -> tuple[bool, bool]:
+        """Whether its loss ends where it joins, and whether it has a term there."""
+        return self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
+
     @property
-    def group(self) -> tuple[tuple[int, ...], bool, float, bool, bool]:
-        """Lanes that join one end site with equal values here always run together: all have a term
-        there or none, and all go on or none."""
-        ends, measured = self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
-        return self.source, self.trained, self.cell.alpha, ends, measured
+    def group(self) -> tuple[tuple[int, ...], bool, float, tuple[tuple[bool, bool], ...]]:
+        """Lanes that join one end site with equal values here always run together: at any time all
+        have a term there or none, and all go on or none."""
+        return self.source, self.trained, self.cell.alpha, self.habits
 
     @property
     def needs_end_logits(self) -> bool:
@@ -61,37 +91,62 @@ class Lane:
         return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
 
 
-def lane_of(cell: Cell, sites: int, source: tuple[int, ...]) -> Lane:
-    """The lane of a cell whose end has `sites` sites."""
+def lane_of(cell: Cell, stage: TrainingStage, sites: int, source: tuple[int, ...]) -> Lane:
+    """The lane of a cell in a stage; its end has `sites` sites."""
+    parts: list[Mapping[str, float]] = [stage.objective]
+    if cell.combine != SUM and stage.objective:
+        parts = [{name: weight} for name, weight in sorted(stage.objective.items())]
+    weighting = cell.protocol.weighting if stage.weighting is None else stage.weighting
+    return Lane(cell, tuple(_part(cell, part, weighting, sites) for part in parts), source)
+
+
+def _part(cell: Cell, objective: Mapping[str, float], weighting: Weighting, sites: int) -> LossPart:
     weights, tasks = [0.0] * sites, {}
-    for name, weight in cell.objective.items():
+    for name, weight in objective.items():
         if (terms := method(name).terms) is not None:
-            shares = terms(cell.protocol.weighting, sites + 1 - cell.end_site)
+            shares = terms(weighting, sites + 1 - cell.end_site)
             for site, share in enumerate(shares, cell.end_site):
                 weights[site - 1] += weight * share
         if method(name).loss is not None:
             tasks[name] = weight
-    return Lane(cell, tuple(weights), tasks, source)
+    return LossPart(tuple(weights), tasks)
 
 
-def in_order(
-    cells: Sequence[Cell], sites: int, shapes: Sequence[tuple[int, ...]], *, shared: bool
-) -> list[Lane]:
-    """Lanes in the order in which they join the tail; those that never enter it come last.
+def timetable(
+    cells: Sequence[Cell],
+    sites: int,
+    shapes: Sequence[tuple[int, ...]],
+    steps: int,
+    *,
+    shared: bool,
+) -> list[tuple[int, list[Lane]]]:
+    """The lanes from each step on at which a stage of one begins, always in one order: that in
+    which they join the tail at first; those that never enter it come last.
 
-    Lanes that run a stage together then mostly are neighbours, so that slices serve for copies.
-    shapes: of the front's sites. shared: one batch serves all lanes.
+    Lanes that run a stage of the network together then mostly are neighbours, so that slices serve
+    for copies. shapes: of the front's sites. shared: one batch serves all lanes.
     """
-    lanes = [
-        lane_of(c, sites, tuple(shapes[c.front_site - 1]) if shared else (c.front_site,))
-        for c in cells
+    begun = sorted({start for cell in cells for start in starts(cell.course, steps)})
+    times = [[_at(cell, step, steps, sites, shapes, shared) for cell in cells] for step in begun]
+    for number, same in enumerate(zip(*times, strict=True)):
+        habits = tuple(lane.habit for lane in same)
+        for lanes in times:
+            lanes[number] = replace(lanes[number], habits=habits)
+    order = sorted(range(len(cells)), key=lambda number: _place(times[0][number]))
+    return [
+        (step, [lanes[number] for number in order])
+        for step, lanes in zip(begun, times, strict=True)
     ]
-    return sorted(
-        lanes,
-        key=lambda lane: (
-            lane.reach <= lane.end_site, lane.end_site, lane.group, lane.front_site, lane.reach,
-        ),
-    )  # fmt: skip
+
+
+def _at(cell: Cell, step: int, steps: int, sites: int, shapes, shared: bool) -> Lane:
+    source = tuple(shapes[cell.front_site - 1]) if shared else (cell.front_site,)
+    return lane_of(cell, stage_at(cell.course, step, steps), sites, source)
+
+
+def _place(lane: Lane) -> tuple[Any, ...]:
+    outside = all(ends for ends, _ in lane.habits)
+    return outside, lane.end_site, lane.group, lane.front_site, lane.reach
 
 
 @dataclass(frozen=True)

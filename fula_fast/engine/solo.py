@@ -23,7 +23,9 @@ from ..measures.agreement import Agreement
 from ..measures.outputs import OutputTable
 from ..measures.registry import measure
 from ..measures.sites import SiteTable, stitch_columns
-from ..methods import Method, methods, objectives
+from ..methods import Method, TrainingStage, methods, objectives
+from ..methods.staging import SUM, Stages, stage_at
+from ..methods.weightings import Weighting
 from ..models import Staged, batchnorm
 from ..pipelines import Batch
 from ..stitching.starts import activations, check_sites
@@ -32,6 +34,7 @@ from ..study.cell import Cell
 from ..study.protocol import Protocol
 from .dropout import Key, set_key, use_keyed_dropout
 from .statistics import moves, statistics_of
+from .surgery import combine, projection_orders
 from .task import Outcome, WaveTask, attacked_mask, check_result, non_finite, stitches_of
 
 Attacker = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
@@ -90,7 +93,8 @@ class SoloCell:
     Args: `front`, `end`: donors (left untouched). `front_site`, `end_site`: from 1. `objective`:
     weights by method (empty for a closed form: nothing is trained). `stitch`: the initial
     stitch, trained in place. `steps`: of the whole training, for the schedule.
-    `attacker(logits_of, x, y)`: adversarial version of a batch, for alpha > 0.
+    `attacker(logits_of, x, y)`: adversarial version of a batch, for alpha > 0. `stages`,
+    `combination`: as a `Cell`'s; `seed` keys the order in which gradients are combined.
     """
 
     def __init__(
@@ -105,10 +109,15 @@ class SoloCell:
         steps: int,
         *,
         attacker: Attacker | None = None,
+        stages: Stages = (),
+        combination: str = SUM,
+        seed: int = 0,
     ) -> None:
         self.model = StitchedModel(front, end, front_site, end_site, stitch)
         self.native = batchnorm.frozen(copy.deepcopy(end))
         self.objective, self.protocol = dict(objective), protocol
+        self.course = stages or (TrainingStage(self.objective, protocol.weighting),)
+        self.combination, self.seed = combination, seed
         self.steps, self.done = steps, 0
         self.attacker = attacker
         self.optimiser = _optimiser(stitch, protocol) if objective else None
@@ -139,12 +148,14 @@ class SoloCell:
         targets, target_logits = self._targets(target_input)
         with torch.no_grad():
             a = self.model.front.run(x, 0, self.model.front_site)
+        stage = stage_at(self.course, self.done, self.steps)
         with torch.set_grad_enabled(bool(self.objective)):
-            values, terms = self._values(a, y, targets, target_logits)
-            loss = sum(weight * values[name] for name, weight in self.objective.items())
+            values, terms = self._values(a, y, targets, target_logits, stage)
+            parts = {name: weight * values[name] for name, weight in stage.objective.items()}
+            loss = sum(parts.values())
         self._key_dropout(None)
         if self.objective:
-            self._update(loss, terms)
+            self._update(loss, parts, terms)
         self.done += 1
         return StepResult(
             float(torch.as_tensor(loss).detach()),
@@ -169,7 +180,7 @@ class SoloCell:
             return targets, self.native.head(targets[-1])
 
     def _values(
-        self, a: Tensor, y: Tensor, targets: list[Tensor], target_logits: Tensor
+        self, a: Tensor, y: Tensor, targets: list[Tensor], target_logits, stage: TrainingStage
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         self.model.stitch.train()
         h = self.model.stitch(a)
@@ -178,16 +189,12 @@ class SoloCell:
         for site, target in enumerate(targets[1:], self.model.end_site):
             h = tail.run(h, site, site + 1)
             terms.append(objectives.term(h, target, norm))
-        given = (terms, self.protocol.weighting, tail.head(h), target_logits, y)
-        values = {m.name: objectives.value(m, *given) for m in methods() if self._asks(m)}
-        return values, terms
+        weighting = self.protocol.weighting if stage.weighting is None else stage.weighting
+        given = (terms, weighting, tail.head(h), target_logits, y)
+        asked = (m for m in methods() if m.name in stage.objective or _compares(m, weighting))
+        return {m.name: objectives.value(m, *given) for m in asked}, terms
 
-    def _asks(self, method: Method) -> bool:
-        """All that are trained, for comparison; a list of weights may be of other sites' length."""
-        comparable = not method.weighted or isinstance(self.protocol.weighting, str)
-        return method.name in self.objective or (method.trained and comparable)
-
-    def _update(self, loss: Tensor, terms: Sequence[Tensor]) -> None:
+    def _update(self, loss: Tensor, parts: Mapping[str, Tensor], terms) -> None:
         if not torch.isfinite(loss):
             raise non_finite(float(loss.detach()), self.done, [float(t.detach()) for t in terms])
         rate = learning_rate(self.protocol, self.done, self.steps)
@@ -195,8 +202,18 @@ class SoloCell:
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.combination == SUM or len(parts) == 1:
+            loss.backward()
+        else:
+            order = projection_orders(self.seed, self.steps, len(parts))[self.done]
+            own = [parts[name] for name in sorted(parts)]
+            combine(own, list(self.model.stitch.parameters()), order)
         optimiser.step()
+
+
+def _compares(method: Method, weighting: Weighting) -> bool:
+    """All that are trained, for comparison; a list of weights may be of other sites' length."""
+    return method.trained and (not method.weighted or isinstance(weighting, str))
 
 
 def learning_rate(protocol: Protocol, step: int, steps: int) -> float:
@@ -242,15 +259,10 @@ def _run_cell(
 ) -> tuple[Outcome, StitchedModel]:
     started = time.perf_counter()
     solo = SoloCell(
-        front,
-        end,
-        cell.front_site,
-        cell.end_site,
-        cell.objective,
-        cell.protocol,
-        stitch.to(task.device, task.parameter_dtype),
-        task.steps,
-    )
+        front, end, cell.front_site, cell.end_site, cell.objective, cell.protocol,
+        stitch.to(task.device, task.parameter_dtype), task.steps,
+        stages=cell.stages, combination=cell.combine, seed=cell.data_seed,
+    )  # fmt: skip
     task.progress.wave_started(1, task.steps, task.flops / len(task.cells))
     loss = _train(task, cell, solo)
     seconds = time.perf_counter() - started

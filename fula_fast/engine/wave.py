@@ -17,7 +17,7 @@ from .. import kernels
 from ..attacks.pgd import pgd
 from ..attacks.settings import Attack
 from ..kernels.shared.layout import laid_out, layout_of
-from ..methods import Method, methods
+from ..methods import Method
 from ..models import Staged
 from ..pipelines import Batch
 from ..stitching.stitch import Stitch
@@ -27,18 +27,15 @@ from .aims import Aims, Targets
 from .bank import Bank
 from .dropout import PASSES, Key, set_key, use_keyed_dropout
 from .lane_norms import lane_norms, settling_steps
-from .lanes import Lane, Route, in_order, index_at, route_of, take_lanes
+from .lanes import Lane, Route, index_at, route_of, take_lanes, timetable
 from .network import Network, Runner, run_plain, statistics
 from .optimiser import FlatOptimiser, Fuse, unfused
+from .phases import Phase, loss_weights, tasks
 from .shares import Draw, Share, draw, shares_of
+from .surgery import Surgery
 
-Terms = tuple[Tensor, list[tuple[int, int, float]]]
-"""Values (n,) of terms, and each one's lane, column of the table of terms, and weight."""
-
-
-def _tasks() -> tuple[Method, ...]:
-    """The methods with a loss on logits: a column each in the table of terms."""
-    return tuple(method for method in methods() if method.loss is not None)
+Terms = tuple[Tensor, list[tuple[int, int]]]
+"""Values (n,) of terms, and each one's lane and column of the table of terms."""
 
 
 class Shared(NamedTuple):
@@ -86,11 +83,12 @@ class Wave:
     ) -> None:
         self.device = torch.device(device)
         attacked = any(cell.alpha > 0 for cell in cells)
-        self.lanes = in_order(cells, end.num_sites, front.site_shapes, shared=not attacked)
+        shapes, shared = front.site_shapes, not attacked
+        times = timetable(cells, end.num_sites, shapes, steps, shared=shared)
+        self.lanes = times[0][1]
         self.shared = Shared.of(cells[0].protocol)
         self.steps, self.dtype = steps, dtype
-        numbers = torch.float64 if dtype == torch.float64 else torch.float32
-        self.bank = Bank(self.lanes, stitches, self.device, numbers)
+        self.bank = Bank(self.lanes, stitches, self.device, self._kind)
         self.shares = shares_of(self.lanes)
         self.attacked = bool(self.shares)
         self.network = Network(
@@ -101,6 +99,7 @@ class Wave:
         self.optimiser = FlatOptimiser(
             self.bank.flat, self.bank.lane_of, protocols, steps, fuse=fuse
         )  # fmt: skip
+        self.surgery = Surgery(self.bank, [lanes for _, lanes in times], steps)
         self._masks: Key | None = None
         if self.shared.dropout == "train":
             for which in PASSES:
@@ -108,7 +107,7 @@ class Wave:
         elif not self.attacked:
             self.network.find_taps()
         self._start_records()
-        self._plan_phases(end.num_sites, settle)
+        self._plan_phases(times, settle)
 
     def _start_records(self) -> None:
         count, sites = len(self.lanes), self.network.native.num_sites
@@ -121,19 +120,33 @@ class Wave:
         self._constants: dict[tuple, Tensor] = {}
         self._attack_routes: dict[tuple[int, ...], Route] = {}
 
-    def _plan_phases(self, sites: int, settle: bool) -> None:
-        """Routes of the two phases: before and after lanes without a functional term settle."""
+    def _plan_phases(self, times: Sequence[tuple[int, list[Lane]]], settle: bool) -> None:
+        """The phases: what lanes minimise changes where a stage of one begins, and `settling_from`
+        lets those without a functional term settle."""
         moving = self.shared.bn == "train"
         norms = [*lane_norms(self.network.tail), *lane_norms(self.network.front)]
         needed = settling_steps(norms) if settle and not self.attacked else None
         last = self.steps if needed is None else needed
         self.settling_from = max(self.steps - last, 0) if moving else self.steps
-        self.routes = {
-            full: route_of(self.lanes, sites, full=full)
-            for full in ([False, True] if moving else [False])
-        }
+        begun = {start for start, _ in times} | ({self.settling_from} if moving else set())
+        self.phases = [
+            self._phase(start, times) for start in sorted(begun) if not start or start < self.steps
+        ]
         self.trained = [n for n, lane in enumerate(self.lanes) if lane.trained]
         self.first_step = 0 if self.trained else self.settling_from
+
+    def _phase(self, start: int, times: Sequence[tuple[int, list[Lane]]]) -> Phase:
+        lanes = [lanes for begun, lanes in times if begun <= start][-1]
+        full = self.shared.bn == "train" and start >= self.settling_from
+        route = route_of(lanes, self.network.native.num_sites, full=full)
+        new = {"dtype": self._kind, "device": self.device}
+        weights = tuple(torch.tensor(part, **new) for part in loss_weights(lanes))
+        return Phase(start, lanes, route, full, weights)
+
+    @property
+    def _kind(self) -> torch.dtype:
+        """Of stitches and losses: float32, or float64 with the activations."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def _constant(self, values: Sequence[float | bool], dtype: torch.dtype) -> Tensor:
         """A vector made once: a captured step may not copy from the host."""
@@ -142,9 +155,9 @@ class Wave:
             self._constants[key] = torch.tensor(values, dtype=dtype, device=self.device)
         return self._constants[key]
 
-    def full_at(self, step: int) -> bool:
-        """Whether step number `step` moves the statistics of all lanes."""
-        return True in self.routes and step >= self.settling_from
+    def phase_at(self, step: int) -> Phase:
+        """The phase of step number `step`."""
+        return [phase for phase in self.phases if phase.start <= step][-1]
 
     def key_dropout(self, epoch: int, index: Tensor) -> None:
         """Masks of the next step, for the images `index` (B,) of the batch."""
@@ -160,15 +173,15 @@ class Wave:
 
         `x_attacked` (L*B, C, H, W): each lane's own batch, in an attacked wave.
         """
-        self.run(x, y, self.full_at(number), x_attacked)
+        self.run(x, y, self.phase_at(number), x_attacked)
 
-    def run(self, x: Tensor, y: Tensor, full: bool, x_attacked: Tensor | None = None) -> None:
+    def run(self, x: Tensor, y: Tensor, phase: Phase, x_attacked: Tensor | None = None) -> None:
         """One step in the given phase: tensor code alone, without host contact.
 
         x (B, C, H, W), y (B,); x_attacked (L, B, C, H, W), each lane's own batch.
         """
-        lanes = list(range(len(self.lanes))) if full else self.trained
-        route = self.routes[full]
+        self.lanes = phase.lanes
+        lanes = list(range(len(self.lanes))) if phase.full else self.trained
         rule = "moving" if self.shared.bn == "train" else "running"
         self._set_masks(self._masks)
         x = x.to(self.dtype)
@@ -181,10 +194,10 @@ class Wave:
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
         aims = Aims(self.lanes, targets)
-        flight = self.network.fly(route, fronts, rule, training=True, aims=aims)
+        flight = self.network.fly(phase.route, fronts, rule, training=True, aims=aims)
         self._set_masks(None)
-        losses = self._losses(flight, aims, y)
-        self._update(losses)
+        table = self._table(flight, aims, y)
+        self._update([(table * weights).sum(1) for weights in phase.weights])
 
     # Attacks
 
@@ -260,23 +273,20 @@ class Wave:
 
     # Losses
 
-    def _losses(self, flight, aims: Aims, y: Tensor) -> Tensor:
-        """Loss of every lane, (L,), with graph; zero for a lane without an objective.
+    def _table(self, flight, aims: Aims, y: Tensor) -> Tensor:
+        """What lanes' losses are made of, (L, columns), with graph: a column for every end site's
+        term, and for every task's loss; zero where a lane has none.
 
-        Each weighted term has its own place in a table (L, columns), a column for every end site
-        and task, whose rows are summed: in an order that does not depend on the lane's companions.
+        Rows are weighted and summed: in an order that does not depend on the lane's companions.
         """
-        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
-        columns = self.terms.shape[1] + len(_tasks())
-        table = torch.zeros(len(self.lanes) * columns, dtype=kind, device=self.device)
-        parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y, kind)]
+        columns = self.terms.shape[1] + len(tasks())
+        table = torch.zeros(len(self.lanes) * columns, dtype=self._kind, device=self.device)
+        parts = [*self._site_terms(aims), *self._task_terms(flight, aims.targets, y)]
         if parts:
-            places = [place for _, own in parts for place in own]
-            weights = self._constant([weight for *_, weight in places], kind)
-            values = torch.cat([values.to(kind) for values, _ in parts]) * weights
-            at = tuple(lane * columns + column for lane, column, _ in places)
+            values = torch.cat([values.to(self._kind) for values, _ in parts])
+            at = tuple(lane * columns + column for _, own in parts for lane, column in own)
             table = table.index_copy(0, index_at(at, self.device), values)
-        return table.view(-1, columns).sum(1)
+        return table.view(-1, columns)
 
     def _site_terms(self, aims: Aims) -> Iterator[Terms]:
         """The terms at the end's sites; they are recorded as well."""
@@ -289,9 +299,7 @@ class Wave:
         at = tuple(n * sites + site - 1 for site, n in found.places)
         with torch.no_grad():
             self.terms.view(-1).index_copy_(0, index_at(at, self.device), values.double())
-        weights = [self.lanes[n].site_weights[site - 1] for site, n in found.places]
-        columns = [site - 1 for site, _ in found.places]
-        yield values, list(zip(lanes, columns, weights, strict=True))
+        yield values, [(n, site - 1) for site, n in found.places]
 
     def _terms(self, dist2: Tensor, norm2: Tensor, lanes: Sequence[int]) -> Tensor:
         """Normalised terms; lanes may differ in their norm's scope."""
@@ -302,19 +310,17 @@ class Wave:
         each = (kernels.term(dist2, norm2, s) for s in ("sample", "batch"))
         return torch.where(sample, *each)
 
-    def _task_terms(
-        self, flight, targets: Targets, y: Tensor, kind: torch.dtype
-    ) -> Iterator[Terms]:
+    def _task_terms(self, flight, targets: Targets, y: Tensor) -> Iterator[Terms]:
         """The task losses of the lanes that reached the head, as `_site_terms`."""
         if flight.logits is None:
             return
-        logits = flight.logits.to(kind)
-        for column, task in enumerate(_tasks(), self.terms.shape[1]):
+        logits = flight.logits.to(self._kind)
+        for column, task in enumerate(tasks(), self.terms.shape[1]):
             wanted = [p for p, n in enumerate(flight.head) if task.name in self.lanes[n].tasks]
             if wanted:
                 chosen = [flight.head[p] for p in wanted]
                 own = take_lanes(logits, len(flight.head), wanted)
-                places = [(n, column, self.lanes[n].tasks[task.name]) for n in chosen]
+                places = [(n, column) for n in chosen]
                 yield self._task(task, own, chosen, targets, y), places
 
     def _task(self, task: Method, logits: Tensor, chosen, targets: Targets, y: Tensor) -> Tensor:
@@ -329,18 +335,20 @@ class Wave:
 
     # Update
 
-    def _update(self, losses: Tensor) -> None:
-        finite = torch.isfinite(losses.detach())
+    def _update(self, parts: Sequence[Tensor]) -> None:
+        """A step of the optimiser for losses whose parts are (L,) each."""
+        losses = sum((part.detach() for part in parts[1:]), parts[0].detach())
+        finite = torch.isfinite(losses)
         dying = self.alive & ~finite
         self.dead_at.copy_(torch.where(dying, self.optimiser.done, self.dead_at))
         self.alive.logical_and_(finite)
-        kept = torch.where(self.alive, losses.detach().double(), self.loss)
-        self.loss.copy_(torch.where(dying, losses.detach().double(), kept))
+        kept = torch.where(self.alive, losses.double(), self.loss)
+        self.loss.copy_(torch.where(dying, losses.double(), kept))
         self.epoch_loss.add_(torch.where(self.alive, self.loss, 0.0))
         self.epoch_steps.add_(1)
-        if losses.requires_grad:
+        if parts[0].requires_grad:
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
-            self.bank.backward(losses.sum(), self.optimiser.grad)
+            self.surgery.backward([part.sum() for part in parts], self.optimiser)
         self.optimiser.step(self.alive)
 
     # State
@@ -366,7 +374,8 @@ class Wave:
             tensor.copy_(saved[name])
 
     def start_epoch(self) -> None:
-        """Begin a new mean of the losses."""
+        """Begin a new mean of the losses; terms of a stage that has ended are none of the next."""
+        self.terms.fill_(float("nan"))
         self.epoch_loss.zero_()
         self.epoch_steps.zero_()
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from ..device.precision import ReferencePrecision
 from ..errors import FulaError
 from ..methods import method as method_named
-from ..methods import objective, with_soft_term
+from ..methods import objective
 from ..methods.weightings import term_weights
 from ..models import Staged, load_checkpoint
 from ..models.copies import private_copy, unwrapped
@@ -21,10 +21,13 @@ from ..pipelines import Source
 from ..stitching.stitch import Geometry
 from ..study.cell import Cell
 from ..study.donor_spec import OneShortcut, Seed, SpecTable
+from ..study.grid_methods import Objective, objectives
+from ..study.grid_spec import Mixture
 from ..study.protocol import Protocol
 from ..study.protocol import protocol as preset
 from ..study.site_names import Site, site_number
-from ..study.toml import explain
+from ..study.spec import parse_table
+from ..study.toml import explain, plain
 
 Donor = Staged | str | Path
 
@@ -52,7 +55,7 @@ def protocol_of(name: str, options: Mapping[str, Any]) -> Protocol:
 
 
 def cell_of(
-    method: str | Mapping[str, float],
+    method: str | Mapping[str, Any],
     rule: Protocol,
     given: StitchOptions,
     donors: tuple[Staged, Staged],
@@ -65,14 +68,20 @@ def cell_of(
             ("front", "end"), (given.front_site, given.end_site), donors, strict=True
         )
     ]
-    weights = objective(method)
-    if rule.fula_soft:
-        terms = donors[1].num_sites + 1 - sites[1]
-        weights = with_soft_term(weights, rule.weighting, terms)
+    how = _asked(name, method).at(rule, donors[1].num_sites + 1 - sites[1])
     return Cell(
-        "front", "end", sites[0], sites[1], name, weights, rule,
-        given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, id="stitch",
+        "front", "end", sites[0], sites[1], name, how.objective, how.protocol,
+        given.alpha, given.shortcut, given.subset, given.seed, given.data_seed, "stitch",
+        how.stages, how.combine,
     )  # fmt: skip
+
+
+def _asked(name: str, method: str | Mapping[str, Any]) -> Objective:
+    """A method's name, weights, or a mixture as in a spec."""
+    if isinstance(method, str) or not {"stages", "combine"} & method.keys():
+        return Objective(name, objective(method))
+    (found,) = objectives([parse_table(Mixture, plain({"name": name, **method}), "method")])
+    return found
 
 
 def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from ..methods import method
+from ..methods import TrainingStage, method
+from ..methods.staging import SUM, Stages
 from .donor_spec import ShortcutSpec
 from .protocol import Protocol, Situation
 
@@ -26,6 +27,10 @@ class Cell:
     mixture's name. `objective`: weight by trained method, empty for a closed form. `alpha`:
     attacked share of each batch. `subset`: train on the first n classes (None: on all). `seed`:
     initial stitch. `data_seed`: order, crops, DM images.
+
+    `stages`: two objectives or more that follow each other, each with its weighting where one acts
+    and its epochs; `objective` is their sum then. `combine`: how gradients of several methods
+    become one, `sum` or `pcgrad`.
     """
 
     front: str
@@ -41,6 +46,8 @@ class Cell:
     seed: int = 0
     data_seed: int = 0
     id: str = field(default="", compare=False)
+    stages: Stages = ()
+    combine: str = SUM
 
     def __hash__(self) -> int:
         return hash((self.id, self.front, self.end, self.front_site, self.end_site, self.method))
@@ -52,14 +59,24 @@ class Cell:
         return bool(self.objective) or moves
 
     @property
+    def course(self) -> Stages:
+        """Its stages; a single one where the objective stays the same."""
+        rule = self.protocol
+        return self.stages or (TrainingStage(self.objective, rule.weighting, rule.epochs),)
+
+    @property
     def weighted(self) -> bool:
-        """Whether the protocol's weighting acts on some part of the objective."""
-        return any(method(name).weighted for name in self.objective)
+        """Whether the protocol's weighting acts on some part of the objective; stages have their
+        own."""
+        return not self.stages and any(method(name).weighted for name in self.objective)
 
     @property
     def weighting(self) -> str:
-        """The weighting of its terms as text; empty where it acts on no part of the objective."""
-        if not self.weighted:
+        """The weighting of its terms as text; empty where it acts on no part of the objective.
+
+        A weighting of a stage's own belongs to the method, as the stages do.
+        """
+        if not (self.weighted or any(not stage.own for stage in self.stages)):
             return ""
         value = self.protocol.weighting
         return value if isinstance(value, str) else ",".join(f"{w:g}" for w in value)
@@ -77,15 +94,37 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the protocol (a plan lists each protocol once)."""
-        values = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "protocol"}
+        other = {"protocol", "stages", "combine"}
+        values = {f: getattr(self, f) for f in self.__dataclass_fields__ if f not in other}
         shortcut = self.shortcut.model_dump() if self.shortcut else None
-        return values | {"objective": dict(self.objective), "shortcut": shortcut}
+        course = course_json(self.stages, self.combine)
+        more = {"course": course} if course else {}
+        return values | {"objective": dict(self.objective), "shortcut": shortcut} | more
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], protocol: Protocol) -> Cell:
         """The inverse of `to_json`."""
         shortcut = ShortcutSpec(**values["shortcut"]) if values["shortcut"] else None
-        return cls(**{**values, "shortcut": shortcut, "protocol": protocol})
+        own = {name: value for name, value in values.items() if name != "course"}
+        found = cls(**{**own, "shortcut": shortcut, "protocol": protocol})
+        stages, combine = course_of(values.get("course", ()))
+        return replace(found, stages=stages, combine=combine)
+
+
+def course_json(stages: Stages, combine: str) -> list[Any]:
+    """Plain values: the combination, then every stage; empty where there is nothing to say."""
+    if not stages and combine == SUM:
+        return []
+    return [combine, *([dict(s.objective), s.weighting, s.epochs, s.own] for s in stages)]
+
+
+def course_of(values: Sequence[Any]) -> tuple[Stages, str]:
+    """The inverse of `course_json`."""
+    combine, *stages = values or [SUM]
+    return tuple(
+        TrainingStage(weights, tuple(w) if isinstance(w, list) else w, epochs, own)
+        for weights, w, epochs, own in stages
+    ), combine
 
 
 @dataclass(frozen=True)
@@ -114,7 +153,7 @@ def identity(cell: Cell, context: Context) -> dict[str, Any]:
     return {
         **asdict(context),
         "sites": [cell.front_site, cell.end_site],
-        "objective": dict(cell.objective),
+        "objective": _objective_identity(cell),
         "protocol": _acting(cell.protocol, found),
         "alpha": cell.alpha if cell.trains else 0.0,
         "shortcut": cell.shortcut.model_dump() if cell.shortcut else None,
@@ -127,6 +166,15 @@ def identity(cell: Cell, context: Context) -> dict[str, Any]:
 def cell_id(cell: Cell, context: Context) -> str:
     """16 hex digits; equal for cells that would compute the same numbers."""
     return digest(identity(cell, context))
+
+
+def _objective_identity(cell: Cell) -> Any:
+    """The weights; with stages, or another combination than the sum, a list of what decides."""
+    if cell.stages:
+        stages = ([dict(s.objective), s.weighting, s.epochs] for s in cell.stages)
+        return [cell.combine, *stages]
+    weights = dict(cell.objective)
+    return weights if cell.combine == SUM else [cell.combine, weights]
 
 
 def _seed_acts(cell: Cell, found: Situation) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from .cell import Cell
+from ..methods.staging import SUM, Stages
+from .cell import Cell, course_json, course_of
 from .donor_spec import ShortcutSpec
 from .protocol import Protocol
 
@@ -34,11 +35,14 @@ _AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a stitch is found: a method's name, its weights at the sites, and the protocol."""
+    """How a stitch is found: a method's name, its weights at the sites, and the protocol; stages
+    and combination as of a `Cell`."""
 
     method: str
     objective: Mapping[str, float]
     protocol: Protocol
+    stages: Stages = ()
+    combine: str = SUM
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _made(words: Words, columns: Columns) -> Iterator[Cell]:
             words.donors[front], words.donors[end], i, j,
             treatment.method, treatment.objective, treatment.protocol,
             words.alpha[alpha], words.shortcut[shortcut], words.subset[subset],
-            seed, data_seed, name.decode(),
+            seed, data_seed, name.decode(), treatment.stages, treatment.combine,
         )  # fmt: skip
 
 
@@ -168,9 +172,12 @@ def words_json(words: Words) -> dict[str, Any]:
     """Plain values; each protocol is listed once and treatments refer to it by position."""
     protocols: dict[Protocol, int] = {}
     treatments = [
-        [how.method, dict(how.objective), protocols.setdefault(how.protocol, len(protocols))]
+        [
+            how.method, dict(how.objective), protocols.setdefault(how.protocol, len(protocols)),
+            *course_json(how.stages, how.combine),
+        ]
         for how in words.treatments
-    ]
+    ]  # fmt: skip
     return {
         "donors": list(words.donors),
         "protocols": [each.model_dump(mode="json") for each in protocols],
@@ -186,7 +193,10 @@ def words_of(values: Mapping[str, Any]) -> Words:
     protocols = [Protocol.model_validate(each) for each in values["protocols"]]
     return Words(
         tuple(values["donors"]),
-        tuple(Treatment(name, weights, protocols[k]) for name, weights, k in values["treatments"]),
+        tuple(
+            Treatment(name, weights, protocols[k], *course_of(more))
+            for name, weights, k, *more in values["treatments"]
+        ),
         tuple(values["alpha"]),
         tuple(mark and ShortcutSpec(**mark) for mark in values["shortcut"]),
         tuple(values["subset"]),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..methods import method
+from ..methods.staging import SUM
 from .cell import Cell
 from .facts import DonorFacts
 
@@ -14,7 +15,8 @@ def step_flops(cells: Sequence[Cell], front: DonorFacts, end: DonorFacts) -> int
 
     Shared: the front up to the deepest site, the end natively. Per lane: the stitch (forward and
     both gradients) and, where an objective reaches behind the stitch, its tail twice (forward, and
-    the gradient of the activations; frozen weights need none). Attacked lanes run front, stitch and
+    the gradient of the activations; frozen weights need none); both gradients once for each method
+    where those are combined. Stages count by their epochs. Attacked lanes run front, stitch and
     tail twice for every attack step, and the front once for themselves.
     """
     plain = any(cell.alpha == 0 for cell in cells)
@@ -37,13 +39,24 @@ def lane_flops(cell: Cell, front: DonorFacts, end: DonorFacts) -> int:
     stitch = 2 * _product(front.shapes[cell.front_site - 1], end.shapes[cell.end_site - 1])
     work = stitch + tail  # dm: one forward pass moves the running statistics
     if cell.objective:
-        reaches = any(method(name).needs_tail for name in cell.objective)
-        work = 3 * stitch + (2 * tail if reaches else 0)
+        work = _trained(cell, stitch, tail)
     if cell.alpha > 0:
         lead = front.flops_between(0, cell.front_site)
         per_image = 2 * (lead + stitch + tail) * cell.protocol.attack.steps
         work += lead + sum(end.flops) + end.head_flops + int(cell.alpha * per_image)
     return work
+
+
+def _trained(cell: Cell, stitch: int, tail: int) -> int:
+    """A step of training, the mean over the epochs. `stitch`, `tail`: forward passes of these."""
+    found = [(s.epochs or 1, _step(cell, s.objective, stitch, tail)) for s in cell.course]
+    return sum(epochs * work for epochs, work in found) // sum(epochs for epochs, _ in found)
+
+
+def _step(cell: Cell, objective: Mapping[str, float], stitch: int, tail: int) -> int:
+    backward = 1 if cell.combine == SUM else len(objective)
+    reaches = any(method(name).needs_tail for name in objective)
+    return (1 + 2 * backward) * stitch + ((1 + backward) * tail if reaches else 0)
 
 
 def _product(source: tuple[int, ...], target: tuple[int, ...]) -> int:

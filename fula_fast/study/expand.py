@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from ..attacks.names import parse
 from ..errors import FulaError
 from ..measures.registry import OF_LABELS
-from ..methods import method, objective, with_soft_term
+from ..methods import method
 from ..methods.weightings import term_weights
 from ..models.labels import check_answers, no_labels_for
 from .cell import digest
@@ -20,7 +19,7 @@ from .cells import NO_CELLS, Cells, Treatment, Words
 from .donor_spec import ShortcutSpec
 from .facts import DataFacts, DonorFacts, network_shape
 from .grid_blocks import Axes, GridBlock, SitePairs, columns_of
-from .grid_spec import Mixture
+from .grid_methods import Objective, objectives
 from .identities import Identities
 from .merging import merge
 from .protocol import Protocol
@@ -62,33 +61,6 @@ def site_pairs(sites: Any, front: DonorFacts, end: DonorFacts) -> tuple[tuple[in
                 (site_number(given[0], front.names, f"[grid] sites: front '{front.name}'"), j)
             )
     return tuple(dict.fromkeys(pairs))
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A method of the grid, and its weights by trained method (none for a closed form)."""
-
-    method: str
-    weights: dict[str, float]
-
-    @property
-    def weighted(self) -> bool:
-        """Whether a weighting acts on some part of it."""
-        return any(method(name).weighted for name in self.weights)
-
-    def at(self, rule: Protocol, terms: int) -> Objective:
-        """Under a protocol, at a site with so many terms behind it."""
-        if not rule.fula_soft:
-            return self
-        return replace(self, weights=with_soft_term(self.weights, rule.weighting, terms))
-
-
-def objectives(methods: Sequence[str | Mixture]) -> tuple[Objective, ...]:
-    """The grid's methods, named ones and mixtures alike."""
-    return tuple(
-        Objective(m.name, m.objective) if isinstance(m, Mixture) else Objective(m, objective(m))
-        for m in methods
-    )
 
 
 def expand(spec: Spec, data: DataFacts, facts_of: FactsOf) -> tuple[Cells, tuple[str, ...]]:
@@ -176,18 +148,19 @@ class _Treatments:
         behind it."""
         if (number, terms) not in self._known:
             variants = (
-                (number, asked.at(weighted, terms), weighted)
+                asked.at(weighted, terms)
                 for asked in self.asked
                 for weighted in _weighted(protocol, asked, self.weightings, terms)
             )
-            self._known[number, terms] = tuple(self._placed(*each) for each in variants)
+            self._known[number, terms] = tuple(self._placed(number, how) for how in variants)
         return self._known[number, terms]
 
-    def _placed(self, number: int, asked: Objective, protocol: Protocol) -> int:
-        key = number, asked.method, tuple(asked.weights.items()), protocol.weighting
+    def _placed(self, number: int, how: Treatment) -> int:
+        key = number, how.method, tuple(how.objective.items()), how.protocol.weighting, how.combine
+        key += tuple((s.weighting, s.epochs, *s.objective.items()) for s in how.stages)
         if key not in self._place:
             self._place[key] = len(self.found)
-            self.found.append(Treatment(asked.method, asked.weights, protocol))
+            self.found.append(how)
         return self._place[key]
 
 

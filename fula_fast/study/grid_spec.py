@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -18,37 +18,112 @@ from pydantic import (
 
 from ..attacks.settings import no_truth
 from ..errors import FulaError, nearest
-from ..methods import METHODS, method, methods, objective
+from ..methods import METHODS, TrainingStage, method, methods, objective, trained
+from ..methods.staging import SUM, united
+from ..methods.weightings import Weighting, check_weighting
 from .donor_spec import OneShortcut, Seed, SpecTable
 from .protocol import PRESETS, WEIGHTING, Protocol
 from .site_names import Sites
 from .toml import Form
 
 
-class Mixture(SpecTable):
-    """A named objective, `{name = "half", fula = 0.5, tlm = 0.5}`: non-negative weights of trained
-    methods by name.
+def _weighting(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+        return tuple(float(v) for v in value)
+    raise ValueError(f"{value!r} is none of 'uniform', 'last', 'cutoff=N', or a list of weights")
 
-    - `name`: of the mixture, in tables and plots.
-    """
+
+def _own_weighting(value: Any) -> Weighting | None:
+    return None if value is None else check_weighting(_weighting(value))
+
+
+class Weights(SpecTable):
+    """Non-negative weights of trained methods, by name, among other keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, Annotated[FiniteFloat, BeforeValidator(no_truth)]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        known = (*cls.model_fields, *trained())
+        wrong = [key for key in values if key not in known] if isinstance(values, Mapping) else []
+        if wrong:
+            raise ValueError(f"unknown objective or key '{wrong[0]}'{nearest(wrong[0], known)}")
+        return values
+
+    @property
+    def objective(self) -> dict[str, float]:
+        """The positive weights by method; `ValueError` for what cannot be one."""
+        try:
+            return objective(self.__pydantic_extra__)
+        except FulaError as error:
+            raise ValueError(str(error)) from None
+
+
+class StageSpec(Weights):
+    """A part of a training, `{fula = 1, weighting = "last", epochs = 15}`: weights of trained
+    methods by name.
+
+    - `weighting`: of this part's terms; unset: the grid's or the protocol's.
+    - `epochs`: of this part; unset: it shares evenly what the parts with a number leave.
+    """
+
+    weighting: Annotated[Weighting | None, BeforeValidator(_own_weighting), WEIGHTING] = None
+    epochs: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> StageSpec:
+        self.objective  # noqa: B018  which refuses what it cannot be
+        return self
+
+    @property
+    def stage(self) -> TrainingStage:
+        """As methods take it; a weighting only where it weighs something."""
+        weighs = any(method(name).weighted for name in self.objective)
+        return TrainingStage(self.objective, self.weighting if weighs else None, self.epochs)
+
+
+class Mixture(Weights):
+    """A named objective, `{name = "half", fula = 0.5, tlm = 0.5}`: non-negative weights of trained
+    methods by name; or objectives that follow each other, in `stages`.
+
+    - `name`: of the mixture, in tables and plots.
+    - `stages`: instead of weights, the parts of its training, one after another. Their epochs sum
+      to the protocol's. Learning-rate schedule and optimiser run on over all of them.
+    - `combine`: how gradients of several methods become one: their weighted `sum`, or `pcgrad`,
+      which projects each onto the normal plane of those that conflict with it (Yu et al. 2020).
+    """
+
     name: str = Field(min_length=1)
+    stages: tuple[StageSpec, ...] | None = None
+    combine: Literal["sum", "pcgrad"] = SUM
 
     @model_validator(mode="after")
     def _some_weight(self) -> Mixture:
         if self.name in (each.name for each in methods()):
             raise ValueError(f"a mixture cannot be called '{self.name}', a method's own name")
+        if self.stages == ():
+            raise ValueError(f"mixture '{self.name}': stages is empty; give one at least")
+        if self.stages and self.__pydantic_extra__:
+            named = min(self.__pydantic_extra__)
+            raise ValueError(
+                f"mixture '{self.name}' has stages, and {named} beside them; "
+                f"give {named} in a stage"
+            )
         self.objective  # noqa: B018  which refuses what it cannot be
         return self
 
     @property
     def objective(self) -> dict[str, float]:
-        """The positive weights by method."""
+        """The positive weights by method; those of all stages together."""
+        if self.stages:
+            return united([stage.objective for stage in self.stages])
         try:
-            return objective(self.__pydantic_extra__)
-        except FulaError as error:
+            return super().objective
+        except ValueError as error:
             raise ValueError(f"mixture '{self.name}': {error}") from None
 
 
@@ -72,14 +147,6 @@ def _subset(value: Any) -> Any:
     return None if value == "all" else value
 
 
-def _weighting(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-        return tuple(float(v) for v in value)
-    raise ValueError(f"{value!r} is none of 'uniform', 'last', 'cutoff=N', or a list of weights")
-
-
 Item = TypeVar("Item")
 LONE = Form("or one of them alone")
 Many = Annotated[tuple[Item, ...], BeforeValidator(_several), LONE]
@@ -89,7 +156,7 @@ Method = Annotated[
     Discriminator(_method_kind),
     Form("a method's name, or a mixture"),
 ]
-Weighting = Annotated[Any, BeforeValidator(_weighting), WEIGHTING]
+OneWeighting = Annotated[Any, BeforeValidator(_weighting), WEIGHTING]
 Subset = Annotated[
     Annotated[int, Field(ge=1)] | None, BeforeValidator(_subset), Form("a whole number, or `all`")
 ]
@@ -103,8 +170,9 @@ class GridSpec(SpecTable):
     - `sites`: `same` (front sites mapped by depth), `all-pairs`, or a list of [front, end] sites,
       where a lone one is an end site with the front site of the same depth. Sites are numbers from
       1, or names as `fula-fast sites` prints them.
-    - `methods`: how stitches are found: names, or mixtures as
-      `{name = "half", fula = 0.5, tlm = 0.5}`.
+    - `methods`: how stitches are found: names, mixtures as
+      `{name = "half", fula = 0.5, tlm = 0.5}`, or objectives one after another as
+      `{name = "ffm-tlm", stages = [{fula = 1, weighting = "last"}, {tlm = 1}]}`.
     - `weightings`: apply to objectives with a part that they weigh; unset: the protocol's.
     - `protocols`: names of presets; unset: the protocol's.
     - `alpha`: attacked share of each training batch.
@@ -120,7 +188,7 @@ class GridSpec(SpecTable):
     pairs: tuple[tuple[str, str], ...] = ()
     sites: Sites = "same"
     methods: Many[Method] = METHODS
-    weightings: Many[Weighting] = ()
+    weightings: Many[OneWeighting] = ()
     protocols: Many[str] = ()
     alpha: Many[Annotated[float, Field(ge=0, le=1)]] = (0.0,)
     shortcut: Many[OneShortcut] = (None,)

@@ -89,7 +89,8 @@ class Identities:
     def _started(self, treatment: int, alpha: int, like: bool) -> _Start:
         how = self.words.treatments[treatment]
         share = self.words.alpha[alpha]
-        cell = Cell("", "", 1, 1, how.method, how.objective, how.protocol, share)
+        cell = Cell("", "", 1, 1, how.method, how.objective, how.protocol, share,
+                    stages=how.stages, combine=how.combine)  # fmt: skip
         found = identity(cell, Context("", "", self.data, self.classes, like))
         return _Start(_text(found, _BEFORE), _text(found, _SHARED), found["seed"] is not None)
 

@@ -59,7 +59,9 @@ def kinds_of(cells: Cells) -> tuple[np.ndarray, list[Cell]]:
     works: dict[Hashable, int] = {}
     work = np.empty((len(words.treatments), len(words.alpha)), np.int32)
     for t, how in enumerate(words.treatments):
-        reach = tuple(sorted(how.objective)), how.protocol.attack.steps
+        parts = [(s.epochs, *sorted(s.objective)) for s in how.stages]
+        named = how.combine, *(parts or sorted(how.objective))
+        reach = named, how.protocol.attack.steps
         for a, alpha in enumerate(words.alpha):
             work[t, a] = works.setdefault((*reach, alpha) if alpha else reach[:1], len(works))
     own = work[columns["treatment"], columns["alpha"]]

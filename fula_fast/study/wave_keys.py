@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..methods.staging import SUM
 from .cell import Cell
 from .cells import Cells, combined
 
@@ -15,6 +16,7 @@ class WaveKey:
     """What all cells of a wave share. `epochs` is 0 where no training pass is made.
 
     `attack` is the attack's settings, empty without one; lanes of different alpha > 0 may share.
+    `combine`: lanes whose gradients are combined pay a backward pass for each of their methods.
     """
 
     front: str
@@ -35,6 +37,7 @@ class WaveKey:
     stitch_bias: bool
     optimiser: str
     attack: str
+    combine: str = SUM
 
 
 OWN = ("front", "end", "shortcut", "subset", "data_seed")
@@ -55,6 +58,7 @@ def wave_key(cell: Cell) -> WaveKey:
         target_bn=p.resolved_target_bn,
         attack=f"{p.attack.model_dump_json()} {p.attack_target} {p.share}" if attacked else "",
         epochs=p.epochs if cell.trains else 0,
+        combine=cell.combine,
         **values,
     )
 
@@ -99,6 +103,7 @@ def _rules(cells: Cells) -> tuple[list[WaveKey], np.ndarray]:
     table = np.empty((len(words.treatments), len(words.alpha)), np.int32)
     for t, how in enumerate(words.treatments):
         for a, alpha in enumerate(words.alpha):
-            cell = Cell("", "", 1, 1, how.method, how.objective, how.protocol, alpha)
+            cell = Cell("", "", 1, 1, how.method, how.objective, how.protocol, alpha,
+                        combine=how.combine)  # fmt: skip
             table[t, a] = known.setdefault(wave_key(cell), len(known))
     return list(known), table[cells.columns["treatment"], cells.columns["alpha"]]

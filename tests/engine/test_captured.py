@@ -128,14 +128,14 @@ KINDS = {
 def test_a_step_has_no_host_contact(without_host_contact, serving, kind):
     """All kinds of lanes, a dead one among them; forward, backward, attack and update."""
     group = cells(KINDS[kind][0], **KINDS[kind][1])
-    task, wave = prepared(group)
+    task, wave = prepared(group, momentum=0.999999999)  # so that there are both phases
     with torch.no_grad():
         wave.bank.groups[0].params["weight"].fill_(float("nan"))
     recorded = Captured(task, wave, Rerun())
     with backend.using(serving):
         first = next(recorded.epoch(0))
-        for full in wave.routes:
-            recorded._step(full)
+        for phase in wave.phases:
+            recorded._step(phase)
             with without_host_contact():
-                recorded._step(full)
+                recorded._step(phase)
     assert first == 0 and not wave.alive.all()

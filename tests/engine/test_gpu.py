@@ -24,6 +24,7 @@ from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import protocol
 
 from .conftest import BATCH, WAVES, assert_same, cells, prepared, taken
+from .test_stages import bordered
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,6 +57,15 @@ def test_a_second_phase_equals_the_eager_training():
             prepared(cells(), "cuda", momentum=0.999999999) for _ in range(2)
         )
         assert wave.settling_from == 5
+        assert taken(Captured(task, wave)) == taken(Stepper(task, plain, "eager"))
+    assert_same(wave, plain)
+
+
+@pytest.mark.parametrize("combine", ["sum", "pcgrad"])
+def test_graphs_on_both_sides_of_a_border_equal_the_eager_training(combine):
+    """Lanes whose objective changes after an epoch; then gradients of two methods are combined."""
+    with arithmetic("fp32"):
+        (task, plain), (_, wave) = (prepared(bordered(combine), "cuda") for _ in range(2))
         assert taken(Captured(task, wave)) == taken(Stepper(task, plain, "eager"))
     assert_same(wave, plain)
 

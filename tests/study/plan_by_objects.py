@@ -49,11 +49,11 @@ def _points(spec: Spec):
             for alpha, mark, subset in product(grid.alpha, grid.shortcut, grid.subset):
                 for asked in objectives(grid.methods):
                     for own in _weighted(rule, asked, grid.weightings, terms):
-                        weights = asked.at(own, terms).weights
+                        how = asked.at(own, terms)
                         for seed, data_seed in seeds:
                             yield (
-                                Cell(*pair, i, j, asked.method, weights, own, alpha, mark, subset,
-                                     seed, data_seed),
+                                Cell(*pair, i, j, how.method, how.objective, how.protocol, alpha,
+                                     mark, subset, seed, data_seed, "", how.stages, how.combine),
                                 context,
                             )  # fmt: skip
 

@@ -211,6 +211,79 @@ def test_a_mixture_equal_to_a_method_is_merged_with_it():
     assert [c.method for c in cells] == ["hint"] and "same" in notes[0]
 
 
+FFM = {"name": "ffm-tlm", "stages": [{"fula": 1, "weighting": "last"}, {"tlm": 1}]}
+SHORT = {"epochs": 4}
+
+
+def staged(*stages, name="m", **more):
+    return {"name": name, "stages": list(stages), **more}
+
+
+def id_of(method, protocol=SHORT, **grid):
+    (cell,), _ = cells_of({"methods": [method], "sites": [2], **grid}, protocol=protocol)
+    return cell.id
+
+
+def test_stages_share_the_epochs_and_stand_in_the_cell():
+    (cell,), _ = cells_of({"methods": [FFM], "sites": [2]}, protocol={"epochs": 5})
+    found = [(s.objective, s.weighting, s.epochs) for s in cell.stages]
+    assert found == [({"fula": 1.0}, "last", 3), ({"tlm": 1.0}, None, 2)]
+    assert cell.objective == {"fula": 1.0, "tlm": 1.0} and cell.weighting == ""
+
+
+def test_an_id_counts_what_acts_in_a_stage():
+    last, task = {"fula": 1, "weighting": "last"}, {"tlm": 1}
+    others = [
+        staged(task, last), staged(last, {"tlm": 2}), staged({"fula": 1, "weighting": "cutoff=1"}, task),
+        staged({**last, "epochs": 1}, task), staged(last, {"slm": 1}), staged(last, task, last),
+        staged(last, {"tlm": 1, "hint": 1}), staged(last, {"tlm": 1, "hint": 1}, combine="pcgrad"),
+    ]  # fmt: skip
+    ids = [id_of(FFM), *map(id_of, others)]
+    assert len(set(ids)) == len(ids)
+    assert id_of(FFM, {**SHORT, "lr": 0.5}) != id_of(FFM)
+    soft = {**SHORT, "fula_soft": True}
+    assert id_of(FFM, soft) != id_of(FFM)
+
+
+def test_an_id_leaves_out_what_does_not_act():
+    assert id_of(FFM) == id_of(FFM, weightings=["uniform"])
+    assert id_of(FFM) == id_of(FFM, {**SHORT, "weighting": "cutoff=1"})
+    assert id_of(FFM) == id_of(staged({**FFM["stages"][0], "epochs": 2}, {"tlm": 1}))
+    assert id_of(FFM) == id_of(staged(FFM["stages"][0], {"tlm": 1, "weighting": "cutoff=1"}))
+    unset = staged({"fula": 1}, {"tlm": 1})
+    assert id_of(FFM) == id_of(unset, weightings=["last"]) != id_of(unset)
+    task = {"tlm": 1, "epochs": 1}
+    assert id_of(FFM) == id_of(staged(FFM["stages"][0], task, task))
+    one = staged({"hint": 1, "epochs": 3}, {"hint": 1})
+    assert id_of(one) == id_of("hint") == id_of(staged({"hint": 1}))
+    assert id_of(staged({"fula": 1, "weighting": "last"})) == id_of("fula", weightings=["last"])
+    both = {"name": "m", "fula": 1, "tlm": 1, "combine": "sum"}
+    assert id_of(both) == id_of({"name": "n", "tlm": 1, "fula": 1})
+
+
+def test_stages_that_do_not_fit_are_refused():
+    wrong = staged({"fula": 1, "epochs": 3}, {"tlm": 1, "epochs": 2})
+    message = refusal({"methods": [wrong], "axes": {"epochs": [5, 4]}})
+    assert "method 'm': the epochs of its stages sum to 3 + 2 = 5, but epochs = 4" in message
+    assert "8 sites follow" in refusal(
+        {"sites": [2], "methods": [staged({"fula": 1, "weighting": [1, 2]}, {"tlm": 1})]}
+    )
+
+
+def test_a_combination_of_one_gradient_is_refused():
+    one = {"name": "m", "fula": 1, "combine": "pcgrad"}
+    message = refusal({"methods": [one]})
+    assert "method 'm': combine = 'pcgrad' needs two methods" in message and "fula alone" in message
+    assert "fula and tlm alone" in refusal({"methods": [FFM | {"combine": "pcgrad"}]})
+    cells, _ = cells_of({"methods": [one], "sites": [2]}, protocol={"fula_soft": True})
+    assert cells[0].objective.keys() == {"fula", "slm"} and cells[0].combine == "pcgrad"
+
+
+def test_labels_in_a_later_stage_are_needed():
+    donors = {"a": donor("a", classes=7), "b": donor("b")}
+    assert "tlm trains on labels" in refusal({"methods": [FFM]}, donors=donors)
+
+
 def test_tlm_needs_labels_that_mean_the_same():
     donors = {"a": donor("a", classes=7), "b": donor("b")}
     message = refusal({"methods": ["hint", "tlm"]}, donors=donors)

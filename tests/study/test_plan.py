@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fula_fast.errors import FulaError
+from fula_fast.methods import TrainingStage
 from fula_fast.study.cell import Cell
 from fula_fast.study.cells import Held
 from fula_fast.study.costs import step_flops
@@ -195,6 +196,37 @@ def test_step_flops_by_hand():
     assert step_flops([dm], CHAIN, CHAIN) == 4 * (shared + product + tail)
     both = step_flops([hint, fula], CHAIN, CHAIN)
     assert both == 4 * (shared + 6 * product + 2 * tail)
+
+
+def test_stages_cost_by_their_epochs_and_combined_gradients_a_pass_each():
+    shared, product, tail = 1050, 80, 650
+    stages = TrainingStage({"hint": 1.0}, None, 3), TrainingStage({"tlm": 1.0}, None, 1)
+    staged = replace(cell("tlm", 2, 1), stages=stages)
+    assert step_flops([staged], CHAIN, CHAIN) == 4 * (shared + 3 * product + 2 * tail // 4)
+    both = replace(cell("tlm", 2, 1), objective={"fula": 1.0, "tlm": 1.0})
+    combined = replace(both, combine="pcgrad")
+    assert step_flops([both], CHAIN, CHAIN) == 4 * (shared + 3 * product + 2 * tail)
+    assert step_flops([combined], CHAIN, CHAIN) == 4 * (shared + 5 * product + 3 * tail)
+
+
+def test_a_dry_run_prices_stages_and_combined_gradients():
+    """Stages ride with other methods, gradients that are combined in a wave of their own."""
+    staged = {"name": "staged", "stages": [{"hint": 1}, {"tlm": 1}]}
+    combined = {"name": "combined", "fula": 1, "tlm": 1, "combine": "pcgrad"}
+    both = {"name": "both", "fula": 1, "tlm": 1}
+    options = {"protocol": {"epochs": 4}}
+
+    def of(*methods):
+        return plan(spec_of({"methods": list(methods), "sites": [3]}, **options))
+
+    found = of("hint", "tlm", staged, combined)
+    assert [len(wave.cells) for wave in found.waves] == [3, 1]
+    assert 2 * of(staged).flops == of("hint").flops + of("tlm").flops
+    assert of(combined).flops > of(both).flops
+    assert of(combined).waves[0].memory > of(both).waves[0].memory
+    back = Plan.from_stored(json.loads(json.dumps(found.stored()[0])), Held(found.stored()[1]))
+    assert back == found
+    assert [c.stages for c in back.cells] == [c.stages for c in found.cells]
 
 
 def test_attacks_cost_ten_passes_there_and_back():

@@ -81,6 +81,11 @@ def test_a_donor_may_have_its_own_data():
         ("grdi.front=a", ["unknown key 'grdi'", "'grid'"]),
         ("grid.axes.dm_sampels=[1]", ["[grid]", "'dm_sampels'", "'dm_samples'"]),
         ("grid.methods=[{name='m',fula=1,tml=1}]", ["[grid.methods[0]]", "'tml'", "'tlm'"]),
+        (
+            "grid.methods=[{name='m',stages=[{tlm=1},{hint=1,epoch=2}]}]",
+            ["[grid.methods[0].stages[1]]", "'epoch'", "'epochs'"],
+        ),
+        ("grid.methods=[{name='m',stages=[{tml=1}]}]", ["stages[0]]", "'tml'", "'tlm'"]),
         ("donors.a.adversarial.alhpa=1", ["[donors.a.adversarial]", "'alhpa'", "'alpha'"]),
     ],
 )
@@ -98,6 +103,19 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("grid.methods=[{name='hint',fula=1}]", ["a method's own name"]),
         ("grid.methods=[{name='none'}]", ["positive weight"]),
         ("grid.methods=[{name='m',fula=-1}]", ["fula = -1", "non-negative"]),
+        ("grid.methods=[{name='m',stages=[]}]", ["mixture 'm'", "stages is empty"]),
+        ("grid.methods=[{name='m',stages=[{epochs=3}]}]", ["stages[0]]", "positive weight"]),
+        ("grid.methods=[{name='m',stages=[{tlm=1,epochs=0}]}]", ["stages[0]]", "epochs = 0"]),
+        ("grid.methods=[{name='m',stages=[{tlm=1,epochs=true}]}]", ["epochs", "for switches"]),
+        (
+            "grid.methods=[{name='m',stages=[{fula=1,weighting='frist'}]}]",
+            ["stages[0]] weighting", "'frist'", "cutoff=N"],
+        ),
+        (
+            "grid.methods=[{name='m',fula=1,stages=[{tlm=1}]}]",
+            ["mixture 'm' has stages, and fula beside them"],
+        ),
+        ("grid.methods=[{name='m',fula=1,combine='pcgard'}]", ["combine = 'pcgard'", "'pcgrad'"]),
         ("grid.protocols=['fula-v3']", ["unknown protocol 'fula-v3'", "'fula-v"]),
         ("grid.front=z", ["donor 'z'", "[donors.z]"]),
         ("grid.pairs=[['a','b']]", ["front and end", "pairs"]),
@@ -255,6 +273,16 @@ def test_recipe_identity_counts_what_decides_weights():
         assert of(**change) != of()
     assert of(untrained=True) == of(untrained=True, epochs=3)
     assert of(checkpoint="a.pt") == of(checkpoint="a.pt", epochs=3)
+
+
+def test_stages_survive_a_round_trip():
+    stages = "[{fula=1,weighting=[1,2],epochs=2},{tlm=0.5,hint=1,weighting='last'}]"
+    spec = load_spec(MINIMAL, [f"grid.methods=[{{name='m',stages={stages},combine='pcgrad'}}]"])
+    again = load_spec(spec.dump())
+    assert again == spec
+    first, second = again.grid.methods[0].stages
+    assert (first.stage.objective, first.stage.weighting) == ({"fula": 1.0}, (1.0, 2.0))
+    assert (second.stage.weighting, second.stage.epochs) == (None, None)  # it weighs nothing
 
 
 def test_overrides_are_toml_or_text():
