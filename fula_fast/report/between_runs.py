@@ -80,8 +80,13 @@ def differences(
 
 
 def _varying(runs: Sequence[Sequence[Row]], columns: Sequence[str]) -> tuple[str, ...]:
-    """The columns that have several values within one of the runs."""
-    return tuple(c for c in columns if any(len(_values(rows, c)) > 1 for rows in runs))
+    """The columns that tell rows of one cell's donors, sites, method and seeds apart."""
+    cells: dict[tuple, list[Row]] = {}
+    for number, rows in enumerate(runs):
+        for row in rows:
+            cells.setdefault((number, *_key(row, _CELL)), []).append(row)
+    several = [rows for rows in cells.values() if len(rows) > 1]
+    return tuple(c for c in columns if any(len(_values(rows, c)) > 1 for rows in several))
 
 
 def _values(rows: Sequence[Row], column: str) -> list[str]:
@@ -93,7 +98,7 @@ def _key(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _words(row: Row, keys: Sequence[str]) -> str:
-    more = (f"{key} {row.get(key)}" for key in keys[len(_CELL) :])
+    more = (f"{key} {row[key]}" for key in keys[len(_CELL) :] if row.get(key) not in (None, ""))
     return ", ".join([f"{row['front']} → {row['end']}", label(row["method"]), *more])
 
 

@@ -45,6 +45,7 @@ def recipe(monkeypatch, tmp_path):
     found["columns"] = ["accuracy"]
     monkeypatch.setattr(module, "recipes", lambda: {"mine": found, "twin": found})
     monkeypatch.setattr(module, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(module, "environment", lambda device, command: {"command": command})
     return found
 
 

@@ -72,6 +72,12 @@ def test_settings_that_vary_within_a_run_keep_cells_apart_and_others_do_not():
     assert [each.difference.mean for each in found] == pytest.approx([1, 1])
 
 
+def test_a_setting_of_one_method_alone_keeps_no_cells_apart():
+    other = changed(lambda row: 0.0)
+    other = [row | {"weighting": row["weighting"] and "cutoff=2"} for row in other]
+    assert [each.seeds for each in differences(other, ROWS)] == [4, 4]
+
+
 def test_runs_without_a_shared_cell_are_refused():
     with pytest.raises(FulaError, match="share no finished cell"):
         differences(ROWS, [row | {"front": "c"} for row in ROWS])
