@@ -8,7 +8,7 @@ and donors with other weights, are what is compared: they are told, and keep no 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +106,10 @@ def _difference(group: str, measure: str, pairs: Sequence[tuple[Row, Row]]) -> R
     """Of the seeds that have all the group's cells; None where none has."""
     by_seed: dict[Seed, dict[tuple[int, int], tuple[float, float]]] = {}
     for row, other in pairs:
-        both = row.get(measure), other.get(measure)
-        if all(value is not None and not np.isnan(value) for value in both):
+        a, b = row.get(measure), other.get(measure)
+        if a is not None and b is not None and not np.isnan(a + b):
             of_seed = by_seed.setdefault((row.get("seed"), row.get("data_seed")), {})
-            of_seed[row["front_site"], row["end_site"]] = both
+            of_seed[row["front_site"], row["end_site"]] = (a, b)
     cells = {place for of_seed in by_seed.values() for place in of_seed}
     whole = [list(of_seed.values()) for of_seed in by_seed.values() if of_seed.keys() == cells]
     if not whole:
@@ -130,10 +130,7 @@ def _paired(first: np.ndarray, second: np.ndarray) -> Difference:
 def _adjusted(found: Sequence[RunDifference]) -> list[RunDifference]:
     tested = [k for k, each in enumerate(found) if not np.isnan(each.difference.p)]
     adjusted = dict(zip(tested, holm([found[k].difference.p for k in tested]), strict=True))
-    return [
-        RunDifference(**vars(each) | {"adjusted": float(adjusted.get(k, np.nan))})
-        for k, each in enumerate(found)
-    ]
+    return [replace(each, adjusted=float(adjusted.get(k, np.nan))) for k, each in enumerate(found)]
 
 
 def differences_text(first: str | Path, second: str | Path) -> str:
@@ -144,7 +141,7 @@ def differences_text(first: str | Path, second: str | Path) -> str:
     stores = [Store.open(folder) for folder in (first, second)]
     runs = [store.rows() for store in stores]
     axes = sorted({axis for store in stores for axis in store.spec.get("grid", {}).get("axes", {})})
-    found = differences(*runs, axes)
+    found = differences(runs[0], runs[1], axes)
     told = [f"first: {stores[0].folder}", f"second: {stores[1].folder}"]
     told += [f"{name}: {a} | {b}" for name, a, b in _unlike(runs, (*_SETTINGS, *axes))]
     left = [len(rows) - sum(r["status"] == "ok" for r in rows) for rows in runs]
