@@ -222,13 +222,21 @@ def report(
     latex: Annotated[
         bool, typer.Option("--latex", help="Write tables for a paper too: tables/*.tex.")
     ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Print how far the run is from this one, with intervals over seeds."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's report again: report.html with its plots beside it."""
-    from ..report import write_latex, write_report
+    from ..report import differences_text, write_latex, write_report
 
     print(write_report(run))
     for path in write_latex(run) if latex else ():
         print(path)
+    if compare:
+        print(differences_text(run, compare))
 
 
 @command("doctor")

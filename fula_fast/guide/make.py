@@ -1,4 +1,4 @@
-"""The guide, made: pages in Markdown, and a site of them that works offline.
+"""The guide, made: pages in Markdown with their figures, and a site of them that works offline.
 
     python -m fula_fast.guide.make OUT     the pages in OUT/pages, and the site in OUT/site
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import FulaError
 from ..files.atomic import replacing
 from ..files.paths import user_path
+from .gallery import FOLDER, illustrated
 from .parts import PARTS
 
 HOME = Path(__file__).parent
@@ -34,13 +35,16 @@ def write_pages(folder: Path) -> Path:
     Raises `FulaError` where the folder cannot be written.
     """
     for file in (HOME / "mkdocs.yml", *sorted((HOME / "pages").iterdir())):
-        _write(folder / file.relative_to(HOME), filled(file.read_text(encoding="utf-8")))
+        text, pictures = illustrated(filled(file.read_text(encoding="utf-8")))
+        _write(folder / file.relative_to(HOME), text.encode())
+        for name, content in pictures.items():
+            _write(folder / "pages" / FOLDER / name, content)
     return folder / "pages"
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, content: bytes) -> None:
     with replacing(file) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)
 
 
 def can_build() -> bool:

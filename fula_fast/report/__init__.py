@@ -3,11 +3,40 @@
 `studies` sorts rows into figures, without drawing; `stitching_plot`, `heat_map` and
 `similarity_plots` draw; `page` writes `report.html` with the pictures in it and their PNG and SVG
 files beside it, `latex` tables for a paper.
+
+To draw a figure of rows by hand: `stitching_plot`, `heat_map` of `studies`, `similarity_maps`,
+`similarity_profile`, `tau_map` of `pair_similarities`, inside `look()`; `save` writes it.
+`differences`: of two runs' rows, in text with `differences_text`.
 """
 
 from ..measures.self_accuracy import self_accuracy
+from .between_runs import differences, differences_text
+from .heat_map import heat_map
 from .latex import write_latex
 from .page import write_report
+from .similarity_cells import pair_similarities
+from .similarity_plots import similarity_maps, similarity_profile, tau_map
+from .stitching_plot import stitching_plot
+from .studies import studies, varying
+from .style import figure, look, save
 from .summary import summary
 
-__all__ = ["self_accuracy", "summary", "write_latex", "write_report"]
+__all__ = [
+    "differences",
+    "differences_text",
+    "figure",
+    "heat_map",
+    "look",
+    "pair_similarities",
+    "save",
+    "self_accuracy",
+    "similarity_maps",
+    "similarity_profile",
+    "stitching_plot",
+    "studies",
+    "summary",
+    "tau_map",
+    "varying",
+    "write_latex",
+    "write_report",
+]

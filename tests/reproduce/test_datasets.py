@@ -55,6 +55,13 @@ def test_digits_stand_for_mnist_in_its_own_form(tmp_path, monkeypatch):
     assert source.image_shape == (1, 28, 28) and source.num_classes == 10
     digits = load_source("digits", channels=1)
     assert np.array_equal(source.test.labels, digits.test.labels)
+    assert not source.test.images[:, :4].any() and not source.test.images[:, :, -4:].any()
+
+
+def test_digits_have_a_background_that_colour_mnist_can_colour():
+    source = load_source("colour-mnist", data_dir=digits_archive(), variant="correlated")
+    white = (source.test.images == 255).all(-1).mean()  # MNIST: 0.19 of the pixels are digit
+    assert 0.1 < white < 0.35
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet", "mnist", "audio", "images", "stylised"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure as Drawing
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +29,7 @@ from ...pipelines import (
     paired_evaluation,
 )
 from ...report.style import figure, look, save
+from ...store.tables import write_tables
 from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
@@ -188,22 +190,37 @@ def _scores(
 def _draw(
     lab: Lab, names: tuple[str, str, int], model: Callable[[Tensor], Tensor], sources: list[Source]
 ) -> None:
-    """A test image of each class above its reconstruction by the other data set's decoder."""
+    """A test image of each class above its reconstruction by the other data set's decoder; its
+    pixels as a table beside it."""
     test = sources[0].test
     first = [int(np.flatnonzero(test.labels == c)[0]) for c in range(test.num_classes)]
     (batch,) = evaluation_batches(test, len(first), lab.device, order=np.array(first))
     with torch.no_grad():
-        rows = [t[:, 0].cpu().numpy() for t in (batch.images, model(batch.images))]
+        shown = {"image": batch.images, "reconstruction": model(batch.images)}
+    rows = [
+        {"kind": kind, "class": name, "pixels": (255 * image).round().flatten().tolist()}
+        for kind, images in shown.items()
+        for name, image in zip(test.classes, images, strict=True)
+    ]
+    stem = f"reconstructions-{'-'.join(map(str, names))}"
+    write_tables(lab.plots, rows, stem, {"kind": "string", "class": "string"})
     with look():
-        drawn = figure(0.7 * test.num_classes, 1.9)
-        panels = drawn.subplots(2, test.num_classes, squeeze=False)
-        for line, images in zip(panels, rows, strict=True):
-            for axes, image in zip(line, images, strict=True):
-                axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-                axes.set_axis_off()
-        for axes, name in zip(panels[0], test.classes, strict=True):
-            axes.set_title(name)
-        save(drawn, lab.plots / f"reconstructions-{'-'.join(map(str, names))}.svg")
+        save(reconstructions(rows), lab.plots / f"{stem}.svg")
+
+
+def reconstructions(rows: Sequence[Row]) -> Drawing:
+    """A row's `pixels`, 28 x 28 numbers from 0 to 255, as a gray image, in the line of its `kind`
+    and the column of its `class`. Call it inside `report.look`."""
+    kinds, classes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("kind", "class"))
+    drawn = figure(0.7 * len(classes), 0.95 * len(kinds))
+    panels = drawn.subplots(len(kinds), len(classes), squeeze=False)
+    for row in rows:
+        axes = panels[kinds.index(row["kind"]), classes.index(row["class"])]
+        axes.imshow(np.reshape(row["pixels"], (_SIDE, _SIDE)), cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
+    for axes, name in zip(panels[0], classes, strict=True):
+        axes.set_title(name)
+    return drawn
 
 
 def pictures(lab: Lab, rows: list[Row]) -> list[Figure]:
