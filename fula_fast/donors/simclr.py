@@ -56,9 +56,9 @@ def views(shape: tuple[int, ...], *, flip: bool) -> nn.Module:
         raise FulaError(
             "recipe = 'simclr' takes its augmentations from kornia; pip install 'fula-fast[simclr]'"
         ) from None
-    parts: list[nn.Module] = [
-        augmentation.RandomResizedCrop(tuple(shape[1:]), scale=(SMALLEST_CROP, 1.0))
-    ]
+    side = shape[1], shape[2]
+    parts = list[nn.Module]()
+    parts.append(augmentation.RandomResizedCrop(side, scale=(SMALLEST_CROP, 1.0)))
     if flip:
         parts.append(augmentation.RandomHorizontalFlip(p=0.5))
     if shape[0] == 3:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..device.precision import autocast
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..pipelines import ImageSet
 
@@ -122,7 +122,7 @@ class TrainingRun:
         self.staged.eval()
         clean, labels, index = (part[:count] for part in batch)
         with autocast(clean.device, self.precision):
-            adversarial = self.attack(self.staged, clean, labels, index, epoch)
+            adversarial = not_none(self.attack)(self.staged, clean, labels, index, epoch)
         mixed = torch.cat([adversarial.to(clean), batch.images[count:]])
         return mixed.contiguous(memory_format=torch.channels_last)
 

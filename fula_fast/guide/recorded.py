@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import bench
-from ..bench.harness.readme import where
 from ..bench.harness.record import environment
+from ..bench.harness.speed import where
 from ..errors import FulaError, nearest
 from ..files.atomic import replacing
 from ..files.paths import user_path

@@ -65,7 +65,7 @@ class Objective:
         if len(stages) > 1:
             whole = united([stage.objective for stage in stages])
             return Treatment(self.method, whole, rule, stages)
-        (only,) = stages  # one stage is a method as any other
+        only = stages[0]  # the only one is a method as any other
         weighting = rule.weighting if only.weighting is None else only.weighting
         rule = rule.model_copy(update={"weighting": weighting})
         return Treatment(self.method, only.objective, rule)
