@@ -62,10 +62,11 @@ class Objective:
         except FulaError as error:
             raise FulaError(f"method '{self.method}': {error}") from None
         stages = joined(tuple(self._stage(stage, rule, terms) for stage in stages))
-        if len(stages) > 1:
+        only, *others = stages
+        if others:
             whole = united([stage.objective for stage in stages])
             return Treatment(self.method, whole, rule, stages)
-        only = stages[0]  # the only one is a method as any other
+        # the only one is a method as any other
         weighting = rule.weighting if only.weighting is None else only.weighting
         rule = rule.model_copy(update={"weighting": weighting})
         return Treatment(self.method, only.objective, rule)
