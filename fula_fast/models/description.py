@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .families import DEFAULTS, check_name, check_request, layout_of, resolved_options
 from .layout import Shape, walk
+from .libraries import DOWNLOADS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +77,7 @@ def describe(
 ) -> Description:
     """Sites of `build(name, ...)`, counted by formula for our own models and ViTs.
 
-    Other models are built and run once on a black image. Raises `FulaError` as `build` does.
+    Other models are built, with random weights, and run once on a black image. Raises `FulaError` as `build` does.
     """
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
@@ -84,7 +85,8 @@ def describe(
         from .named import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
-        return describe_staged(build(name, **request, **options))
+        shown = {key: value for key, value in options.items() if key not in DOWNLOADS}
+        return describe_staged(build(name, **request, **shown))
     options = resolved_options(name, options)
     plan = layout_of(name, num_classes=num_classes, input_shape=shape, hook=hook, **options)
     sites = []

@@ -77,7 +77,10 @@ class SizedTracer(Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A condition that is a number's, or the batch size's; see `fx.Tracer`."""
-        answers = _by_batch(obj.node, next(iter(self.graph.nodes)))
+        image = next(iter(self.graph.nodes))
+        if (same := self._of_type(obj.node, image)) is not None:
+            return same
+        answers = _by_batch(obj.node, image)
         if answers is None:
             return super().to_bool(obj)
         taken = bool(answers(self._at))
@@ -85,6 +88,18 @@ class SizedTracer(Tracer):
         if (turn := next((b for b in batches if bool(answers(b)) != taken), None)) is not None:
             self.turns.add(turn)
         return taken
+
+    def _of_type(self, node: fx.Node, image: fx.Node) -> bool | None:
+        """The answer where the image's type is compared with another: it is that of the weights.
+        None for other conditions."""
+        if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+            return None
+        asked, other = node.args
+        is_type = isinstance(asked, fx.Node) and asked.args == (image, "dtype")
+        if not is_type or not isinstance(other, torch.dtype):
+            return None
+        weight = next(self.root.parameters(), torch.zeros(()))
+        return node.target(weight.dtype, other)
 
     def sizes(self, node: fx.Node) -> tuple[Any, ...]:
         """Its shape: numbers, the batch's size, and what is left as it is.
