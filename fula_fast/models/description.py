@@ -77,7 +77,8 @@ def describe(
 ) -> Description:
     """Sites of `build(name, ...)`, counted by formula for our own models and ViTs.
 
-    Other models are built, with random weights, and run once on a black image. Raises `FulaError` as `build` does.
+    Other models are built, with random weights, and run once on a black image. Raises `FulaError`
+    as `build` does.
     """
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)

@@ -121,8 +121,8 @@ def check_request(
 ) -> tuple[int, ...]:
     """Validate what every model takes; returns the input shape as a tuple.
 
-    Raises `FulaError` for an unknown hook, fewer than 2 classes, or another form of shape. 0 classes
-    are a library's own.
+    Raises `FulaError` for an unknown hook, fewer than 2 classes, or another form of shape. For a
+    library's models 0 classes are its own number.
     """
     if hook not in HOOKS:
         raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")

@@ -31,7 +31,8 @@ def build(
     `families.layout_of`; of `LIBRARY:NAME` they are `sites` (submodule names, default: the model's
     blocks), `pretrained` (true: the library's own weights, else which: a tag, a file) and arguments
     of that model's constructor; `num_classes` 0 is the library's own number, and its towers without
-    a classifier give embeddings whatever it is. Raises `FulaError` for an unknown name, option or value.
+    a classifier give embeddings whatever it is. Raises `FulaError` for an unknown name, option or
+    value.
     """
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)

@@ -90,16 +90,23 @@ class SizedTracer(Tracer):
         return taken
 
     def _of_type(self, node: fx.Node, image: fx.Node) -> bool | None:
-        """The answer where the image's type is compared with another: it is that of the weights.
-        None for other conditions."""
+        """The answer where types are compared, the image's or a weight's: an image has that of the
+        first weight. None for other conditions."""
         if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
             return None
-        asked, other = node.args
-        is_type = isinstance(asked, fx.Node) and asked.args == (image, "dtype")
-        if not is_type or not isinstance(other, torch.dtype):
+        types = [self._type(asked, image) for asked in node.args]
+        return None if None in types else node.target(*types)
+
+    def _type(self, asked: Any, image: fx.Node) -> torch.dtype | None:
+        if not isinstance(asked, fx.Node):
+            return asked if isinstance(asked, torch.dtype) else None
+        if asked.target is not getattr or asked.args[1] != "dtype":
             return None
-        weight = next(self.root.parameters(), torch.zeros(()))
-        return node.target(weight.dtype, other)
+        if asked.args[0] is image:
+            return next(self.root.parameters(), torch.zeros(())).dtype
+        weights = dict(self.root.named_parameters())
+        name = asked.args[0].target
+        return weights[name].dtype if name in weights else None
 
     def sizes(self, node: fx.Node) -> tuple[Any, ...]:
         """Its shape: numbers, the batch's size, and what is left as it is.

@@ -181,7 +181,11 @@ def test_weights_in_the_hubs_cache_are_taken_without_asking_again(answers, monke
         ("torchvision:resnet50", {"pretrained": True}, "bring resnet50-11ad3fa6.pth into"),
         ("torchvision:resnet50", {"pretrained": "IMAGENET1K_V1"}, "bring resnet50-0676ba61.pth"),
         ("timm:resnet18", {"pretrained": True}, "bring the repository 'timm/resnet18"),
-        ("timm:resnet18", {"pretrained": "tv_in1k"}, "bring the repository 'timm/resnet18.tv_in1k'"),
+        (
+            "timm:resnet18",
+            {"pretrained": "tv_in1k"},
+            "bring the repository 'timm/resnet18.tv_in1k'",
+        ),
     ],
 )
 def test_pretrained_weights_offline(name, options, to_bring, monkeypatch, tmp_path):
@@ -263,9 +267,10 @@ def test_sizes_that_fit_a_module_of_ones_own():
         def forward(self, x):
             return self.head(self.block(self.patch(x) + self.place).mean((2, 3)))
 
-    assert stages(Fixed(), ["block"], input_shape=(3, 40, 40)).num_classes == 5
+    cut = {"sites": ["block"], "channels": "first"}
+    assert stages(Fixed(), input_shape=(3, 40, 40), **cut).num_classes == 5
     with pytest.raises(FulaError, match=r"images of 32 pixels \(.*must match.*sizes that fit: 40:"):
-        stages(Fixed(), ["block"], input_shape=(3, 32, 32))
+        stages(Fixed(), input_shape=(3, 32, 32), **cut)
 
 
 def test_no_classes_are_the_librarys_own():

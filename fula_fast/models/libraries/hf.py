@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ...errors import FulaError, nearest
@@ -27,12 +29,9 @@ def _network(request: Request) -> LibraryModel:
         config = _config(request)
         kind, config = _model_class(config)
         _check_takes_images(request, kind)
-        if request.pretrained:
-            module = _pretrained(request, kind, config)
-        else:
-            module = kind(config)
-    classifies = kind.__name__.endswith("ForImageClassification")
-    return LibraryModel(one_tensor(module, _answer_of(request, module)), _blocks(module), classifies)
+        module = _pretrained(request, kind, config) if request.pretrained else kind(config)
+    blocks, classifies = _blocks(module), kind.__name__.endswith("ForImageClassification")
+    return LibraryModel(one_tensor(module, _answer_of(request, module)), blocks, classifies)
 
 
 def _is_kind(request: Request) -> bool:
@@ -131,21 +130,36 @@ def _check_takes_images(request: Request, kind: Any) -> None:
 def _pretrained(request: Request, kind: Any, config: Any) -> Any:
     import torch
 
-    module, found = kind.from_pretrained(
-        _place(request),
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **_revision(request),
-    )
-    lacks = sorted(found["missing_keys"]) or sorted(str(k) for k in found["mismatched_keys"])
+    with _unlogged():
+        module, found = kind.from_pretrained(
+            _place(request),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **_revision(request),
+        )
+    lacks = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if lacks:
         raise FulaError(
-            f"the weights of '{request.name}' are not those of its {kind.__name__}: they lack "
-            f"{', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''} ({len(lacks)} in all); check "
+            f"the weights of '{request.name}' are not those of its {kind.__name__}: they lack, or "
+            f"have in another shape, {', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''} ({len(lacks)} in all); check "
             "'architectures' in its config.json"
         )
     return module
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Its report of names that do not fit runs over many lines."""
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(before)
 
 
 def _answer_of(request: Request, module: Any) -> Any:
@@ -186,12 +200,14 @@ def _given(request: Request) -> dict[str, Any]:
 
     if _is_kind(request):
         return {}
+    folder = user_path(request.kind)
+    if folder.is_dir() and not (folder / "preprocessor_config.json").exists():
+        _log.warning("'%s' has no preprocessor_config.json: its input is not known", folder)
+        return {}
     with patient_once(_repository(request)):
-        place = _place(request)
-        if place != request.kind and not (user_path(place) / "preprocessor_config.json").exists():
-            _log.warning("'%s' has no preprocessor_config.json: its input is not known", place)
-            return {}
-        said = transformers.AutoImageProcessor.from_pretrained(place, **_revision(request))
+        said = transformers.AutoImageProcessor.from_pretrained(
+            _place(request), **_revision(request)
+        )
     return _frame(said) | _moments(said)
 
 

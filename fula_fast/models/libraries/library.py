@@ -20,8 +20,9 @@ _ANSWER_SECONDS = 10.0
 class Request:
     """A network that is asked of a library.
 
-    `name`: `LIBRARY:KIND`. `num_classes`: 0 for the library's own number. `pretrained`: whether its weights are the library's, or which of them (a
-    tag, a file). `options`: the library's own. `input_shape`: (C, H, W).
+    `name`: `LIBRARY:KIND`. `num_classes`: 0 for the library's own number. `pretrained`: whether its
+    weights are the library's, or which of them (a tag, a file). `options`: the library's own.
+    `input_shape`: (C, H, W).
     """
 
     name: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +53,7 @@ def _tower(request: Request, tag: str | None) -> Any:
         "vision_cfg": vision | {"image_size": request.side},
     }
     if known:
-        with patient_once(os.path.dirname(known.get("hf_hub", ""))):
+        with patient_once(_repository(known)):
             open_clip.download_pretrained(known)
     given = {"force_quick_gelu": True} if known.get("quick_gelu") else {}
     with _unlogged():
@@ -100,6 +99,11 @@ def _tag(request: Request) -> str | None:
     return str(user_path(named))
 
 
+def _repository(known: Mapping[str, Any]) -> str:
+    """That of "owner/name/file", or of "owner/name/"; empty where there is none."""
+    return known.get("hf_hub", "").rpartition("/")[0]
+
+
 def _known(request: Request) -> dict[str, Any]:
     import open_clip
 
@@ -108,9 +112,8 @@ def _known(request: Request) -> dict[str, Any]:
 
 def _bring(request: Request) -> str:
     known = _known(request)
-    if known.get("hf_hub"):
-        return f"the repository '{os.path.dirname(known['hf_hub'])}'"
-    return f"{known.get('url')}"
+    repository = _repository(known)
+    return f"the repository '{repository}'" if repository else f"{known.get('url')}"
 
 
 def _given(request: Request) -> dict[str, Any]:

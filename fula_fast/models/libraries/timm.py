@@ -36,7 +36,8 @@ def _weights(request: Request) -> tuple[str, dict[str, Any]]:
     if not request.pretrained:
         return request.kind, {}
     if path := _file(request):
-        return request.kind, {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+        overlay = {"file": str(path), **request.classes}  # with other classes it drops the head
+        return request.kind, {"pretrained": True, "pretrained_cfg_overlay": overlay}
     tag = f".{request.pretrained}" if isinstance(request.pretrained, str) else ""
     return request.kind + tag, {"pretrained": True}
 

@@ -1,6 +1,8 @@
 """Vision models of transformers as donors: what they compute, and what they refuse."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
 WIDE = SMALL | {"intermediate_size": 48}
 SIDE = 32
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch):
+    """transformers imports a package `kernels`, which is not our folder of that name."""
+    root = Path(__file__).parents[3]
+    paths = [path for path in sys.path if Path(path or ".").resolve() != root]
+    monkeypatch.setattr(sys, "path", paths)
+
 
 CASES = {
     # kind: (class of the library, options, where the answer lies)
@@ -127,7 +138,7 @@ def test_a_model_without_a_pooler_gives_its_class_token(tmp_path):
     torch.testing.assert_close(ours(x), reference(x).last_hidden_state[:, 0], rtol=1e-5, atol=1e-5)
     bare = transformers.ViTModel(config, add_pooling_layer=False).eval()
     bare.save_pretrained(tmp_path / "vit")
-    with pytest.raises(FulaError, match=r"they lack pooler.dense.bias, pooler.dense.weight \(2 in"):
+    with pytest.raises(FulaError, match=r" pooler.dense.bias, pooler.dense.weight \(2 in"):
         ask(f"hf:{tmp_path / 'vit'}", pretrained=True)
 
 
@@ -177,9 +188,10 @@ def test_weights_of_another_variant_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FulaError, match=r"not those of its ViTForImage.*\(\d+ in all\)") as caught:
+    said = r"not those of its ViTFor.* classifier.weight, vit\.\S+, vit\.\S+ … \(\d+ in all\)"
+    with pytest.raises(FulaError, match=said) as caught:
         ask(f"hf:{tmp_path}", pretrained=True)
-    assert str(caught.value).count("vit.") == 3 and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_sizes_that_fit_a_fixed_position_embedding(tmp_path):

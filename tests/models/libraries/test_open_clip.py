@@ -141,11 +141,3 @@ def test_weights_that_are_not_cached_without_a_network(tag, monkeypatch, tmp_pat
 def test_mistakes_are_explained(name, options, said):
     with pytest.raises(FulaError, match=said):
         build(name, **{"num_classes": 10, "input_shape": (3, 32, 32), **options})
-
-
-def test_sizes_that_fit():
-    with pytest.raises(FulaError, match=r"sizes that fit: \d+, \d+, \d+"):
-        build(
-            "open_clip:RN50", num_classes=10, input_shape=(3, 50, 50), embed_dim=16,
-            vision_cfg=RESNET,
-        )  # fmt: skip
