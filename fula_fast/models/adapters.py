@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import FulaError
+from .channels import Channels
 from .cut import stages
 from .families import VITS
 from .fitting import fitting_sides
@@ -150,7 +151,7 @@ def _adapted(
         name=request.name,
         hook=hook,
         options={"sites": sites, **options},
-        channels="last" if str(getattr(module, "output_fmt", "")) == "NHWC" else "auto",
+        channels=_channels(module),
     )
     if hook == "pre_relu" and any(len(shape) != 2 for shape in staged.site_shapes):
         raise FulaError(
@@ -158,6 +159,12 @@ def _adapted(
             "own resnet18, resnet34, resnet50, vgg16, vgg19"
         )
     return staged
+
+
+def _channels(module: nn.Module) -> Channels:
+    """As timm says, also of a tower of open_clip's."""
+    said = getattr(getattr(module, "trunk", module), "output_fmt", "")
+    return "last" if str(said) == "NHWC" else "auto"
 
 
 def _blocks(name: str, module: nn.Module) -> list[str]:

@@ -143,8 +143,8 @@ def _pretrained(request: Request, kind: Any, config: Any) -> Any:
     if lacks:
         raise FulaError(
             f"the weights of '{request.name}' are not those of its {kind.__name__}: they lack, or "
-            f"have in another shape, {', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''} ({len(lacks)} in all); check "
-            "'architectures' in its config.json"
+            f"have in another shape, {', '.join(lacks[:3])}{' …' if len(lacks) > 3 else ''} "
+            f"({len(lacks)} in all); check 'architectures' in its config.json"
         )
     return module
 

@@ -23,7 +23,7 @@ CASES = {
 SLOW = {
     "PE-Core-T-16-384": (64, {}, 12),
     "MobileCLIP2-S0": (64, {}, 4),
-    "ViTamin-S": (64, {}, 2),
+    "ViTamin-S": (64, {}, 14),
     "EVA02-B-16": (56, {"timm_model_name": "eva02_tiny_patch14_224"}, 12),
     "swin_base_patch4_window7_224": (224, {"timm_model_name": "swin_tiny_patch4_window7_224"}, 4),
 }
