@@ -52,7 +52,8 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Description:
-    """A model as a plan needs it; `sites[k-1]` is site k, `head` leads to the logits."""
+    """A model as a plan needs it; `sites[k-1]` is site k, `head` leads to the logits, or to the
+    embedding of a model that does not classify."""
 
     name: str
     num_classes: int
@@ -61,6 +62,7 @@ class Description:
     options: dict[str, Any]
     sites: tuple[SiteInfo, ...]
     head: SiteInfo
+    classifies: bool = True
 
     @property
     def parameters(self) -> int:
@@ -117,6 +119,7 @@ def describe_staged(staged: Staged) -> Description:
         staged.options,
         tuple(parts[:-1]),
         parts[-1],
+        staged.classifies,
     )
 
 
@@ -130,11 +133,11 @@ def sites_table(description: Description) -> Table:
     for heading in ("site", "after", "kind", "shape", "parameters", "MFLOP", "MFLOP so far"):
         justify = "left" if heading in ("after", "kind") else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
-    done = 0
+    done, answer = 0, "logits" if description.classifies else "embedding"
     for site in (*description.sites, description.head):
         done += site.flops
         last = site is description.head
-        label, kind = ("", "logits") if last else (str(site.index), site.layout)
+        label, kind = ("", answer) if last else (str(site.index), site.layout)
         work = _mega(site.flops), _mega(done)
         table.add_row(label, site.name, kind, _dims(site.shape), f"{site.parameters:,}", *work)
     table.add_section()

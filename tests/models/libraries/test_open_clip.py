@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fula_fast.errors import FulaError
-from fula_fast.models import build
+from fula_fast.models import build, describe_staged
 from fula_fast.models.libraries import library_input
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
@@ -64,6 +64,7 @@ def check_composes(name: str, side: int, options: dict, sites: int) -> None:
         assert tuple(at.shape[1:]) == ours.site_shapes[site]
     assert float((ours.head(at) - wanted).abs().max() / wanted.abs().max()) < 1e-5
     assert ours.num_sites == sites
+    assert not describe_staged(ours).classifies
     assert not ours.classifies and ours.num_classes == 16
 
 
