@@ -19,7 +19,7 @@ def costs(staged: Staged) -> list[Cost]:
     with eval_mode(staged), sdpa_kernel(SDPBackend.MATH):
         x = staged.prepared(x)
         for part in (*staged.stages, staged.head):
-            # The counter would follow the gradient of a weight that is a module's input.
+            # The counter would follow gradients, which a view of a weight does not have here.
             weights = {name: weight.detach() for name, weight in part.named_parameters()}
             with FlopCounterMode(display=False) as counter:
                 x = functional_call(part, weights, (x,))

@@ -50,11 +50,19 @@ def test_vit_base_is_timms():
     assert found == shapes
 
 
-def test_without_timm_the_install_command_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    for name in ("vit_tiny", "timm:resnet18"):
-        with pytest.raises(FulaError, match="pip install timm"):
-            build(name, num_classes=10, input_shape=(3, 32, 32))
+@pytest.mark.parametrize(
+    "name, package, install",
+    [
+        ("vit_tiny", "timm", "timm"),
+        ("timm:resnet18", "timm", "timm"),
+        ("open_clip:ViT-B-32", "open_clip", "open_clip_torch"),
+        ("hf:vit", "transformers", "transformers"),
+    ],
+)
+def test_without_the_library_the_install_command_is_named(name, package, install, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(FulaError, match=f"needs {package}, .* run: pip install {install}$"):
+        build(name, num_classes=10, input_shape=(3, 32, 32))
 
 
 @pytest.mark.parametrize(
