@@ -94,19 +94,20 @@ class SizedTracer(Tracer):
         first weight. None for other conditions."""
         if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
             return None
+        compare: Any = node.target
         types = [self._type(asked, image) for asked in node.args]
-        return None if None in types else node.target(*types)
+        return None if None in types else compare(*types)
 
     def _type(self, asked: Any, image: fx.Node) -> torch.dtype | None:
         if not isinstance(asked, fx.Node):
             return asked if isinstance(asked, torch.dtype) else None
         if asked.target is not getattr or asked.args[1] != "dtype":
             return None
-        if asked.args[0] is image:
+        tensor: Any = asked.args[0]
+        if tensor is image:
             return next(self.root.parameters(), torch.zeros(())).dtype
-        weights = dict(self.root.named_parameters())
-        name = asked.args[0].target
-        return weights[name].dtype if name in weights else None
+        weight = dict(self.root.named_parameters()).get(tensor.target)
+        return None if weight is None else weight.dtype
 
     def sizes(self, node: fx.Node) -> tuple[Any, ...]:
         """Its shape: numbers, the batch's size, and what is left as it is.

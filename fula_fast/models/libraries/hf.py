@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from ...errors import FulaError, nearest
@@ -24,6 +25,11 @@ _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "
 """Pillow's numbers, which image processors keep."""
 
 
+def _library(name: str = "transformers") -> Any:
+    """The package, or a part of it."""
+    return import_module(name)
+
+
 def _network(request: Request) -> LibraryModel:
     with patient_once(_repository(request)):
         config = _config(request)
@@ -36,7 +42,7 @@ def _network(request: Request) -> LibraryModel:
 
 def _is_kind(request: Request) -> bool:
     """Whether NAME is a kind of model, without a configuration of its own."""
-    import transformers
+    transformers = _library()
 
     return request.kind in transformers.CONFIG_MAPPING
 
@@ -58,7 +64,7 @@ def _revision(request: Request) -> dict[str, str]:
 def _config(request: Request) -> Any:
     """Of random networks with the classes and images that are asked for; of pretrained ones their
     own."""
-    import transformers
+    transformers = _library()
 
     if not _is_kind(request):
         place, options = _place(request), {**request.options, **_revision(request)}
@@ -95,8 +101,8 @@ def _fit(config: Any, request: Request) -> None:
 
 def _model_class(config: Any) -> tuple[type, Any]:
     """The model that a configuration is for, and the part of the configuration that is its."""
-    import transformers
-    from transformers.models.auto import modeling_auto
+    transformers = _library()
+    modeling_auto = _library("transformers.models.auto.modeling_auto")
 
     named = (config.architectures or [""])[0]
     if named.endswith("ForImageClassification"):
@@ -152,7 +158,7 @@ def _pretrained(request: Request, kind: Any, config: Any) -> Any:
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Its report of names that do not fit runs over many lines."""
-    from transformers.utils import logging as theirs
+    theirs = _library("transformers.utils.logging")
 
     before = theirs.get_verbosity()
     theirs.set_verbosity_error()
@@ -196,7 +202,7 @@ def _bring(request: Request) -> str:
 
 
 def _given(request: Request) -> dict[str, Any]:
-    import transformers
+    transformers = _library()
 
     if _is_kind(request):
         return {}

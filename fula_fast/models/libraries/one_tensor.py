@@ -17,12 +17,13 @@ def one_tensor(module: M, chosen: Callable[[Any], Any]) -> M:
 
     A module around it would put a name of its own before those of the weights.
     """
-    kind = type(module)
+    kind: Any = type(module)
+    given: Any = module
 
     class OneTensor(kind):
         def forward(self, x: Any) -> Any:
             return chosen(kind.forward(self, x))
 
     OneTensor.__name__ = OneTensor.__qualname__ = kind.__name__
-    module.__class__ = OneTensor
-    return module
+    given.__class__ = OneTensor
+    return given

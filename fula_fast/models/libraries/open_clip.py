@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from ...errors import FulaError, nearest
@@ -18,8 +19,13 @@ _SMALLEST_TEXT = {
 """The text tower beside random weights: it is thrown away, and is made after the image tower."""
 
 
+def _library(name: str = "open_clip") -> Any:
+    """The package, which this file is named for."""
+    return import_module(name)
+
+
 def _network(request: Request) -> LibraryModel:
-    import open_clip
+    open_clip = _library()
 
     if request.kind not in open_clip.list_models():
         known = open_clip.list_models()
@@ -40,7 +46,7 @@ def _features(output: Any) -> Any:
 
 
 def _tower(request: Request, tag: str | None) -> Any:
-    import open_clip
+    open_clip = _library()
 
     own = open_clip.get_model_config(request.kind)
     known = open_clip.get_pretrained_cfg(request.kind, tag) if tag else {}
@@ -79,7 +85,7 @@ def _unlogged() -> Iterator[None]:
 
 def _tag(request: Request) -> str | None:
     """Which weights: those named, a file, or the library's first."""
-    import open_clip
+    open_clip = _library()
 
     named = request.pretrained
     if not named:
@@ -105,7 +111,7 @@ def _repository(known: Mapping[str, Any]) -> str:
 
 
 def _known(request: Request) -> dict[str, Any]:
-    import open_clip
+    open_clip = _library()
 
     return open_clip.get_pretrained_cfg(request.kind, _tag(request) or "")
 
@@ -117,11 +123,10 @@ def _bring(request: Request) -> str:
 
 
 def _given(request: Request) -> dict[str, Any]:
-    import open_clip
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+    open_clip, transform = _library(), _library("open_clip.transform")
 
     vision = open_clip.get_model_config(request.kind)["vision_cfg"]
-    said = merge_preprocess_dict(PreprocessCfg(), _known(request))
+    said = transform.merge_preprocess_dict(transform.PreprocessCfg(), _known(request))
     if said["resize_mode"] == "longest":
         raise FulaError(
             f"'{request.name}' was trained on images padded to a square, which is not known here; "
