@@ -193,7 +193,7 @@ def _accuracies(front: Staged, end: Staged, images: CellImages) -> dict[str, flo
     found: dict[str, float | None] = {}
     for role, donor in (("front", front), ("end", end)):
         found[f"{role}_accuracy"] = None
-        if donor.num_classes == images.test.num_classes:
+        if donor.classifies and donor.num_classes == images.test.num_classes:
             donor = donor.float().to(images.device)
             measured = evaluate(donor, images.test, device=images.device, **options)
             found[f"{role}_accuracy"] = measured.accuracy
@@ -228,7 +228,8 @@ def _run(
     if outcome.error:
         raise FulaError(outcome.error)
     measures = outcome.metrics | accuracies | {"seconds": outcome.metrics["train_seconds"]}
-    measures |= {} if images.test.labelled else dict.fromkeys(OF_LABELS)
+    unknown = () if images.test.labelled else OF_LABELS
+    measures |= dict.fromkeys(unknown if end.classifies else AGREEMENT)
     return Stitched(
         cell.method, cell.front_site, cell.end_site, cell.protocol, model.stitch,
         behind(images.test_moments, batchnorm.frozen(model)),
@@ -335,7 +336,7 @@ def _with_models(
                 f"give the model without it, and its values in [donors.{name}.input]"
             )
         given = donors.get(name, {})
-        if clash := {"model", "checkpoint", "untrained"} & set(given):
+        if clash := {"model", "checkpoint", "pretrained", "untrained"} & set(given):
             raise FulaError(
                 f"[donors.{name}] sets {min(clash)}, but models gives '{name}' itself; keep one"
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -115,11 +116,11 @@ def donor_recipe(
 
 
 def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> dict[str, Any]:
-    """The recipe of a `[donors.*]` table; `untrained` is zero epochs."""
+    """The recipe of a `[donors.*]` table; `untrained` is zero epochs, and so is `pretrained`."""
     training = DonorTraining(
         seed=donor.seed,
         recipe=donor.recipe,
-        epochs=0 if donor.untrained else donor.epochs,
+        epochs=0 if donor.untrained or donor.as_fetched else donor.epochs,
         batch_size=donor.batch_size,
         lr=donor.lr,
         pad=4 if donor.crop_padding is None else donor.crop_padding,
@@ -151,7 +152,7 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
 def donor_path(cache_dir: str | Path, recipe: Mapping[str, Any]) -> Path:
     """Where the donor of a recipe is stored: its model's name and 16 digits of its hash."""
-    model = recipe["model"].replace(":", "-")
+    model = re.sub(r"[^\w.]+", "-", recipe["model"])
     return user_path(cache_dir) / f"{model}-{recipe_hash(recipe)[:16]}.safetensors"
 
 

@@ -157,8 +157,9 @@ def train_donor(
         seconds = time.perf_counter() - started
     test = evaluate(staged, source.test, precision=precision, device=place, **_seen(training))
     staged.to("cpu", memory_format=torch.contiguous_format).eval()
+    tested = (test.accuracy, test.loss) if source.labelled else (None, None)
     trained = (None, None) if last is None else (last.accuracy, last.loss)
-    return DonorMetrics(test.accuracy, test.loss, *trained, seconds, plan.epochs)
+    return DonorMetrics(*tested, *trained, seconds, plan.epochs)
 
 
 def _seen(training: DonorTraining) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from ..api import Stitched
 from ..attacks.names import attacks, parse
 from ..measures.registry import Measure, Needs, measures
 from ..methods import methods
-from ..models.families import DEFAULTS, LIBRARIES
+from ..models.families import DEFAULTS
+from ..models.libraries import LIBRARIES
 from ..pipelines.tools import list_sources
 from ..report.glossary import columns
 from ..reproduce.recipe import load_recipe, recipe_names
@@ -114,7 +115,10 @@ def sources_part() -> str:
 def architectures_part() -> str:
     """The architectures, with their options."""
     own = ([f"`{n}`", code(f"{k} = {_toml(v)}" for k, v in o.items())] for n, o in DEFAULTS.items())
-    others = ([f"`{library}:NAME`", "those of the library"] for library in LIBRARIES)
+    others = (
+        [f"`{name}:NAME`", f"those of the library; NAME is {library.kinds}"]
+        for name, library in LIBRARIES.items()
+    )
     return table(("model", "options and their defaults"), [*own, *others])
 
 

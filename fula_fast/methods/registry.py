@@ -61,6 +61,11 @@ class Method:
         """Whether it reaches behind the stitch's own site."""
         return self.loss is not None or (self.terms is not None and any(self.terms("last", 9)[1:]))
 
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether the end's answers are among what it needs."""
+        return self.end_logits or self.labels
+
     def load(self) -> Callable[..., Any] | None:
         """Its loss as a function; None where it has none."""
         if not isinstance(self.loss, str):

@@ -1,18 +1,24 @@
-"""Models of torchvision and timm as donors, cut behind their blocks."""
+"""Models of libraries as donors, cut behind their blocks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..errors import FulaError, nearest
+from ..errors import FulaError
+from .channels import Channels
 from .cut import stages
 from .families import VITS
+from .fitting import fitting_sides
 from .layout import Layout
+from .libraries import first_line, unfetched
+from .libraries.library import Library, LibraryModel, Request
+from .libraries.timm import TIMM
 from .staged import Staged
 
 _BLOCKS = (
@@ -27,8 +33,12 @@ _BLOCKS = (
     r"s\d\.b\d+",
     r"transformers\.\d+",
     r"level\d",
+    r"transformer\.resblocks\.\d+",
+    r"stage\d\.\d+",
+    r"inception\d\w",
+    r"Mixed_\d\w",
 )
-"""Names of a model's blocks in torchvision and timm; the first pattern with two matches wins."""
+"""Names of a model's blocks in the libraries; the first pattern with two matches wins."""
 
 
 def build_vit(
@@ -63,168 +73,104 @@ def build_vit(
     )
 
 
-def build_torchvision(
+def build_library(
+    library: Library,
     name: str,
     *,
     num_classes: int,
     input_shape: tuple[int, ...],
     hook: str,
     sites: Sequence[str] | None = None,
-    **arguments: Any,
+    pretrained: bool | str = False,
+    **options: Any,
 ) -> Staged:
-    """`torchvision:NAME`; `arguments` go to its constructor.
+    """`LIBRARY:NAME`; `options` go to the library's own constructor.
 
-    Raises `FulaError` for an unknown NAME and for images of other than 3 channels.
+    Raises `FulaError` for a library that is not installed, an unknown NAME or option, weights that
+    cannot be fetched or do not fit, images of a shape that the network does not take.
     """
-    from torchvision import models
-
-    kind = name.partition(":")[2]
-    if kind not in models.list_models(module=models):
-        raise FulaError(f"torchvision has no model '{kind}'{nearest(kind, models.list_models())}")
-    if input_shape[0] != 3:
-        raise FulaError(f"'{name}' takes 3 channels, not {input_shape[0]}; load with channels = 3")
-    sizes = {"image_size": input_shape[1]} if kind.startswith("vit_") else {}
-    full = {"num_classes": num_classes, **sizes, **arguments}
-    module = _constructed(
-        name, lambda: models.get_model(kind, **full), lambda: _torchvision_file(kind, arguments)
-    )
-    return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
-
-
-def build_timm(
-    name: str,
-    *,
-    num_classes: int,
-    input_shape: tuple[int, ...],
-    hook: str,
-    sites: Sequence[str] | None = None,
-    **arguments: Any,
-) -> Staged:
-    """`timm:NAME`; `arguments` go to `timm.create_model`.
-
-    Raises `FulaError` for an unknown NAME.
-    """
-    timm = _timm(name)
-    kind = name.partition(":")[2]
-    if not timm.is_model(kind):
-        raise FulaError(f"timm has no model '{kind}'{nearest(kind, timm.list_models())}")
-    fixed = getattr(timm.get_pretrained_cfg(kind), "fixed_input_size", False)
-    sizes = {"img_size": input_shape[1]} if fixed else {}
-    full = {"num_classes": num_classes, "in_chans": input_shape[0], **sizes, **arguments}
-    fetched = arguments.get("pretrained") and timm.get_pretrained_cfg(kind).hf_hub_id
-    with _patient_once(fetched or None):
-        module = _constructed(
-            name, lambda: timm.create_model(kind, **full), lambda: _timm_file(timm, kind)
-        )
-    return _adapted(name, module, sites, arguments, num_classes, input_shape, hook)
-
-
-ADAPTERS: dict[str, Callable[..., Staged]] = {"torchvision": build_torchvision, "timm": build_timm}
+    library.check_installed(name)
+    request = Request(name, num_classes, input_shape, pretrained, options)
+    network = _constructed(library, request)
+    named = network.pretrained or pretrained
+    recorded = {"pretrained": named, **options} if named else options
+    staged = _adapted(request, network, sites, recorded, hook)
+    staged.classifies = network.classifies
+    return staged
 
 
 def _timm(name: str) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise FulaError(
-            f"model '{name}' needs timm, which is not installed; run: pip install timm"
-        ) from error
+    TIMM.check_installed(name)
+    import timm
+
     return timm
 
 
-def _torchvision_file(kind: str, arguments: Mapping[str, Any]) -> str:
-    from torch.hub import get_dir
-    from torchvision import models
-
-    given = arguments.get("weights") or "DEFAULT"
-    weights = models.get_model_weights(kind)[given] if isinstance(given, str) else given
-    return f"{weights.url.rsplit('/', 1)[-1]} into {get_dir()}/checkpoints"
-
-
-@contextmanager
-def _patient_once(repository: str | None) -> Iterator[None]:
-    """Where the hub does not answer for `repository`, only its cache is looked into: for each file
-    that it lacks it would be tried again for half a minute, with a line each time."""
-    if repository is None:
-        yield
-        return
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    before = constants.HF_HUB_OFFLINE
+def _constructed(library: Library, request: Request) -> LibraryModel:
     try:
-        HfApi().model_info(repository.partition("@")[0], timeout=_ANSWER_SECONDS)
-    except HfHubHTTPError:  # an answer; what it says is said again of the file
-        pass
-    except Exception:  # of whichever HTTP library the hub uses
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-_ANSWER_SECONDS = 10.0
-
-
-def _timm_file(timm: Any, kind: str) -> str:
-    found = timm.get_pretrained_cfg(kind)
-    return f"the repository '{found.hf_hub_id}'" if found.hf_hub_id else f"{found.url}"
-
-
-def _constructed(
-    name: str, construct: Callable[[], nn.Module], to_bring: Callable[[], str]
-) -> nn.Module:
-    """`to_bring`: the file that holds pretrained weights, for when they cannot be downloaded."""
-    try:
-        return construct()
+        return library.network(request)
     except OSError as error:
-        reason = str(error).split(". ")[0][:160]
-        raise FulaError(
-            f"the pretrained weights of '{name}' could not be fetched ({reason}); bring "
-            f"{to_bring()}, or leave pretrained and weights out and give a checkpoint"
-        ) from error
+        raise unfetched(library, request, error) from error
     except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
-        reason = str(error).split("\n")[0][:160]
-        if isinstance(error, KeyError):
-            reason = f"it knows no {reason}"
-        raise FulaError(
-            f"model '{name}' cannot be built: {reason}; check its options and input_shape"
-        ) from error
+        reason = first_line(error)
+        fits = _sizes(library, request) if "size" in reason or "shape" in reason else ""
+        hint = f"sizes that fit: {fits}" if fits else "check its options and input_shape"
+        raise FulaError(f"model '{request.name}' cannot be built: {reason}; {hint}") from error
+
+
+def _sizes(library: Library, request: Request) -> str:
+    """Sides that a network is built for: of random weights by trying, else its own."""
+    if not request.pretrained and not request.options.get("weights"):
+        return fitting_sides(lambda side: _built_and_run(library, request, side), request.side)
+    own = library.given(request).get("size", request.side)
+    return str(own) if own != request.side else ""
+
+
+def _built_and_run(library: Library, request: Request, side: int) -> None:
+    """On the meta device; raises where the library does not build it for images of that side."""
+    shape = (request.input_shape[0], side, side)
+    with torch.device("meta"), torch.no_grad():
+        module = library.network(replace(request, input_shape=shape)).module.eval()
+        module(torch.zeros(1, *shape))
 
 
 def _adapted(
-    name: str,
-    module: nn.Module,
+    request: Request,
+    network: LibraryModel,
     sites: Sequence[str] | None,
-    arguments: Mapping[str, Any],
-    num_classes: int,
-    input_shape: tuple[int, ...],
+    options: Mapping[str, Any],
     hook: str,
 ) -> Staged:
-    sites = list(_blocks(name, module) if sites is None else sites)
+    module = network.module
+    sites = list(network.blocks or _blocks(request.name, module)) if sites is None else list(sites)
     staged = stages(
         module,
         sites,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        name=name,
+        input_shape=request.input_shape,
+        num_classes=(request.num_classes or None) if network.classifies else None,
+        name=request.name,
         hook=hook,
-        options={"sites": sites, **arguments},
-        channels="last" if str(getattr(module, "output_fmt", "")) == "NHWC" else "auto",
+        options={"sites": sites, **options},
+        channels=_channels(module),
     )
     if hook == "pre_relu" and any(len(shape) != 2 for shape in staged.site_shapes):
         raise FulaError(
-            f"model '{name}' has no known pre-ReLU sites; use hook = 'post_relu', or our own "
-            "resnet18, resnet34, resnet50, vgg16, vgg19"
+            f"model '{request.name}' has no known pre-ReLU sites; use hook = 'post_relu', or our "
+            "own resnet18, resnet34, resnet50, vgg16, vgg19"
         )
     return staged
+
+
+def _channels(module: nn.Module) -> Channels:
+    """As timm says, also of a tower of open_clip's."""
+    said = getattr(getattr(module, "trunk", module), "output_fmt", "")
+    return "last" if str(said) == "NHWC" else "auto"
 
 
 def _blocks(name: str, module: nn.Module) -> list[str]:
     names = [n for n, child in module.named_modules() if _is_block(child)]
     for pattern in _BLOCKS:
-        matches = [n for n in names if re.fullmatch(pattern, n)]
+        matches = [n for n in names if re.fullmatch(rf"(trunk\.)?{pattern}", n)]
         if len(matches) > 1:
             return matches
     raise FulaError(f"the blocks of '{name}' have no known names; give sites = [...]")

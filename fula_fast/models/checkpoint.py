@@ -20,6 +20,7 @@ from ..files.paths import user_path
 from ..files.sealed import DONOR
 from .copies import unwrapped
 from .foreign import Foreign, fitted, read_foreign, unreadable
+from .libraries import DOWNLOADS
 from .named import build
 from .staged import Staged
 from .stored import Described, Stored, is_ours, is_safetensors
@@ -115,7 +116,7 @@ def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
             f"checkpoint '{path}' is of your own module {donor.name[7:]}; "
             "cut it with stages(...) and pass it as `into`"
         )
-    options = {key: v for key, v in donor.options.items() if key not in _DOWNLOADS}
+    options = {key: v for key, v in donor.options.items() if key not in DOWNLOADS}
     try:
         return build(
             donor.name,
@@ -126,10 +127,6 @@ def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
         )
     except TypeError as error:  # an option that is none
         raise sealed.Damaged(path, DONOR, f"no model fits its description ({error})") from None
-
-
-_DOWNLOADS = ("pretrained", "weights")
-"""Options that fetch weights, which the file's own would replace."""
 
 
 def _safetensors_state(path: Path) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ..errors import FulaError, nearest
 from .channels import FROM_FORM, TO_FORM, Channels, moved_sites
 from .copies import private_copy, unwrapped, unwrapped_name
 from .families import check_request
+from .fitting import telling_sizes
 from .sizes import Tracer, UnknownSizeError, asked_anywhere, first_difference, running, sized_trace
 from .staged import Norm2d, Staged
 
@@ -47,10 +48,11 @@ def stages(
     _check_sites(inner, sites)
     module = _prepared(private_copy(inner))
     training = module.training
-    graph, ends = _chain(module.eval(), sites, input_shape)
-    parts = [fx.GraphModule(module, part) for part in _split(graph, ends)]
     label = name or f"module:{type(module).__name__}"
-    classes = _classes(label, parts, sites, input_shape, num_classes)
+    with telling_sizes(label, module.eval(), input_shape):
+        graph, ends = _chain(module, sites, input_shape)
+        parts = [fx.GraphModule(module, part) for part in _split(graph, ends)]
+        classes = _classes(label, parts, sites, input_shape, num_classes)
     moved = moved_sites(label, parts, sites, input_shape, channels)
     if moved:
         parts = [fx.GraphModule(module, part) for part in _split(graph, ends, moved)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .families import DEFAULTS, check_name, check_request, layout_of, resolved_options
 from .layout import Shape, walk
+from .libraries import DOWNLOADS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,8 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Description:
-    """A model as a plan needs it; `sites[k-1]` is site k, `head` leads to the logits."""
+    """A model as a plan needs it; `sites[k-1]` is site k, `head` leads to the logits, or to the
+    embedding of a model that does not classify."""
 
     name: str
     num_classes: int
@@ -60,6 +62,7 @@ class Description:
     options: dict[str, Any]
     sites: tuple[SiteInfo, ...]
     head: SiteInfo
+    classifies: bool = True
 
     @property
     def parameters(self) -> int:
@@ -76,7 +79,8 @@ def describe(
 ) -> Description:
     """Sites of `build(name, ...)`, counted by formula for our own models and ViTs.
 
-    Other models are built and run once on a black image. Raises `FulaError` as `build` does.
+    Other models are built, with random weights, and run once on a black image. Raises `FulaError`
+    as `build` does.
     """
     check_name(name)
     shape = check_request(name, num_classes, input_shape, hook)
@@ -84,7 +88,8 @@ def describe(
         from .named import build
 
         request = {"num_classes": num_classes, "input_shape": shape, "hook": hook}
-        return describe_staged(build(name, **request, **options))
+        shown = {key: value for key, value in options.items() if key not in DOWNLOADS}
+        return describe_staged(build(name, **request, **shown))
     options = resolved_options(name, options)
     plan = layout_of(name, num_classes=num_classes, input_shape=shape, hook=hook, **options)
     sites = []
@@ -114,6 +119,7 @@ def describe_staged(staged: Staged) -> Description:
         staged.options,
         tuple(parts[:-1]),
         parts[-1],
+        staged.classifies,
     )
 
 
@@ -127,11 +133,11 @@ def sites_table(description: Description) -> Table:
     for heading in ("site", "after", "kind", "shape", "parameters", "MFLOP", "MFLOP so far"):
         justify = "left" if heading in ("after", "kind") else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
-    done = 0
+    done, answer = 0, "logits" if description.classifies else "embedding"
     for site in (*description.sites, description.head):
         done += site.flops
         last = site is description.head
-        label, kind = ("", "logits") if last else (str(site.index), site.layout)
+        label, kind = ("", answer) if last else (str(site.index), site.layout)
         work = _mega(site.flops), _mega(done)
         table.add_row(label, site.name, kind, _dims(site.shape), f"{site.parameters:,}", *work)
     table.add_section()

@@ -31,6 +31,7 @@ from .layout import (
     before_relu,
     walk,
 )
+from .libraries import LIBRARIES, library_of
 
 HOOKS = ("post_relu", "pre_relu")
 STEMS = ("lowres", "stock")
@@ -74,11 +75,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {"stem": "lowres", "width": 64, "batch_norm": True} for name in VGGS},
     **{name: {"every": 1} for name in VITS},
 }
-LIBRARIES = ("torchvision", "timm")
 
 
 def check_name(name: str) -> None:
-    """Raise `FulaError` unless `name` is one of ours, `torchvision:NAME` or `timm:NAME`."""
+    """Raise `FulaError` unless `name` is one of ours, or `LIBRARY:NAME` as `timm:NAME`."""
     library, colon, rest = name.partition(":")
     if name not in DEFAULTS and not (colon and rest and library in LIBRARIES):
         known = [*DEFAULTS, *(f"{library}:NAME" for library in LIBRARIES)]
@@ -121,11 +121,13 @@ def check_request(
 ) -> tuple[int, ...]:
     """Validate what every model takes; returns the input shape as a tuple.
 
-    Raises `FulaError` for an unknown hook, fewer than 2 classes, or another form of shape.
+    Raises `FulaError` for an unknown hook, fewer than 2 classes, or another form of shape. For a
+    library's models 0 classes are its own number.
     """
     if hook not in HOOKS:
         raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")
-    if type(num_classes) is not int or num_classes < 2:
+    as_library = num_classes == 0 and library_of(name) is not None
+    if type(num_classes) is not int or num_classes < 2 and not as_library:
         raise FulaError(f"model '{name}' needs num_classes of at least 2, not {num_classes!r}")
     shape = tuple(input_shape)
     if len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def check_fit(staged: Staged, source: Source, given: Sequence[int] | None = None) -> None:
     """Raise `FulaError` unless the model takes the source's images (`given`: their shape (C, H, W)
     where they are resized for it), and has as many classes, where the source has labels."""
+    if source.labelled:
+        check_classifies(staged, accuracy_on(source.name))
     if source.labelled and staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
@@ -27,6 +29,20 @@ def check_fit(staged: Staged, source: Source, given: Sequence[int] | None = None
             f"has {_dims(shape)} (C×H×W); set size and channels of the data, or size in the "
             "donor's input"
         )
+
+
+def check_classifies(staged: Staged, what: str) -> None:
+    """Raise `FulaError` where `what` needs the answers of a model that gives embeddings."""
+    if not staged.classifies:
+        raise FulaError(
+            f"{what} needs a classifier, but model '{staged.name}' gives an embedding of "
+            f"{staged.num_classes} numbers; leave it out, or give a model with a classifier"
+        )
+
+
+def accuracy_on(data: str) -> str:
+    """What labelled data ask of a model."""
+    return f"accuracy on the labels of '{data}'"
 
 
 def check_answers(classes: int, data_classes: int, role: str, data: str) -> None:

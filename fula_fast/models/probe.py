@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,8 +19,10 @@ def costs(staged: Staged) -> list[Cost]:
     with eval_mode(staged), sdpa_kernel(SDPBackend.MATH):
         x = staged.prepared(x)
         for part in (*staged.stages, staged.head):
+            # The counter would follow gradients, which a view of a weight does not have here.
+            weights = {name: weight.detach() for name, weight in part.named_parameters()}
             with FlopCounterMode(display=False) as counter:
-                x = part(x)
+                x = functional_call(part, weights, (x,))
             parameters = sum(p.numel() for p in part.parameters())
             found.append(Cost(tuple(x.shape[1:]), parameters, counter.get_total_flops()))
     return found

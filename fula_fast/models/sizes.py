@@ -77,7 +77,10 @@ class SizedTracer(Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A condition that is a number's, or the batch size's; see `fx.Tracer`."""
-        answers = _by_batch(obj.node, next(iter(self.graph.nodes)))
+        image = next(iter(self.graph.nodes))
+        if (same := self._of_type(obj.node, image)) is not None:
+            return same
+        answers = _by_batch(obj.node, image)
         if answers is None:
             return super().to_bool(obj)
         taken = bool(answers(self._at))
@@ -85,6 +88,26 @@ class SizedTracer(Tracer):
         if (turn := next((b for b in batches if bool(answers(b)) != taken), None)) is not None:
             self.turns.add(turn)
         return taken
+
+    def _of_type(self, node: fx.Node, image: fx.Node) -> bool | None:
+        """The answer where types are compared, the image's or a weight's: an image has that of the
+        first weight. None for other conditions."""
+        if node.target not in (operator.eq, operator.ne) or len(node.args) != 2:
+            return None
+        compare: Any = node.target
+        types = [self._type(asked, image) for asked in node.args]
+        return None if None in types else compare(*types)
+
+    def _type(self, asked: Any, image: fx.Node) -> torch.dtype | None:
+        if not isinstance(asked, fx.Node):
+            return asked if isinstance(asked, torch.dtype) else None
+        if asked.target is not getattr or asked.args[1] != "dtype":
+            return None
+        tensor: Any = asked.args[0]
+        if tensor is image:
+            return next(self.root.parameters(), torch.zeros(())).dtype
+        weight = dict(self.root.named_parameters()).get(tensor.target)
+        return None if weight is None else weight.dtype
 
     def sizes(self, node: fx.Node) -> tuple[Any, ...]:
         """Its shape: numbers, the batch's size, and what is left as it is.

@@ -90,11 +90,13 @@ class Staged(nn.Module):
     the class names in the order of the labels that it was trained on, where they are known.
     `normalisation`: (mean, std) by channel, where its checkpoint stored one beside the network:
     images need it first. `preparation`: what it does to images itself (`models.with_input`).
+    `classifies`: it gives logits; otherwise an embedding of `num_classes` numbers, and no answers.
     """
 
     classes: tuple[str, ...] | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     preparation: Preparation | None = None
+    classifies: bool = True
 
     def __init__(
         self,
@@ -166,9 +168,8 @@ class Staged(nn.Module):
         """
         own = self.state()
         _check_names(self.name, own, state)
-        for name, value in own.items():
-            if name in state and state[name].shape != value.shape:
-                raise FulaError(_shape_message(self, name, value, state[name]))
+        if wrong := [n for n, v in own.items() if n in state and state[n].shape != v.shape]:
+            raise FulaError(_shape_message(self, wrong, own, state))
         with torch.no_grad():
             for name, value in own.items():
                 if name in state:
@@ -219,7 +220,11 @@ def _check_names(model: str, own: Mapping[str, Tensor], given: Mapping[str, Tens
         )
 
 
-def _shape_message(staged: Staged, name: str, own: Tensor, given: Tensor) -> str:
+def _shape_message(
+    staged: Staged, wrong: Sequence[str], state: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> str:
+    name, *others = wrong
+    own, given = state[name], weights[name]
     classes = name.rsplit(".", 1)[0] == _last_linear(staged)
     if classes and own.shape[1:] == given.shape[1:]:
         return (
@@ -227,9 +232,10 @@ def _shape_message(staged: Staged, name: str, own: Tensor, given: Tensor) -> str
             f"{staged.num_classes}; set num_classes = {given.shape[0]}, or train a donor on this "
             "data"
         )
+    also = f" ({', '.join(others[:2])} differ too, {len(wrong)} in all)" if others else ""
     return (
         f"weight '{name}' has shape {tuple(given.shape)}, but model '{staged.name}' needs "
-        f"{tuple(own.shape)}; check its options (stem, width) and input channels"
+        f"{tuple(own.shape)}{also}; check its options (stem, width) and input channels"
     )
 
 

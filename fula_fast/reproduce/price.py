@@ -125,7 +125,7 @@ def _donors(experiment: Experiment) -> Iterator[tuple[str, DonorSpec, DataFacts]
 
 def donor_flops(donor: DonorSpec, facts: DonorFacts, images: int) -> float:
     """Multiply-adds of a donor's training."""
-    if donor.untrained:
+    if donor.untrained or donor.as_fetched:
         return 0.0
     epochs = resolved_recipe(donor.recipe, epochs=donor.epochs).epochs
     passes = float(PASSES * (2 if donor.recipe == SIMCLR else 1))  # of two views

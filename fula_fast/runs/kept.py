@@ -39,7 +39,8 @@ MOST_BYTES = 2**30
 
 _FILE = "surroundings.json"
 _BUILT = {"model": "", "options": {}, "width": None, "stem": None} | {
-    "residuals": None, "batch_norm": None, "untrained": False, "permute_labels": False,
+    "residuals": None, "batch_norm": None, "pretrained": False, "untrained": False,
+    "permute_labels": False,
 }  # fmt: skip
 """What a donor's table says no more once its weights are a file that describes itself."""
 

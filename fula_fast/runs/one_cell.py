@@ -16,7 +16,13 @@ from ..methods import objective
 from ..methods.weightings import term_weights
 from ..models import Staged, load_checkpoint
 from ..models.copies import private_copy, unwrapped
-from ..models.labels import check_answers, check_label_order, no_labels_for
+from ..models.labels import (
+    accuracy_on,
+    check_answers,
+    check_classifies,
+    check_label_order,
+    no_labels_for,
+)
 from ..pipelines import Source
 from ..stitching.stitch import Geometry
 from ..study.cell import Cell
@@ -122,8 +128,12 @@ def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
+    if source.labelled:
+        check_classifies(end, accuracy_on(source.name))
     check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     for name in cell.objective:
+        if method_named(name).needs_classifier:
+            check_classifies(end, f"method '{name}'")
         if method_named(name).labels:
             _check_classes(name, front, end, source)
     classes = source.num_classes

@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..device.machine import cpu_name
 from ..engine.task import Outcome
+from ..measures.agreement import COLUMNS as ANSWERS
 from ..measures.registry import OF_LABELS
 from ..study.cell import Cell
 from ..study.plan import PlannedWave
@@ -22,7 +23,7 @@ def rows_of(
     bench: Workbench, wave: PlannedWave, outcomes: Iterable[Outcome]
 ) -> Iterator[dict[str, Any]]:
     """A row for each outcome of a wave."""
-    common, unknown, axes = _common(bench, wave), _unknown(bench), bench.spec.asked_grid.axes
+    common, unknown, axes = _common(bench, wave), _unknown(bench, wave), bench.spec.asked_grid.axes
     for outcome in outcomes:
         robust = _robust_donors(bench, wave, outcome.cell)
         yield common | robust | _row(outcome) | unknown | _axis_columns(outcome, axes)
@@ -49,8 +50,10 @@ def _common(bench: Workbench, wave: PlannedWave) -> dict[str, Any]:
     return {**accuracies, **sites, **hashes_of(bench, wave), **place, **versions}
 
 
-def _unknown(bench: Workbench) -> dict[str, None]:
-    """The columns that stay empty where the data have no labels."""
+def _unknown(bench: Workbench, wave: PlannedWave) -> dict[str, None]:
+    """The columns that stay empty where the data have no labels, or the end no answers."""
+    if not bench.donor(wave.key.end, wave.key.hook).staged.classifies:
+        return dict.fromkeys(ANSWERS)
     return {} if bench.source(bench.spec.data).labelled else dict.fromkeys(OF_LABELS)
 
 

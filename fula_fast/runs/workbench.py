@@ -24,8 +24,9 @@ from ..errors import FulaError
 from ..files.paths import cache_folder
 from ..measures.registry import Needs, measure
 from ..measures.sampling import subset
+from ..methods import method
 from ..models import Staged
-from ..models.labels import check_label_order
+from ..models.labels import check_classifies, check_label_order
 from ..models.preparation import prepared
 from ..pipelines import Batch, ImageSet, Input, Source
 from ..progress import Progress
@@ -204,6 +205,9 @@ class Workbench:
     def _check_pair(self, wave: PlannedWave, front: Donor, end: Donor) -> None:
         """Images must fit both donors; labels the end, whose head names the classes."""
         self._check_labels(wave.key.end)
+        for name in dict.fromkeys(n for cell in wave.cells for n in cell.objective):
+            if method(name).needs_classifier:
+                check_classifies(end.staged, f"method '{name}'")
         if wave.measures_robustness:
             self._check_labels(wave.key.front)
         for name, donor in ((wave.key.front, front), (wave.key.end, end)):

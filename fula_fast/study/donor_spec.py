@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
+from ..models.libraries import LIBRARIES, library_of
 from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
@@ -213,13 +214,15 @@ class DonorSpec(SpecTable):
     """One donor: an architecture, and how it is trained or where its checkpoint lies.
 
     - `name`: set by the table's own name.
-    - `model`: an architecture of the package, `timm:NAME` or `torchvision:NAME`; may be left out
-      where a checkpoint names it.
+    - `model`: an architecture of the package, or `LIBRARY:NAME` of timm, torchvision, open_clip or
+      hf (transformers); may be left out where a checkpoint names it.
     - `width`: channels of the first stage; unset: the model's own, as for the next three.
     - `stem`: `lowres` for images of 32 pixels, `stock` as the architecture was published.
     - `residuals`: whether a ResNet has its skip connections.
     - `batch_norm`: whether a VGG has batch norm.
     - `options`: further options of the architecture (for example `every` of a ViT).
+    - `pretrained`: weights that its library offers: true, or which of them (a tag, a file); it is
+      trained on only where `epochs` is set.
     - `seed`: of its first weights and of its training's order.
     - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; or `simclr`,
       without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe.
@@ -243,6 +246,7 @@ class DonorSpec(SpecTable):
     residuals: bool | None = None
     batch_norm: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    pretrained: bool | str = False
     seed: Seed = 0
     recipe: Literal["paper", "fast", "simclr"] = "fast"
     epochs: int | None = Field(default=None, ge=0)
@@ -267,6 +271,8 @@ class DonorSpec(SpecTable):
     @field_validator("options")
     @classmethod
     def _free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "pretrained" in value:
+            raise ValueError("pretrained stands beside model in a donor's table, not in options")
         try:
             return free_options(value)
         except FulaError as error:
@@ -278,6 +284,13 @@ class DonorSpec(SpecTable):
             raise ValueError("give a model (for example model = 'resnet18') or a checkpoint")
         if self.checkpoint and self.untrained:
             raise ValueError("a donor has a checkpoint or is untrained, not both")
+        if self.pretrained and (self.checkpoint or self.untrained):
+            raise ValueError("a donor is one of pretrained, untrained, or has a checkpoint")
+        if self.pretrained and library_of(self.model) is None:
+            raise ValueError(
+                f"model '{self.model}' has no pretrained weights; give a checkpoint, or a model of "
+                f"{', '.join(f'{name}:NAME' for name in LIBRARIES)}"
+            )
         if self.untrained and (self.adversarial or self.permute_labels):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
         if self.recipe == "simclr" and (self.adversarial or self.permute_labels):
@@ -299,10 +312,16 @@ class DonorSpec(SpecTable):
         """How its images are resized and cut."""
         return self.input.frame if self.input else None
 
+    @property
+    def as_fetched(self) -> bool:
+        """Whether its pretrained weights are left as they are."""
+        return bool(self.pretrained) and self.epochs is None
+
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""
         given = self.model_dump(include={"width", "stem", "residuals", "batch_norm"})
-        return {k: v for k, v in given.items() if v is not None} | self.options
+        fetched = {"pretrained": self.pretrained} if self.pretrained else {}
+        return {k: v for k, v in given.items() if v is not None} | self.options | fetched
 
     def recipe_identity(self) -> dict[str, Any]:
         """What decides the donor's weights: neither its name nor what is demanded of it."""
@@ -311,7 +330,7 @@ class DonorSpec(SpecTable):
             built = {"checkpoint": self.checkpoint, "model": self.model, **self.build_options()}
             return built | shown
         values = self.model_dump(
-            exclude={"name", "min_accuracy", "data", "input", "options", "checkpoint"}
+            exclude={"name", "min_accuracy", "data", "input", "options", "checkpoint", "pretrained"}
         )
         values |= self.build_options()
         if self.untrained:

@@ -249,7 +249,7 @@ def _needing_labels(spec: Spec) -> Iterator[str]:
         if name in OF_LABELS:
             yield f"[similarity] measure '{name}'"
     for donor in spec.donors.values():
-        if donor.data == spec.data and donor.model:
+        if donor.data == spec.data and donor.model and not donor.as_fetched:
             yield f"[donors.{donor.name}], which is trained or built for the classes of [data],"
         if donor.data == spec.data and donor.min_accuracy is not None:
             yield f"[donors.{donor.name}] min_accuracy"

@@ -314,17 +314,20 @@ def _inherited(spec: Spec) -> Spec:
 
 def _input_of(donor: DonorSpec) -> InputSpec | None:
     """A donor's input, with what the library of a pretrained model says where it sets nothing."""
-    from ..models.library_inputs import library_input
+    from ..models.libraries import library_input
 
     known = library_input(donor.model, donor.build_options())
     if not known:
         return donor.input
     asked = {} if donor.input is None else donor.input.model_dump(exclude_unset=True)
-    if asked.get("size") is not None or asked.get("crop") == "none":
-        del known["resize"]
-    if asked.get("mean") is not None:
-        del known["mean"], known["std"]
-    return parse_table(InputSpec, known | asked, f"donors.{donor.name}.input")
+    replaced = {
+        "resize": asked.get("size") is not None or asked.get("crop") == "none",
+        "crop": asked.get("resize") is not None,
+        "mean": asked.get("mean") is not None,
+        "std": asked.get("mean") is not None,
+    }
+    kept = {k: v for k, v in known.items() if not replaced.get(k)}
+    return parse_table(InputSpec, kept | asked, f"donors.{donor.name}.input")
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from fula_fast import stages, stitch
+from fula_fast.donors.donor import recipe_of
 from fula_fast.donors.obtain import normalisation_of, obtain_donor, open_source
 from fula_fast.errors import FulaError
-from fula_fast.pipelines import Normalisation
+from fula_fast.models.labels import check_fit
+from fula_fast.pipelines import ImageSet, Normalisation
 from fula_fast.progress import Progress
 from fula_fast.study.donor_spec import DataSpec
 from fula_fast.study.spec import load_spec
@@ -90,3 +94,69 @@ def test_a_weak_donor_is_refused(digits, tmp_path):
     weak = spec_of(untrained=True, min_accuracy=0.95).donors["a"]
     with pytest.raises(FulaError, match=r"below min_accuracy = 0\.95"):
         obtain_donor(weak, digits, cache_dir=tmp_path)
+
+
+def pretrained_of(monkeypatch, **table):
+    """A spec's donor whose library's weights are those of a network made here, and that network."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("resnet10t", num_classes=10)
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_a, **_k: theirs.state_dict()
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_a, **_k: None)
+    plain = {"width": None, "epochs": None, "input": {"size": 32, "mean": 0.5, "std": 0.5}}
+    donor = {"model": "timm:resnet10t", "pretrained": True, **plain, **table}
+    return spec_of(**donor).donors["a"], theirs
+
+
+def test_a_pretrained_donor_is_taken_as_it_is(digits, tmp_path, monkeypatch):
+    donor, theirs = pretrained_of(monkeypatch)
+    found = obtain_donor(donor, digits, cache_dir=tmp_path)
+    assert found.metrics.epochs == 0
+    own = theirs.state_dict()
+    body = {n: v for n, v in found.staged.state().items() if not n.startswith("fc.")}
+    assert len(body) == len(own) - 2 and all(torch.equal(v, own[n]) for n, v in body.items())
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_a, **_k: pytest.fail("fetched")
+    )
+    again = obtain_donor(donor, digits, cache_dir=tmp_path)
+    assert again.content_hash == found.content_hash
+
+
+def test_a_pretrained_donor_is_trained_on_where_epochs_are_set(digits, monkeypatch):
+    as_it_is, _ = pretrained_of(monkeypatch)
+    trained_on, _ = pretrained_of(monkeypatch, epochs=2)
+    assert recipe_of(as_it_is, digits)["epochs"] == 0
+    assert recipe_of(trained_on, digits)["epochs"] == 2
+    assert as_it_is.recipe_identity() != trained_on.recipe_identity()
+    assert as_it_is.recipe_identity()["pretrained"] is True
+
+
+@pytest.mark.parametrize("other", [{"untrained": True}, {"checkpoint": "a.safetensors"}])
+def test_a_donor_has_one_origin(other, monkeypatch):
+    with pytest.raises(FulaError, match="one of pretrained, untrained, or has a checkpoint"):
+        pretrained_of(monkeypatch, **other)
+
+
+class Embedding(torch.nn.Module):
+    """A tower without a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 2, 2), torch.nn.ReLU())
+
+    def forward(self, x):
+        return self.block(x).mean((2, 3))
+
+
+def test_an_embedding_answers_no_labels(digits):
+    tower = stages(Embedding(), ["block"], input_shape=(3, 8, 8))
+    tower.classifies = False
+    with pytest.raises(
+        FulaError, match="labels of 'digits' needs a classifier, but model .* 12 numbers"
+    ):
+        check_fit(tower, digits)
+    sets = {s: ImageSet.unlabelled(getattr(digits, s).images) for s in ("train", "test")}
+    check_fit(tower, replace(digits, **sets))
+    with pytest.raises(FulaError, match="gives an embedding of 12 numbers"):
+        stitch(tower, tower, 1, 1, digits, method="dm")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from fula_fast.errors import FulaError
-from fula_fast.models import build
+from fula_fast.models import build, load_checkpoint, stages
 
 
 def _x(*shape):
@@ -50,11 +50,19 @@ def test_vit_base_is_timms():
     assert found == shapes
 
 
-def test_without_timm_the_install_command_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    for name in ("vit_tiny", "timm:resnet18"):
-        with pytest.raises(FulaError, match="pip install timm"):
-            build(name, num_classes=10, input_shape=(3, 32, 32))
+@pytest.mark.parametrize(
+    "name, package, install",
+    [
+        ("vit_tiny", "timm", "timm"),
+        ("timm:resnet18", "timm", "timm"),
+        ("open_clip:ViT-B-32", "open_clip", "open_clip_torch"),
+        ("hf:vit", "transformers", "transformers"),
+    ],
+)
+def test_without_the_library_the_install_command_is_named(name, package, install, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(FulaError, match=f"needs {package}, .* run: pip install {install}$"):
+        build(name, num_classes=10, input_shape=(3, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -178,11 +186,16 @@ def test_weights_in_the_hubs_cache_are_taken_without_asking_again(answers, monke
             r"bring resnet18-f37072fd.pth into .*/hub",
         ),
         ("torchvision:resnet18", {"pretrained": True}, "bring resnet18-f37072fd.pth into"),
+        ("torchvision:resnet50", {"pretrained": True}, "bring resnet50-11ad3fa6.pth into"),
+        ("torchvision:resnet50", {"pretrained": "IMAGENET1K_V1"}, "bring resnet50-0676ba61.pth"),
         ("timm:resnet18", {"pretrained": True}, "bring the repository 'timm/resnet18"),
+        (
+            "timm:resnet18",
+            {"pretrained": "tv_in1k"},
+            "bring the repository 'timm/resnet18.tv_in1k'",
+        ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:The parameter 'pretrained':UserWarning")
-@pytest.mark.filterwarnings("ignore:Arguments other than a weight enum:UserWarning")
 def test_pretrained_weights_offline(name, options, to_bring, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", _no_network)
@@ -192,3 +205,84 @@ def test_pretrained_weights_offline(name, options, to_bring, monkeypatch, tmp_pa
     with pytest.raises(FulaError, match=f"weights of '{name}' could not be .*{to_bring}") as error:
         build(name, num_classes=1000, input_shape=(3, 32, 32), **options)
     assert "give a checkpoint" in str(error.value) and "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_timms_weights_of_a_file(tmp_path):
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=10).eval()
+    torch.save(reference.state_dict(), tmp_path / "a.pth")
+    file = str(tmp_path / "a.pth")
+    asked = {"num_classes": 10, "input_shape": (3, 224, 224), "depth": 2, "pretrained": file}
+    ours = build("timm:vit_tiny_patch16_224", **asked).eval()
+    assert torch.equal(ours(x := _x(1, 3, 224, 224)), reference(x))
+    with pytest.raises(FulaError, match=r"another variant: .*blocks.2.* in all\)") as caught:
+        build("timm:vit_tiny_patch16_224", **asked | {"depth": 3})
+    assert str(caught.value).count("blocks.2.") == 3 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("nested", [(), ("model",), ("state_dict",), ("ema",), ("ema", "module")])
+def test_files_of_weights_as_trainers_write_them(prefix, nested, tmp_path):
+    torch.manual_seed(0)
+    asked = {"num_classes": 10, "input_shape": (3, 32, 32)}
+    reference = build("torchvision:squeezenet1_1", **asked)
+    content = {prefix + n: v for n, v in reference.state().items()}
+    for key in reversed(nested):
+        content = {key: content, "epoch": 3}
+    torch.save(content, tmp_path / "a.pt")
+    found = load_checkpoint(tmp_path / "a.pt", into=build("torchvision:squeezenet1_1", **asked))
+    assert all(torch.equal(v, reference.state()[n]) for n, v in found.state().items())
+
+
+def test_weights_of_another_variant_name_three_that_differ(tmp_path):
+    asked = {"num_classes": 10, "input_shape": (3, 32, 32)}
+    small = torchvision.models.resnet18(num_classes=10)
+    torch.save(small.state_dict(), tmp_path / "18.pt")
+    with pytest.raises(FulaError, match=r"it lacks layer1.2.conv1.weight, .* \(\d+ in all\)"):
+        load_checkpoint(tmp_path / "18.pt", into=build("torchvision:resnet34", **asked))
+    wide = torchvision.models.resnet18(num_classes=10)
+    for name in ("layer1", "layer2", "layer3"):
+        getattr(wide, name)[0].conv1 = torch.nn.Conv2d(2, 3, 1, bias=False)
+    torch.save(wide.state_dict(), tmp_path / "wide.pt")
+    said = r"'layer1.0.conv1.weight' has shape .*\(layer2.0.conv1.weight, layer3.0.conv1.weight "
+    with pytest.raises(FulaError, match=said + r"differ too, 3 in all\)"):
+        load_checkpoint(tmp_path / "wide.pt", into=build("torchvision:resnet18", **asked))
+
+
+@pytest.mark.parametrize(
+    "name, side, options, said",
+    [
+        ("torchvision:vit_b_32", 40, {}, "sizes that fit: 32, 64, 96"),
+        ("torchvision:vit_b_32", 64, {"num_classes": 1000, "pretrained": True}, "fit: 224$"),
+    ],
+)
+def test_sizes_that_fit_are_named(name, side, options, said):
+    with pytest.raises(FulaError, match=said):
+        build(name, **{"num_classes": 10, "input_shape": (3, side, side), **options})
+
+
+def test_sizes_that_fit_a_module_of_ones_own():
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image_size = 40
+            self.patch = torch.nn.Conv2d(3, 8, 4, 4)
+            self.place = torch.nn.Parameter(torch.zeros(8, 10, 10))
+            self.block = torch.nn.ReLU()
+            self.head = torch.nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.head(self.block(self.patch(x) + self.place).mean((2, 3)))
+
+    cut = {"sites": ["block"], "channels": "first"}
+    assert stages(Fixed(), input_shape=(3, 40, 40), **cut).num_classes == 5
+    with pytest.raises(FulaError, match=r"images of 32 pixels \(.*must match.*sizes that fit: 40:"):
+        stages(Fixed(), input_shape=(3, 32, 32), **cut)
+
+
+def test_no_classes_are_the_librarys_own():
+    asked = {"num_classes": 0, "input_shape": (3, 32, 32)}
+    assert build("torchvision:squeezenet1_1", **asked).num_classes == 1000
+    with pytest.raises(FulaError, match="num_classes of at least 2, not 0"):
+        build("resnet18", **asked)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from fula_fast.models import build, describe, describe_staged, sites_table
+from fula_fast.models import build, describe, describe_staged, sites_table, stages
 
 CASES = [
     ("resnet18", (3, 32, 32), {"width": 16}),
@@ -83,3 +83,22 @@ def test_table_shows_every_site():
     text = console.export_text()
     assert "resnet18, input 3×32×32, post_relu" in text
     assert "layer4.1" in text and "11,173,962" in text and "1,110.85" in text
+
+
+class Pooled(torch.nn.Module):
+    """A weight goes through a module of its own, as the query of attention pooling does."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+        self.latent = torch.nn.Parameter(torch.ones(1, 4))
+        self.query = torch.nn.Linear(4, 4)
+        self.head = torch.nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.block(x).mean((2, 3)) * self.query(self.latent.expand(len(x), -1)))
+
+
+def test_a_weight_may_be_a_modules_input():
+    found = describe_staged(stages(Pooled(), ["block"], input_shape=(3, 8, 8)))
+    assert found.head.flops == 2 * 4 * 4 + 2 * 4 * 5

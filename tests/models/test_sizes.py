@@ -169,3 +169,25 @@ TURNS = {
 def test_control_flow_of_pixels_or_over_a_batch_is_refused(finish):
     with pytest.raises(FulaError, match="cannot be traced.*control flow"):
         stages(Sized(finish), ["a"], input_shape=(3, 8, 8))
+
+
+class Typed(nn.Module):
+    """Casts images of another type, as transformers' models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        if x.dtype != self.a.weight.dtype:
+            x = x.to(self.a.weight.dtype)
+        return self.head(self.a(x).mean((2, 3)))
+
+
+def test_a_condition_on_the_images_type_is_that_of_the_weights():
+    net = Typed().eval()
+    staged = stages(net, ["a"], input_shape=(3, 8, 8))
+    x = _x(2, 3, 8, 8)
+    assert torch.equal(staged(x), net(x))
+    assert torch.equal(staged.double()(x.double()), net.double()(x.double()))

@@ -125,6 +125,8 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("donors.a.options.input_shape=[3,8,8]", ["input_shape = [3, 8, 8]", "size and channels"]),
         ("donors.a.options.hook=pre_relu", ["hook = 'pre_relu'", "[protocol]"]),
         ("donors.a.options.name=x", ["name = 'x'", "model decides"]),
+        ("donors.a.options.pretrained=true", ["pretrained stands beside model"]),
+        ("donors.a.pretrained=true", ["'resnet18' has no pretrained weights", "open_clip:NAME"]),
         ("grid.sites=[[1.5, 2]]", ["grid", "sites", "1.5 is no site", "fula-fast sites"]),
         ("grid.sites=[true]", ["True is no site"]),
         ("grid.seeds=[true]", ["[grid] seeds: [True] is no value of it"]),

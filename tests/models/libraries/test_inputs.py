@@ -1,11 +1,13 @@
 """Inputs of pretrained models, as the libraries' own transforms make them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from fula_fast.errors import FulaError
-from fula_fast.models.library_inputs import library_input
+from fula_fast.models.libraries import LIBRARIES, library_input
 from fula_fast.pipelines import Frame
 from fula_fast.pipelines.draws.frame import framed
 from fula_fast.study.spec import load_spec
@@ -21,7 +23,7 @@ def square(side: int) -> tuple[Image.Image, torch.Tensor]:
 
 
 def prepared(known: dict, x: torch.Tensor) -> torch.Tensor:
-    frame = Frame(known["size"], known["resize"], known["interpolation"])
+    frame = Frame(known["size"], known.get("resize"), known["interpolation"])
     mean, std = (torch.tensor(known[n])[:, None, None] for n in ("mean", "std"))
     return (framed(x, frame) - mean) / std
 
@@ -41,14 +43,24 @@ def test_timms(kind):
     assert close(prepared(known, x), wanted)
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "efficientnet_b0"])
-def test_torchvisions(kind):
+@pytest.mark.parametrize("options", [{"weights": "DEFAULT"}, {"pretrained": True}])
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50", "efficientnet_b0"])
+def test_torchvisions(kind, options):
     from torchvision.models import get_model_weights
 
     picture, x = square(300)
     wanted = get_model_weights(kind).DEFAULT.transforms()(picture)
-    known = library_input(f"torchvision:{kind}", {"weights": "DEFAULT"})
+    known = library_input(f"torchvision:{kind}", options)
     assert close(prepared(known, x), wanted)
+
+
+def test_which_weights_decide_the_input():
+    first, second = (
+        library_input("torchvision:resnet50", {"pretrained": f"IMAGENET1K_V{n}"}) for n in (1, 2)
+    )
+    assert (first["resize"], second["resize"]) == (256, 232)
+    with pytest.raises(FulaError, match="does not know the input of 'torchvision:resnet50'"):
+        library_input("torchvision:resnet50", {"pretrained": "IMAGENET1K_V9"})
 
 
 def test_what_is_not_pretrained_has_none():
@@ -56,7 +68,7 @@ def test_what_is_not_pretrained_has_none():
 
 
 def loaded(given: dict):
-    donor = {"model": "timm:vit_tiny_patch16_224", "options": {"pretrained": True}}
+    donor = {"model": "timm:vit_tiny_patch16_224", "pretrained": True}
     grid = {"front": "a", "end": "a", "methods": "dm"}
     spec = load_spec({"donors": {"a": donor | {"input": given}}, "grid": grid})
     return spec.donors["a"].input
@@ -72,8 +84,7 @@ def test_a_spec_says_what_the_library_does_not():
 
 
 def test_other_interpolations_are_refused(monkeypatch):
-    from fula_fast.models import library_inputs
-
-    monkeypatch.setattr(library_inputs, "_timm", lambda kind: {"interpolation": "lanczos"})
+    lanczos = replace(LIBRARIES["timm"], given=lambda request: {"interpolation": "lanczos"})
+    monkeypatch.setitem(LIBRARIES, "timm", lanczos)
     with pytest.raises(FulaError, match="resized by 'lanczos'"):
         library_input("timm:resnet18", {"pretrained": True})
