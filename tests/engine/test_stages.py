@@ -276,10 +276,10 @@ class Kept:
 
     saved = None
 
-    def save_checkpoint(self, name, tensors, meta):
+    def save(self, name, tensors, meta):
         self.saved = copy.deepcopy((dict(tensors), dict(meta)))
 
-    def load_checkpoint(self, name):
+    def load(self, name):
         return copy.deepcopy(self.saved)
 
 

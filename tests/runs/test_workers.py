@@ -254,7 +254,7 @@ def test_what_failed_after_the_start_is_settled_and_what_failed_before_is_not(st
 def test_status_tells_all_kinds_of_cells_apart(store, capsys):
     """Failed is not interrupted, and a dead worker runs nothing."""
     assert status_of(store).state == "stopped" and status_of(store).waiting == 3
-    store.save_checkpoint("w", {"x": torch.zeros(1)}, {"epoch": 3})
+    store.checkpoints.save("w", {"x": torch.zeros(1)}, {"epoch": 3})
     assert status_of(store).interrupted == 2
     store.add_launch({})
     store.write("v", [{"cell": "c2", "status": "failed", "error": "boom"}])
