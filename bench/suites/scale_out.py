@@ -188,27 +188,34 @@ def _full_grid(seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> Path:
-    """Do the parts, and write `scale-out-cpu.json` under `out` after each."""
-    command = f"python -m fula_fast.bench.suites.scale_out --only {','.join(parts)}"
-    report = {"bench": "scale-out", **environment("cpu", command)}
-    path = out / "scale-out-cpu.json"
+def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> list[Path]:
+    """Do the parts; a file under `out` for what was measured, and one for what is simulated (with
+    the overheads that it was simulated with), after each part."""
+    paths = []
     if "measured" in parts:
-        report["measured"] = measured(options.epochs, options.seeds, options.rounds)
-        write(path, report)
-    if not {"overhead", "simulated"} & set(parts):
-        return write(path, report)
-    report["overhead"] = rows = overhead()  # which a simulation is made with
-    write(path, report)
+        sizes = {name: getattr(options, name) for name in ("epochs", "seeds", "rounds")}
+        given = " ".join(f"--{name} {value}" for name, value in sizes.items())
+        found = {"measured": measured(**sizes)}
+        paths.append(_write(out, "measured", f"--only measured {given}", found))
+    if {"overhead", "simulated"} & set(parts):
+        rows, rate = overhead(), options.flops_per_s
+        paths.append(_write(out, "overhead", "--only overhead", {"overhead": rows}))
     if "simulated" in parts:
         names = "seconds_a_wave", "seconds_of_a_start"
         beside = {name: row[name]["p50"] for row in rows for name in names if name in row}
-        report["simulated"] = {
+        found = {
             "note": "a simulation: the planner's waves dealt out by list scheduling",
-            "flops_per_s": options.flops_per_s, **beside,
-            "rows": simulated(options.flops_per_s, *beside.values()),
+            "flops_per_s": rate, **beside, "rows": simulated(rate, *beside.values()),
         }  # fmt: skip
-    return write(path, report)
+        how = f"--only simulated --flops-per-s {rate:g}"
+        paths.append(_write(out, "simulated", how, {"overhead": rows, "simulated": found}))
+    return paths
+
+
+def _write(out: Path, part: str, how: str, found: Row) -> Path:
+    command = f"python -m fula_fast.bench.suites.scale_out {how}"
+    report = {"bench": "scale-out", **environment("cpu", command), **found}
+    return write(out / f"scale-out-{part}-cpu.json", report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -221,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--flops-per-s", type=float, default=H100_FLOPS, help="of a simulated GPU")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
-    print(run(options.only.split(","), options.out, options))
+    print(*run(options.only.split(","), options.out, options), sep="\n")
 
 
 if __name__ == "__main__":

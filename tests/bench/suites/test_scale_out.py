@@ -31,6 +31,18 @@ def test_the_suite_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scale_out, "overhead", lambda: [{"waves": 1, "seconds_a_wave": {"p50": 1}}])
     arguments = ["--only", "measured,overhead", "--epochs", "1", "--seeds", "1", "--rounds", "1"]
     scale_out.main([*arguments, "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "scale-out-cpu.json").read_text())
+    found = json.loads((tmp_path / "scale-out-measured-cpu.json").read_text())
+    assert found["command"].endswith("--only measured --epochs 1 --seeds 1 --rounds 1")
     assert [row.get("workers") for row in found["measured"]] == [1, 2, None]
     assert 0 < found["measured"][2]["value"]["p50"] <= 1.5
+
+
+def test_a_simulation_says_what_it_was_made_with(tmp_path, monkeypatch):
+    rows = [{"waves": 1, "seconds_a_wave": {"p50": 0.5}}, {"seconds_of_a_start": {"p50": 9.0}}]
+    monkeypatch.setattr(scale_out, "overhead", lambda: rows)
+    monkeypatch.setattr(scale_out, "SEEDS", (1,))
+    monkeypatch.setattr(scale_out, "WORKERS", (1,))
+    scale_out.main(["--only", "simulated", "--flops-per-s", "1e14", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "scale-out-simulated-cpu.json").read_text())["simulated"]
+    assert (found["seconds_a_wave"], found["seconds_of_a_start"]) == (0.5, 9.0)
+    assert found["rows"][0]["cells"] == 324 and "simulation" in found["note"]
