@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +192,16 @@ def _full_grid(seeds: int) -> dict[str, Any]:
 def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> list[Path]:
     """Do the parts; a file under `out` for what was measured, and one for what is simulated (with
     the overheads that it was simulated with), after each part."""
+    write_part = partial(_write, out, environment("cpu", ""))  # with the load before the work
     paths = []
     if "measured" in parts:
         sizes = {name: getattr(options, name) for name in ("epochs", "seeds", "rounds")}
         given = " ".join(f"--{name} {value}" for name, value in sizes.items())
-        found = {"measured": measured(**sizes)}
-        paths.append(_write(out, "measured", f"--only measured {given}", found))
-    if {"overhead", "simulated"} & set(parts):
-        rows, rate = overhead(), options.flops_per_s
-        paths.append(_write(out, "overhead", "--only overhead", {"overhead": rows}))
+        paths.append(write_part(f"--only measured {given}", measured=measured(**sizes)))
+    if "overhead" in parts:
+        paths.append(write_part("--only overhead", overhead=overhead()))
     if "simulated" in parts:
+        rows, rate = overhead(), options.flops_per_s
         names = "seconds_a_wave", "seconds_of_a_start"
         beside = {name: row[name]["p50"] for row in rows for name in names if name in row}
         found = {
@@ -208,20 +209,20 @@ def run(parts: Sequence[str], out: Path, options: argparse.Namespace) -> list[Pa
             "flops_per_s": rate, **beside, "rows": simulated(rate, *beside.values()),
         }  # fmt: skip
         how = f"--only simulated --flops-per-s {rate:g}"
-        paths.append(_write(out, "simulated", how, {"overhead": rows, "simulated": found}))
+        paths.append(write_part(how, simulated=found, overhead=rows))
     return paths
 
 
-def _write(out: Path, part: str, how: str, found: Row) -> Path:
-    command = f"python -m fula_fast.bench.suites.scale_out {how}"
-    report = {"bench": "scale-out", **environment("cpu", command), **found}
-    return write(out / f"scale-out-{part}-cpu.json", report)
+def _write(out: Path, place: Row, how: str, **found: Any) -> Path:
+    command = {"command": f"python -m fula_fast.bench.suites.scale_out {how}"}
+    report = {"bench": "scale-out", **place, **command, **found}
+    return write(out / f"scale-out-{next(iter(found))}-cpu.json", report)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="several workers against one")
-    parser.add_argument("--only", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--only", default="measured,simulated", help="of " + ", ".join(PARTS))
     parser.add_argument("--epochs", type=int, default=30, help="of the measured grid")
     parser.add_argument("--seeds", type=int, default=2, help="of the measured grid, 36 cells each")
     parser.add_argument("--rounds", type=int, default=3, help="of the measured grid")
