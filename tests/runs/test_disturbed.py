@@ -2,9 +2,8 @@
 with the table of one that is not, bit for bit, and leaves no process behind.
 
 Run by hand: `pytest -m long tests/runs/test_disturbed.py`; twenty minutes on two free cores (on
-busy ones Slurm's jobs hardly get to work in their two minutes). The real
-Slurm needs Debian's `slurm-wlm` and root, the full disk root too; each is skipped where it cannot
-run.
+busy ones Slurm's jobs hardly get to work in their three minutes). The real Slurm needs Debian's `slurm-wlm` and root, the
+full disk root too; each is skipped where it cannot run.
 """
 
 from __future__ import annotations
@@ -274,10 +273,10 @@ def _said(*command: str) -> str:
 
 
 def test_slurm_jobs_that_are_preempted_and_run_out_of_time(donors, undisturbed, tmp_path, slurm):
-    """Twice another job takes the node; and each job has two minutes, of which the last ninety
+    """Twice another job takes the node; and each job has three minutes, of which the last ninety
     seconds are for its end."""
     pytest.importorskip("submitit")
-    jobs = {"hours": 2 / 60, "cpus": 1, "memory": "1GB"}
+    jobs = {"hours": 3 / 60, "cpus": 1, "memory": "1GB"}
     run = Run(tmp_path, donors, kind="slurm", slurm=jobs, **SMALL)
     assert "left to workers that go on by themselves" in run.to_its_end()
     pids: set[int] = set()
