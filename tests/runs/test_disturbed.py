@@ -1,9 +1,9 @@
 """A grid of 216 cells that is disturbed in the ways that laboratories know, on every engine, ends
 with the table of one that is not, bit for bit, and leaves no process behind.
 
-Run by hand: `pytest -m long tests/runs/test_disturbed.py`; twenty minutes on two free cores (on
-busy ones Slurm's jobs hardly get to work in their three minutes). The real Slurm needs Debian's `slurm-wlm` and root, the
-full disk root too; each is skipped where it cannot run.
+Run by hand: `pytest -m long tests/runs/test_disturbed.py`; twenty minutes on two free cores (on busy
+ones Slurm's jobs hardly get to work in their three minutes). The real Slurm needs Debian's
+`slurm-wlm` and root, the full disk root too; each is skipped where it cannot run.
 """
 
 from __future__ import annotations
