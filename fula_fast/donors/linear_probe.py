@@ -64,10 +64,13 @@ def probed(staged: Staged, images: ImageSet, **how: Any) -> None:
 
     Multinomial logistic regression with an L2 penalty on standardised features (scikit-learn's, C
     = 1), which is folded into the layer's weight and bias. A class without images gets what keeps
-    it from being answered.
+    it from being answered. Raises `FulaError` for a classifier without a bias.
     """
     from sklearn.linear_model import LogisticRegression
 
+    layer = classifier_of(staged).module
+    if layer.bias is None:
+        raise FulaError(f"the classifier of model '{staged.name}' has no bias, which a probe needs")
     x, labels = features(staged, images, **how).double().numpy(), np.asarray(images.labels)
     mean, spread = x.mean(0), x.std(0)
     spread[spread == 0] = 1
@@ -76,12 +79,10 @@ def probed(staged: Staged, images: ImageSet, **how: Any) -> None:
     if len(fit.classes_) == 2:  # of which one row is kept, the second's over the first
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercept = np.concatenate([-intercept, intercept]) / 2
-    layer = classifier_of(staged).module
     weight = np.zeros((layer.out_features, x.shape[1]))
     bias = np.full(layer.out_features, -1e4)
     weight[fit.classes_] = coefficients / spread
     bias[fit.classes_] = intercept - weight[fit.classes_] @ mean
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
-        if layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(bias))
+        layer.bias.copy_(torch.from_numpy(bias))

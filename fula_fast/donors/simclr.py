@@ -8,6 +8,7 @@ training labels on the features of unaugmented images (where there are labels).
 from __future__ import annotations
 
 import hashlib
+from itertools import count
 from typing import Any
 
 import torch
@@ -29,18 +30,22 @@ JITTER, JITTERED = (0.4, 0.4, 0.4, 0.1), 0.8
 GRAYED = 0.1
 
 
-def nt_xent(z: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, Eq. 1) of projections
-    (2B, D), rows i and B + i of two views of an image: the mean over all 2B rows."""
-    similar = _similarities(z, temperature)
-    partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-    return cross_entropy(similar, partner)
-
-
-def _similarities(z: Tensor, temperature: float) -> Tensor:
-    """(2B, 2B): cosines over the temperature, no row similar to itself."""
+def similarities(z: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Of projections (2B, D), rows i and B + i of two views of an image: (2B, 2B) cosines over the
+    temperature, no row similar to itself."""
     z = normalize(z.float(), dim=1)
     return (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+
+
+def nt_xent(similar: Tensor) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, Eq. 1) of `similarities`
+    (2B, 2B): the mean over all rows."""
+    return cross_entropy(similar, _partners(similar))
+
+
+def _partners(z: Tensor) -> Tensor:
+    """Of each row the number of the other view's, (2B,)."""
+    return torch.arange(len(z), device=z.device).roll(len(z) // 2)
 
 
 def views(shape: tuple[int, ...], *, flip: bool) -> nn.Module:
@@ -80,6 +85,7 @@ class SimclrRun(TrainingRun):
         given: Input, image_shape: tuple[int, ...], flip: bool, seed: int,
     ) -> None:  # fmt: skip
         self.views, self.seed = views(given.shape(image_shape), flip=flip), seed
+        self.numbers = count()  # of steps: the batch itself would have to come from the device
         self.normalised = Preparation(Input(None, given.normalisation))
         self.classifier = classifier_of(staged)
         linear = self.classifier.module
@@ -94,17 +100,16 @@ class SimclrRun(TrainingRun):
     def step(self, batch: Any, epoch: int, rate: float) -> tuple[Tensor, Tensor]:
         """One update; the batch's loss and half the number of views that know their partner."""
         with torch.random.fork_rng(devices=[]):  # kornia draws on the host
-            torch.manual_seed(_key(self.seed, epoch, batch.index.tolist()))
+            torch.manual_seed(_key(self.seed, next(self.numbers)))
             both = torch.cat([self.views(batch.images) for _ in range(2)])
         both = self.normalised(both).contiguous(memory_format=torch.channels_last)
         self.staged.train()
         with autocast(both.device, self.precision):
             z = self.staged(both)
-        loss = nt_xent(z)
+        similar = similarities(z)
+        loss = nt_xent(similar)
         self.update(loss, rate)
-        nearest = _similarities(z.detach(), 1.0).argmax(1)
-        partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-        return loss.detach(), (nearest == partner).sum() / 2
+        return loss.detach(), (similar.detach().argmax(1) == _partners(similar)).sum() / 2
 
     def finish(self, images: ImageSet, **common: Any) -> None:
         """Put the classifier back, as the linear probe of labelled `images`."""

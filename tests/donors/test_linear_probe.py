@@ -71,6 +71,13 @@ def test_a_class_without_images_is_not_answered():
         assert int(model(as_tensor(images)).argmax(1).max()) <= 2
 
 
+def test_a_classifier_without_a_bias_is_refused():
+    model = network(10)
+    classifier_of(model).module.bias = None
+    with pytest.raises(FulaError, match="has no bias"):
+        probed(model, digits(10))
+
+
 def test_a_network_without_a_classifier_is_refused():
     class Pool(torch.nn.Module):
         def __init__(self):

@@ -10,7 +10,7 @@ import torch
 
 from fula_fast.donors.donor import ensure_donor, fresh_model, recipe_of, train_donor
 from fula_fast.donors.linear_probe import classifier_of, features
-from fula_fast.donors.simclr import nt_xent, views
+from fula_fast.donors.simclr import nt_xent, similarities, views
 from fula_fast.donors.training import DonorTraining
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import ImageSet, Input, Normalisation, load_source
@@ -45,7 +45,9 @@ def test_the_loss_by_hand():
         partner = (i + 3) % 6
         others = sum(similar[i, k] for k in range(6) if k != i)
         terms.append(-np.log(similar[i, partner] / others))
-    assert float(nt_xent(torch.from_numpy(z))) == pytest.approx(np.mean(terms), rel=1e-6)
+    assert float(nt_xent(similarities(torch.from_numpy(z)))) == pytest.approx(
+        np.mean(terms), rel=1e-6
+    )
 
 
 def test_views_differ_between_images_and_draws_and_stay_pictures():

@@ -39,6 +39,13 @@ class Request:
     def side(self) -> int:
         return self.input_shape[1]
 
+    def check_colour(self) -> None:
+        """Raise `FulaError` unless images have three channels."""
+        if self.input_shape[0] != 3:
+            raise FulaError(
+                f"'{self.name}' takes 3 channels, not {self.input_shape[0]}; load with channels = 3"
+            )
+
     @property
     def classes(self) -> dict[str, int]:
         """The argument that torchvision and timm take for them."""
@@ -86,6 +93,18 @@ class Library:
                 f"model '{model}' needs {self.package}, which is not installed; "
                 f"run: pip install {self.install}"
             ) from error
+
+
+def given_input(size: int, resize: int | None, said: Mapping[str, Any]) -> dict[str, Any]:
+    """`Library.given`, where a configuration says `interpolation`, `mean` and `std`; `resize` None:
+    images are squeezed to `size` whole."""
+    return {
+        "size": size,
+        **({"crop": "none"} if resize is None else {"resize": resize}),
+        "interpolation": said["interpolation"],
+        "mean": tuple(said["mean"]),
+        "std": tuple(said["std"]),
+    }
 
 
 @contextmanager

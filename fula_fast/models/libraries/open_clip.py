@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import FulaError, nearest
 from ...files.paths import user_path
-from .library import Library, LibraryModel, Request, patient_once
+from .library import Library, LibraryModel, Request, given_input, patient_once
 from .one_tensor import one_tensor
 
 _SMALLEST_TEXT = {
@@ -30,11 +30,7 @@ def _network(request: Request) -> LibraryModel:
     if request.kind not in open_clip.list_models():
         known = open_clip.list_models()
         raise FulaError(f"open_clip has no model '{request.kind}'{nearest(request.kind, known)}")
-    if request.input_shape[0] != 3:
-        raise FulaError(
-            f"'{request.name}' takes 3 channels, not {request.input_shape[0]}; load with "
-            "channels = 3"
-        )
+    request.check_colour()
     tag = _tag(request)
     tower = _tower(request, tag)
     return LibraryModel(one_tensor(tower, _features), classifies=False, pretrained=tag or False)
@@ -133,14 +129,7 @@ def _given(request: Request) -> dict[str, Any]:
             "say what to take instead: input = { size = ..., resize = ..., mean = ..., std = ... }"
         )
     size = vision["image_size"]
-    squashed = said["resize_mode"] == "squash"
-    return {
-        "size": size,
-        **({"crop": "none"} if squashed else {"resize": size}),
-        "interpolation": said["interpolation"],
-        "mean": tuple(said["mean"]),
-        "std": tuple(said["std"]),
-    }
+    return given_input(size, None if said["resize_mode"] == "squash" else size, said)
 
 
 OPEN_CLIP = Library(

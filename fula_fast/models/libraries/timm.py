@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import FulaError, nearest
 from ...files.paths import user_path
-from .library import Library, LibraryModel, Request, patient_once
+from .library import Library, LibraryModel, Request, given_input, patient_once
 
 
 def _network(request: Request) -> LibraryModel:
@@ -63,15 +63,8 @@ def _given(request: Request) -> dict[str, Any]:
 
     known = _config(request)
     said = resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
-    size = said["input_size"][-1]
-    squashed = said.get("crop_mode") == "squash"
-    return {
-        "size": size,
-        **({"crop": "none"} if squashed else {"resize": floor(size / said["crop_pct"])}),
-        "interpolation": said["interpolation"],
-        "mean": tuple(said["mean"]),
-        "std": tuple(said["std"]),
-    }
+    size, squashed = said["input_size"][-1], said.get("crop_mode") == "squash"
+    return given_input(size, None if squashed else floor(size / said["crop_pct"]), said)
 
 
 TIMM = Library(

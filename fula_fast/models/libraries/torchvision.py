@@ -14,11 +14,7 @@ def _network(request: Request) -> LibraryModel:
     kind = request.kind
     if kind not in models.list_models(module=models):
         raise FulaError(f"torchvision has no model '{kind}'{nearest(kind, models.list_models())}")
-    if request.input_shape[0] != 3:
-        raise FulaError(
-            f"'{request.name}' takes 3 channels, not {request.input_shape[0]}; load with "
-            "channels = 3"
-        )
+    request.check_colour()
     named = {"weights": _weights(request)} if request.pretrained else {}
     full = {**request.classes, **_size(request), **named, **request.options}
     return LibraryModel(models.get_model(kind, **full))
