@@ -214,8 +214,8 @@ class Handed:
     The device is idle before and after: what it does for a batch counts, and nothing else does.
     """
 
-    def __init__(self, device: str) -> None:
-        self.batch_size, self.steps, self.device = BATCH, WAVE_STEPS, device
+    def __init__(self, device: str, batch: int = BATCH, steps: int = WAVE_STEPS) -> None:
+        self.batch_size, self.steps, self.device = batch, steps, device
         self.source: Stream | None = None
         self.waited: list[float] = []
 
@@ -265,7 +265,7 @@ def _measure_waiting(setting: workload.Setting, rounds: int) -> list[dict]:
     for turn in range(rounds + 1):
         for name, chosen in streams(device).items():
             handed.source = _stream(chosen[0], device, chosen[1])
-            found = _waiting(stepper.epoch(turn), handed)
+            found = waiting_of(stepper.epoch(turn), handed)
             if turn:  # the first one warms up
                 taken[name].append(found)
     size = {"lanes": setting.lanes, "width": setting.width, "mode": wave.mode,
@@ -273,7 +273,7 @@ def _measure_waiting(setting: workload.Setting, rounds: int) -> list[dict]:
     return [_waiting_row(name, found) | {"wave": size} for name, found in taken.items()]
 
 
-def _waiting(steps: Iterator[int], handed: Handed) -> tuple[float, float, float]:
+def waiting_of(steps: Iterator[int], handed: Handed) -> tuple[float, float, float]:
     """Share of the steps after the first, seconds of one, and of the first batch."""
     marks = [_now(handed.device) for _ in steps]  # at the end of every step
     seconds = marks[-1] - marks[0]

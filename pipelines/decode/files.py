@@ -56,9 +56,10 @@ class FileSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 of names, sizes and decoding; the files' bytes are not read."""
+        """SHA-256 of names, labels, sizes and decoding; the files' bytes are not read."""
         setting = (self.classes, self.size, self.channels, self.decoder.name)
         digest = hashlib.sha256(repr(setting).encode())
+        digest.update(np.ascontiguousarray(self.labels).data)
         for i in range(len(self)):
             name = self.index.tree.name(self.index.samples[i])
             digest.update(f"{name!r} {self.index.size(i)}\n".encode())

@@ -181,18 +181,25 @@ def _archive(path: Path) -> FileTree:
     )
 
 
-class _Bounded:
-    """What tarfile reads: up to `allowed` bytes, and not for ever at its end, where tarfile goes on
-    skipping whatever size a header claims."""
+class Bounded:
+    """What tarfile reads: headers up to 16 MiB beside the content that is allowed, and not for ever
+    at its end, where tarfile goes on skipping whatever size a header claims."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._ends, self.allowed = file, 0, _MOST_HEADER
+        self._file, self._ends = file, 0
+        self.seek, self.tell = file.seek, file.tell
+        self.allow(0)
+
+    def allow(self, content: int) -> None:
+        """Reading the `content` bytes of a member, and the next header."""
+        self._allowed = content + _MOST_HEADER
 
     def read(self, size: int) -> bytes:
+        """Raises `ValueError` beyond what is allowed, `EOFError` at the file's end for long."""
         block = self._file.read(size)
-        self.allowed -= len(block)
+        self._allowed -= len(block)
         self._ends += not block
-        if self.allowed < 0:
+        if self._allowed < 0:
             raise ValueError("a name or header in it is huge")
         if self._ends > _MOST_ENDS:
             raise EOFError("it ends within a file")
@@ -220,11 +227,11 @@ def _pack(archive: Path, folder: Path) -> None:
         with (
             archive.open("rb") as raw,
             _unpacked(raw) as plain,
-            tarfile.open(fileobj=cast(IO[bytes], stream := _Bounded(plain)), mode="r|") as tar,
+            tarfile.open(fileobj=cast(IO[bytes], stream := Bounded(plain)), mode="r|") as tar,
             (folder / "content.bin").open("wb") as out,
         ):
             for member in tar:
-                stream.allowed = max(member.size, 0) + _MOST_HEADER
+                stream.allow(max(member.size, 0))
                 name = os.path.normpath(member.name)
                 folders.update(_parents(name) if not member.isdir() else [*_parents(name), name])
                 if name.rsplit("/", 1)[-1].startswith(".") or member.isdir():

@@ -37,6 +37,11 @@ def _data_itself(folder: Path) -> Path | None:
     return folder if _holds_splits(folder) else None
 
 
+def _shards(folder: Path) -> Path | None:
+    """The data folder, where it holds training shards."""
+    return folder if any(folder.glob("*train*.tar")) or any(folder.glob("train/*.tar")) else None
+
+
 def _mnist(folder: Path) -> Path | None:
     return folder if folder.is_file() else _first_of("mnist.npz", "MNIST/raw")(folder)
 
@@ -72,6 +77,11 @@ register(NamedSource(
 register(NamedSource(
     "imagefolder", f"{_PUBLISHED}:imagefolder",
     "option path, or the data folder itself: train/ and test/ or val/", _data_itself,
+    at_path=True,
+))  # fmt: skip
+register(NamedSource(
+    "webdataset", f"{_PUBLISHED}:webdataset",
+    "option path, or the data folder itself: *train*.tar and *test*.tar or *val*.tar", _shards,
     at_path=True,
 ))  # fmt: skip
 register(NamedSource(

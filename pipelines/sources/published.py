@@ -12,8 +12,9 @@ import numpy as np
 from ...errors import FulaError
 from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
-from ..decode.folders import index_splits, splits_of
+from ..decode.folders import TEST_SPLITS, FolderIndex, index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
+from ..decode.shards import index_shards
 from ..decode.trees import FileTree, is_archive, open_tree
 from .arrays import load_npz
 from .given import every_fifth
@@ -138,6 +139,46 @@ def imagefolder(
     return from_folders("imagefolder", tree, size, channels, classes, cached, **settings)
 
 
+def webdataset(
+    folder: Path,
+    size: int | None,
+    channels: int,
+    download: bool,
+    *,
+    path: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    classes: Sequence[str] | None = None,
+    on_error: str = "raise",
+    decoder: str = "auto",
+    cached: bool = False,
+) -> Source:
+    """WebDataset shards: tar files of images with labels in `.cls`, or without any.
+
+    `path` names their folder (default: the data folder); `train` and `test` are patterns of their
+    names (default: `*train*.tar` or `train/*.tar`; `*test*.tar`, `*val*.tar`, `test/*.tar` or
+    `val/*.tar`). `classes` names the labels, by default their numbers. Images are read where they
+    lie, whenever they are needed; `cached = true` decodes them once. `decoder`, `on_error`: as of
+    `imagefolder`.
+    """
+    root = user_path(path) if path else folder
+    if not root.is_dir():
+        raise FulaError(f"'{root}' is no folder; give the one that holds the shards (*.tar)")
+    patterns = (
+        [train] if train else shard_names("train"),
+        [test] if test else shard_names(*TEST_SPLITS),
+    )
+    indices = index_shards(root, *patterns, classes)
+    return _of_indices(
+        "webdataset", indices, size, channels, cached, on_error=on_error, decoder=decoder
+    )
+
+
+def shard_names(*splits: str) -> list[str]:
+    """Patterns of the shards of a split that is called by any of these names."""
+    return [f"*{split}*.tar" for split in splits] + [f"{split}/*.tar" for split in splits]
+
+
 def from_folders(
     name: str,
     tree: FileTree,
@@ -148,9 +189,19 @@ def from_folders(
     **settings: str,
 ) -> Source:
     """A source of the class folders in `tree`, decoded into the cache or left as files."""
+    return _of_indices(name, index_splits(tree, classes), size, channels, cached, **settings)
+
+
+def _of_indices(
+    name: str,
+    splits: Sequence[FolderIndex],
+    size: int | None,
+    channels: int,
+    cached: bool,
+    **settings: str,
+) -> Source:
     load = decoded if cached else file_set
-    train, test = index_splits(tree, classes)
-    return Source(name, *(load(index, size, channels, **settings) for index in (train, test)))
+    return Source(name, *(load(index, size, channels, **settings) for index in splits))
 
 
 def class_folders(

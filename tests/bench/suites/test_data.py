@@ -5,7 +5,7 @@ import time
 import pytest
 
 pytest.importorskip("torchvision")
-from fula_fast.bench.suites.data import Handed, _waiting, _waiting_row, measure, summary
+from fula_fast.bench.suites.data import Handed, _waiting_row, measure, summary, waiting_of
 
 
 class Slow:
@@ -26,7 +26,7 @@ def steps(handed):
 def test_waiting_is_the_time_in_the_stream():
     handed = Handed("cpu")
     handed.source = Slow()
-    share, step, first = _waiting(steps(handed), handed)
+    share, step, first = waiting_of(steps(handed), handed)
     assert len(handed.waited) == handed.steps
     assert share == pytest.approx(0.25, abs=0.1) and step == pytest.approx(0.08, rel=0.3)
     assert first == pytest.approx(0.06, rel=0.5)
