@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -10,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[3]
 PARTS = ("kernels", "pipelines", "bench")
@@ -42,11 +44,34 @@ def test_this_install(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run's installs compile: what one of them has compiled, the others take."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "installs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from the checkout with this environment's build tools."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    compiled(sys.executable, built, "wheel", "-w", folder, ROOT)
     return next(folder.glob("*.whl"))
+
+
+def compiled(python: object, built: Path, command: str, *arguments: object) -> None:
+    """A pip command that compiles in `built`, one at a time."""
+    with FileLock(built.with_suffix(".lock")):
+        pip(
+            python,
+            command,
+            "--no-deps",
+            "--no-build-isolation",
+            "-C",
+            f"build-dir={built}",
+            *arguments,
+        )
 
 
 def pip(python: object, *arguments: object) -> None:
@@ -72,8 +97,8 @@ def test_wheel_in_a_new_environment(wheel: Path, empty: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_editable_in_a_new_environment(empty: Path, tmp_path: Path) -> None:
-    pip(empty, "install", "--no-deps", "--no-build-isolation", "-e", ROOT)
+def test_editable_in_a_new_environment(built: Path, empty: Path, tmp_path: Path) -> None:
+    compiled(empty, built, "install", "-e", ROOT)
     assert run(empty, "-c", PROBE, cwd=tmp_path).endswith("ok\n")
     found = run(empty, "-c", "import fula_fast.kernels as k; print(k.__file__)", cwd=tmp_path)
     assert Path(found.strip()).parent == ROOT / "kernels"
