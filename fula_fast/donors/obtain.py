@@ -13,7 +13,7 @@ from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
 from ..models.labels import no_labels_for
-from ..pipelines import ImageSet, Input, Normalisation, Source, load_source
+from ..pipelines import FileSet, ImageSet, Input, Normalisation, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
 from .donor import Donor, donor_at_hand, donor_from_checkpoint, donor_path, ensure_donor, recipe_of
@@ -35,12 +35,12 @@ def open_source(data: DataSpec) -> Source:
     return replace(source, **{s: _evenly(source, s, n) for s, n in limits.items() if n is not None})
 
 
-def _evenly(source: Source, split: str, count: int) -> ImageSet:
+def _evenly(source: Source, split: str, count: int) -> ImageSet | FileSet:
     images = getattr(source, split)
-    if not isinstance(images, ImageSet):
+    if not isinstance(images, ImageSet | FileSet):
         raise FulaError(
-            f"[data] {split}_images = {count}: '{source.name}' is not decoded in memory, so no "
-            "images can be left out; leave the limit out, or give the source fewer images"
+            f"[data] {split}_images = {count}: '{source.name}' is made up, image by image, so none "
+            "can be left out; leave the limit out, or give the source fewer images"
         )
     return images.evenly(count)
 

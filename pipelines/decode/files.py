@@ -15,7 +15,7 @@ from ...errors import FulaError, nearest, printable
 from .cache import build_once, load_array, save_arrays
 from .decoder import Decoder, decode_file
 from .folders import FolderIndex
-from .images import ImageSet, check_size, check_subset
+from .images import ImageSet, check_size, check_subset, evenly
 from .open_decoder import open_decoder
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ class FileSet:
         """The samples of the first `count` classes by label; the class list stays whole."""
         check_subset(count, self.num_classes)
         return replace(self, index=self.index.only(self.labels < count))
+
+    def evenly(self, count: int) -> FileSet:
+        """At most `count` images, as many of each class as goes: the first ones of every class."""
+        kept = np.zeros(len(self), dtype=bool)
+        kept[evenly(self.labels, count)] = True
+        return replace(self, index=self.index.only(kept))
 
 
 def decoded(

@@ -94,11 +94,7 @@ class ImageSet:
         """At most `count` images, as many of each class as goes: the first ones of every class."""
         if count >= len(self):
             return self
-        by_class = np.argsort(self.labels, kind="stable")
-        sizes = np.bincount(self.labels, minlength=self.num_classes)
-        place = np.empty(len(self), dtype=np.int64)  # of each image within its class
-        place[by_class] = np.arange(len(self)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return self._chosen(np.sort(np.argsort(place, kind="stable")[:count]))
+        return self._chosen(evenly(self.labels, count))
 
     def _chosen(self, kept: np.ndarray) -> ImageSet:
         return ImageSet(self.images[kept], self.labels[kept], self.classes, self.skipped)
@@ -147,6 +143,16 @@ class Source:
         """SHA-256 over both sets' content."""
         both = self.train.content_hash + self.test.content_hash
         return hashlib.sha256(both.encode()).hexdigest()
+
+
+def evenly(labels: np.ndarray, count: int) -> np.ndarray:
+    """Which `count` of the samples with these labels (N,) are as many of each class as goes, the
+    first ones of every class: sorted places (count,)."""
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    place = np.empty(len(labels), dtype=np.int64)  # of each image within its class
+    place[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(np.argsort(place, kind="stable")[:count])
 
 
 def check_subset(count: int, num_classes: int) -> None:

@@ -37,5 +37,5 @@ def test_a_data_table_limits_both_splits():
 
 def test_made_up_samples_have_no_image_to_leave_out():
     table = DataSpec(source="clustered-noise", options={"shape": [2, 1, 1]}, train_images=5)
-    with pytest.raises(FulaError, match="train_images = 5: 'clustered-noise' is not decoded"):
+    with pytest.raises(FulaError, match="train_images = 5: 'clustered-noise' is made up"):
         open_source(table)

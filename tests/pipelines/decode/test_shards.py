@@ -99,6 +99,17 @@ def test_streams_give_the_batches_of_images_in_memory(folder, backend):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 4, 7, 20, 99])
+def test_fewer_images_are_those_of_images_in_memory(folder, count):
+    lazy, whole = (
+        load(folder, decoder="pillow", cached=c).train.evenly(count) for c in (False, True)
+    )
+    everything = np.arange(len(whole))
+    assert len(lazy) == len(whole) == min(count, 21)
+    assert np.array_equal(lazy.labels, whole.labels)
+    assert np.array_equal(lazy.gather(everything), whole.gather(everything))
+
+
 def test_names_of_classes_are_their_numbers(folder):
     assert load(folder).classes == ("0", "1", "2")
 
