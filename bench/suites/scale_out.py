@@ -8,10 +8,11 @@ work, and a simulation of many.
 share nothing, each with one thread, each three times. Efficiency is the time of one over twice that
 of two, start of workers included; what two cores lose to each other (memory, clock) is in it, and
 is not in the second figure, the time of the pair that shares nothing over twice that of two.
-Target: 0.95 on two cores. `overhead`: what the folder costs a wave of a run of so many waves (taking it, storing one
-row), and the time from the start of a worker to its first wave; both are of the worker, whichever
-engine starts it. `simulated`: the planner's own waves, dealt out by list scheduling at the rate of
-one GPU (`--flops-per-s`), with the overheads measured: no cluster was there.
+Target: 0.95 on two cores. `overhead`: what the folder costs a wave of a run of so many waves
+(taking it, storing one row), and the time from the start of a worker to its first wave; both are of
+the worker, whichever engine starts it. `simulated`: the planner's own waves, dealt out by list
+scheduling at the rate of one GPU (`--flops-per-s`), with the overheads measured: no cluster was
+there.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ def _sweep(spec: Path, runs: Sequence[Path], workers: int) -> float:
         )  # fmt: skip
         for run in runs
     ]
-    if any([process.wait() for process in started]):
+    ends = [process.wait() for process in started]
+    if any(ends):
         raise RuntimeError(f"a sweep of {[run.name for run in runs]} failed")
     return time.perf_counter() - began
 
