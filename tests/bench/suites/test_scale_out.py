@@ -33,8 +33,15 @@ def test_the_suite_writes_what_it_measured(tmp_path, monkeypatch):
     scale_out.main([*arguments, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "scale-out-measured-cpu.json").read_text())
     assert found["command"].endswith("--only measured --epochs 1 --seeds 1 --rounds 1")
-    assert [row.get("workers") for row in found["measured"]] == [1, 2, None]
-    assert 0 < found["measured"][2]["value"]["p50"] <= 1.5
+    assert [row.get("workers") for row in found["measured"]] == [1, 2, None, None]
+    assert all(0 < row["value"]["p50"] <= 1.5 for row in found["measured"][2:])
+
+
+def test_efficiencies_by_hand():
+    rows = scale_out._rows({"one": [100.0], "two": [55.0], "apart": [104.5]}, 72)
+    assert [row["seconds"]["p50"] for row in rows[:2]] == [100.0, 55.0]
+    assert rows[0]["cells_per_hour"]["p50"] == pytest.approx(2592)
+    assert [row["value"]["p50"] for row in rows[2:]] == pytest.approx([100 / 110, 0.95])
 
 
 def test_a_simulation_says_what_it_was_made_with(tmp_path, monkeypatch):
