@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -20,8 +21,13 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic takes True for 1."""
-        asked = cls.model_fields[info.field_name or ""].annotation
-        return value if _takes_truth(asked) else no_truth(value)
+        return value if _is_switch(cls, info.field_name or "") else no_truth(value)
+
+
+@cache
+def _is_switch(model: type[BaseModel], field: str) -> bool:
+    """Whether a boolean is a value of the field; asked for every value of a large grid."""
+    return _takes_truth(model.model_fields[field].annotation)
 
 
 def no_truth(value: Any) -> Any:

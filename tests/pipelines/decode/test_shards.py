@@ -171,7 +171,7 @@ REFUSED = {
     "a label is a whole number": [("0.jpg", jpeg(0)), ("0.cls", b"1" * 4000)],
     "has label 99999999, but": [("0.jpg", jpeg(0)), ("0.cls", b"99999999")],
     "has two images": [("0.jpg", jpeg(0)), ("0.png", b"x"), ("0.cls", b"0")],
-    "1 of 2 samples have no label": [("0.jpg", jpeg(0)), ("0.cls", b"0"), ("1.jpg", jpeg(1))],
+    "1 of 14 samples have no label": [("0.jpg", jpeg(0)), ("0.cls", b"0"), ("1.jpg", jpeg(1))],
     "holds no image": [("0.txt", b"x")],
 }
 
