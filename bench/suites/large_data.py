@@ -143,15 +143,15 @@ def measure_shards(samples: int, shards: int, rounds: int) -> Row:
             os.environ["FULA_CACHE"] = str(cache)
             for taken in (first, again):
                 began = time.perf_counter()
-                found = load_source("webdataset", path=folder, size=SETTING.image).train
+                found = load_source("webdataset", path=folder, size=SETTING.image)
                 taken.append(time.perf_counter() - began)
             kept = sum(f.stat().st_size for f in (cache / "shards-1").rglob("*.npy"))
     return {
-        "images": len(found),
-        "shards": shards,
+        "images": (images := len(found.train) + len(found.test)),
+        "shards": shards + 1,
         "first_seconds": quantiles(first),
         "again_seconds": quantiles(again),
-        "index_bytes_per_image": kept / len(found),
+        "index_bytes_per_image": kept / images,
     }
 
 
