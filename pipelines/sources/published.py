@@ -14,8 +14,8 @@ from ...files.paths import user_path
 from ..decode.files import decoded, file_set, refuse_reading
 from ..decode.folders import TEST_SPLITS, FolderIndex, index_splits, splits_of
 from ..decode.images import ImageSet, Source, resized, with_channels
-from ..decode.shards import index_shards
 from ..decode.trees import FileTree, is_archive, open_tree
+from ..decode.webdataset import index_shards
 from .arrays import load_npz
 from .given import every_fifth
 from .places import place_of
@@ -159,7 +159,7 @@ def webdataset(
     names (default: `*train*.tar` or `train/*.tar`; `*test*.tar`, `*val*.tar`, `test/*.tar` or
     `val/*.tar`). `classes` names the labels, by default their numbers. Images are read where they
     lie, whenever they are needed; `cached = true` decodes them once. `decoder`, `on_error`: as of
-    `imagefolder`.
+    `imagefolder`. Raises `FulaError` for a folder without shards, and as `index_shards`.
     """
     root = user_path(path) if path else folder
     if not root.is_dir():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import Augmentation, load_source, open_stream
-from fula_fast.pipelines.decode import shards
+from fula_fast.pipelines.decode import webdataset
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -125,7 +125,7 @@ def test_headers_are_read_once(folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     first = load(folder)
     assert [r for r in caplog.records if "headers of 2 shards" in r.getMessage()]
-    monkeypatch.setattr(shards, "_samples", None)
+    monkeypatch.setattr(webdataset, "_samples", None)
     assert np.array_equal(load(folder).train.labels, first.train.labels)
 
 
