@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy, normalize
 from ..device.precision import autocast
 from ..errors import FulaError
 from ..models import Staged
+from ..models.headed import classifier_of
 from ..models.preparation import Preparation
 from ..pipelines import ImageSet, Input
-from .linear_probe import classifier_of, probed
+from .linear_probe import probed
 from .training_run import TrainingRecipe, TrainingRun
 
 TEMPERATURE = 0.5
@@ -114,7 +115,7 @@ class SimclrRun(TrainingRun):
     def finish(self, images: ImageSet, **common: Any) -> None:
         """Put the classifier back, as the linear probe of labelled `images`."""
         self.classifier.put(self.classifier.module)
-        if images.labelled:
+        if images.classes:
             probed(self.staged, images, precision=self.precision, **common)
 
 

@@ -8,6 +8,7 @@ the augmentations and the loss of its module.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -138,8 +139,9 @@ def train_donor(
     not finite (with its epoch and step).
     """
     plan, given = training.resolved, training.given
-    check_fit(staged, source, given.shape(source.image_shape))
-    staged.classes = source.classes
+    answers = staged.classifies or plan.epochs > 0
+    check_fit(staged, source, given.shape(source.image_shape), answers=answers)
+    staged.classes = source.classes if answers else None
     _check_attack(training.alpha, attack, given)
     place = torch.device(device)
     data = permuted(source.train, training.seed) if training.permute_labels else source.train
@@ -155,9 +157,8 @@ def train_donor(
                     progress(last)
         run.finish(data, device=place, **_seen(training))
         seconds = time.perf_counter() - started
-    test = evaluate(staged, source.test, precision=precision, device=place, **_seen(training))
+    tested = score(staged, source, precision=precision, device=place, **_seen(training))
     staged.to("cpu", memory_format=torch.contiguous_format).eval()
-    tested = (test.accuracy, test.loss) if source.labelled else (None, None)
     trained = (None, None) if last is None else (last.accuracy, last.loss)
     return DonorMetrics(*tested, *trained, seconds, plan.epochs)
 
@@ -189,6 +190,14 @@ def _open_run(
     )
 
 
+def score(staged: Staged, source: Source, **how: Any) -> tuple[float | None, float | None]:
+    """Accuracy and loss on the test set; None where there are no labels, or no answers. `how` as of
+    `evaluate`, whose `FulaError` it raises."""
+    test = evaluate(staged, source.test, **how)
+    known = source.labelled and staged.classifies
+    return (test.accuracy, test.loss) if known else (None, None)
+
+
 def evaluate(
     staged: Staged,
     images: ImageSet,
@@ -201,18 +210,23 @@ def evaluate(
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
     `options` go to `evaluation_batches` (normalisation, frame, shortcut). Raises `FulaError` where
-    an image gets no answer (see `measures.agreement.answered`).
+    an image gets no answer (see `measures.agreement.answered`). Of a model that gives embeddings
+    no more than that is looked at: its score is NaN.
     """
-    check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
+    if staged.classifies:
+        check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
     correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):
             with autocast(batch.images.device, precision):
                 logits = staged(batch.images).float()
-            correct = correct + right(logits, batch.labels).sum()
             silent = silent + (~answered(logits)).sum()
-            loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
+            if staged.classifies:
+                correct = correct + right(logits, batch.labels).sum()
+                loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
     _check_answers(staged, int(silent), len(images))
+    if not staged.classifies:
+        return Score(math.nan, math.nan)
     return Score(float(correct) / len(images), float(loss) / len(images))
 
 

@@ -10,12 +10,16 @@ from pydantic import BaseModel
 from ..errors import FulaError
 from ..files import sealed
 from ..files.sealed import DONOR
+from .heads import FittedHead
 
 _SAFETENSORS_START = b"{"
 
 
 class Described(BaseModel, extra="forbid"):
-    """A checkpoint's model, described well enough to build it again."""
+    """A checkpoint's model, described well enough to build it again.
+
+    `classifies`: it gives logits, not an embedding. `head`: the one that was fitted to it.
+    """
 
     name: str
     num_classes: int
@@ -23,6 +27,15 @@ class Described(BaseModel, extra="forbid"):
     hook: str
     options: dict[str, Any]
     classes: tuple[str, ...] | None
+    classifies: bool = True
+    head: FittedHead | None = None
+
+    @property
+    def network_classes(self) -> int:
+        """What the network itself is built for; 0 for an embedding."""
+        if self.head:
+            return self.head.network_classes
+        return self.num_classes if self.classifies else 0
 
 
 class Stored(BaseModel, extra="forbid"):
