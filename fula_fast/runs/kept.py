@@ -222,9 +222,9 @@ def _kept_donor(
     path, hook = _donor_file(store.folder, content), cell.protocol.hook
     if name in modules:
         staged = copy.deepcopy(modules[name]).eval()
-        if path.exists():  # with the head that was fitted to it
-            head = not_none(not_none(read_description(path)).head)
-            staged = load_checkpoint(path, into=answering(staged, head)[0])
+        kept = read_description(path) if path.exists() else None
+        if kept and kept.head:
+            staged = load_checkpoint(path, into=answering(staged, kept.head)[0])
     elif path.exists():
         staged = load_checkpoint(path, hook=hook)
     else:
