@@ -46,7 +46,9 @@ def linear_probe(x: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, T
     rows, labels = x.double().numpy(), np.asarray(labels)
     mean, spread = rows.mean(0), rows.std(0)
     spread[spread == 0] = 1
-    fit = LogisticRegression(C=1 / PENALTY, max_iter=5000).fit((rows - mean) / spread, labels)
+    rows -= mean  # in place: they may be many
+    rows /= spread
+    fit = LogisticRegression(C=1 / PENALTY, max_iter=5000).fit(rows, labels)
     coefficients, intercept = fit.coef_, fit.intercept_
     if len(fit.classes_) == 2:  # of which one row is kept, the second's over the first
         coefficients = np.concatenate([-coefficients, coefficients]) / 2

@@ -135,6 +135,8 @@ def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
     check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     if cell.alpha > 0:
         check_gradient(end, f"alpha = {cell.alpha}")
+    if cell.protocol.measures_robustness:
+        check_gradient(end, f"robust = '{cell.protocol.robust}'")
     for name in cell.objective:
         if method_named(name).needs_classifier:
             check_gradient(end, f"method '{name}'")
