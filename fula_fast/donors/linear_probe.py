@@ -43,7 +43,7 @@ def linear_probe(x: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, T
     """
     from sklearn.linear_model import LogisticRegression
 
-    rows, labels = x.double().numpy(), np.asarray(labels)
+    rows, labels = x.to(torch.float64, copy=True).numpy(), np.asarray(labels)
     mean, spread = rows.mean(0), rows.std(0)
     spread[spread == 0] = 1
     rows -= mean  # in place: they may be many
