@@ -87,11 +87,7 @@ def _check(choice: HeadChoice, source: Source) -> None:
 
 def _head_of(staged: Staged, choice: HeadChoice, source: Source) -> FittedHead:
     images = len(source.train) if choice.neighbours else 0
-    network_classes = staged.num_classes if staged.classifies else 0
-    if staged.fitted:
-        network_classes = staged.fitted.network_classes
-    sizes = features_of(staged), source.num_classes, network_classes
-    return FittedHead(*sizes, choice.neighbours, images)
+    return FittedHead(features_of(staged), source.num_classes, choice.neighbours, images)
 
 
 def _recipe(

@@ -96,6 +96,7 @@ def load_checkpoint(
 
 
 def _description(staged: Staged) -> dict[str, Any]:
+    classes = staged.network_classes
     return {
         "name": staged.name,
         "num_classes": staged.num_classes,
@@ -103,7 +104,7 @@ def _description(staged: Staged) -> dict[str, Any]:
         "hook": staged.hook,
         "options": staged.options,
         "classes": staged.classes,
-        **({} if staged.classifies else {"classifies": False}),
+        **({} if classes is None else {"network_classes": classes}),
         **({"head": asdict(staged.fitted)} if staged.fitted else {}),
     }
 
@@ -124,7 +125,7 @@ def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
     try:
         network = build(
             donor.name,
-            num_classes=donor.network_classes,
+            num_classes=donor.built_classes,
             input_shape=donor.input_shape,
             hook=hook or donor.hook,
             **options,

@@ -125,6 +125,8 @@ def answering(staged: Staged, head: FittedHead) -> tuple[Staged, nn.Module]:
         classifier_of(twin).put(module)
     else:
         twin.head = Embedded(staged.head, module)
+    if twin.network_classes is None:
+        twin.network_classes = staged.num_classes
     twin.num_classes, twin.classifies, twin.fitted = head.classes, True, head
     twin.classes = None
     return twin.eval(), module

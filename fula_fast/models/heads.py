@@ -49,13 +49,11 @@ def head_choice(text: str) -> HeadChoice:
 class FittedHead:
     """What builds a fitted head again: votes of `neighbours` of `images`, or (0) a linear layer.
 
-    `features`: numbers that it takes. `classes`: those that it answers with. `network_classes`:
-    what the network itself was built for, 0 for an embedding.
+    `features`: numbers that it takes. `classes`: those that it answers with.
     """
 
     features: int
     classes: int
-    network_classes: int
     neighbours: int = 0
     images: int = 0
 

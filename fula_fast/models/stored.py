@@ -18,7 +18,8 @@ _SAFETENSORS_START = b"{"
 class Described(BaseModel, extra="forbid"):
     """A checkpoint's model, described well enough to build it again.
 
-    `classifies`: it gives logits, not an embedding. `head`: the one that was fitted to it.
+    `network_classes`: what the network is built for, where those are not `num_classes` (0: an
+    embedding). `head`: the one that was fitted to it.
     """
 
     name: str
@@ -27,15 +28,13 @@ class Described(BaseModel, extra="forbid"):
     hook: str
     options: dict[str, Any]
     classes: tuple[str, ...] | None
-    classifies: bool = True
+    network_classes: int | None = None
     head: FittedHead | None = None
 
     @property
-    def network_classes(self) -> int:
-        """What the network itself is built for; 0 for an embedding."""
-        if self.head:
-            return self.head.network_classes
-        return self.num_classes if self.classifies else 0
+    def built_classes(self) -> int:
+        """What the network itself is built for."""
+        return self.num_classes if self.network_classes is None else self.network_classes
 
 
 class Stored(BaseModel, extra="forbid"):

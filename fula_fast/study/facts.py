@@ -141,10 +141,8 @@ def with_head(facts: DonorFacts, donor: DonorSpec, data: DataFacts) -> DonorFact
     if not choice.fitted:
         return replace(facts, classifies=False)
     features = _features(facts.shapes[-1]) if facts.classifies else facts.classes
-    network_classes = facts.classes if facts.classifies else 0
     images = data.train_images if choice.neighbours else 0
-    sizes = features, data.classes, network_classes
-    return _answering(facts, FittedHead(*sizes, choice.neighbours, images))
+    return _answering(facts, FittedHead(features, data.classes, choice.neighbours, images))
 
 
 def _answering(facts: DonorFacts, head: FittedHead) -> DonorFacts:
@@ -187,7 +185,7 @@ def _stored(donor: DonorSpec) -> Described:
 
 def _built(stored: Described) -> tuple[str, dict[str, Any]]:
     """The model of a checkpoint, and how it is built."""
-    shape = {"num_classes": stored.network_classes, "input_shape": stored.input_shape}
+    shape = {"num_classes": stored.built_classes, "input_shape": stored.input_shape}
     return stored.name, shape | stored.options
 
 

@@ -143,10 +143,9 @@ def test_a_head_takes_a_classifiers_place(head, digits, tmp_path):
     """The network's own features, and its weights, stay."""
     plain = obtain_donor(table(), digits, cache_dir=tmp_path)
     headed = obtain_donor(table(head), digits, cache_dir=tmp_path)
-    same = [features(d.staged, digits.test) for d in (plain,)]
     own, found = plain.staged.state(), headed.staged.state()
     assert all(torch.equal(v, own[n]) for n, v in found.items() if not n.startswith("fc."))
-    assert same[0].shape == (200, 32) and headed.metrics.test_accuracy > 0.5
+    assert headed.staged.fitted.features == 32
     assert headed.metrics.test_accuracy > plain.metrics.test_accuracy + 0.2
 
 

@@ -48,6 +48,7 @@ def theirs(votes: Votes, x: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("dtype, within", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 def test_votes_are_those_of_scikit_learn(dtype, within):
     votes, x = filled().double(), draw(40, 5, seed=2).double()
+    votes.bank /= votes.bank.norm(dim=1, keepdim=True)
     wanted = theirs(votes, x)
     found = votes.to(dtype)(x.to(dtype)).exp()
     known = wanted > 1e-6  # a class with less has the share 1e-6
@@ -113,7 +114,7 @@ def test_a_head_takes_the_features_and_leaves_the_network(network, neighbours):
     with embedding(staged):
         taken = staged(x)
     assert torch.equal(staged(x), before) and taken.shape == (5, features_of(staged))
-    head = FittedHead(features_of(staged), 4, 0, neighbours, 20 if neighbours else 0)
+    head = FittedHead(features_of(staged), 4, neighbours, 20 if neighbours else 0)
     twin, module = answering(staged, head)
     for value in module.state_dict().values():
         value.copy_(torch.ones_like(value))
@@ -127,7 +128,7 @@ def test_a_head_takes_the_features_and_leaves_the_network(network, neighbours):
 @pytest.mark.parametrize("neighbours", [0, 3])
 @torch.no_grad()
 def test_a_file_describes_its_head(tmp_path, neighbours):
-    head = FittedHead(32, 3, 10, neighbours, 20 if neighbours else 0)
+    head = FittedHead(32, 3, neighbours, 20 if neighbours else 0)
     twin, module = answering(resnet(), head)
     for value in module.state_dict().values():
         value.copy_(torch.ones_like(value))

@@ -31,5 +31,5 @@ def test_another_text_is_refused(text, said):
 
 
 def test_what_a_head_holds():
-    assert (FittedHead(7, 3, 3).weights, FittedHead(7, 3, 0, 2, 50).weights) == (21, 350)
-    assert FittedHead(7, 3, 0, 2, 50).votes and not FittedHead(7, 3, 3).votes
+    assert (FittedHead(7, 3).weights, FittedHead(7, 3, 2, 50).weights) == (21, 350)
+    assert FittedHead(7, 3, 2, 50).votes and not FittedHead(7, 3).votes
