@@ -14,7 +14,6 @@ from sklearn.preprocessing import StandardScaler
 from fula_fast.donors import fitted_head
 from fula_fast.donors.donor import fresh_model, recipe_of
 from fula_fast.donors.fitted_head import with_head
-from fula_fast.donors.linear_probe import features
 from fula_fast.donors.obtain import obtain_donor, open_source
 from fula_fast.errors import FulaError
 from fula_fast.models import content_hash, load_checkpoint, save_checkpoint, stages
