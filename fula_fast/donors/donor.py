@@ -16,7 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ from .training import (
     score,
     train_donor,
 )
+from .training_run import TrainingRecipe
 
 if TYPE_CHECKING:
     from ..study.donor_spec import DonorSpec
@@ -104,7 +105,7 @@ def donor_recipe(
         "data": {"source": source.name, "content": source.content_hash},
         "seed": training.seed,
         "recipe": training.recipe,
-        **asdict(training.resolved),
+        **_set(training.resolved),
         "pad": training.pad,
         "flip": training.flip,
         "normalisation": given.normalisation and asdict(given.normalisation),
@@ -114,6 +115,13 @@ def donor_recipe(
         "alpha": training.alpha,
         "permute_labels": training.permute_labels,
     }
+
+
+def _set(recipe: TrainingRecipe) -> dict[str, Any]:
+    """A recipe's values but for those left at their defaults: what is added later changes no
+    donor's name."""
+    defaults = {f.name: f.default for f in fields(recipe)}
+    return {name: v for name, v in asdict(recipe).items() if defaults[name] != v}
 
 
 def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 Recipes: `paper` (the FuLA preprint's appendix A.1: 200 epochs, rate 0.1 times 0.1 at each third)
 and `fast` (one-cycle, for development): SGD with Nesterov momentum 0.9 on cross-entropy without
 label smoothing. `simclr` learns without labels, by the same optimiser and rates as `paper`, with
-the augmentations and the loss of its module.
+the augmentations and the loss of its module. `imagenet` is torchvision's reference training of a
+ResNet-50 (references/classification, first weights): SGD with momentum 0.9, without Nesterov, rate
+0.1 times 0.1 after 30 and 60 of 90 epochs, weight decay 1e-4, batch 256, random resized crops of
+0.08 of the area or more, flips.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from ..pipelines import (
 )
 from .simclr import SimclrRun
 from .training_run import Adversary, EpochReport, TrainingRecipe, TrainingRun
+from .views import CroppedRun
 
 PLAIN_INPUT = Input()
 """Of a network that takes pixels in [0, 1] as they are."""
@@ -51,6 +55,15 @@ RECIPES = {
     ),
     SIMCLR: TrainingRecipe(
         lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
+    ),
+    "imagenet": TrainingRecipe(
+        lr=0.1,
+        schedule="thirds",
+        weight_decay=1e-4,
+        epochs=90,
+        batch_size=256,
+        nesterov=False,
+        smallest_crop=0.08,
     ),
 }
 
@@ -173,15 +186,15 @@ def _open_run(
     attack: Adversary | None, stream: str, precision: str, place: torch.device,
 ) -> TrainingRun:  # fmt: skip
     plan, given = training.resolved, training.given
-    alone = training.recipe == SIMCLR
-    moved = (0, False) if alone else (training.pad, training.flip)
-    seen = {"shortcut": training.shortcut} if alone else _seen(training)
+    kind = SimclrRun if training.recipe == SIMCLR else CroppedRun if plan.smallest_crop else None
+    moved = (0, False) if kind else (training.pad, training.flip)
+    seen = {"shortcut": training.shortcut} if kind else _seen(training)
     batches = open_stream(
         data, batch_size=plan.batch_size, seed=training.seed, augmentation=Augmentation(*moved),
         backend=stream, device=place, **seen,
     )  # fmt: skip
-    if alone:
-        return SimclrRun(
+    if kind:
+        return kind(
             staged, plan, batches, precision, given=given, image_shape=source.image_shape,
             flip=training.flip, seed=training.seed,
         )  # fmt: skip

@@ -242,8 +242,9 @@ class DonorSpec(SpecTable):
     - `pretrained`: weights that its library offers: true, or which of them (a tag, a file); it is
       trained on only where `epochs` is set.
     - `seed`: of its first weights and of its training's order.
-    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; or `simclr`,
-      without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe.
+    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; `simclr`,
+      without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe; or
+      `imagenet`, torchvision's 90 epochs for a ResNet-50, on random crops (give `input` its size).
     - `head`: where its answers come from, if not from its own classifier: `linear-probe`, logistic
       regression on the frozen network's features of its training images; `knn=K`, the votes of
       their K nearest (weighted as by Wu et al. 2018), which no gradient follows; `none`: it answers
@@ -270,7 +271,7 @@ class DonorSpec(SpecTable):
     options: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool | str = False
     seed: Seed = 0
-    recipe: Literal["paper", "fast", "simclr"] = "fast"
+    recipe: Literal["paper", "fast", "simclr", "imagenet"] = "fast"
     head: OneHead | None = None
     epochs: int | None = Field(default=None, ge=0)
     batch_size: int | None = Field(default=None, ge=2)
@@ -318,6 +319,11 @@ class DonorSpec(SpecTable):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
         if self.recipe == "simclr" and (self.adversarial or self.permute_labels):
             raise ValueError("recipe = 'simclr' takes neither adversarial nor permute_labels")
+        if self.recipe == "imagenet" and (self.adversarial or self.shortcut):
+            raise ValueError(
+                "recipe = 'imagenet' crops images after a shortcut is pasted and before an attack; "
+                "it takes neither shortcut nor adversarial"
+            )
         if self.headless and self.min_accuracy is not None:
             raise ValueError("a donor with head = 'none' has no accuracy; leave min_accuracy out")
         if self.adversarial and self.input:
