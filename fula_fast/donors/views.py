@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..models import Staged
 from ..models.preparation import Preparation
 from ..pipelines import Input
@@ -68,7 +68,8 @@ class CroppedRun(TrainingRun):
         self, staged: Staged, recipe: TrainingRecipe, stream: Any, precision: str, *,
         given: Input, image_shape: tuple[int, ...], flip: bool, seed: int,
     ) -> None:  # fmt: skip
-        parts = crops(given.shape(image_shape), smallest=recipe.smallest_crop, flip=flip)
+        smallest = not_none(recipe.smallest_crop)
+        parts = crops(given.shape(image_shape), smallest=smallest, flip=flip)
         self.views = Views(nn.Sequential(*parts), given, seed)
         super().__init__(staged, recipe, stream, precision)
 

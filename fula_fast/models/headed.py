@@ -79,6 +79,9 @@ class Votes(nn.Module):
     are of one class the answer has no gradient.
     """
 
+    bank: Tensor
+    labels: Tensor
+
     def __init__(self, features: int, images: int, classes: int, neighbours: int) -> None:
         super().__init__()
         self.classes, self.neighbours = classes, neighbours

@@ -23,7 +23,7 @@ def _network(request: Request) -> LibraryModel:
     given = {**request.classes, "in_chans": request.input_shape[0], **sizes}
     tagged, weights = _weights(request)
     with patient_once(_repository(request)):
-        module = timm.create_model(tagged, **given, **weights, **request.options)
+        module: Any = timm.create_model(tagged, **given, **weights, **request.options)
     return LibraryModel(module, classifies=module.num_classes > 0)
 
 
