@@ -59,7 +59,7 @@ class Progress:
         """`epoch` of `epochs` of a donor's training is over."""
 
     def donor_done(self, name: str, accuracy: float | None) -> None:
-        """A donor is ready; `accuracy` on its test set, in [0, 1]; None without labels."""
+        """A donor is ready; `accuracy` on its test set, in [0, 1], where it is known."""
 
     def wave_started(self, lanes: int, steps: int, work: float = 0.0) -> None:
         """A wave of `lanes` lanes begins, `steps` training steps long; `work`: its FLOPs."""

@@ -148,7 +148,9 @@ def train(
             for donor, source in zip(chosen, sources, strict=True)
         ]
     for each, trained in zip(chosen, found, strict=True):
-        print(f"{each.name}: {trained.path}, test accuracy {trained.metrics.test_accuracy:.4f}")
+        accuracy = trained.metrics.test_accuracy
+        said = "no answers" if accuracy is None else f"test accuracy {accuracy:.4f}"
+        print(f"{each.name}: {trained.path}, {said}")
 
 
 @command("reproduce", resume="finished cells are kept: the same command goes on")

@@ -16,7 +16,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from ..files import sealed
 from ..files.atomic import folder, remove, writing
 from ..files.paths import user_path
 from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
-from ..models.families import DEFAULTS, resolved_options
+from ..models.families import DEFAULTS, built_classes, resolved_options
 from ..models.labels import check_fit, check_label_order, check_stored_normalisation
 from ..pipelines import Input, Shortcut, Source
 from ..study.protocol import Attack
@@ -41,8 +41,10 @@ from .training import (
     DonorTraining,
     EpochReport,
     evaluate,
+    score,
     train_donor,
 )
+from .training_run import TrainingRecipe
 
 if TYPE_CHECKING:
     from ..study.donor_spec import DonorSpec
@@ -103,7 +105,7 @@ def donor_recipe(
         "data": {"source": source.name, "content": source.content_hash},
         "seed": training.seed,
         "recipe": training.recipe,
-        **asdict(training.resolved),
+        **_set(training.resolved),
         "pad": training.pad,
         "flip": training.flip,
         "normalisation": given.normalisation and asdict(given.normalisation),
@@ -113,6 +115,13 @@ def donor_recipe(
         "alpha": training.alpha,
         "permute_labels": training.permute_labels,
     }
+
+
+def _set(recipe: TrainingRecipe) -> dict[str, Any]:
+    """A recipe's values but for those left at their defaults: what is added later changes no
+    donor's name."""
+    defaults = {f.name: f.default for f in fields(recipe)}
+    return {name: v for name, v in asdict(recipe).items() if defaults[name] != v}
 
 
 def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> dict[str, Any]:
@@ -193,16 +202,34 @@ def ensure_donor(
     `FulaError`, or is trained again with a logged warning where `replace_damaged`.
     """
     path = donor_path(cache_dir, recipe)
+    how = {"stream": stream, "device": device, "precision": precision, "progress": progress}
+    return stored_or_made(
+        path,
+        recipe,
+        load=lambda: load_checkpoint(path, hook=hook),
+        make=lambda: _train(recipe, source, path, **how),
+        replace_damaged=replace_damaged,
+    )
+
+
+def stored_or_made(
+    path: Path,
+    recipe: Mapping[str, Any],
+    *,
+    load: Callable[[], Staged],
+    make: Callable[[], DonorMetrics],
+    replace_damaged: bool,
+) -> Donor:
+    """The donor that `path` stores under this recipe, read by `load`; else, by one process at a
+    time, what `make` stores there. A damaged file as of `ensure_donor`."""
     damaged = path.exists()
-    donor = _stored(path, recipe, hook, replace_damaged)
+    donor = _stored(path, recipe, load, replace_damaged)
     if donor is None:
-        how = {"stream": stream, "device": device, "precision": precision}
         with _alone(path):
             if not damaged:  # another may have made it meanwhile
-                donor = _stored(path, recipe, hook, replace_damaged)
+                donor = _stored(path, recipe, load, replace_damaged)
             if donor is None:
-                metrics = _train(recipe, source, path, progress=progress, **how)
-                loaded = load_checkpoint(path, hook=hook)
+                metrics, loaded = make(), load()
                 content = content_hash(loaded)
                 donor = Donor(loaded, metrics, content, path, dict(recipe), trained=True)
     return donor
@@ -226,12 +253,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _stored(
-    path: Path, recipe: Mapping[str, Any], hook: str, replace_damaged: bool
+    path: Path, recipe: Mapping[str, Any], load: Callable[[], Staged], replace_damaged: bool
 ) -> Donor | None:
     if not path.exists():
         return None
     try:
-        staged = load_checkpoint(path, hook=hook)
+        staged = load()
         meta = read_meta(path)
         if meta.get("recipe") != json.loads(json.dumps(recipe)):
             raise sealed.Damaged(path, sealed.DONOR, "it holds a donor of another recipe")
@@ -254,7 +281,7 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
     staged = fresh_model(
         recipe["model"],
         seed=recipe["seed"],
-        num_classes=source.num_classes,
+        num_classes=built_classes(recipe["model"], source.num_classes),
         input_shape=given.shape(source.image_shape),
         options=recipe["options"],
     )
@@ -265,11 +292,23 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         given=given,
     )
     metrics = train_donor(staged, source, training, attack=attack, **how)
-    made = {key: str(how[key]) for key in ("device", "precision")} | {"torch": torch.__version__}
+    made = {key: str(how[key]) for key in ("device", "precision")}
+    store_donor(staged, path, recipe, metrics, made)
+    return metrics
+
+
+def store_donor(
+    staged: Staged,
+    path: Path,
+    recipe: Mapping[str, Any],
+    metrics: DonorMetrics,
+    made: Mapping[str, str],
+) -> None:
+    """Store a donor under its recipe; `made`: what it was computed with."""
+    made = {**made, "torch": torch.__version__}
     save_checkpoint(
         staged, path, {"recipe": dict(recipe), "metrics": asdict(metrics), "made": made}
     )
-    return metrics
 
 
 def pgd_adversary(attack: Attack, seed: int) -> Adversary:
@@ -297,28 +336,32 @@ def donor_from_checkpoint(
     options: Mapping[str, Any] | None = None,
     hook: str = "post_relu",
     given: Input = PLAIN_INPUT,
+    answers: bool = True,
     device: str | torch.device = "cpu",
     precision: str = PLAIN,
 ) -> Donor:
     """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
-    Its test accuracy is measured on `source`. Raises `FulaError` naming the file where it cannot be
-    read, and where its weights, classes or image size differ from the model's or the data's.
+    Its test accuracy is measured on `source`, unless no `answers` are asked for. Raises `FulaError`
+    naming the file where it cannot be read, and where its weights, classes or image size differ
+    from the model's or the data's.
     """
     into = None
     if model:
-        shape = {"num_classes": source.num_classes, "input_shape": given.shape(source.image_shape)}
+        classes = built_classes(model, source.num_classes)
+        shape = {"num_classes": classes, "input_shape": given.shape(source.image_shape)}
         into = build(model, hook=hook, **shape, **(options or {}))
     staged = load_checkpoint(path, into=into, hook=hook)
     try:
-        check_fit(staged, source, given.shape(source.image_shape))
-        check_label_order(staged.classes, source.classes, f"'{staged.name}'", f"'{source.name}'")
+        check_fit(staged, source, given.shape(source.image_shape), answers=answers)
+        if answers:
+            roles = f"'{staged.name}'", f"'{source.name}'"
+            check_label_order(staged.classes, source.classes, *roles)
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     check_stored_normalisation(staged, given.normalisation, f"checkpoint '{path}'")
-    return donor_at_hand(
-        staged, source, user_path(path), given=given, device=device, precision=precision
-    )
+    how = {"answers": answers, "device": device, "precision": precision}
+    return donor_at_hand(staged, source, user_path(path), given=given, **how)
 
 
 def donor_at_hand(
@@ -327,16 +370,19 @@ def donor_at_hand(
     path: Path,
     *,
     given: Input = PLAIN_INPUT,
+    answers: bool = True,
     device: str | torch.device = "cpu",
     precision: str = PLAIN,
 ) -> Donor:
     """A model that is there already as a donor, its test accuracy measured on `source`.
 
-    Without labels there it is None. It goes to `device` and back. `path`: what messages call it.
+    Without labels there it is None, and where no `answers` are asked for. It goes to `device` and
+    back. `path`: what messages call it.
     """
-    staged.to(device)
-    test = evaluate(staged, source.test, device=device, precision=precision, **vars(given))
-    staged.to("cpu")
-    known = (test.accuracy, test.loss) if source.labelled else (None, None)
+    known: tuple[float | None, float | None] = None, None
+    if answers:
+        staged.to(device)
+        known = score(staged, source, device=device, precision=precision, **vars(given))
+        staged.to("cpu")
     metrics = DonorMetrics(*known, None, None, 0.0, 0)
     return Donor(staged, metrics, content_hash(staged), path)

@@ -12,11 +12,13 @@ from ..device.precision import PLAIN, precision_of
 from ..errors import FulaError
 from ..models import Staged
 from ..models.copies import private_copy
-from ..models.labels import no_labels_for
-from ..pipelines import FileSet, ImageSet, Input, Normalisation, Source, load_source
+from ..models.heads import head_choice
+from ..models.labels import ANY_HEAD, accuracy_on, check_classifies, no_labels_for
+from ..pipelines import FileSet, ImageSet, Input, Normalisation, Shortcut, Source, load_source
 from ..progress import Progress
 from ..study.donor_spec import DataSpec, DonorSpec
 from .donor import Donor, donor_at_hand, donor_from_checkpoint, donor_path, ensure_donor, recipe_of
+from .fitted_head import with_head
 from .guessing import warn_near_chance
 
 
@@ -108,8 +110,9 @@ def obtain_donor(
     progress = progress or Progress()
     given = input_of(spec, source)
     progress.donor_started(spec.name)
+    place = {"device": device, "precision": precision}
     if module is not None:
-        donor = _at_hand(spec, module, hook, source, given, device=device, precision=precision)
+        donor = _at_hand(spec, module, hook, source, given, **place)
     elif spec.checkpoint:
         donor = donor_from_checkpoint(
             spec.checkpoint,
@@ -118,8 +121,8 @@ def obtain_donor(
             options=spec.build_options(),
             hook=hook,
             given=given,
-            device=device,
-            precision=precision,
+            answers=spec.head is None,
+            **place,
         )
     else:
         donor = ensure_donor(
@@ -128,14 +131,14 @@ def obtain_donor(
             cache_dir=cache_dir,
             hook=hook,
             stream=spec.images.stream,
-            device=device,
-            precision=precision,
             replace_damaged=True,
             progress=lambda r: progress.donor_epoch(spec.name, r.epoch, r.epochs, r.loss),
+            **place,
         )
+    donor = _with_head(spec, donor, source, given, cache_dir, **place)
     _check_accuracy(spec, donor)
     control = spec.untrained or spec.permute_labels  # which is to know nothing
-    if source.labelled and not control:
+    if donor.metrics.test_accuracy is not None and not control:
         warn_near_chance(f"[donors.{spec.name}]", donor.metrics.test_accuracy, source.test)
     progress.donor_done(spec.name, donor.metrics.test_accuracy)
     return donor
@@ -149,8 +152,24 @@ def _at_hand(
             f"[donors.{spec.name}] is cut with hook = '{module.hook}', but a protocol of the grid "
             f"stitches at '{hook}'; cut it there, or set hook = '{module.hook}' in [protocol]"
         )
-    copied = private_copy(module).eval()
-    return donor_at_hand(copied, source, Path(spec.name), given=given, **place)
+    copied, answers = private_copy(module).eval(), spec.head is None
+    return donor_at_hand(copied, source, Path(spec.name), given=given, answers=answers, **place)
+
+
+def _with_head(
+    spec: DonorSpec, donor: Donor, source: Source, given: Input, cache_dir: str | Path, **place: Any
+) -> Donor:
+    """The donor with the head that its table names, or its own, which must answer labels."""
+    if spec.head is None:
+        if source.labelled:
+            check_classifies(donor.staged, accuracy_on(source.name), ANY_HEAD)
+        return donor
+    shortcut = spec.shortcut and Shortcut(**spec.shortcut.model_dump())
+    how = {"cache_dir": cache_dir, "given": given, "shortcut": shortcut, "replace_damaged": True}
+    try:
+        return with_head(donor, head_choice(spec.head), source, **how, **place)
+    except FulaError as error:
+        raise FulaError(f"[donors.{spec.name}] {error}") from None
 
 
 def _check_accuracy(spec: DonorSpec, donor: Donor) -> None:

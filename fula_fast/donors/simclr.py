@@ -7,8 +7,6 @@ training labels on the features of unaugmented images (where there are labels).
 
 from __future__ import annotations
 
-import hashlib
-from itertools import count
 from typing import Any
 
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..device.precision import autocast
-from ..errors import FulaError
 from ..models import Staged
-from ..models.preparation import Preparation
+from ..models.headed import classifier_of
 from ..pipelines import ImageSet, Input
-from .linear_probe import classifier_of, probed
+from .linear_probe import probed
 from .training_run import TrainingRecipe, TrainingRun
+from .views import Views, crops, key, kornia_augmentation
 
 TEMPERATURE = 0.5
 HIDDEN, PROJECTED = 1024, 128
@@ -55,17 +53,8 @@ def views(shape: tuple[int, ...], *, flip: bool) -> nn.Module:
 
     Raises `FulaError` where kornia is not installed.
     """
-    try:
-        from kornia import augmentation
-    except ImportError:
-        raise FulaError(
-            "recipe = 'simclr' takes its augmentations from kornia; pip install 'fula-fast[simclr]'"
-        ) from None
-    side = shape[1], shape[2]
-    parts = list[nn.Module]()
-    parts.append(augmentation.RandomResizedCrop(side, scale=(SMALLEST_CROP, 1.0)))
-    if flip:
-        parts.append(augmentation.RandomHorizontalFlip(p=0.5))
+    augmentation = kornia_augmentation("simclr")
+    parts = crops(shape, smallest=SMALLEST_CROP, flip=flip)
     if shape[0] == 3:
         parts.append(augmentation.ColorJitter(*JITTER, p=JITTERED))
         parts.append(augmentation.RandomGrayscale(p=GRAYED))
@@ -84,13 +73,11 @@ class SimclrRun(TrainingRun):
         self, staged: Staged, recipe: TrainingRecipe, stream: Any, precision: str, *,
         given: Input, image_shape: tuple[int, ...], flip: bool, seed: int,
     ) -> None:  # fmt: skip
-        self.views, self.seed = views(given.shape(image_shape), flip=flip), seed
-        self.numbers = count()  # of steps: the batch itself would have to come from the device
-        self.normalised = Preparation(Input(None, given.normalisation))
+        self.views = Views(views(given.shape(image_shape), flip=flip), given, seed)
         self.classifier = classifier_of(staged)
         linear = self.classifier.module
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_key(seed, "projector"))
+            torch.manual_seed(key(seed, "projector"))
             projector = nn.Sequential(
                 nn.Linear(linear.in_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTED)
             )
@@ -99,10 +86,7 @@ class SimclrRun(TrainingRun):
 
     def step(self, batch: Any, epoch: int, rate: float) -> tuple[Tensor, Tensor]:
         """One update; the batch's loss and half the number of views that know their partner."""
-        with torch.random.fork_rng(devices=[]):  # kornia draws on the host
-            torch.manual_seed(_key(self.seed, next(self.numbers)))
-            both = torch.cat([self.views(batch.images) for _ in range(2)])
-        both = self.normalised(both).contiguous(memory_format=torch.channels_last)
+        both = self.views(batch.images, 2)
         self.staged.train()
         with autocast(both.device, self.precision):
             z = self.staged(both)
@@ -114,10 +98,5 @@ class SimclrRun(TrainingRun):
     def finish(self, images: ImageSet, **common: Any) -> None:
         """Put the classifier back, as the linear probe of labelled `images`."""
         self.classifier.put(self.classifier.module)
-        if images.labelled:
+        if images.classes:
             probed(self.staged, images, precision=self.precision, **common)
-
-
-def _key(*parts: object) -> int:
-    """A seed that every part changes."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])

@@ -3,11 +3,15 @@
 Recipes: `paper` (the FuLA preprint's appendix A.1: 200 epochs, rate 0.1 times 0.1 at each third)
 and `fast` (one-cycle, for development): SGD with Nesterov momentum 0.9 on cross-entropy without
 label smoothing. `simclr` learns without labels, by the same optimiser and rates as `paper`, with
-the augmentations and the loss of its module.
+the augmentations and the loss of its module. `imagenet` is torchvision's reference training of a
+ResNet-50 (references/classification, first weights): SGD with momentum 0.9, without Nesterov, rate
+0.1 times 0.1 after 30 and 60 of 90 epochs, weight decay 1e-4, batch 256, random resized crops of
+0.08 of the area or more, flips.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +38,7 @@ from ..pipelines import (
 )
 from .simclr import SimclrRun
 from .training_run import Adversary, EpochReport, TrainingRecipe, TrainingRun
+from .views import CroppedRun
 
 PLAIN_INPUT = Input()
 """Of a network that takes pixels in [0, 1] as they are."""
@@ -50,6 +55,15 @@ RECIPES = {
     ),
     SIMCLR: TrainingRecipe(
         lr=0.1, schedule="thirds", weight_decay=1e-4, epochs=200, batch_size=128
+    ),
+    "imagenet": TrainingRecipe(
+        lr=0.1,
+        schedule="thirds",
+        weight_decay=1e-4,
+        epochs=90,
+        batch_size=256,
+        nesterov=False,
+        smallest_crop=0.08,
     ),
 }
 
@@ -138,8 +152,9 @@ def train_donor(
     not finite (with its epoch and step).
     """
     plan, given = training.resolved, training.given
-    check_fit(staged, source, given.shape(source.image_shape))
-    staged.classes = source.classes
+    answers = staged.classifies or plan.epochs > 0
+    check_fit(staged, source, given.shape(source.image_shape), answers=answers)
+    staged.classes = source.classes if answers else None
     _check_attack(training.alpha, attack, given)
     place = torch.device(device)
     data = permuted(source.train, training.seed) if training.permute_labels else source.train
@@ -155,9 +170,8 @@ def train_donor(
                     progress(last)
         run.finish(data, device=place, **_seen(training))
         seconds = time.perf_counter() - started
-    test = evaluate(staged, source.test, precision=precision, device=place, **_seen(training))
+    tested = score(staged, source, precision=precision, device=place, **_seen(training))
     staged.to("cpu", memory_format=torch.contiguous_format).eval()
-    tested = (test.accuracy, test.loss) if source.labelled else (None, None)
     trained = (None, None) if last is None else (last.accuracy, last.loss)
     return DonorMetrics(*tested, *trained, seconds, plan.epochs)
 
@@ -172,21 +186,29 @@ def _open_run(
     attack: Adversary | None, stream: str, precision: str, place: torch.device,
 ) -> TrainingRun:  # fmt: skip
     plan, given = training.resolved, training.given
-    alone = training.recipe == SIMCLR
-    moved = (0, False) if alone else (training.pad, training.flip)
-    seen = {"shortcut": training.shortcut} if alone else _seen(training)
+    kind = SimclrRun if training.recipe == SIMCLR else CroppedRun if plan.smallest_crop else None
+    moved = (0, False) if kind else (training.pad, training.flip)
+    seen = {"shortcut": training.shortcut} if kind else _seen(training)
     batches = open_stream(
         data, batch_size=plan.batch_size, seed=training.seed, augmentation=Augmentation(*moved),
         backend=stream, device=place, **seen,
     )  # fmt: skip
-    if alone:
-        return SimclrRun(
+    if kind:
+        return kind(
             staged, plan, batches, precision, given=given, image_shape=source.image_shape,
             flip=training.flip, seed=training.seed,
         )  # fmt: skip
     return TrainingRun(
         staged, plan, batches, precision, int(training.alpha * plan.batch_size), attack
     )
+
+
+def score(staged: Staged, source: Source, **how: Any) -> tuple[float | None, float | None]:
+    """Accuracy and loss on the test set; None where there are no labels, or no answers. `how` as of
+    `evaluate`, whose `FulaError` it raises."""
+    test = evaluate(staged, source.test, **how)
+    known = source.labelled and staged.classifies
+    return (test.accuracy, test.loss) if known else (None, None)
 
 
 def evaluate(
@@ -201,18 +223,23 @@ def evaluate(
     """Accuracy and loss of a model (on `device` already) over a set, in eval mode.
 
     `options` go to `evaluation_batches` (normalisation, frame, shortcut). Raises `FulaError` where
-    an image gets no answer (see `measures.agreement.answered`).
+    an image gets no answer (see `measures.agreement.answered`). Of a model that gives embeddings
+    no more than that is looked at: its score is NaN.
     """
-    check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
+    if staged.classifies:
+        check_answers(staged.num_classes, images.num_classes, f"model '{staged.name}'", "the set")
     correct = loss = silent = torch.zeros((), dtype=torch.float64, device=device)
     with eval_mode(staged), arithmetic(precision):
         for batch in evaluation_batches(images, batch_size, device, **options):
             with autocast(batch.images.device, precision):
                 logits = staged(batch.images).float()
-            correct = correct + right(logits, batch.labels).sum()
             silent = silent + (~answered(logits)).sum()
-            loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
+            if staged.classifies:
+                correct = correct + right(logits, batch.labels).sum()
+                loss = loss + cross_entropy(logits, batch.labels, reduction="sum")
     _check_answers(staged, int(silent), len(images))
+    if not staged.classifies:
+        return Score(math.nan, math.nan)
     return Score(float(correct) / len(images), float(loss) / len(images))
 
 

@@ -26,13 +26,16 @@ _WARM_UP = 0.2
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate."""
+    """`lr` is the first (`thirds`) or the highest (`one-cycle`) rate. `smallest_crop`: images are
+    random crops, resized, of this share of their area or more (None: as a stream moves them)."""
 
     lr: float
     schedule: str
     weight_decay: float
     epochs: int
     batch_size: int
+    nesterov: bool = True
+    smallest_crop: float | None = None
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted over all epochs.
@@ -74,7 +77,7 @@ class TrainingRun:
             staged.parameters(),
             lr=recipe.lr,
             momentum=MOMENTUM,
-            nesterov=True,
+            nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
 

@@ -95,7 +95,8 @@ def build_library(
     named = network.pretrained or pretrained
     recorded = {"pretrained": named, **options} if named else options
     staged = _adapted(request, network, sites, recorded, hook)
-    staged.classifies = network.classifies
+    if not network.classifies:
+        staged.classifies, staged.network_classes = False, 0
     return staged
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..files.paths import user_path
 from ..files.sealed import DONOR
 from .copies import unwrapped
 from .foreign import Foreign, fitted, read_foreign, unreadable
+from .headed import answering
 from .libraries import DOWNLOADS
 from .named import build
 from .staged import Staged
@@ -94,6 +96,7 @@ def load_checkpoint(
 
 
 def _description(staged: Staged) -> dict[str, Any]:
+    classes = staged.network_classes
     return {
         "name": staged.name,
         "num_classes": staged.num_classes,
@@ -101,6 +104,8 @@ def _description(staged: Staged) -> dict[str, Any]:
         "hook": staged.hook,
         "options": staged.options,
         "classes": staged.classes,
+        **({} if classes is None else {"network_classes": classes}),
+        **({"head": asdict(staged.fitted)} if staged.fitted else {}),
     }
 
 
@@ -118,15 +123,16 @@ def _rebuild(path: Path, donor: Described | None, hook: str | None) -> Staged:
         )
     options = {key: v for key, v in donor.options.items() if key not in DOWNLOADS}
     try:
-        return build(
+        network = build(
             donor.name,
-            num_classes=donor.num_classes,
+            num_classes=donor.built_classes,
             input_shape=donor.input_shape,
             hook=hook or donor.hook,
             **options,
         )
     except TypeError as error:  # an option that is none
         raise sealed.Damaged(path, DONOR, f"no model fits its description ({error})") from None
+    return answering(network, donor.head)[0] if donor.head else network
 
 
 def _safetensors_state(path: Path) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from .layout import (
 )
 from .libraries import LIBRARIES, library_of
 
+LEAST_CLASSES = 2
 HOOKS = ("post_relu", "pre_relu")
 STEMS = ("lowres", "stock")
 
@@ -127,7 +128,7 @@ def check_request(
     if hook not in HOOKS:
         raise FulaError(f"hook '{hook}' is unknown{nearest(hook, HOOKS)}")
     as_library = num_classes == 0 and library_of(name) is not None
-    if type(num_classes) is not int or num_classes < 2 and not as_library:
+    if type(num_classes) is not int or num_classes < LEAST_CLASSES and not as_library:
         raise FulaError(f"model '{name}' needs num_classes of at least 2, not {num_classes!r}")
     shape = tuple(input_shape)
     if len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
@@ -136,6 +137,12 @@ def check_request(
             "channels, height, width"
         )
     return shape
+
+
+def built_classes(name: str, classes: int) -> int:
+    """What a network is built for where the data have so many classes. Of data without labels it is
+    a library's own number (0), and of our own networks the least: nothing is asked of them."""
+    return classes or (0 if library_of(name) else LEAST_CLASSES)
 
 
 def layout_of(

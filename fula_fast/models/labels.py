@@ -11,13 +11,20 @@ if TYPE_CHECKING:
     from ..pipelines import Normalisation, Source
     from .staged import Staged
 
+TRAINED_HEAD = "'linear-probe'"
+ANY_HEAD = "'linear-probe', 'knn=20' or 'none'"
 
-def check_fit(staged: Staged, source: Source, given: Sequence[int] | None = None) -> None:
+
+def check_fit(
+    staged: Staged, source: Source, given: Sequence[int] | None = None, *, answers: bool = True
+) -> None:
     """Raise `FulaError` unless the model takes the source's images (`given`: their shape (C, H, W)
-    where they are resized for it), and has as many classes, where the source has labels."""
-    if source.labelled:
-        check_classifies(staged, accuracy_on(source.name))
-    if source.labelled and staged.num_classes != source.num_classes:
+    where they are resized for it), and has as many classes, where the source has labels and
+    `answers` are asked for."""
+    asked = source.labelled and answers
+    if asked:
+        check_classifies(staged, accuracy_on(source.name), ANY_HEAD)
+    if asked and staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
             f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
@@ -31,13 +38,35 @@ def check_fit(staged: Staged, source: Source, given: Sequence[int] | None = None
         )
 
 
-def check_classifies(staged: Staged, what: str) -> None:
-    """Raise `FulaError` where `what` needs the answers of a model that gives embeddings."""
+def check_classifies(staged: Staged, what: str, heads: str = TRAINED_HEAD) -> None:
+    """Raise `FulaError` where `what` needs the answers of a model that gives embeddings; `heads`:
+    those that would do."""
     if not staged.classifies:
-        raise FulaError(
-            f"{what} needs a classifier, but model '{staged.name}' gives an embedding of "
-            f"{staged.num_classes} numbers; leave it out, or give a model with a classifier"
-        )
+        raise FulaError(no_answers_for(what, _embeds(staged), heads))
+
+
+def check_gradient(staged: Staged, what: str) -> None:
+    """Raise `FulaError` where `what` follows a gradient through the answers of a model that has
+    none, or whose neighbours vote."""
+    check_classifies(staged, what)
+    if staged.fitted and staged.fitted.votes:
+        raise FulaError(no_gradient_for(what, f"model '{staged.name}'"))
+
+
+def no_answers_for(what: str, instead: str, heads: str = TRAINED_HEAD) -> str:
+    """The message where `what` needs answers; `instead`: what there is, `model 'a' gives ...`."""
+    return (
+        f"{what} needs a classifier, but {instead}; leave it out, or set head = {heads} in its "
+        "[donors] table"
+    )
+
+
+def no_gradient_for(what: str, role: str) -> str:
+    """The message where `what` follows the gradient of votes."""
+    return (
+        f"{what} follows the gradient of answers, and the votes of neighbours (head = 'knn=K') of "
+        f"{role} have none; leave it out, or set head = {TRAINED_HEAD} in its [donors] table"
+    )
 
 
 def accuracy_on(data: str) -> str:
@@ -98,6 +127,10 @@ def check_stored_normalisation(staged: Staged, moments: Normalisation | None, ro
 def _close(a: float, b: float) -> bool:
     """Equal as float32 numbers."""
     return abs(a - b) <= 1e-6 * max(abs(a), abs(b), 1e-6)
+
+
+def _embeds(staged: Staged) -> str:
+    return f"model '{staged.name}' gives an embedding of {staged.num_classes} numbers"
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ from ..errors import FulaError
 from .subsampled import keep_in_bounds
 
 if TYPE_CHECKING:
+    from .heads import FittedHead
     from .preparation import Preparation
 
 _PLACE = re.compile(r"^(stages\.\d+|head)\.")
@@ -91,12 +92,16 @@ class Staged(nn.Module):
     `normalisation`: (mean, std) by channel, where its checkpoint stored one beside the network:
     images need it first. `preparation`: what it does to images itself (`models.with_input`).
     `classifies`: it gives logits; otherwise an embedding of `num_classes` numbers, and no answers.
+    `network_classes`: what it was built for, where those are not `num_classes` (0: an embedding).
+    `fitted`: the head that was fitted to its frozen features, where its answers are that one's.
     """
 
     classes: tuple[str, ...] | None = None
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     preparation: Preparation | None = None
     classifies: bool = True
+    network_classes: int | None = None
+    fitted: FittedHead | None = None
 
     def __init__(
         self,

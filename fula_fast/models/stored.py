@@ -10,12 +10,17 @@ from pydantic import BaseModel
 from ..errors import FulaError
 from ..files import sealed
 from ..files.sealed import DONOR
+from .heads import FittedHead
 
 _SAFETENSORS_START = b"{"
 
 
 class Described(BaseModel, extra="forbid"):
-    """A checkpoint's model, described well enough to build it again."""
+    """A checkpoint's model, described well enough to build it again.
+
+    `network_classes`: what the network is built for, where those are not `num_classes` (0: an
+    embedding). `head`: the one that was fitted to it.
+    """
 
     name: str
     num_classes: int
@@ -23,6 +28,13 @@ class Described(BaseModel, extra="forbid"):
     hook: str
     options: dict[str, Any]
     classes: tuple[str, ...] | None
+    network_classes: int | None = None
+    head: FittedHead | None = None
+
+    @property
+    def built_classes(self) -> int:
+        """What the network itself is built for."""
+        return self.num_classes if self.network_classes is None else self.network_classes
 
 
 class Stored(BaseModel, extra="forbid"):

@@ -146,6 +146,7 @@ def _derived(row: Row) -> Row:
         row |= _classes(row["subset"] or 10)
     for kind in ("", "robust_"):
         row[f"{kind}outside"] = _outside(row, f"{kind}accuracy")
+    row["surplus"] = _surplus(row)
     if str(row.get("weighting", "")).startswith("cutoff="):
         row["functional_terms"] = int(row["weighting"].removeprefix("cutoff="))
     if "dm_samples" in row:
@@ -182,10 +183,21 @@ def _marked(row: Row) -> Row:
 
 def _outside(row: Row, column: str) -> float | None:
     """How far a stitched model is from the range between its donors; None where one is unknown."""
-    value, *donors = (number(row.get(f"{side}{column}")) for side in ("", "front_", "end_"))
+    value, *donors = _beside(row, column)
     if math.isnan(value + sum(donors)):
         return None
     return max(value - max(donors), min(donors) - value, 0.0)
+
+
+def _surplus(row: Row) -> float | None:
+    """How far a stitched model is above the better of its donors; None where one is unknown."""
+    value, *donors = _beside(row, "accuracy")
+    return None if math.isnan(value + sum(donors)) else value - max(donors)
+
+
+def _beside(row: Row, column: str) -> tuple[float, ...]:
+    """The column of the stitched model, of the front and of the end."""
+    return tuple(number(row.get(f"{side}{column}")) for side in ("", "front_", "end_"))
 
 
 def _classes(count: int) -> Row:

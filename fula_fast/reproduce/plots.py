@@ -110,13 +110,15 @@ def bars(table: Evidence, plot: PlotSpec) -> Figure:
 
 
 def line_styles(names: Sequence[Any]) -> dict[Any, Mark]:
-    """A mark per line: the methods' own, and others from the wheel, dashed in its second turn."""
-    known = marks(list(METHODS))
+    """A mark per line: the methods' own, and others from what these leave of the wheel, dashed in
+    its second turn."""
+    known = {n: mark for n, mark in marks(list(METHODS)).items() if n in names}
+    used = {mark.colour for mark in known.values()} | {mark.marker for mark in known.values()}
+    wheel = [colour for colour in _WHEEL if colour not in used]
+    shapes = [shape for shape in _SHAPES if shape not in used]
     others = [n for n in names if n not in known]
     turned = {
-        n: Mark(
-            _WHEEL[k % len(_WHEEL)], _SHAPES[k % len(_SHAPES)], "-" if k < len(_WHEEL) else "--"
-        )
+        n: Mark(wheel[k % len(wheel)], shapes[k % len(shapes)], "-" if k < len(wheel) else "--")
         for k, n in enumerate(others)
     }
     return {n: known.get(n) or turned[n] for n in names}

@@ -24,7 +24,7 @@ _ORDER = (
     "table1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig12", "fig8", "fig9", "fig10", "fig11",
     *(f"fig{n}" for n in range(13, 31)),
     "mislead-colour", "mislead-noise", "mislead-modalities", "mislead-autoencoder",
-    "invariance", "information", "sanity", "null", "measures",
+    "invariance", "information", "foundation", "sanity", "null", "measures",
 )  # fmt: skip
 
 

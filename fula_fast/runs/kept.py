@@ -20,9 +20,17 @@ from torch import nn
 
 from ..donors.obtain import normalisation_of
 from ..engine.restore import restored_model
-from ..errors import FulaError
+from ..errors import FulaError, not_none
 from ..files import sealed
-from ..models import Normalised, Staged, content_hash, load_checkpoint, save_checkpoint
+from ..models import (
+    Normalised,
+    Staged,
+    content_hash,
+    load_checkpoint,
+    read_description,
+    save_checkpoint,
+)
+from ..models.headed import answering
 from ..models.preparation import prepared
 from ..pipelines import Input
 from ..pipelines.sources.by_name import data_folder
@@ -82,7 +90,7 @@ def _keep_donor(folder: Path, name: str, hook: str, bench: Workbench) -> None:
     donor = bench.donor(name, hook)
     path, staged = _donor_file(folder, donor.content_hash), donor.staged
     size = sum(t.nbytes for t in staged.state().values())
-    if path.exists() or staged.name.startswith("module:"):
+    if path.exists() or (_is_own(staged.name) and not staged.fitted):
         return
     if size > MOST_BYTES:
         bench.progress.note(
@@ -91,6 +99,11 @@ def _keep_donor(folder: Path, name: str, hook: str, bench: Workbench) -> None:
         )
         return
     save_checkpoint(staged, path)
+
+
+def _is_own(model: str) -> bool:
+    """Whether that is a module of the user's own, which no name describes."""
+    return model.startswith("module:")
 
 
 def _donor_file(folder: Path, content: str) -> Path:
@@ -133,8 +146,9 @@ def settled_spec(store: Store) -> Spec:
 
 def _settled_donor(donor: DonorSpec, base: Path, kept: Path, known: Mapping[str, Any]) -> DonorSpec:
     update: dict[str, Any] = {"data": _settled(donor.images, base, known)}
-    if kept.is_file():
-        update |= _BUILT | {"checkpoint": str(kept.absolute())}
+    if kept.is_file() and not _is_own(not_none(read_description(kept)).name):
+        head = donor.head if donor.headless else None  # a fitted one is in the file
+        update |= _BUILT | {"checkpoint": str(kept.absolute()), "head": head}
     elif donor.checkpoint and (base / donor.checkpoint).exists():
         update["checkpoint"] = str(base / donor.checkpoint)
     return donor.model_copy(update=update)
@@ -208,6 +222,9 @@ def _kept_donor(
     path, hook = _donor_file(store.folder, content), cell.protocol.hook
     if name in modules:
         staged = copy.deepcopy(modules[name]).eval()
+        kept = read_description(path) if path.exists() else None
+        if kept and kept.head:
+            staged = load_checkpoint(path, into=answering(staged, kept.head)[0])
     elif path.exists():
         staged = load_checkpoint(path, hook=hook)
     else:

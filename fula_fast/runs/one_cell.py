@@ -17,9 +17,11 @@ from ..methods.weightings import term_weights
 from ..models import Staged, load_checkpoint
 from ..models.copies import private_copy, unwrapped
 from ..models.labels import (
+    ANY_HEAD,
     accuracy_on,
     check_answers,
     check_classifies,
+    check_gradient,
     check_label_order,
     no_labels_for,
 )
@@ -129,11 +131,15 @@ def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
     if source.labelled:
-        check_classifies(end, accuracy_on(source.name))
+        check_classifies(end, accuracy_on(source.name), ANY_HEAD)
     check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
+    if cell.alpha > 0:
+        check_gradient(end, f"alpha = {cell.alpha}")
+    if cell.protocol.measures_robustness:
+        check_gradient(end, f"robust = '{cell.protocol.robust}'")
     for name in cell.objective:
         if method_named(name).needs_classifier:
-            check_classifies(end, f"method '{name}'")
+            check_gradient(end, f"method '{name}'")
         if method_named(name).labels:
             _check_classes(name, front, end, source)
     classes = source.num_classes
@@ -156,9 +162,8 @@ def _check_no_labels_needed(cell: Cell) -> None:
 
 
 def _check_classes(method: str, front: Staged, end: Staged, source: Source) -> None:
-    counts = {
-        "front": front.num_classes, "end": end.num_classes, f"'{source.name}'": source.num_classes
-    }  # fmt: skip
+    counts = {"front": front.num_classes} if front.classifies else {}
+    counts |= {"end": end.num_classes, f"'{source.name}'": source.num_classes}
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise FulaError(

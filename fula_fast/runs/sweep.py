@@ -23,7 +23,7 @@ from ..pipelines.sources.given import GIVEN
 from ..progress import Progress
 from ..store import Store
 from ..store.similarity_table import missing_pairs, write_similarity
-from ..study.facts import described_facts
+from ..study.facts import DonorFacts, data_facts, described_facts, with_head
 from ..study.plan import Plan, plan_here
 from ..study.resources import Resources, present, resources
 from ..study.spec import Spec, load_spec
@@ -65,8 +65,7 @@ def run_sweep(
     started = time.perf_counter()
     folder, progress = user_path(out), progress or Progress()
     spec = _in_reach(spec, modules or {})
-    planned = plan_here(spec, {n: described_facts(n, describe_staged(m)) for n, m in
-                               (modules or {}).items()})  # fmt: skip
+    planned = plan_here(spec, {n: _facts(spec, n, m) for n, m in (modules or {}).items()})
     store, chosen = _existing(spec, folder, planned, resume), Manner(**manner)
     if store is None and chosen.retry_failed:
         raise FulaError(f"'{folder}' holds no run whose failed cells could be done once more")
@@ -78,6 +77,12 @@ def run_sweep(
         run = _Run(spec, folder, planned, progress, modules or {}, chosen)
         store = run.compute(store, todo)
     return _finish(not_none(store), planned, time.perf_counter() - started)
+
+
+def _facts(spec: Spec, name: str, module: Staged) -> DonorFacts:
+    """Of a network that is at hand, with the head that its table names."""
+    donor, facts = spec.donor(name), described_facts(name, describe_staged(module))
+    return with_head(facts, donor, data_facts(donor.images)) if donor.head else facts
 
 
 def _in_reach(spec: Spec, modules: Mapping[str, Staged]) -> Spec:

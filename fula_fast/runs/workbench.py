@@ -24,9 +24,8 @@ from ..errors import FulaError
 from ..files.paths import cache_folder
 from ..measures.registry import Needs, measure
 from ..measures.sampling import subset
-from ..methods import method
 from ..models import Staged
-from ..models.labels import check_classifies, check_label_order
+from ..models.labels import check_gradient, check_label_order
 from ..models.preparation import prepared
 from ..pipelines import Batch, ImageSet, Input, Source
 from ..progress import Progress
@@ -194,6 +193,7 @@ class Workbench:
         key = (name, attack, repr(sorted(options.items())), limit, wave.key.shortcut)
         if key not in self._robust:
             self._check_labels(name)  # a front's too: here its own head is attacked
+            check_gradient(self.donor(name, wave.key.hook).staged, f"attack '{attack}'")
             inputs = self.inputs(wave, plain=True)
             images, labels = attacked_images(self._images(wave, inputs).tests()(), limit)
             given = inputs.front if name == wave.key.front else inputs.end
@@ -205,9 +205,6 @@ class Workbench:
     def _check_pair(self, wave: PlannedWave, front: Donor, end: Donor) -> None:
         """Images must fit both donors; labels the end, whose head names the classes."""
         self._check_labels(wave.key.end)
-        for name in dict.fromkeys(n for cell in wave.cells for n in cell.objective):
-            if method(name).needs_classifier:
-                check_classifies(end.staged, f"method '{name}'")
         if wave.measures_robustness:
             self._check_labels(wave.key.front)
         for name, donor in ((wave.key.front, front), (wave.key.end, end)):

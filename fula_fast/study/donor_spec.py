@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
+from ..models.heads import head_choice
 from ..models.libraries import LIBRARIES, library_of
 from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
@@ -210,6 +218,16 @@ class Adversarial(Attack):
     alpha: float = Field(default=0.5, gt=0, le=1)
 
 
+def _head(text: str) -> str:
+    try:
+        return str(head_choice(text))
+    except FulaError as error:
+        raise ValueError(str(error)) from None
+
+
+OneHead = Annotated[str, AfterValidator(_head), Form("`linear-probe`, `knn=K`, or `none`")]
+
+
 class DonorSpec(SpecTable):
     """One donor: an architecture, and how it is trained or where its checkpoint lies.
 
@@ -224,8 +242,13 @@ class DonorSpec(SpecTable):
     - `pretrained`: weights that its library offers: true, or which of them (a tag, a file); it is
       trained on only where `epochs` is set.
     - `seed`: of its first weights and of its training's order.
-    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; or `simclr`,
-      without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe.
+    - `recipe`: how it is trained: `paper`, 200 epochs as in the FuLA preprint; `fast`; `simclr`,
+      without labels (SimCLR; its augmentations but for `flip`), the classifier a linear probe; or
+      `imagenet`, torchvision's 90 epochs for a ResNet-50, on random crops (give `input` its size).
+    - `head`: where its answers come from, if not from its own classifier: `linear-probe`, logistic
+      regression on the frozen network's features of its training images; `knn=K`, the votes of
+      their K nearest (weighted as by Wu et al. 2018), which no gradient follows; `none`: it answers
+      nothing, accuracies stay empty, what needs answers is refused, and images need no labels.
     - `epochs`, `batch_size`, `lr`: replace the recipe's value.
     - `data`: what it is trained on; unset: the run's data.
     - `input`: how images reach it; what is unset is as its library says of a pretrained model, else
@@ -248,7 +271,8 @@ class DonorSpec(SpecTable):
     options: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool | str = False
     seed: Seed = 0
-    recipe: Literal["paper", "fast", "simclr"] = "fast"
+    recipe: Literal["paper", "fast", "simclr", "imagenet"] = "fast"
+    head: OneHead | None = None
     epochs: int | None = Field(default=None, ge=0)
     batch_size: int | None = Field(default=None, ge=2)
     lr: float | None = Field(default=None, gt=0, le=HIGHEST_RATE)
@@ -295,6 +319,13 @@ class DonorSpec(SpecTable):
             raise ValueError("an untrained donor takes neither adversarial nor permute_labels")
         if self.recipe == "simclr" and (self.adversarial or self.permute_labels):
             raise ValueError("recipe = 'simclr' takes neither adversarial nor permute_labels")
+        if self.recipe == "imagenet" and (self.adversarial or self.shortcut):
+            raise ValueError(
+                "recipe = 'imagenet' crops images after a shortcut is pasted and before an attack; "
+                "it takes neither shortcut nor adversarial"
+            )
+        if self.headless and self.min_accuracy is not None:
+            raise ValueError("a donor with head = 'none' has no accuracy; leave min_accuracy out")
         if self.adversarial and self.input:
             raise ValueError(
                 "adversarial training attacks images as they are decoded, which input changes; "
@@ -313,6 +344,17 @@ class DonorSpec(SpecTable):
         return self.input.frame if self.input else None
 
     @property
+    def headless(self) -> bool:
+        """Whether nothing is asked of its last layer."""
+        return self.head is not None and not head_choice(self.head).fitted
+
+    @property
+    def needs_no_labels(self) -> bool:
+        """Whether images without labels make it: nothing of it is trained on them, or fitted."""
+        made = self.recipe == "simclr" or self.untrained
+        return not self.model or self.as_fetched or (self.headless and made)
+
+    @property
     def as_fetched(self) -> bool:
         """Whether its pretrained weights are left as they are."""
         return bool(self.pretrained) and self.epochs is None
@@ -328,13 +370,14 @@ class DonorSpec(SpecTable):
         shown = {"input": self.input.model_dump(exclude_none=True)} if self.input else {}
         if self.checkpoint:
             built = {"checkpoint": self.checkpoint, "model": self.model, **self.build_options()}
-            return built | shown
+            return built | shown | ({"head": self.head} if self.head else {})
         values = self.model_dump(
             exclude={"name", "min_accuracy", "data", "input", "options", "checkpoint", "pretrained"}
         )
         values |= self.build_options()
         if self.untrained:
-            values = {k: values[k] for k in ("model", "seed", "untrained", *self.build_options())}
+            first = ("model", "seed", "untrained", "head", *self.build_options())
+            values = {k: values[k] for k in first}
         usual = {"width": 64, "stem": "lowres", "residuals": True, "lr": None}
         kept = {k: v for k, v in values.items() if v is not None and usual.get(k, ...) != v}
         return kept | shown | {"data": self.data.identity() if self.data else {}}

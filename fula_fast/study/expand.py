@@ -10,10 +10,10 @@ import numpy as np
 
 from ..attacks.names import parse
 from ..errors import FulaError
-from ..measures.registry import OF_LABELS
+from ..measures.registry import OF_LABELS, Needs, measure
 from ..methods import method
 from ..methods.weightings import term_weights
-from ..models.labels import check_answers, no_labels_for
+from ..models.labels import check_answers, no_answers_for, no_gradient_for, no_labels_for
 from .cell import digest
 from .cells import NO_CELLS, Cells, Treatment, Words
 from .donor_spec import ShortcutSpec
@@ -201,7 +201,8 @@ def _check_pair(
     pair = f"front '{front.name}' ({front.classes} classes) and end '{end.name}' ({end.classes})"
     weighed = dict.fromkeys(n for o in objectives(spec.asked_grid.methods) for n in o.weights)
     labels = next((name for name in weighed if method(name).labels), None)
-    if labels and front.classes != end.classes:
+    _check_heads(spec, front, end, protocol)
+    if labels and front.classifies and front.classes != end.classes:
         raise FulaError(
             f"{labels} trains on labels, which must mean the same for both donors, but {pair} "
             f"differ in their class counts; leave {labels} out, or use donors of one task"
@@ -212,7 +213,8 @@ def _check_pair(
             f"'{end.name}' has {end.classes}; leave {labels} out, or use the end's own data"
         )
     for role, donor in (("end", end), ("front", front)):
-        if role == "end" or protocol.measures_robustness:  # its own head is attacked, too
+        asked = role == "end" or protocol.measures_robustness  # its own head is attacked, too
+        if asked and donor.classifies:
             named = f"{role} '{donor.name}'"
             check_answers(donor.classes, data.classes, named, f"[data] '{spec.data.source}'")
     given = [network_shape(spec.donor(donor.name), data.shape) for donor in (front, end)]
@@ -226,6 +228,41 @@ def _check_pair(
         attack = parse(protocol.robust)
         attack.check_installed()
         attack.check_classes(end.classes, f"end '{end.name}'")
+
+
+def _check_heads(spec: Spec, front: DonorFacts, end: DonorFacts, protocol: Protocol) -> None:
+    """Refuse, by its name, what asks more of a donor's head than it gives."""
+    robust = [f"robust = '{protocol.robust}'"] * protocol.measures_robustness
+    for role, donor in (("end", end), ("front", front)):
+        followed = [*(_grid_following(spec) if role == "end" else ()), *robust]
+        asked = [*followed, *(_grid_asking(spec) if role == "end" else ())]
+        if asked and not donor.classifies:
+            raise FulaError(no_answers_for(asked[0], _instead(spec, role, donor)))
+        if donor.votes and followed:
+            raise FulaError(no_gradient_for(followed[0], f"{role} '{donor.name}'"))
+
+
+def _instead(spec: Spec, role: str, donor: DonorFacts) -> str:
+    """What a donor without answers has."""
+    if spec.donor(donor.name).headless:
+        return f"{role} '{donor.name}' has head = 'none'"
+    return f"{role} '{donor.name}' gives an embedding of {donor.classes} numbers"
+
+
+def _grid_following(spec: Spec) -> Iterator[str]:
+    """What follows a gradient through the end's answers."""
+    weighed = (n for o in objectives(spec.asked_grid.methods) for n in o.weights)
+    yield from (f"[grid] method '{name}'" for name in weighed if method(name).needs_classifier)
+    if alpha := max(spec.asked_grid.alpha):
+        yield f"[grid] alpha = {alpha}"
+
+
+def _grid_asking(spec: Spec) -> Iterator[str]:
+    """What else is read off the end's answers."""
+    yield from (f"shortcut '{mark.label}'" for mark in spec.asked_grid.shortcut if mark)
+    for name in spec.evaluation.measures:
+        if measure(name).needs is Needs.OUTPUTS:
+            yield f"[evaluation] measure '{name}'"
 
 
 def _given(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -249,8 +286,10 @@ def _needing_labels(spec: Spec) -> Iterator[str]:
         if name in OF_LABELS:
             yield f"[similarity] measure '{name}'"
     for donor in spec.donors.values():
-        if donor.data == spec.data and donor.model and not donor.as_fetched:
+        if donor.data == spec.data and not donor.needs_no_labels:
             yield f"[donors.{donor.name}], which is trained or built for the classes of [data],"
+        if donor.data == spec.data and donor.head and not donor.headless:
+            yield f"[donors.{donor.name}] head = '{donor.head}'"
         if donor.data == spec.data and donor.min_accuracy is not None:
             yield f"[donors.{donor.name}] min_accuracy"
 

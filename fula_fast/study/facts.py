@@ -6,17 +6,21 @@ the data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..files.paths import user_path
+from ..models.families import built_classes
+from ..models.heads import FittedHead, head_choice
+from ..models.labels import ANY_HEAD, accuracy_on, no_answers_for
 from ..pipelines.sources.registry import record_of
 from .donor_spec import DataSpec, DonorSpec
 
 if TYPE_CHECKING:
     from ..models import Description
+    from ..models.stored import Described
 
 Shape = tuple[int, ...]
 
@@ -75,6 +79,7 @@ class DonorFacts:
     `names`: of the sites. `shapes`: of the activation, without the batch axis. `flops`: of the
     stage that ends there, per image. `saved`: elements that the stage keeps for its backward pass,
     per image. `classes`, `head_flops`: of the head. `weights`: elements of all parameters.
+    `classifies`: it answers; `votes`: by neighbours, whom no gradient follows.
     """
 
     name: str
@@ -86,6 +91,8 @@ class DonorFacts:
     saved: tuple[int, ...]
     head_flops: int
     weights: int = 0
+    classifies: bool = True
+    votes: bool = False
 
     @property
     def num_sites(self) -> int:
@@ -108,16 +115,52 @@ def donor_facts(donor: DonorSpec, data: DataFacts, hook: str) -> DonorFacts:
     from ..models.families import DEFAULTS
 
     try:
-        model, request = _stored(donor) if not donor.model else (donor.model, _request(donor, data))
+        stored = None if donor.model else _stored(donor)
+        model, request = _built(stored) if stored else (donor.model, _request(donor, data))
         facts = _of_layout if model in DEFAULTS else _of_description
-        return facts(donor.name, model, request | {"hook": hook})
+        found = facts(donor.name, model, request | {"hook": hook})
+        if stored and stored.head:
+            found = _answering(found, stored.head)
+        return with_head(found, donor, data)
     except FulaError as error:
         raise FulaError(f"[donors.{donor.name}] {error}") from None
 
 
+def with_head(facts: DonorFacts, donor: DonorSpec, data: DataFacts) -> DonorFacts:
+    """Facts of a network with the head that its donor's table names; `data`: the donor's own.
+
+    Raises `FulaError` where labels ask for answers that there are not.
+    """
+    if donor.head is None:
+        if data.labelled and not facts.classifies:
+            instead = f"it gives an embedding of {facts.classes} numbers"
+            asked = accuracy_on(donor.images.source) if donor.data else "accuracy"
+            raise FulaError(no_answers_for(asked, instead, ANY_HEAD))
+        return facts
+    choice = head_choice(donor.head)
+    if not choice.fitted:
+        return replace(facts, classifies=False)
+    features = _features(facts.shapes[-1]) if facts.classifies else facts.classes
+    images = data.train_images if choice.neighbours else 0
+    return _answering(facts, FittedHead(features, data.classes, choice.neighbours, images))
+
+
+def _answering(facts: DonorFacts, head: FittedHead) -> DonorFacts:
+    """Facts with a fitted head in the place of the classifier, or behind the embedding."""
+    return replace(
+        facts, classes=head.classes, classifies=True, votes=head.votes,
+        head_flops=facts.head_flops + 2 * head.weights, weights=facts.weights + head.weights,
+    )  # fmt: skip
+
+
+def _features(shape: Shape) -> int:
+    return shape[1] if len(shape) == 2 else shape[0]
+
+
 def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
+    classes = built_classes(donor.model, data.classes)
     return {
-        "num_classes": data.classes, "input_shape": network_shape(donor, data.shape)
+        "num_classes": classes, "input_shape": network_shape(donor, data.shape)
     } | donor.build_options()  # fmt: skip
 
 
@@ -126,8 +169,8 @@ def network_shape(donor: DonorSpec, shape: Shape) -> Shape:
     return donor.frame.shape(shape) if donor.frame else shape
 
 
-def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
-    """The model that a checkpoint's own header names, and how it is built."""
+def _stored(donor: DonorSpec) -> Described:
+    """What a checkpoint's own header says of its model."""
     from ..models import read_description
 
     path = user_path(donor.checkpoint)
@@ -137,9 +180,13 @@ def _stored(donor: DonorSpec) -> tuple[str, dict[str, Any]]:
             f"checkpoint '{path}' does not say which model it is for; "
             "name it, for example model = 'resnet18'"
         )
-    return stored.name, {
-        "num_classes": stored.num_classes, "input_shape": stored.input_shape, **stored.options
-    }  # fmt: skip
+    return stored
+
+
+def _built(stored: Described) -> tuple[str, dict[str, Any]]:
+    """The model of a checkpoint, and how it is built."""
+    shape = {"num_classes": stored.built_classes, "input_shape": stored.input_shape}
+    return stored.name, shape | stored.options
 
 
 def _of_layout(name: str, model: str, request: dict[str, Any]) -> DonorFacts:
@@ -182,4 +229,5 @@ def described_facts(name: str, found: Description) -> DonorFacts:
     saved = tuple(map(usual_saved, shapes))
     made_for = tuple(found.input_shape), found.num_classes
     sites = names, shapes, flops, saved
-    return DonorFacts(name, *made_for, *sites, found.head.flops, found.parameters)
+    costs = found.head.flops, found.parameters
+    return DonorFacts(name, *made_for, *sites, *costs, found.classifies)

@@ -208,6 +208,11 @@ def _check_classes(spec: SimilaritySpec, data: DataFacts, facts: Mapping[str, Do
     if not (names := list(spec.chosen(Needs.OUTPUTS))):
         return
     for name in dict.fromkeys(n for pair in spec.pairs for n in pair):
+        if not facts[name].classifies:
+            raise FulaError(
+                f"[similarity] {', '.join(names)} compare answers, and donor '{name}' gives none; "
+                "leave those measures out, or set head = 'linear-probe' in its [donors] table"
+            )
         if facts[name].classes != data.classes:
             raise FulaError(
                 f"[similarity] {', '.join(names)} compare answers, but donor '{name}' has "

@@ -225,6 +225,20 @@ def test_train_and_attack_a_donor(capsys, tmp_path):
     assert (tmp_path / "examples.npz").exists()
 
 
+def test_train_fits_heads(capsys, tmp_path):
+    spec, folder = tmp_path / "heads.toml", tmp_path / "donors"
+    donor = 'model = "resnet18"\nwidth = 2\nuntrained = true\nhead = '
+    spec.write_text(
+        '[data]\nsource = "digits"\nsize = 8\n[grid]\nfront = "a"\nend = "b"\n'
+        f'[donors.a]\n{donor}"none"\n[donors.b]\n{donor}"knn=5"\n'
+    )
+    code, out, _ = run(capsys, "train", str(spec), "--device", "cpu", "--out", str(folder))
+    none, votes = out.splitlines()
+    assert code == 0 and none.startswith("a: ") and none.endswith(", no answers")
+    assert len(list(folder.glob("*.safetensors"))) == 2 and "test accuracy 0." in votes
+    assert none.split(",")[0][3:] != votes.split(",")[0][3:]
+
+
 def test_a_donor_below_its_accuracy_is_bad_input(capsys, tmp_path):
     code, _, err = run(
         capsys, "train", "quickstart", "--donor", "a", "--device", "cpu",

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from fula_fast.errors import FulaError
-from fula_fast.models import build, load_checkpoint, stages
+from fula_fast.models import build, load_checkpoint, save_checkpoint, stages
 
 
 def _x(*shape):
@@ -286,3 +286,20 @@ def test_no_classes_are_the_librarys_own():
     assert build("torchvision:squeezenet1_1", **asked).num_classes == 1000
     with pytest.raises(FulaError, match="num_classes of at least 2, not 0"):
         build("resnet18", **asked)
+
+
+@torch.no_grad()
+def test_a_model_that_timm_keeps_without_a_classifier_gives_embeddings(tmp_path):
+    """DINOv2's, where no classes are asked for; its file builds it so again."""
+    timm = pytest.importorskip("timm")
+    name, shape = "vit_small_patch14_dinov2", (3, 28, 28)
+    ours = build(f"timm:{name}", num_classes=0, input_shape=shape).eval()
+    theirs = timm.create_model(name, img_size=28).eval()
+    theirs.load_state_dict(ours.state())
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert not ours.classifies and ours.num_classes == theirs.num_features == 384
+    save_checkpoint(ours, tmp_path / "a.safetensors")
+    again = load_checkpoint(tmp_path / "a.safetensors")
+    assert not again.classifies and torch.equal(again(x), ours(x))
+    assert build(f"timm:{name}", num_classes=10, input_shape=shape).classifies

@@ -50,13 +50,15 @@ def test_what_a_shortcut_gains_and_costs_on_clean_images():
 
 
 @pytest.mark.parametrize(
-    "accuracy, outside", [(0.7, 0.0), (0.6, 0.0), (0.5, 0.1), (0.95, 0.05), (None, None)]
+    "accuracy, outside, surplus",
+    [(0.7, 0.0, -0.2), (0.6, 0.0, -0.3), (0.5, 0.1, -0.4), (0.95, 0.05, 0.05), (None, None, None)],
 )
-def test_how_far_a_stitched_model_is_from_the_range_of_its_donors(accuracy, outside):
+def test_how_far_a_stitched_model_is_from_the_range_of_its_donors(accuracy, outside, surplus):
     donors = {"front_accuracy": 0.6, "end_accuracy": 0.9}
     robust = {"robust_accuracy": accuracy, "front_robust_accuracy": 0.6, "end_robust_accuracy": 0.9}
     (row,) = _table(_row(accuracy=accuracy, **donors, **robust)).rows
     assert row["outside"] == pytest.approx(outside) and row["robust_outside"] == row["outside"]
+    assert row["surplus"] == pytest.approx(surplus)
     (row,) = _table(_row(accuracy=0.7, end_accuracy=0.9)).rows
     assert row["outside"] is row["robust_outside"] is None
 

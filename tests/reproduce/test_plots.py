@@ -99,3 +99,10 @@ def test_twelve_lines_can_be_told_apart():
     styles = line_styles([*range(12), "fula"])
     assert len({(s.colour, s.marker, str(s.dashes)) for s in styles.values()}) == 13
     assert styles["fula"].colour == "#009E73"
+
+
+def test_mixtures_beside_methods_have_colours_of_their_own():
+    """A method keeps its mark; a mixture took the colour and marker of Hint beside it."""
+    styles = line_styles(["dm", "hint", "tlm", "last", "last-then-task"])
+    assert len({s.colour for s in styles.values()}) == len({s.marker for s in styles.values()}) == 5
+    assert (styles["hint"].colour, styles["hint"].marker) == ("#0072B2", "o")

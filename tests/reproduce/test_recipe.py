@@ -27,7 +27,7 @@ NOWHERE = Path("no-such-folder")
 
 
 def test_every_experiment_of_both_papers_has_a_recipe():
-    others = {"table1", "invariance", "information", "sanity", "null", "measures"}
+    others = {"table1", "invariance", "information", "foundation", "sanity", "null", "measures"}
     assert set(recipe_names()) == {*others, *PAPER, *(f"mislead-{o}" for o in OTHERS)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyarrow.parquet import read_table
 
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
@@ -97,6 +98,21 @@ def test_noise_goes_into_a_receiver_without_any_sender(tmp_path, cache):
     assert (row["front"], row["end"], row["end_site"], row["status"]) == ("noise", "digit", 6, "ok")
     assert row["accuracy"] > 0.5  # chance is 0.1: the clusters are found
     assert outcome.verdicts[0].number == pytest.approx(row["accuracy"])
+
+
+@pytest.mark.slow
+def test_the_losses_of_foundation_models(tmp_path, cache):
+    """Five ways into a supervised end and one of SimCLR's, each with a number for every claim."""
+    pytest.importorskip("kornia")
+    outcome = run(resolve("foundation", "smoke", NOWHERE), tmp_path)
+    assert outcome.failed == 0 and len(outcome.verdicts) == 7
+    assert all(v.outcome != "not testable" and v.shown for v in outcome.verdicts)
+    rows = read_table(tmp_path / "foundation" / "results.parquet").to_pylist()
+    pairs = {(r["front"], r["end"]) for r in rows}
+    methods = {r["method"] for r in rows}
+    assert methods == {"dm", "hint", "tlm", "last", "last-then-task"} and len(pairs) == 3
+    assert len(rows) == 3 * 5 * 2 and all(r["end_accuracy"] is not None for r in rows)
+    assert (tmp_path / "foundation" / "plots" / "foundation.svg").exists()
 
 
 def test_contact_sheets_and_their_counts(tmp_path, cache):

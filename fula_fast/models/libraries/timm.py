@@ -1,4 +1,5 @@
-"""`timm:NAME`: classifiers of timm."""
+"""`timm:NAME`: models of timm. Those that it keeps without a classifier (DINOv2) give embeddings
+where the data have no classes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def _network(request: Request) -> LibraryModel:
     given = {**request.classes, "in_chans": request.input_shape[0], **sizes}
     tagged, weights = _weights(request)
     with patient_once(_repository(request)):
-        return LibraryModel(timm.create_model(tagged, **given, **weights, **request.options))
+        module: Any = timm.create_model(tagged, **given, **weights, **request.options)
+    return LibraryModel(module, classifies=module.num_classes > 0)
 
 
 def _file(request: Request) -> Path | None:

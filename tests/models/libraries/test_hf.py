@@ -256,5 +256,5 @@ def test_a_sweep_of_towers_on_images_without_labels(tmp_path, without_plots):
         assert row["accuracy"] is row["agreement_soft"] is row["end_accuracy"] is None
         assert 0 < row["term_stitch"] < 10
     spec["grid"]["methods"] = "slm"
-    with pytest.raises(FulaError, match="method 'slm' needs a classifier, but model 'hf:.*24 num"):
+    with pytest.raises(FulaError, match="method 'slm' needs a classifier, but end 'clip' .*24 num"):
         sweep(spec, tmp_path / "slm", **given)
