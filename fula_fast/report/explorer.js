@@ -3,7 +3,7 @@
 const held = JSON.parse(at("explorer").textContent), inTable = [...all];
 const WIDTH = Math.min(660, at("curve").clientWidth), ROW = ["place", "method", "front", "end", "seed"];
 const FONT = { family: getComputedStyle(document.body).fontFamily, size: 12, color: "#1a1a1a" };
-const OPTIONS = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const OPTIONS = { displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 const PLACE = Object.fromEntries(ROW.map((name, i) => [name, i]));
 
 const make = (tag, parts = [], values = {}) => {
@@ -39,9 +39,9 @@ function select(name, titles, changed) {
   field.addEventListener("change", changed);
   return make("label", [`${name} `, field]);
 }
-function boxes(name, titles, ticked, changed) {
+function boxes(name, titles, ticked, changed, words = name) {
   const ticks = titles.map((title, i) => make("input", [], { type: "checkbox", value: i, checked: ticked(i) }));
-  const legend = make("legend", [name], { title: "all or none" });
+  const legend = make("legend", [words], { title: "all or none" });
   legend.addEventListener("click", () => {
     const on = !ticks.every(tick => tick.checked);
     ticks.forEach(tick => { tick.checked = on; });
@@ -175,7 +175,7 @@ function offer() {
   const fronts = there("front"), ends = there("end");
   at("parts").replaceChildren(
     boxes("method", methods.map(name => held.methods[name].label), yes, redraw), boxes("seed", seeds, yes, redraw),
-    boxes("front", upTo(sites[0]), i => fronts.has(i + 1), redraw), boxes("end", upTo(sites[1]), i => ends.has(i + 1), redraw));
+    boxes("front", upTo(sites[0]), i => fronts.has(i + 1), redraw, "front site"), boxes("end", upTo(sites[1]), i => ends.has(i + 1), redraw, "end site"));
   redraw();
 }
 if (held.studies.length) {

@@ -87,8 +87,10 @@ def test_what_is_chosen_is_drawn_with_its_intervals(tmp_path: Path) -> None:
     page = write_report(tmp_path, interactive=True)
     asked = choose(method=[1, 4], seed=[0, 2], end=[2, 3, 5])  # Hint and FuLA
     script = "at('choice').elements.table.checked = true;" + asked + READ
-    found, _ = in_browser(page, script)
+    found, shown = in_browser(page, script)
     assert found["fetched"] == [] and found["maps"] == []
+    assert "Download plot" in shown.partition("<table")[0] or "modebar-btn" in shown
+    assert "Share chart" not in shown  # plotly's button that sends the data away
     assert [curve["name"] for curve in found["curves"]] == ["Hint", "FuLA"]
     assert found["rows"] == 2 * 2 * 3  # the table follows
     for curve, method, line in zip(found["curves"], ("hint", "fula"), found["means"], strict=True):
