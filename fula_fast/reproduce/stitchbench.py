@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..files.paths import user_path
 from ..report.against import against, with_models
 from ..report.between_runs import Compared, RunRows, run_rows
 from ..report.glossary import meaning
+from ..runs.rows import versions_in_use
 from ..store import COLUMNS, Store
 from ..store.shards import clean_rows
 from ..store.tables import table
@@ -161,10 +162,9 @@ def _swept(experiment: Experiment, sweep: Sweep, place: Path) -> Iterator[Row]:
         "time": launch["started"][:19],
         "axes": json.dumps(sorted(sweep.spec.asked_grid.axes)),
     }
-    versions = {f"version_{name}": text for name, text in launch["versions"].items()}
     for row in with_models(store.results(), donors):
         again = {"command": _command(experiment, f" --cell {row['cell']}")}
-        yield versions | row | origin | again
+        yield _versions(launch["versions"]) | row | origin | again
 
 
 def _data_of(experiment: Experiment, sweep: Sweep) -> str:
@@ -182,25 +182,33 @@ def _command(experiment: Experiment, more: str = "") -> str:
 
 
 def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[Row]:
-    """Rows of the driver's tasks; the machine is that of the sweeps, else this one, where the rows
-    are collected."""
+    """Rows of the driver's tasks; machine and versions are those of the sweeps, else those here,
+    where the rows are collected."""
     ledger = Ledger(place / "driver", identity(experiment))
     tasks = [task.key for task in driver_of(experiment).tasks(experiment) if task.kept]
     if left := [key for key in tasks if not ledger.has(key)]:
         raise FulaError(f"'{place}' is not finished: {len(left)} tasks missing, first '{left[0]}'")
-    machine = {k: v for row in swept[:1] for k, v in row.items() if k in ("hardware", "time")}
-    here = {"hardware": f"{cpu_name()}, {os.cpu_count()} cores", "time": _now()}
-    origin = _origin(experiment, driver_part(experiment)) | (machine or here)
-    again = {"command": _command(experiment)}
+    about = _surroundings(swept[0]) if swept else _here()
+    origin = _origin(experiment, driver_part(experiment)) | {"command": _command(experiment)}
     return [
-        row | origin | again | {"task": key}
+        about | row | origin | {"task": key}
         for key in tasks
         for row in clean_rows(ledger.kept(key, list))
     ]
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")[:19]
+def _surroundings(row: Row) -> Row:
+    return {k: v for k, v in row.items() if k in ("hardware", "time") or k.startswith("version_")}
+
+
+def _here() -> Row:
+    now = datetime.now(UTC).isoformat(timespec="seconds")[:19]
+    machine = {"hardware": f"{cpu_name()}, {os.cpu_count()} cores", "time": now}
+    return machine | _versions(versions_in_use())
+
+
+def _versions(found: Mapping[str, str]) -> Row:
+    return {f"version_{name}": text for name, text in found.items()}
 
 
 # The file

@@ -91,7 +91,7 @@ def test_finished_runs_become_rows(ran, tmp_path):
         assert cells[row["cell"]]["accuracy"] == row["accuracy"]
         assert cells[row["cell"]]["front_hash"] == row["front_hash"]
         assert cells[row["cell"]]["front_model"] == "resnet18"
-    assert {row["task"] for row in found if "task" in row} == {"pixel+random", "noise+class"}
+    assert {row["task"] for row in found if "task" in row} == {"pixel-random", "noise-class"}
     assert {row["command"] for row in found if "task" in row} == {
         "fula-fast reproduce fig7 --scale smoke"
     }
