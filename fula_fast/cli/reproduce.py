@@ -56,7 +56,7 @@ def _cell(experiment: Experiment, cell: str, out: Path, engine: Mapping[str, Any
     """One cell by itself, and what StitchBench says of it."""
     from ..progress import open_progress
     from ..reproduce import stitchbench
-    from ..reproduce.one_cell import run_cell
+    from ..reproduce.cell_again import run_cell
 
     with open_progress() as progress:
         row = run_cell(experiment, cell, out, progress=progress, engine=engine)

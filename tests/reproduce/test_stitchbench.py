@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.reproduce import recipe_names, resolve, stitchbench
-from fula_fast.reproduce.one_cell import _cells, run_cell
+from fula_fast.reproduce.cell_again import _cells, run_cell
 from fula_fast.reproduce.runner import run
 from fula_fast.store import COLUMNS, Store
 from fula_fast.study.cell import digest

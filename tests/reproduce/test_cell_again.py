@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.reproduce import recipe_names, resolve
-from fula_fast.reproduce.one_cell import _cells, _sweep_of, narrowed, run_cell
+from fula_fast.reproduce.cell_again import _cells, _sweep_of, narrowed, run_cell
 from fula_fast.reproduce.runner import run
 from fula_fast.store import Store
 
