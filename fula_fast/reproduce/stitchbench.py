@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -111,14 +112,31 @@ def absent(path: str | Path | None = None) -> list[str]:
     return [n for n in recipe_names() if load_recipe(n).run_name not in there]
 
 
+def incomplete(path: str | Path | None = None) -> dict[tuple[str, str], tuple[int, int]]:
+    """(experiment, scale) with fewer cells in the table than its sweeps have: both numbers."""
+    held = Counter((r["experiment"], r["scale"]) for r in results(path) if "cell" in r)
+    found = {}
+    for (name, scale), count in held.items():
+        experiment = resolve(name, scale, data_folder())
+        cells = set().union(*map(_planned, experiment.sweeps))
+        if count < len(cells):
+            found[name, scale] = count, len(cells)
+    return found
+
+
+def _planned(sweep: Sweep) -> dict[str, None]:
+    """The ids of a sweep's cells."""
+    return dict.fromkeys(plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts()).lanes.ids)
+
+
 # Collecting
 
 
 def collect(folder: Path, scale: str, names: Iterable[str], path: Path) -> pyarrow.Table:
-    """Put the rows of finished experiments below `folder` into the table in `path`, in the place of
+    """Put the finished rows of experiments below `folder` into the table in `path`, in the place of
     earlier ones of the same experiments at this scale; returns the table.
 
-    Raises `FulaError` where an experiment is not finished, or was run with other settings.
+    Raises `FulaError` where an experiment has not begun, or was run with other settings.
     """
     new = [
         row for name in names
@@ -138,7 +156,7 @@ def _order(row: Row) -> tuple[int, str, str, str]:
 
 
 def rows_of(experiment: Experiment, out: Path) -> list[Row]:
-    """Finished rows of an experiment that ran below `out`, with their origin."""
+    """The finished rows of an experiment that runs below `out`, with their origin."""
     place = out / experiment.recipe.run_name
     found = [row for sweep in experiment.sweeps for row in _swept(experiment, sweep, place)]
     return found + (_driven(experiment, place, found) if experiment.recipe.driver else [])
@@ -146,14 +164,12 @@ def rows_of(experiment: Experiment, out: Path) -> list[Row]:
 
 def _swept(experiment: Experiment, sweep: Sweep, place: Path) -> Iterator[Row]:
     store = Store.open(place / sweep.name)
-    planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts()).lanes.ids
-    if set(planned) != set(store.cell_ids):
+    planned = _planned(sweep)
+    if planned.keys() != store.cell_ids.keys():
         raise FulaError(
             f"'{store.folder}' was run with other settings than '{experiment.name}' has at scale "
             f"{experiment.scale}; run it without --set, --front and --end"
         )
-    if store.missing():
-        raise FulaError(f"'{store.folder}' is not finished: {len(store.missing())} cells missing")
     donors = {name: spec.model_dump() for name, spec in sweep.spec.donors.items()}
     launch = store.launches()[-1]
     origin = _origin(experiment, sweep.name) | {
@@ -162,7 +178,7 @@ def _swept(experiment: Experiment, sweep: Sweep, place: Path) -> Iterator[Row]:
         "time": launch["started"][:19],
         "axes": json.dumps(sorted(sweep.spec.asked_grid.axes)),
     }
-    for row in with_models(store.results(), donors):
+    for row in with_models([r for r in store.results() if r["status"] == "ok"], donors):
         again = {"command": _command(experiment, f" --cell {row['cell']}")}
         yield _versions(launch["versions"]) | row | origin | again
 
@@ -185,9 +201,7 @@ def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[R
     """Rows of the driver's tasks; machine and versions are those of the sweeps, else those here,
     where the rows are collected."""
     ledger = Ledger(place / "driver", identity(experiment))
-    tasks = [task.key for task in driver_of(experiment).tasks(experiment) if task.kept]
-    if left := [key for key in tasks if not ledger.has(key)]:
-        raise FulaError(f"'{place}' is not finished: {len(left)} tasks missing, first '{left[0]}'")
+    tasks = [t.key for t in driver_of(experiment).tasks(experiment) if t.kept and ledger.has(t.key)]
     about = _surroundings(swept[0]) if swept else _here()
     origin = _origin(experiment, driver_part(experiment)) | {"command": _command(experiment)}
     return [
@@ -245,3 +259,5 @@ if __name__ == "__main__":
     path = Path(str(files("fula_fast.reproduce") / f"{NAME}.parquet"))
     found = collect(user_path(folder), scale, names or recipe_names(), path)
     print(f"{path}: {len(found)} rows; without: {', '.join(absent(path))}")
+    for (name, at), (count, cells) in incomplete(path).items():
+        print(f"{name}, {at}: {count} of {cells} cells")
