@@ -158,7 +158,9 @@ def reproduce(
     name: Annotated[
         str, typer.Argument(metavar="NAME|list|all", help="An experiment: fig10, mislead-noise, …")
     ],
-    scale: Annotated[str, typer.Option(metavar="smoke|small|paper", help="How large.")] = "small",
+    scale: Annotated[
+        str, typer.Option(metavar="smoke|tiny|small|paper", help="How large.")
+    ] = "small",
     out: Annotated[
         Path | None, typer.Option(help="Folder of experiments; runs/reproduce-SCALE if not given.")
     ] = None,
@@ -168,6 +170,9 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cells, work and estimated time; do nothing.")
     ] = False,
+    cell: Annotated[
+        str | None, typer.Option(metavar="ID", help="This cell alone, set beside StitchBench.")
+    ] = None,
     front: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Another architecture for all fronts.")
     ] = None,
@@ -189,6 +194,7 @@ def reproduce(
     return run_experiments(
         name, scale, out=out, data=data, dry_run=dry_run, models=(front, end),
         overrides=overrides or (), engine={k: v for k, v in table.items() if v is not None},
+        cell=cell,
     )  # fmt: skip
 
 
@@ -227,18 +233,38 @@ def report(
     compare: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Print how far the run is from this one, with intervals over seeds."
+            metavar="RUN", help="How far the run is from this one: compare.html, and here."
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stitchbench|FILE", help="The same of the results that ship, or of such a file."
+        ),
+    ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive", help="With a part to choose, point and compare in; needs plotly."
+        ),
+    ] = False,
 ) -> None:
     """Write a run's report again: report.html with its plots beside it."""
-    from ..report import differences_text, write_latex, write_report
+    from ..report import compared, run_rows, write_comparison, write_latex, write_report
 
-    print(write_report(run))
+    print(write_report(run, interactive=interactive))
     for path in write_latex(run) if latex else ():
         print(path)
     if compare:
-        print(differences_text(run, compare))
+        found = compared(run_rows(run), run_rows(compare))
+        print(found)
+        print(write_comparison(found, user_path(run)))
+    if against:
+        from ..reproduce.stitchbench import beside
+
+        found = beside(run, against)
+        print(found)
+        print(write_comparison(found, user_path(run), "against"))
 
 
 @command("doctor")

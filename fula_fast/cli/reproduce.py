@@ -26,15 +26,22 @@ def reproduce(
     models: tuple[str | None, str | None] = (None, None),
     overrides: Iterable[str] = (),
     engine: Mapping[str, Any] | None = None,
+    cell: str | None = None,
 ) -> int:
     """What the command does; returns its exit code. Raises `FulaError` for what cannot be run.
 
-    `name`: an experiment, `all`, or `list`. `models`: of `--front` and `--end`.
+    `name`: an experiment, `all`, or `list`. `models`: of `--front` and `--end`. `cell`: the id of
+    the one cell that is made.
     """
     if name == "list":
         return _list()
     folder, overrides = data_folder(data), tuple(overrides)
     _check(engine or {})
+    place = user_path(out) if out else Path("runs") / f"reproduce-{scale}"
+    if cell:
+        if dry_run:
+            raise FulaError("--dry-run prices whole experiments; leave it or --cell out")
+        return _cell(resolve(name, scale, folder, overrides, *models), cell, place, engine or {})
     if name == "all":
         found = (_one_of_all(n, scale, folder, overrides, models) for n in recipe_names())
         experiments = [experiment for experiment in found if experiment is not None]
@@ -42,9 +49,22 @@ def reproduce(
         experiments = [resolve(name, scale, folder, overrides, *models)]
     if dry_run:
         return _price(experiments, engine or {})
-    return _run(
-        experiments, user_path(out) if out else Path("runs") / f"reproduce-{scale}", engine or {}
-    )
+    return _run(experiments, place, engine or {})
+
+
+def _cell(experiment: Experiment, cell: str, out: Path, engine: Mapping[str, Any]) -> int:
+    """One cell by itself, and what StitchBench says of it."""
+    from ..progress import open_progress
+    from ..reproduce import stitchbench
+    from ..reproduce.cell_again import run_cell
+
+    with open_progress() as progress:
+        row = run_cell(experiment, cell, out, progress=progress, engine=engine)
+    held = next((r for r in stitchbench.results() if r.get("cell") == cell), {})
+    for name, value in row.items():
+        if value is not None:
+            print(f"{name}: {value}" + (f"  (StitchBench: {held[name]})" if name in held else ""))
+    return FAILED if row["status"] == "failed" else 0
 
 
 def _check(engine: Mapping[str, Any]) -> None:

@@ -6,11 +6,13 @@ files beside it, `latex` tables for a paper.
 
 To draw a figure of rows by hand: `stitching_plot`, `heat_map` of `studies`, `similarity_maps`,
 `similarity_profile`, `tau_map` of `pair_similarities`, inside `look()`; `save` writes it.
-`differences`: of two runs' rows, in text with `differences_text`.
+`differences`: of two runs' rows; `compared`: of two `run_rows`, a table as text, of which
+`write_comparison` makes a page.
 """
 
 from ..measures.self_accuracy import self_accuracy
-from .between_runs import differences, differences_text
+from .between_runs import RunRows, compared, differences, run_rows
+from .comparison_page import write_comparison
 from .heat_map import heat_map
 from .latex import write_latex
 from .page import write_report
@@ -22,12 +24,14 @@ from .style import figure, look, save
 from .summary import summary
 
 __all__ = [
+    "RunRows",
+    "compared",
     "differences",
-    "differences_text",
     "figure",
     "heat_map",
     "look",
     "pair_similarities",
+    "run_rows",
     "save",
     "self_accuracy",
     "similarity_maps",
@@ -37,6 +41,7 @@ __all__ = [
     "summary",
     "tau_map",
     "varying",
+    "write_comparison",
     "write_latex",
     "write_report",
 ]

@@ -76,7 +76,7 @@ def differences(
         for measure in METRICS
         if (each := _difference(group, measure, pairs)) is not None
     ]
-    return _adjusted(found)
+    return adjusted(found)
 
 
 def _varying(runs: Sequence[Sequence[Row]], columns: Sequence[str]) -> tuple[str, ...]:
@@ -127,26 +127,56 @@ def _paired(first: np.ndarray, second: np.ndarray) -> Difference:
     return Difference(float((first - second).mean()), *[float("nan")] * 3)
 
 
-def _adjusted(found: Sequence[RunDifference]) -> list[RunDifference]:
+def adjusted(found: Sequence[RunDifference]) -> list[RunDifference]:
+    """The differences with their p after Holm's correction for all of them."""
     tested = [k for k, each in enumerate(found) if not np.isnan(each.difference.p)]
-    adjusted = dict(zip(tested, holm([found[k].difference.p for k in tested]), strict=True))
-    return [replace(each, adjusted=float(adjusted.get(k, np.nan))) for k, each in enumerate(found)]
+    held = dict(zip(tested, holm([found[k].difference.p for k in tested]), strict=True))
+    return [replace(each, adjusted=float(held.get(k, np.nan))) for k, each in enumerate(found)]
 
 
-def differences_text(first: str | Path, second: str | Path) -> str:
-    """What differs between two runs' folders, and what they were asked for: a table in text.
+@dataclass(frozen=True)
+class RunRows:
+    """What is compared: its `name` for the reader, rows, and further columns that vary in it."""
 
-    Raises `FulaError` where there is no run, or nothing that both measured.
-    """
-    stores = [Store.open(folder) for folder in (first, second)]
-    runs = [store.rows() for store in stores]
-    axes = sorted({axis for store in stores for axis in store.spec.get("grid", {}).get("axes", {})})
-    found = differences(runs[0], runs[1], axes)
-    told = [f"first: {stores[0].folder}", f"second: {stores[1].folder}"]
+    name: str
+    rows: Sequence[Row]
+    axes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two sides: their differences, and in lines of text what they were and were asked for."""
+
+    found: tuple[RunDifference, ...]
+    told: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Under `HEADINGS`."""
+        return [_cells(each) for each in self.found]
+
+    def __str__(self) -> str:
+        return "\n".join([*aligned([HEADINGS, *self.rows]), "", *self.told])
+
+
+def run_rows(folder: str | Path) -> RunRows:
+    """A run's; raises `FulaError` where there is none."""
+    store = Store.open(folder)
+    return RunRows(
+        str(store.folder), store.rows(), tuple(store.spec.get("grid", {}).get("axes", {}))
+    )
+
+
+def compared(first: RunRows, second: RunRows) -> Compared:
+    """What differs between two sides. Raises `FulaError` where nothing was measured in both."""
+    runs = [first.rows, second.rows]
+    axes = sorted({*first.axes, *second.axes})
+    found = differences(*runs, axes)
+    told = [f"first: {first.name}", f"second: {second.name}"]
     told += [f"{name}: {a} | {b}" for name, a, b in _unlike(runs, (*_SETTINGS, *axes))]
     left = [len(rows) - sum(r["status"] == "ok" for r in rows) for rows in runs]
     told += [f"failed cells left out: {left[0]} | {left[1]}"] if any(left) else []
-    return "\n".join([*aligned([HEADINGS, *map(_cells, found)]), "", *told])
+    return Compared(tuple(found), tuple(told))
 
 
 def _unlike(

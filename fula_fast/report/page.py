@@ -21,11 +21,12 @@ from ..files.atomic import replacing
 from ..store import COLUMNS, Store
 from ..store.similarity_table import MEANINGS, planned_pairs, similarity_rows
 from ..study.cell import digest
+from .explorer import explorer
 from .glossary import glossary
 from .heat_map import heat_map
 from .inputs import inputs_in_words
 from .over_seeds import SEED_HEADINGS, accuracies, seed_rows
-from .similarity_cells import SIMILARITY_HEADINGS, pair_similarities, summary_rows
+from .similarity_cells import SIMILARITY_HEADINGS, PairSimilarity, pair_similarities, summary_rows
 from .similarity_plots import similarity_maps, similarity_profile, tau_map
 from .stitching_plot import stitching_plot
 from .studies import METRICS, Row, Study, studies, title, varying
@@ -37,6 +38,8 @@ MOST_ROWS = 4
 
 PAGE_ROWS = 100
 """Of the table of every number, in one page of it."""
+
+_PARTS = ("parts.html.j2", "explorer.html.j2")
 
 HEAT_METRICS = ("accuracy", "robust_accuracy", "agreement_soft")
 
@@ -59,25 +62,32 @@ class Live:
     seconds: int
 
 
-def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
+def write_report(
+    run_folder: str | Path, live: Live | None = None, *, interactive: bool = False
+) -> Path:
     """Write `report.html` and `plots/` into a run's folder, also for an unfinished run; `live`:
-    while it goes on.
+    while it goes on; `interactive`: with a part to choose, point and compare in, which makes the
+    page five megabytes larger.
 
-    Returns the path of the page. Raises `FulaError` where there is no run, or no writable folder.
+    Returns the path of the page. Raises `FulaError` where there is no run, or no writable folder,
+    and for an interactive one without plotly.
     """
     store = Store.open(run_folder)
     rows = store.rows()
     axes = tuple(store.spec.get("grid", {}).get("axes", {}))
     found = studies(rows, axes)
+    pairs = pair_similarities(similarity_rows(store), found)
+    explored = explorer(rows, found, pairs) if interactive else None
     plots = _fresh(store.folder / "plots")
     with look():
         stitching = _stitching_plots(found, plots)
         cross_layer = _heat_maps(found, plots)
-        compared = _similarity(store, found, plots)
+        compared = _similarity(pairs, plots)
     page = template("report.html.j2").render(
         name=store.spec.get("name", store.folder.name),
         version=__version__,
         live=live,
+        explorer=explored,
         page_rows=PAGE_ROWS,
         progress=_progress(store, rows),
         findings=_findings(found),
@@ -105,8 +115,8 @@ def write_report(run_folder: str | Path, live: Live | None = None) -> Path:
 
 
 def template(name: str, package: str = "fula_fast.report") -> jinja2.Template:
-    """A page's template in `package`; it may import this package's `parts.html.j2`."""
-    places = {name: package, "parts.html.j2": "fula_fast.report"}
+    """A page's template in `package`; it may import this package's parts."""
+    places = dict.fromkeys(_PARTS, "fula_fast.report") | {name: package}
     texts = {n: files(place).joinpath(n).read_text("utf-8") for n, place in places.items()}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
@@ -138,7 +148,7 @@ def _stitching_plots(found: list[Study], plots: Path) -> list[Picture]:
             part = of_pair[start : start + MOST_ROWS]
             drawn = stitching_plot(part, shown)
             name = file_name("stitching", pair, start // MOST_ROWS, len(of_pair))
-            pictures.append(_kept(drawn, plots / name, _stitching_caption(part)))
+            pictures.append(kept(drawn, plots / name, _stitching_caption(part)))
     return pictures
 
 
@@ -159,13 +169,12 @@ def _heat_maps(found: list[Study], plots: Path) -> list[Picture]:
         for metric in [m for m in HEAT_METRICS if m in study.metrics()]:
             name = file_name(f"cross-layer-{metric}", (study.front, study.end), number, 2)
             drawn = heat_map(study, metric, shown)
-            pictures.append(_kept(drawn, plots / name, _heat_caption(study, metric)))
+            pictures.append(kept(drawn, plots / name, _heat_caption(study, metric)))
     return pictures
 
 
-def _similarity(store: Store, found: list[Study], plots: Path) -> list[dict[str, Any]]:
+def _similarity(pairs: list[PairSimilarity], plots: Path) -> list[dict[str, Any]]:
     """For every pair of donors that was compared: its table and its pictures."""
-    pairs = pair_similarities(similarity_rows(store), found)
     drawings = (similarity_maps, _MAPS), (similarity_profile, _PROFILE), (tau_map, _TAU)
     sections = []
     for number, pair in enumerate(pairs):
@@ -173,7 +182,7 @@ def _similarity(store: Store, found: list[Study], plots: Path) -> list[dict[str,
         pictures = []
         for draw, (kind, words) in drawings if pair.panels else ():
             path = plots / file_name(kind, (pair.front, pair.end), number, len(pairs))
-            pictures.append(_kept(draw(pair), path, f"{names}: {words}"))
+            pictures.append(kept(draw(pair), path, f"{names}: {words}"))
         over = seed_rows(pair.self_accuracies(averaged=True))
         sections.append(
             {"title": names, "rows": summary_rows(pair), "pictures": pictures, "seeds": over}
@@ -227,7 +236,7 @@ def picture(path: Path, caption: str) -> Picture:
     return _picture(path, path.read_bytes(), caption)
 
 
-def _kept(drawn: Figure, path: Path, caption: str) -> Picture:
+def kept(drawn: Figure, path: Path, caption: str) -> Picture:
     """A figure, saved, as a picture of the page. The file is not read back: another report of the
     same run may have removed it already."""
     content = rendered(drawn)

@@ -20,7 +20,7 @@ from ..study.toml import apply_overrides, fractions
 from .datasets import Chosen, choose
 from .driver_options import Options
 from .experiment import FRONT_COPY, Sweep, Unsuitable
-from .recipe import ExperimentRecipe, RecipePart, catalogue, merged
+from .recipe import ExperimentRecipe, RecipePart, catalogue, merged, scale_settings
 
 _SIDES = (32, 64, 224)
 """Sides in pixels that are tried where an architecture cannot take the scale's own."""
@@ -45,7 +45,7 @@ class Builder:
     ) -> None:
         self.recipe, self.scale, self.folder, self.models = recipe, scale, folder, models
         self.catalogue = catalogue()
-        self.families = self.catalogue["scales"][scale]["families"]
+        self.families = scale_settings(scale)["families"]
         self.chosen: dict[str, Chosen] = {}
         self.size = size
         self.notes: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..files.paths import user_path
 from ..study.facts import DataFacts
-from .recipe import catalogue, merged
+from .recipe import catalogue, merged, scale_settings
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def data_folder(given: str | Path | None = None) -> Path:
 def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chosen:
     """The data set `name` at a scale, from what lies in `folder`; `side` replaces the images'."""
     entry = catalogue()["data"][name]
-    settings = catalogue()["scales"][scale].get("data", {}).get(name, {})
+    settings = scale_settings(scale).get("data", {}).get(name, {})
     kinds = [settings["use"]] if "use" in settings else entry["kinds"]
     found = ((kind, _places(kind, folder)) for kind in kinds)
     kind, place = next((f for f in found if f[1]), (kinds[0], None))
@@ -58,6 +58,7 @@ def choose(name: str, scale: str, folder: Path, side: int | None = None) -> Chos
     table = merged(
         {"source": kind["source"], "size": size, "data_dir": str(place or _would_be(kind, folder))},
         entry.get("table", {}),
+        settings.get("table", {}),
         {"options": kind["options"]} if "options" in kind else {},
     )
     return Chosen(
@@ -85,7 +86,8 @@ def _would_be(kind: Mapping[str, Any], folder: Path) -> Path:
 def _images(kind: Mapping[str, Any], entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
     if "use" in settings:
         return 1442  # smoke runs on scikit-learn's digits
-    return kind.get("images", entry["images"])
+    most = settings.get("table", {}).get("train_images", entry["images"])
+    return min(kind.get("images", entry["images"]), most)
 
 
 def _places(kind: Mapping[str, Any], folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -18,7 +18,8 @@ from ..errors import FulaError, nearest
 from ..study.donor_spec import SpecTable
 from ..study.toml import explain
 
-SCALES = ("smoke", "small", "paper")
+Scale = Literal["smoke", "tiny", "small", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
 Family = Literal["fula", "mislead", "modalities"]
 _ORDER = (
     "table1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig12", "fig8", "fig9", "fig10", "fig11",
@@ -78,9 +79,10 @@ class ExperimentRecipe(SpecTable):
     `figure`: what it reproduces. `run`: whose sweeps it shares, itself when unset. `data`: of the
     stitches, a catalogue name. `grid`, `protocol`, `evaluation`: tables of a spec. `model`: over
     the donors' own settings. `parts`: several sweeps in place of one. `driver`: a function that
-    makes rows of its own, with `options`. `scales`: replacements at a scale. `same`: the figure of
-    which this one is a part or a repetition, to say so in the report. `stated`: the paper's own
-    accuracy and robust accuracy, by label and donor.
+    makes rows of its own, with `options`. `scales`: replacements at a scale, over those of the one
+    that it extends in the catalogue. `same`: the figure of which this one is a part or a
+    repetition, to say so in the report. `stated`: the paper's own accuracy and robust accuracy, by
+    label and donor.
     """
 
     name: str
@@ -98,7 +100,7 @@ class ExperimentRecipe(SpecTable):
     driver: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     donors: tuple[str, ...] = ()
-    scales: dict[Literal["smoke", "small", "paper"], dict[str, Any]] = Field(default_factory=dict)
+    scales: dict[Scale, dict[str, Any]] = Field(default_factory=dict)
     claims: tuple[ClaimSpec, ...] = ()
     stated: dict[str, dict[str, tuple[float, float]]] = Field(default_factory=dict)
     plot: PlotSpec | None = None
@@ -150,6 +152,20 @@ def tables_in(args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def catalogue() -> dict[str, Any]:
     """The tables of `catalog.toml`."""
     return tomllib.loads(files("fula_fast.reproduce").joinpath("catalog.toml").read_text("utf-8"))
+
+
+def scale_settings(scale: str) -> dict[str, Any]:
+    """A scale's table of the catalogue, over that of the scale that it `extends`."""
+    table = dict(catalogue()["scales"][scale])
+    base = table.pop("extends", None)
+    return merged(scale_settings(base), table) if base else table
+
+
+def scale_changes(recipe: ExperimentRecipe, scale: str) -> dict[str, Any]:
+    """What a recipe replaces at a scale, over what it does at the one that this extends."""
+    base = catalogue()["scales"][scale].get("extends")
+    beneath = scale_changes(recipe, base) if base else {}
+    return merged(beneath, recipe.scales.get(scale, {}))
 
 
 def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:

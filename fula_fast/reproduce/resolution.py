@@ -12,7 +12,7 @@ from ..errors import FulaError, nearest
 from ..study.toml import apply_overrides, explain, parse_override
 from .builder import Builder
 from .experiment import Experiment, Unsuitable
-from .recipe import SCALES, ExperimentRecipe, load_recipe, merged
+from .recipe import SCALES, ExperimentRecipe, load_recipe, merged, scale_changes
 
 
 def resolve(
@@ -102,7 +102,7 @@ def _check_takes(recipe: ExperimentRecipe, settings: Iterable[str]) -> None:
 
 def _scaled(recipe: ExperimentRecipe, scale: str) -> ExperimentRecipe:
     """The recipe with its replacements for the scale; those of a part are keyed by its name."""
-    changes = dict(recipe.scales.get(scale, {}))
+    changes = scale_changes(recipe, scale)
     parts = changes.pop("parts", {})
     table = recipe.model_dump(exclude={"scales"})
     table["parts"] = [merged(p, parts.get(p["name"], {})) for p in table["parts"]]

@@ -159,7 +159,7 @@ def _driven(
     driver = driver_of(experiment)
     here = {key: value for key, value in engine.items() if key not in ("kind", "workers")}
     lab = Lab(experiment, folder, resources(EngineSpec(**here)), progress, donors)
-    tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", _identity(experiment))
+    tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", identity(experiment))
     progress.run_started(len(tasks), sum(ledger.has(task.key) for task in tasks))
     rows: list[Row] = []
     for task in tasks:
@@ -190,8 +190,8 @@ def _named(work: Callable[..., list[Row]], task: Task, lab: Lab) -> list[Row]:
     return [row | {"task": task.key} for row in work(task, lab)]
 
 
-def _identity(experiment: Experiment) -> dict[str, Any]:
-    """What decides a driver's rows."""
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What decides the rows of an experiment's driver."""
     specs = [sweep.spec.study() for sweep in experiment.sweeps]
     donors = {name: _placeless(table) for name, table in experiment.donors.items()}
     data = {n: {"table": _placeless(c.table), **c.limits} for n, c in experiment.data.items()}

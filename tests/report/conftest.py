@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -86,3 +91,19 @@ def write_run(folder: Path, rows: list[dict[str, Any]], planned: int = 0) -> Sto
 def study_rows() -> list[dict[str, Any]]:
     """Same-site cells under two attack shares with three seeds, and a full cross-layer grid."""
     return [*same_site_rows((0.0, 1.0)), *cross_layer_rows()]
+
+
+def in_browser(page: Path, script: str) -> tuple[Any, str]:
+    """What a script returns that a real browser runs at the end of a page, as JSON, and the page as
+    it stands then. Skips where there is no browser."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    ending = f"document.title = JSON.stringify((() => {{ {script} }})());"
+    probe = page.with_name("probe.html")
+    text = page.read_text("utf-8")
+    start = text.rindex("</body>")
+    probe.write_text(f"{text[:start]}<script>{ending}</script>{text[start:]}", "utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", probe.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", shown)[1])), shown

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.report import differences
+from fula_fast.report.comparison_page import difference_plot
 
 from .conftest import make_row, write_run
 
@@ -84,7 +88,9 @@ def test_runs_without_a_shared_cell_are_refused():
 
 
 def test_the_command_prints_differences_and_what_was_asked_differently(tmp_path, monkeypatch):
-    monkeypatch.setattr("fula_fast.report.write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(
+        "fula_fast.report.write_report", lambda run, interactive: run / "report.html"
+    )
     more = changed(lambda row: 0.02 * (1 + row["seed"]), epochs=5, end_hash="cd" * 8)
     write_run(tmp_path / "more", more)
     write_run(tmp_path / "less", ROWS)
@@ -95,3 +101,25 @@ def test_the_command_prints_differences_and_what_was_asked_differently(tmp_path,
     assert "+5.0" in line and "…" in line and " 2 " in line and " 4 " in line
     assert "epochs: 5 | 30" in answer.output
     assert f"weights of b: {'cd' * 8} | {'ab' * 8}" in answer.output
+    page = (tmp_path / "more" / "compare.html").read_text("utf-8")
+    assert str(tmp_path / "more" / "compare.html") in answer.output
+    assert "epochs: 5 | 30" in page and "http" not in page
+    cells = line.split("  ")
+    assert all(f">{cell.strip()}<" in page for cell in cells if cell.strip())
+    (drawn,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert base64.b64decode(drawn) == (tmp_path / "more" / "plots" / "compare.svg").read_bytes()
+
+
+def test_the_picture_shows_every_difference_and_marks_those_that_stay():
+    shift = {0: 0.02, 1: 0.021, 2: 0.02, 3: 0.019}
+    found = differences(
+        changed(lambda row: shift[row["seed"]] if row["method"] == "fula" else (-1) ** row["seed"]),
+        ROWS,
+    )
+    (panel,) = difference_plot(tuple(found)).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["a → b, Hint", "a → b, FuLA"]
+    points = [line for line in panel.lines if line.get_marker() == "o"]
+    for line, each in zip(points, found, strict=True):
+        assert line.get_xdata()[0] == pytest.approx(100 * each.difference.mean)
+        assert (line.get_markerfacecolor() == "white") == (each.adjusted >= 0.05)
+    assert [line.get_markerfacecolor() == "white" for line in points] == [True, False]

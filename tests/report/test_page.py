@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from fula_fast.report import write_report
 from fula_fast.report.page import Live
 from fula_fast.store import Store
 
-from .conftest import same_site_rows, write_run
+from .conftest import in_browser, same_site_rows, write_run
 
 
 class Page(HTMLParser):
@@ -128,20 +126,13 @@ def test_ten_thousand_rows_are_paged_and_all_are_there(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_browser_filters_sorts_and_turns_pages(reported, tmp_path: Path) -> None:
     """What its user does, by script in a real one."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
     script = """
       at("filter").value = "method=hint accuracy>0.5"; choose(); sortBy(names.indexOf("accuracy"));
       const column = name => rows.map(row => row[names.indexOf(name)]);
-      document.title = JSON.stringify([all.length, column("method"), column("accuracy").map(Number)]);
+      return [all.length, column("method"), column("accuracy").map(Number)];
     """
-    page = (reported[0] / "report.html").read_text("utf-8")
-    probe = tmp_path / "probe.html"
-    probe.write_text(page.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", probe.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    count, methods, values = json.loads(html.unescape(re.search("<title>(.*?)</title>", shown)[1]))
+    page = shutil.copy(reported[0] / "report.html", tmp_path)
+    (count, methods, values), shown = in_browser(Path(page), script)
     rows = Store.open(reported[0]).rows()
     chosen = sorted(
         float(f"{row['accuracy']:.4g}")

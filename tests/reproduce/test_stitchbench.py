@@ -1,0 +1,147 @@
+"""StitchBench: the table that ships is whole, and its rows come again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from fula_fast.cli import commands
+from fula_fast.errors import FulaError
+from fula_fast.reproduce import recipe_names, resolve, stitchbench
+from fula_fast.reproduce.cell_again import _cells, run_cell
+from fula_fast.reproduce.runner import run
+from fula_fast.store import COLUMNS, Store
+from fula_fast.study.cell import digest
+
+SHARES = {"accuracy", "robust_accuracy", "agreement_top1", "agreement_soft"}
+NEAR, FAR = 0.01, 0.1
+"""What shares may move by: five test images of 500 in another order of sums; more with donors that
+another processor trained."""
+NOWHERE = Path("no-such-folder")
+QUICK = ["grid.sites=[9]", "grid.subset=['all']", "grid.pairs=[['cifar10_1', 'cifar10_0']]"]
+
+
+def test_every_row_of_the_table_that_ships_says_where_it_is_from():
+    table = stitchbench.read()
+    for name in (*stitchbench.ORIGIN, *COLUMNS):
+        assert table.schema.field(name).metadata[b"meaning"] or name == "task", name
+    for row in stitchbench.results():
+        always = ("experiment", "scale", "part", "command", "hardware", "time", "status")
+        assert all(row.get(name) for name in always) and row["status"] == "ok", row
+        if "cell" in row:
+            assert all(
+                row[f"{role}_{what}"] for role in ("front", "end") for what in ("hash", "model")
+            )
+            assert row["version_fula_fast"] and row["version_torch"] and row["protocol"]
+            assert shlex.split(row["command"])[-2:] == ["--cell", row["cell"]]
+
+
+def test_its_cells_are_those_that_the_recipes_plan():
+    """So that the printed commands find them."""
+    cells: dict[tuple[str, str], set[str]] = {}
+    for row in stitchbench.results():
+        if "cell" in row:
+            cells.setdefault((row["experiment"], row["scale"]), set()).add(row["cell"])
+    for (name, scale), ids in cells.items():
+        experiment = resolve(name, scale, NOWHERE)
+        planned = {cell for sweep in experiment.sweeps for cell in _cells(sweep).ids}
+        assert ids <= planned, (name, scale)
+
+
+def test_what_is_absent_is_named():
+    there = {row["experiment"] for row in stitchbench.results()}
+    assert not there & set(stitchbench.absent())
+    assert there | set(stitchbench.absent()) <= set(recipe_names())
+
+
+def test_another_file_is_refused(tmp_path):
+    parquet.write_table(pyarrow.table({"accuracy": [0.5]}), tmp_path / "t.parquet")
+    with pytest.raises(FulaError, match="no table of StitchBench in format 1"):
+        stitchbench.read(tmp_path / "t.parquet")
+    with pytest.raises(FulaError, match="cannot be read as a table"):
+        stitchbench.read(tmp_path / "absent.parquet")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A sweep and a driver's tasks, finished."""
+    out = tmp_path_factory.mktemp("out")
+    swept = resolve("fig9", "smoke", NOWHERE, QUICK)
+    driven = resolve("fig7", "smoke", NOWHERE)
+    for experiment in (swept, driven):
+        run(experiment, out)
+    return out, swept, driven
+
+
+def test_finished_runs_become_rows(ran, tmp_path):
+    out, swept, driven = ran
+    rows = [row for experiment in (swept, driven) for row in stitchbench.rows_of(experiment, out)]
+    stitchbench.write(stitchbench.in_schema(rows), tmp_path / "bench.parquet")
+    found = stitchbench.results(tmp_path / "bench.parquet")
+    store = Store.open(out / "fig9" / "fig9")
+    cells = {row["cell"]: row for row in found if "cell" in row}
+    assert len(cells) == len(store.rows()) and len(found) == len(rows)
+    for row in store.rows():
+        assert cells[row["cell"]]["accuracy"] == row["accuracy"]
+        assert cells[row["cell"]]["front_hash"] == row["front_hash"]
+        assert cells[row["cell"]]["front_model"] == "resnet18"
+    assert {row["task"] for row in found if "task" in row} == {"pixel-random", "noise-class"}
+    assert {row["command"] for row in found if "task" in row} == {
+        "fula-fast reproduce fig7 --scale smoke"
+    }
+
+
+def test_a_run_of_other_settings_is_refused(ran):
+    with pytest.raises(FulaError, match="run with other settings"):
+        stitchbench.rows_of(resolve("fig9", "smoke", NOWHERE), ran[0])
+
+
+def test_an_unfinished_run_gives_what_it_has_and_the_rest_is_counted(ran, tmp_path, monkeypatch):
+    out, swept, driven = ran
+    for path in (out / "fig7" / "driver").glob("noise*"):
+        path.unlink()
+    assert [row["task"] for row in stitchbench.rows_of(driven, out)] == ["pixel-random"]
+    rows = stitchbench.rows_of(swept, out)
+    stitchbench.write(stitchbench.in_schema(rows[1:]), tmp_path / "bench.parquet")
+    monkeypatch.setattr(stitchbench, "resolve", lambda *names: swept)
+    assert stitchbench.incomplete(tmp_path / "bench.parquet") == {
+        ("fig9", "smoke"): (len(rows) - 1, len(rows))
+    }
+
+
+def test_a_run_is_set_beside_a_table_in_text_and_on_a_page(ran, tmp_path):
+    out, swept, _ = ran
+    stitchbench.write(
+        stitchbench.in_schema(stitchbench.rows_of(swept, out)), tmp_path / "bench.parquet"
+    )
+    mine = out / "fig9" / "fig9"
+    words = ["report", str(mine), "--against", str(tmp_path / "bench.parquet")]
+    answer = CliRunner().invoke(commands.app, words)
+    assert answer.exit_code == 0, answer.output
+    assert "+0.0" in answer.output and f"second: {tmp_path / 'bench.parquet'}" in answer.output
+    assert "+0.0" in (mine / "against.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_keyed_hundredth_of_the_table_comes_again(tmp_path):
+    """Of the cells; the key makes the choice the same everywhere and every time."""
+    data = os.environ.get("FULA_TEST_DATA")
+    if not data:
+        pytest.skip("the experiments' data: set FULA_TEST_DATA")
+    cells = sorted(
+        (row for row in stitchbench.results() if "cell" in row),
+        key=lambda row: digest(["a hundredth", row["cell"]]),
+    )
+    assert cells
+    for row in cells[: -(-len(cells) // 100)]:
+        experiment = resolve(row["experiment"], row["scale"], Path(data))
+        again = run_cell(experiment, row["cell"], tmp_path)
+        same = all(again[f"{role}_hash"] == row[f"{role}_hash"] for role in ("front", "end"))
+        for name in SHARES & row.keys():
+            assert again[name] == pytest.approx(row[name], abs=NEAR if same else FAR), (row, again)
