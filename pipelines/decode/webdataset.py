@@ -18,7 +18,7 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from ...errors import FulaError, printable
+from ...errors import FulaError, not_none, printable
 from .cache import build_once, content_digest, load_array, save_arrays
 from .folders import FolderIndex
 from .images import check_classes
@@ -40,7 +40,7 @@ class ShardTree(FileTree):
 
     def read(self, i: int) -> np.ndarray:
         """The image's bytes, uint8 (length,). Raises `OSError`."""
-        start, stop = self.places[i]
+        start, stop = self._span(i)
         with (self.root / self.shards[self.of[i]]).open("rb", buffering=0) as shard:
             shard.seek(start)
             found = shard.read(stop - start)
@@ -50,7 +50,12 @@ class ShardTree(FileTree):
 
     def size(self, i: int) -> int:
         """The image's length in bytes."""
-        return int(self.places[i, 1] - self.places[i, 0])
+        start, stop = self._span(i)
+        return stop - start
+
+    def _span(self, i: int) -> tuple[int, int]:
+        start, stop = not_none(self.places)[i].tolist()
+        return start, stop
 
     def key(self, samples: np.ndarray) -> str:
         """SHA-256 of the shards' content and the names of the images `samples` (n,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def _of_indices(
     cached: bool,
     **settings: str,
 ) -> Source:
-    load = decoded if cached else file_set
+    load: Callable[..., Any] = decoded if cached else file_set
     return Source(name, *(load(index, size, channels, **settings) for index in splits))
 
 
