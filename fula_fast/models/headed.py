@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from ..errors import FulaError
 from .heads import FittedHead
@@ -100,7 +100,8 @@ class Votes(nn.Module):
         """(b, d) of length 1 to (b, classes): the votes, of sum 1."""
         near, places = (x @ bank.T).topk(self.neighbours, dim=1)
         votes = ((near - near[:, :1]) / TEMPERATURE).exp()
-        of_classes = one_hot(self.labels[places], self.classes).to(votes.dtype)
+        classes = torch.arange(self.classes, device=x.device)
+        of_classes = (self.labels[places][..., None] == classes).to(votes.dtype)
         # no scatter: on a GPU its sums differ from run to run
         return (votes[:, None] @ of_classes).squeeze(1) / votes.sum(1, keepdim=True)
 
