@@ -84,7 +84,9 @@ def _groups(side: RunRows) -> Mapping[tuple[Any, str], _Group]:
 
 
 def _origin(row: Row) -> str:
-    return f" ({row['experiment']}, {row['scale']})" if "experiment" in row else ""
+    """Of a table's row."""
+    known = [row[name] for name in ("experiment", "scale", "data") if row.get(name)]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _plain(value: Any) -> Any:

@@ -30,7 +30,10 @@ def rows_of(front: str, end: str, seeds: int, start: int, **columns) -> list[dic
 
 
 MINE = rows_of("a", "b", 3, 0)
-THEIRS = [r | {"experiment": "fig4", "scale": "tiny"} for r in rows_of("x", "y", 4, 1000)]
+THEIRS = [
+    r | {"experiment": "fig4", "scale": "tiny", "data": "CIFAR-10"}
+    for r in rows_of("x", "y", 4, 1000)
+]
 
 
 def test_cells_meet_by_architecture_and_the_interval_is_welchs():
@@ -47,7 +50,7 @@ def test_cells_meet_by_architecture_and_the_interval_is_welchs():
     assert (got.mean, got.low, got.high, got.p) == pytest.approx(
         (np.mean(means[0]) - np.mean(means[1]), low, high, test.pvalue)
     )
-    assert found.group == "a → b, Hint | x → y (fig4, tiny)"
+    assert found.group == "a → b, Hint | x → y (fig4, tiny, CIFAR-10)"
 
 
 def test_the_same_cells_are_compared_in_pairs_and_no_others():

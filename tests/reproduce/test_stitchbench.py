@@ -42,14 +42,22 @@ def test_every_row_of_the_table_that_ships_says_where_it_is_from():
             assert shlex.split(row["command"])[-2:] == ["--cell", row["cell"]]
 
 
-def test_its_cells_are_those_that_the_recipes_plan():
+@pytest.fixture
+def data() -> Path:
+    """Of the experiments, which decides the cells where one set stands in for another."""
+    if not os.environ.get("FULA_TEST_DATA"):
+        pytest.skip("the experiments' data: set FULA_TEST_DATA")
+    return Path(os.environ["FULA_TEST_DATA"])
+
+
+def test_its_cells_are_those_that_the_recipes_plan(data):
     """So that the printed commands find them."""
     cells: dict[tuple[str, str], set[str]] = {}
     for row in stitchbench.results():
         if "cell" in row:
             cells.setdefault((row["experiment"], row["scale"]), set()).add(row["cell"])
     for (name, scale), ids in cells.items():
-        experiment = resolve(name, scale, NOWHERE)
+        experiment = resolve(name, scale, data)
         planned = {cell for sweep in experiment.sweeps for cell in _cells(sweep).ids}
         assert ids <= planned, (name, scale)
 
@@ -129,18 +137,15 @@ def test_a_run_is_set_beside_a_table_in_text_and_on_a_page(ran, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_keyed_hundredth_of_the_table_comes_again(tmp_path):
+def test_a_keyed_hundredth_of_the_table_comes_again(data, tmp_path):
     """Of the cells; the key makes the choice the same everywhere and every time."""
-    data = os.environ.get("FULA_TEST_DATA")
-    if not data:
-        pytest.skip("the experiments' data: set FULA_TEST_DATA")
     cells = sorted(
         (row for row in stitchbench.results() if "cell" in row),
         key=lambda row: digest(["a hundredth", row["cell"]]),
     )
     assert cells
     for row in cells[: -(-len(cells) // 100)]:
-        experiment = resolve(row["experiment"], row["scale"], Path(data))
+        experiment = resolve(row["experiment"], row["scale"], data)
         again = run_cell(experiment, row["cell"], tmp_path)
         same = all(again[f"{role}_hash"] == row[f"{role}_hash"] for role in ("front", "end"))
         for name in SHARES & row.keys():
