@@ -119,7 +119,7 @@ def _welch(a: np.ndarray, b: np.ndarray) -> Difference:
     mean = float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         return Difference(mean, *[float("nan")] * 3)
-    found = stats.ttest_ind(a, b, equal_var=False)
+    found: Any = stats.ttest_ind(a, b, equal_var=False)
     low, high = found.confidence_interval(0.95)
     return Difference(mean, float(low), float(high), float(found.pvalue))
 

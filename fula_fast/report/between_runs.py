@@ -171,7 +171,7 @@ def compared(first: RunRows, second: RunRows) -> Compared:
     """What differs between two sides. Raises `FulaError` where nothing was measured in both."""
     runs = [first.rows, second.rows]
     axes = sorted({*first.axes, *second.axes})
-    found = differences(*runs, axes)
+    found = differences(first.rows, second.rows, axes)
     told = [f"first: {first.name}", f"second: {second.name}"]
     told += [f"{name}: {a} | {b}" for name, a, b in _unlike(runs, (*_SETTINGS, *axes))]
     left = [len(rows) - sum(r["status"] == "ok" for r in rows) for rows in runs]

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import Field, ValidationError
 
@@ -165,7 +165,7 @@ def scale_changes(recipe: ExperimentRecipe, scale: str) -> dict[str, Any]:
     """What a recipe replaces at a scale, over what it does at the one that this extends."""
     base = catalogue()["scales"][scale].get("extends")
     beneath = scale_changes(recipe, base) if base else {}
-    return merged(beneath, recipe.scales.get(scale, {}))
+    return merged(beneath, recipe.scales.get(cast(Scale, scale), {}))
 
 
 def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
