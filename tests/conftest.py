@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import os
+import signal
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ import numpy as np
 import pytest
 
 from fula_fast.device.allocator import keeping_memory
+
+
+def pytest_configure():
+    """Ctrl-C is heard, by the processes that tests start too: a shell without job control has what
+    it starts in the background ignore SIGINT, and who inherits that hears none."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

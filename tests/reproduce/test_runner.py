@@ -192,7 +192,7 @@ def test_the_command_prices_what_it_cannot_run(capsys, tmp_path):
     "arguments, words",
     [
         (("fig88",), "unknown experiment 'fig88'"),
-        (("fig8", "--scale", "tiny"), "unknown scale 'tiny'"),
+        (("fig8", "--scale", "huge"), "unknown scale 'huge'"),
         (("fig8", "--data", "no-such-folder"), "needs data that is not there"),
         (("fig8", "--set", "grid.alpa=1", "--dry-run"), "unknown key 'alpa'"),
         (("fig8", "--scale", "smoke", "--device", "warp"), "device 'warp' is none of"),

@@ -29,7 +29,7 @@ writers = Writers(Path({folder!r}) / "writers")
 try:
     with writers.present(now()):
         writers.cancel(now())
-        for _ in range(1200):
+        for _ in range(300):
             time.sleep(0.1)
     print("not heard")
 except FulaError as error:
