@@ -39,11 +39,16 @@ def linear_probe(x: Tensor, labels: np.ndarray, classes: int) -> tuple[Tensor, T
 
     Multinomial logistic regression with an L2 penalty on standardised features (scikit-learn's, C
     = 1), which is folded into weight and bias. A class without images gets what keeps it from being
-    answered.
+    answered. Raises `FulaError` for labels of a single class.
     """
     from sklearn.linear_model import LogisticRegression
 
     rows, labels = x.to(torch.float64, copy=True).numpy(), np.asarray(labels)
+    if (labels == labels[0]).all():
+        raise FulaError(
+            f"a linear probe tells classes apart, but all {len(labels)} images are of class "
+            f"{labels[0]}; give images of two classes at least, or head = 'none'"
+        )
     mean, spread = rows.mean(0), rows.std(0)
     spread[spread == 0] = 1
     rows -= mean  # in place: they may be many

@@ -12,7 +12,6 @@ from ..progress import Progress
 from ..runs.sweep import run_sweep
 from ..store import Store
 from ..study.cells import Cells
-from ..study.plan import plan
 from ..study.spec import EngineSpec, Spec
 from .experiment import Experiment, Sweep
 
@@ -67,7 +66,7 @@ def _sweep_of(experiment: Experiment, cell: str) -> Sweep:
 
 
 def _cells(sweep: Sweep) -> Cells:
-    return plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts()).lanes
+    return sweep.plan().lanes
 
 
 def narrowed(sweep: Sweep, cell: str) -> Spec:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import FulaError
 from ..study.facts import DataFacts, donor_facts
+from ..study.plan import Plan, plan
 from ..study.spec import Spec
 from .datasets import Chosen
 from .recipe import ExperimentRecipe
@@ -36,6 +37,10 @@ class Sweep:
         """Shapes and costs of the donors."""
         hook = self.spec.base_protocol.hook
         return {n: donor_facts(d, self.donor_data[n], hook) for n, d in self.spec.donors.items()}
+
+    def plan(self) -> Plan:
+        """Its cells and waves, without data and donors."""
+        return plan(self.spec, data=self.data, donors=self.donor_facts())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from ..donors.training import SIMCLR, resolved_recipe
 from ..progress import duration
 from ..study.donor_spec import DonorSpec
 from ..study.facts import DataFacts, DonorFacts, donor_facts
-from ..study.plan import plan
 from ..study.resources import Resources
 from ..study.show_plan import flops_text
 from ..study.spec import parse_table
@@ -89,7 +88,7 @@ def _stitching(experiment: Experiment) -> tuple[int, float, int]:
     """Cells and tasks, their multiply-adds, and their training steps."""
     cells, work, steps = 0, 0.0, 0
     for sweep in experiment.sweeps:
-        planned = plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts())
+        planned = sweep.plan()
         cells += len(planned.lanes)
         work += planned.flops + _evaluation(sweep, planned.lanes)
         steps += sum(wave.steps for wave in planned.waves)

@@ -31,7 +31,6 @@ from ..runs.rows import versions_in_use
 from ..store import COLUMNS, Store
 from ..store.shards import clean_rows
 from ..store.tables import table
-from ..study.plan import plan
 from .datasets import data_folder
 from .experiment import Experiment, Sweep
 from .recipe import load_recipe, recipe_names
@@ -126,7 +125,7 @@ def incomplete(path: str | Path | None = None) -> dict[tuple[str, str], tuple[in
 
 def _planned(sweep: Sweep) -> dict[str, None]:
     """The ids of a sweep's cells."""
-    return dict.fromkeys(plan(sweep.spec, data=sweep.data, donors=sweep.donor_facts()).lanes.ids)
+    return dict.fromkeys(sweep.plan().lanes.ids)
 
 
 # Collecting

@@ -71,6 +71,13 @@ def test_a_class_without_images_is_not_answered():
         assert int(model(as_tensor(images)).argmax(1).max()) <= 2
 
 
+def test_a_single_class_is_refused():
+    images = digits(3)
+    images = replace(images, labels=np.zeros_like(images.labels))
+    with pytest.raises(FulaError, match="all [0-9]+ images are of class 0; give images of two"):
+        probed(network(3), images)
+
+
 def test_a_classifier_without_a_bias_is_refused():
     model = network(10)
     classifier_of(model).module.bias = None

@@ -91,16 +91,12 @@ def test_the_probe_measures_something():
 
 
 def test_attacks_cost_passes_over_the_attacked_images():
-    plain = resolve("fig9", "smoke", NOWHERE, ["grid.sites=[9]", "grid.subset=['all']"])
     sets = [[], ["evaluation.robust=pgd-10", "evaluation.robust_images=20"]]
     sweeps = [
         resolve("fig9", "smoke", NOWHERE, ["grid.sites=[9]", "grid.subset=['all']", *s]).sweeps[0]
         for s in sets
     ]
-    without, attacked = (
-        pricing._evaluation(sweep, pricing.plan(sweep.spec, data=plain.sweeps[0].data).cells)
-        for sweep in sweeps
-    )
+    without, attacked = (pricing._evaluation(sweep, sweep.plan().cells) for sweep in sweeps)
     assert attacked / without == pytest.approx((100 + 3 * 10 * 20) / 100)
 
 
