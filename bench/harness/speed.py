@@ -5,10 +5,11 @@ nothing else.
         rewrites what stands between two marks in fula_fast/guide/pages/speed.md and in README.md
 
 Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
-`data-*.json` (images per second), `attack-*.json` (AutoAttack against the reference package),
-`agreement-*.json` (the same, both to the end), `precision-*.json` (bfloat16 against float32),
-`first-step-*.json` (starts of a wave), `kernels-cpu.json` (the C++ kernels against eager PyTorch)
-and `gpu-check-first-*.json` (captured steps). A test holds that both files are what this gives.
+`data-*.json` (images per second), `large-data-*.json` (memory by entries), `attack-*.json`
+(AutoAttack against the reference package), `agreement-*.json` (the same, both to the end),
+`precision-*.json` (bfloat16 against float32), `first-step-*.json` (starts of a wave),
+`kernels-cpu.json` (the C++ kernels against eager PyTorch) and `gpu-check-first-*.json` (captured
+steps). A test holds that both files are what this gives.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def section(results: Path) -> str:
     parts += [first_step(r) for r in reports if r.get("bench") == "first-step"]
     parts += [precision(r) for r in reports if r.get("bench") == "precision"]
     parts += [data(path) for path in sorted(results.glob("data-*.json"))]
+    parts += [large_data(r) for r in reports if r.get("bench") == "large_data"]
     parts += [attacks(r) for r in reports if r.get("benchmark") == "attack"]
     parts += [agreement(r) for r in reports if r.get("benchmark") == "agreement"]
     parts += [kernels(r) for r in reports if r.get("benchmark") == "kernels-cpu"]
@@ -206,6 +208,33 @@ def waiting(report: Mapping[str, Any]) -> list[str]:
     )
     heads = ("stream", "per cent of a step: median (p20 … p80)")
     return [title, "", *table(heads, found), ""]
+
+
+def large_data(report: Mapping[str, Any]) -> str:
+    """Memory and waiting of a wave that reads more images than fit, by the number of entries."""
+    size, shards = report["setting"], report["webdataset"]
+    rows = [
+        (
+            f"{row['entries']:,}",
+            f"{row['bytes'] / 2**20:,.0f}",
+            f"{max(0, row['grown_bytes']) / 2**20:,.0f}",
+            _spread(row["waiting_share"], 0.01, ".2g"),
+            _spread(row["stream_images_per_second"], 1, ",.0f"),
+        )
+        for row in report["rows"]
+    ]
+    heads = (
+        "images", "MiB for them", "MiB more after training", "per cent of a step spent waiting",
+        "the stream alone, images per second",
+    )  # fmt: skip
+    title = (
+        f"Images that stay files, read and decoded by DALI at {size['image']} pixels for a wave of "
+        f"{size['lanes']} lanes (ResNet-18 of width {size['width']}, batch {size['batch']}), on "
+        f"{where(report)}; medians (p20 … p80). Opening {shards['images']:,} images in "
+        f"WebDataset shards takes {shards['first_seconds']['p50']:.1f} s the first time, then "
+        f"{1e3 * shards['again_seconds']['p50']:.0f} ms:"
+    )
+    return "\n".join([title, "", *table(heads, rows), "", again(report)])
 
 
 def attacks(report: Mapping[str, Any]) -> str:

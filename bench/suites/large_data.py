@@ -77,7 +77,7 @@ def _measure(entries: int, steps: int, rounds: int, setting: workload.Setting) -
     handed = Handed(setting.device, setting.batch, steps)
     stepper = open_stepper(replace(wave.stepper.task, stream=handed), wave.wave, wave.mode)
     images = images_at_hand(setting.image)
-    handed.source = _stream(repeated(images, 10 * setting.batch), setting)
+    handed.source = _stream(repeated(images, steps * setting.batch), setting)
     waiting_of(stepper.epoch(0), handed)  # what a wave and a pipeline take, whatever they read
     memory = PeakMemory(setting.device)
     handed.source = stream = _stream(repeated(images, entries), setting)

@@ -139,3 +139,24 @@ def test_streams_are_shown_in_images_per_second(tmp_path):
     (tmp_path / "data-cpu.json").write_text(json.dumps(report | {"waiting": [row]}))
     text = section(tmp_path)
     assert "| dali from JPEG | 0.2 (0.01 … 3) |" in text and "wave of 4 lanes" in text
+
+
+def test_data_beyond_memory_are_shown_by_entries(tmp_path):
+    spread = {"p20": 0.001, "p50": 0.002, "p80": 0.003}
+    rate = {"p20": 900.0, "p50": 1000.0, "p80": 1100.0}
+    row = {
+        "entries": 1_300_000, "bytes": 190 << 20, "grown_bytes": -4096, "waiting_share": spread,
+        "stream_images_per_second": rate,
+    }  # fmt: skip
+    report = COMMON | {
+        "bench": "large_data",
+        "setting": {"lanes": 4, "width": 8, "batch": 16, "image": 224},
+        "rows": [row],
+        "webdataset": {
+            "images": 55_000, "first_seconds": {"p50": 6.51}, "again_seconds": {"p50": 0.0051},
+        },
+    }  # fmt: skip
+    (tmp_path / "large-data-cpu.json").write_text(json.dumps(report))
+    text = section(tmp_path)
+    assert "| 1,300,000 | 190 | 0 | 0.2 (0.1 … 0.3) | 1,000 (900 … 1,100) |" in text
+    assert "55,000 images in WebDataset shards takes 6.5 s the first time, then 5 ms" in text

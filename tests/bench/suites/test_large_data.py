@@ -35,7 +35,7 @@ def test_entries_repeat_the_files():
 @pytest.mark.slow
 def test_a_wave_trains_on_entries_and_says_what_it_took():
     tiny = Setting("cpu", "fp32", width=2, batch=4, lanes=4, timed=1, warmup=1, mode="eager")
-    row = large_data.measure(20_000, steps=3, rounds=1, setting=tiny)
+    row = large_data.measure(20_000, steps=11, rounds=1, setting=tiny)
     assert row["entries"] == 20_000 and row["step_seconds"]["n"] == 1
     assert 0 <= row["waiting_share"]["p50"] <= 1 and row["stream_images_per_second"]["p50"] > 0
 
