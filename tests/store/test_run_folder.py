@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +24,12 @@ from pyarrow import parquet
 from fula_fast.errors import FulaError
 from fula_fast.files import sealed
 from fula_fast.store import COLUMNS, Store, StoreWarning, finished, shards, tables
+
+_spec = importlib.util.spec_from_file_location(
+    "damage", Path(__file__).parents[1] / "files/damage.py"
+)
+damage = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(damage)
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
@@ -236,11 +243,12 @@ def test_launches_come_back_in_order(store: Store) -> None:
 
 def _resealed(path: Path, change) -> None:
     """Another content with the digest of that, as no accident makes it."""
-    head, there, rows = path.read_bytes().partition(sealed._ROWS)
-    found = json.loads(head + b"}" * bool(there))
-    change(found["content"])
-    changed = json.dumps(found | {"digest": sealed.digest_of(found["content"])}).encode()
-    path.write_bytes(changed[: -1 if there else None] + there + rows)
+
+    def resealed(found: dict) -> dict:
+        change(found["content"])
+        return found | {"digest": sealed.digest_of(found["content"])}
+
+    damage.changed(path, resealed)
 
 
 @pytest.mark.parametrize("started", [None, 3, "yesterday"])
@@ -253,18 +261,20 @@ def test_a_launch_without_a_time_is_left_out(store: Store, started) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        lambda content: content.update(written="soon"),
-        lambda content: content.update(cells=[3]),
-        lambda content: content.update(ok=[True, True]),
-        lambda content: content.update(donors=[["a", {}]]),
+        ({"written": "soon"}, "its 'written' is wrong"),
+        ({"cells": [3]}, "its 'cells.0' is wrong"),
+        ({"ok": [True, True]}, "it tells of 1 cells and 2 outcomes"),
+        ({"donors": [["a", {}]]}, "its 'donors.0.1' is wrong"),
+        ({"run": "another"}, "it is of another run"),
+        ({"rows": "0"}, "its rows do not match their digest"),
     ],
 )
-def test_shards_of_another_form_count_as_missing(store: Store, change) -> None:
+def test_shards_of_another_form_count_as_missing(store: Store, change, reason) -> None:
     store.write("w", [row(0)])
-    _resealed(only(store.folder, "cells/*/*.json"), change)
-    with pytest.warns(StoreWarning, match="shard of finished cells .* is damaged"):
+    _resealed(only(store.folder, "cells/*/*.json"), lambda content: content.update(change))
+    with pytest.warns(StoreWarning, match=f"shard of finished cells .* is damaged: {reason}"):
         assert Store.open(store.folder).rows() == []
 
 
