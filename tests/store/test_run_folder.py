@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
 import importlib.util
 import json
 import os
@@ -216,6 +217,49 @@ class TestDamage:
         with pytest.warns(StoreWarning, match="stitches"):
             assert not Store.open(store.folder).done()
 
+    def test_the_table_is_made_without_a_damaged_shard(self, store: Store) -> None:
+        store.write("w", [row(0)])
+        store.write("v", [row(2)])
+        path = only(store.folder, "cells/*/w-*.json")
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.warns(StoreWarning, match=path.name):
+            assert Store.open(store.folder).table()["cell"].to_pylist() == ["c2"]
+
+    def test_altered_stitches_are_found_where_all_are_read(self, store: Store) -> None:
+        for k in (0, 1):
+            store.write(f"w{k}", [row(k)], {f"c{k}": stitch(k)})
+        store.write("v", [row(2)])
+        path = only(store.folder, "stitches/*/w0-*.safetensors")
+        damage.last_bit(path)
+        again = Store.open(store.folder)
+        assert len(again.done()) == 3 and again.stitch("c1")["weight"].max() == 1
+        with pytest.warns(StoreWarning, match=f"{path.name}.* it was altered"):
+            again.verify_stitches()
+        assert again.missing() == ["c0", "c3", "c4", "c5"]
+        assert [r["cell"] for r in again.rows()] == ["c1", "c2"]
+        with pytest.raises(FulaError, match="no stitch of cell 'c0'; see its results.csv"):
+            again.stitch("c0")
+
+    def test_files_of_another_run_are_named(self, store: Store, tmp_path: Path) -> None:
+        other = Store.create(tmp_path / "other", SPEC, {"precision": "bf16"}, cells(3))
+        other.checkpoints.save("w", {"x": np.ones(2)}, {"epoch": 1})
+        (store.folder / "checkpoints").mkdir()
+        for name in ("checkpoints/w.safetensors", "plan.json"):
+            damage.exchanged(store.folder / name, other.folder / name)
+        with pytest.warns(StoreWarning, match="it is of another wave or run; the wave starts anew"):
+            assert store.checkpoints.load("w") is None
+        assert not list(store.folder.glob("checkpoints/*"))
+        with pytest.raises(FulaError, match=r"plan.json' is damaged: it does not belong to spec"):
+            Store.open(store.folder)
+
+    def test_how_far_a_damaged_checkpoint_came_is_not_known(self, store: Store) -> None:
+        assert store.checkpoints.epochs_of("w") is None
+        store.checkpoints.save("w", {"m": np.ones(5)}, {"epoch": 3})
+        assert store.checkpoints.epochs_of("w") == 3
+        path = only(store.folder, "checkpoints/w.safetensors")
+        damage.changed(path, lambda head: head | {"meta": "["})
+        assert store.checkpoints.epochs_of("w") is None
+
     def test_a_truncated_checkpoint_is_named_and_ignored(self, store: Store) -> None:
         store.checkpoints.save("w", {"m": np.ones(5)}, {"epoch": 3})
         path = only(store.folder, "checkpoints/w.safetensors")
@@ -233,6 +277,53 @@ def test_checkpoints_are_replaced_and_dropped(store: Store) -> None:
     store.checkpoints.drop("w")
     store.checkpoints.drop("w")
     assert store.checkpoints.load("w") is None
+
+
+def test_what_killed_processes_left_is_tidied_when_nobody_works(store: Store) -> None:
+    store.write("w", [row(k) for k in range(5)], {"c0": stitch(0)})
+    store.checkpoints.save("v", {"x": np.ones(2)}, {"epoch": 1})
+    kept = files(store.folder)
+    orphan = only(store.folder, "stitches/*").parent / "ab" / "v-0000-0.safetensors"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"half")
+    (store.folder / "writers").mkdir()
+    note = {"host": "elsewhere", "pid": 1, "started": 0.0, "wave": "v"}
+    sealed.write_json(store.folder / "writers/elsewhere-1.json", sealed.WRITER, note)
+    store.tidy()
+    assert orphan.exists()
+    (store.folder / "writers/elsewhere-1.json").unlink()
+    store.tidy()
+    assert files(store.folder) == kept  # with the checkpoint: c5 is missing
+    store.write("v", [row(5)])
+    store.tidy()
+    assert not list(store.folder.glob("checkpoints/*")) and store.stitch("c0")["weight"].max() == 0
+
+
+def test_a_run_that_was_moved_away_is_not_begun_again(store: Store) -> None:
+    store.folder.rename(store.folder.with_name("moved"))
+    for write in (
+        lambda: store.write("w", [row(0)]),
+        lambda: store.checkpoints.save("w", {}, {}),
+        lambda: store.add_launch({}),
+    ):
+        with pytest.raises(FulaError, match="no longer the folder of this run: .* move it back"):
+            write()
+    assert not store.folder.exists()
+
+
+def test_a_cell_that_was_done_twice_has_the_stitch_that_there_is(store: Store) -> None:
+    store.write("w", [row(0)])
+    store.write("w", [row(0)], {"c0": stitch(2)})
+    assert Store.open(store.folder).stitch("c0")["weight"].max() == 2
+
+
+def test_a_program_that_collects_no_garbage_is_left_so(store: Store) -> None:
+    gc.disable()
+    try:
+        store.table()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_launches_come_back_in_order(store: Store) -> None:
