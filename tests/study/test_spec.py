@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fula_fast.errors import FulaError
 from fula_fast.files.sealed import digest_of
 from fula_fast.methods import METHODS
-from fula_fast.study.donor_spec import Adversarial, DonorSpec, ShortcutSpec
+from fula_fast.pipelines.draws.frame import Frame
+from fula_fast.study.donor_spec import Adversarial, DataSpec, DonorSpec, InputSpec, ShortcutSpec
 from fula_fast.study.grid_spec import GridSpec, Mixture
 from fula_fast.study.protocol import PRESETS, Protocol
 from fula_fast.study.spec import load_spec
@@ -40,6 +41,7 @@ def test_defaults():
     assert spec.base_protocol == PRESETS["fula-v2"]
     assert spec.data.source == "digits"
     assert spec.engine.executor == "wave"
+    assert load_spec(MINIMAL, {"engine.memory": None}) == spec
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -155,7 +157,7 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("engine.mode=fast", ["mode = 'fast'", "'captured'"]),
         ("engine.device=tpu", ["'tpu'", "cuda:N"]),
         ("engine.memory=lots", ["'lots'", "'8GiB'"]),
-        ("evaluation.measures=['linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
+        ("evaluation.measures=['kappa','linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
         ("evaluation.robust=pgd", ["'pgd'", "'pgd-10'"]),
         ("evaluation.robust=pgd-0", ["'pgd-0'", "at least one step"]),
         ("protocol.robust=nonsense", ["[protocol]", "unknown attack 'nonsense'", "pgd-10"]),
@@ -309,6 +311,62 @@ def test_one_moment_stands_for_every_channel():
     assert (gray.mean, gray.std) == ((0.5,), (0.25,))
 
 
+def test_images_are_those_of_a_folder_by_its_name_wherever_it_lies():
+    def of(source, place):
+        return DataSpec(source=source, data_dir=place).identity()
+
+    assert of("imagefolder", "/a/x") == of("imagefolder", "/b/x") != of("imagefolder", "/b/y")
+    assert of("mnist", "/a/x") == of("mnist", "/b/y")  # its files are known
+
+
+@pytest.mark.parametrize(
+    "given, frame",
+    [
+        ({}, None),
+        ({"size": 8}, Frame(8, 8, "bilinear")),
+        ({"size": 8, "resize": 10, "interpolation": "bicubic"}, Frame(8, 10, "bicubic")),
+        ({"size": 8, "crop": "none"}, Frame(8, None, "bilinear")),
+    ],
+)
+def test_an_input_is_resized_then_cut(given, frame):
+    assert InputSpec(**given).frame == frame
+    assert DonorSpec(model="resnet18", input=given).frame == frame
+
+
+def test_a_normalisation_is_of_all_channels():
+    given = InputSpec(mean=0.5, std=[0.1, 0.2, 0.3])
+    found = given.normalisation(3)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert InputSpec().normalisation(3) is None
+    with pytest.raises(FulaError, match=r"std = \[0.1, 0.2, 0.3\] must be .* per channel \(1\)"):
+        given.normalisation(1)
+
+
+@pytest.mark.parametrize(
+    "given, needs_none",
+    [
+        ({"model": "resnet18"}, False),
+        ({"model": "resnet18", "untrained": True}, False),  # its own head answers
+        ({"model": "resnet18", "head": "none"}, False),  # trained on them
+        ({"model": "resnet18", "untrained": True, "head": "none"}, True),
+        ({"model": "resnet18", "recipe": "simclr", "head": "none"}, True),
+        ({"model": "resnet18", "recipe": "simclr", "head": "knn=5"}, False),
+        ({"model": "timm:resnet18", "pretrained": True}, True),
+        ({"model": "timm:resnet18", "pretrained": True, "epochs": 1}, False),
+        ({"checkpoint": "a.pt"}, True),
+    ],
+)
+def test_which_donors_need_no_labels(given, needs_none):
+    assert DonorSpec(**given).needs_no_labels == needs_none
+
+
+def test_a_donor_is_found_by_its_name():
+    spec = load_spec(MINIMAL)
+    assert spec.donor("b").seed == 1
+    with pytest.raises(FulaError, match="no donor 'c' in the spec; valid: a, b"):
+        spec.donor("c")
+
+
 def test_protocol_axes_are_every_combination_in_order():
     spec = load_spec(
         MINIMAL, ["grid.axes={dm_samples=[100,500],bn=['train','eval']}", "protocol.epochs=3"]
@@ -328,6 +386,7 @@ def test_overrides_apply_to_every_preset():
 def test_robust_evaluation_overrides_the_protocols():
     spec = load_spec(MINIMAL, ["evaluation.robust=pgd-10"])
     assert spec.base_protocol.robust == "pgd-10"
+    assert load_spec(MINIMAL, {"evaluation.robust": None}).base_protocol.robust == "none"
     assert load_spec(MINIMAL, ["evaluation.robust=rand"]).base_protocol.robust == "autoattack-rand"
 
 

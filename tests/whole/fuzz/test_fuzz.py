@@ -41,7 +41,6 @@ from fula_fast.store.similarity_table import similarity_rows
 from fula_fast.study.spec import load_spec
 
 
-
 def _beside(name: str, path: Path):
     found = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(found)
