@@ -31,10 +31,10 @@ def read(path, seal):
 @pytest.mark.parametrize("span", [(0, 10), (0, 1), (3, 5), (4, 8), (9, 10), (5, 5), (10, 10)])
 def test_rows_come_back(written, span):
     path, seal, columns = written
-    found = read(path, seal)(*span)
-    assert len(read(path, seal)) == 10 and found["id"].dtype == "S16"
+    rows = read(path, seal)
+    assert len(rows) == 10 and rows(*span)["id"].dtype == "S16"
     for name, column in columns.items():
-        texts = [v.decode() if isinstance(v, bytes) else v for v in found[name].tolist()]
+        texts = [v.decode() if isinstance(v, bytes) else v for v in rows(*span)[name].tolist()]
         expected = np.asarray(column)[slice(*span)].tolist()
         assert texts == [v.decode() if isinstance(v, bytes) else v for v in expected]
 
