@@ -241,9 +241,11 @@ ODD = [math.nan, math.inf, -1, 1e308, 2**70, "x", "\0", True, None, [], [None], 
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_any_value_under_any_key_is_refused_in_a_line_or_kept(value):
     """What is kept is written down and read again as the same."""
-    for path in {key.path.replace("NAME", "a") for key in keys()}:
+    given = {key.path.replace("NAME", "a"): value for key in keys()}
+    given |= {f"grid.axes.{option}": [value] for option in Protocol.model_fields}
+    for path, each in given.items():
         try:
-            found = load_spec(MINIMAL, {path: value}).dump()
+            found = load_spec(MINIMAL, {path: each}).dump()
         except FulaError as error:
             assert "\n" not in str(error)
         else:
