@@ -156,7 +156,7 @@ def stitch(
         "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
         "subset": subset, "device": device, "precision": precision,
     }  # fmt: skip
-    given = parse_table(StitchOptions, plain(asked), "stitch")
+    given = parse_table(StitchOptions, asked, "stitch")
     rule = protocol_of(protocol, plain(options))
     front, end = donor_of(front, "front", rule), donor_of(end, "end", rule)
     found = given_source(data, end)

@@ -66,6 +66,18 @@ def test_variables(home, monkeypatch):
     assert cache_folder() == home / "xdg" / "fula-fast"
 
 
+def test_a_cache_that_has_no_place_is_named_with_the_cure(home, monkeypatch):
+    (home / "file").write_text("x")
+    monkeypatch.setenv("FULA_CACHE", "~/file/cache")
+    with pytest.raises(FulaError, match="file/cache' cannot be made .Not a directory.; set FULA_C"):
+        cache_folder()
+    for name in ("FULA_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # nobody's, as in some containers
+    with pytest.raises(FulaError, match="no home folder to keep a cache in; set FULA_CACHE"):
+        cache_folder()
+
+
 def test_data_by_folder_and_by_option(home):
     images = np.zeros((4, 8, 8, 3), np.uint8)
     labels = np.arange(4) % 2

@@ -28,9 +28,9 @@ def cache_folder() -> Path:
     folder = user_path(os.environ.get("FULA_CACHE") or _default_folder())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise FulaError(
-            f"cache folder '{folder}' cannot be made ({_told(error)}); set FULA_CACHE to a "
+            f"cache folder '{folder}' cannot be made ({error.strerror}); set FULA_CACHE to a "
             "writable folder"
         ) from error
     return folder
@@ -43,8 +43,4 @@ def _default_folder() -> Path:
         raise FulaError(
             "this user has no home folder to keep a cache in; set FULA_CACHE to a writable folder"
         ) from None
-    return Path(home) / "fula-fast"
-
-
-def _told(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return home / "fula-fast"

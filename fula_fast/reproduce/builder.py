@@ -16,7 +16,7 @@ from ..study.expand import alike
 from ..study.facts import DataFacts, DonorFacts, donor_facts
 from ..study.site_names import site_number
 from ..study.spec import load_spec, parse_table
-from ..study.toml import apply_overrides, fractions
+from ..study.toml import fractions
 from .datasets import Chosen, choose
 from .driver_options import Options
 from .experiment import FRONT_COPY, Sweep, Unsuitable
@@ -107,7 +107,7 @@ class Builder:
             "protocol": {k: v for k, v in protocol.items() if k not in axes},
             "evaluation": merged(usual.get("evaluation", {}), recipe.evaluation, part.evaluation),
         }
-        spec = load_spec(fractions(apply_overrides(table, overrides)))
+        spec = load_spec(table, overrides)
         of_donors = {n: self._donor_facts(n) for n in spec.donors}
         return Sweep(part.name, spec, data.run_facts, of_donors)
 

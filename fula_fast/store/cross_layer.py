@@ -67,8 +67,6 @@ def _codes(values: Any) -> np.ndarray:
     from pyarrow import compute
 
     column = pyarrow.chunked_array([values]) if isinstance(values, list) else values
-    if pyarrow.types.is_list(column.type):
-        column = pyarrow.chunked_array([[str(value) for value in column.to_pylist()]])
     coded = compute.dictionary_encode(column.combine_chunks())
     return coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
 

@@ -238,3 +238,7 @@ def _check_axis(option: str, values: tuple[Any, ...]) -> None:
         raise ValueError(f"axes: unknown protocol option '{option}'{near}")
     if not values:
         raise ValueError(f"axes.{option} is empty; the grid would have no cells")
+    if None in values:
+        raise ValueError(
+            f"axes.{option} holds None, which TOML cannot write; give values, or leave the axis out"
+        )

@@ -277,8 +277,8 @@ stitch batch norm, attack share and targets. Ours where a source is silent: fula
 
 def protocol(preset: str = "fula-v2", **overrides: Any) -> Protocol:
     """The named preset with some options replaced; unknown names raise `FulaError`."""
-    if preset not in PRESETS:
-        raise FulaError(f"unknown protocol '{preset}'{nearest(preset, PRESETS)}")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise FulaError(f"unknown protocol '{preset}'{nearest(str(preset), PRESETS)}")
     unknown = set(overrides) - set(Protocol.model_fields)
     if unknown:
         name = min(unknown)

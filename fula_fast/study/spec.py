@@ -261,9 +261,10 @@ def _plain(value: Any, key: str = "") -> Any:
 
 
 def parse_table(model: type[T], values: Mapping[str, Any], name: str) -> T:
-    """One table of a spec by itself; raises `FulaError` as `load_spec` does."""
+    """One table of a spec by itself, its values made plain, texts like "8/255" numbers; raises
+    `FulaError` as `load_spec` does."""
     try:
-        return model.model_validate(values)
+        return model.model_validate(fractions(plain(values, name)))
     except ValidationError as error:
         raise explain(error, model, name) from None
 
@@ -276,8 +277,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Overrides = ())
     name.
     """
     table = dict(source) if isinstance(source, Mapping) else read_toml(source)
-    table = fractions(plain(apply_overrides(table, overrides)))
-    spec = parse_table(Spec, table, "")
+    spec = parse_table(Spec, apply_overrides(table, overrides), "")
     _check_axes_free(spec)
     spec.protocols()
     for weighting in spec.grid.weightings if spec.grid else ():

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from importlib import resources
+from math import isfinite
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -150,7 +151,8 @@ def plain(value: Any, where: str = "") -> Any:
     """The same tree of plain values: NumPy's and torch's numbers and arrays, ranges, sets and
     paths become numbers, lists and texts. `where`: the dotted key, for messages.
 
-    Raises `FulaError` for any other object, and for text that is not UTF-8.
+    Raises `FulaError` for any other object, for text that is not UTF-8, and for numbers that are
+    not finite: no file of ours holds those.
     """
     if isinstance(value, Mapping):
         keys = {check_text(str(key), "key"): part for key, part in value.items()}
@@ -162,6 +164,8 @@ def plain(value: Any, where: str = "") -> Any:
     if isinstance(value, list | tuple | range | set | frozenset):
         several = sorted(value) if isinstance(value, set | frozenset) else value
         return [plain(v, where) for v in several]
+    if isinstance(value, float) and not isfinite(value):
+        raise FulaError(f"{where} = {value} is no finite number; give one")
     if value is None or isinstance(value, int | float | BaseModel | date | time):
         return value
     if hasattr(value, "tolist"):
@@ -190,12 +194,10 @@ def fractions(value: Any, key: str = "") -> Any:
 
 def explain(error: ValidationError, root: type[BaseModel], table: str = "") -> FulaError:
     """The first problem of a validation as one line: table, key, value, rule, nearest valid key."""
-    first = error.errors(include_url=False)[0]
-    path = [part for part in first["loc"] if not str(part).startswith("<")]
+    first, path, model, rules = _first_problem(error, root)
     if first["type"] == "extra_forbidden":
-        valid = _model_at(root, path[:-1]).model_fields
-        key = str(path[-1])
-        return FulaError(f"{_table(table, path[:-1])}unknown key '{key}'{nearest(key, valid)}")
+        near = nearest(str(path[-1]), model.model_fields)
+        return FulaError(f"{_table(table, path[:-1])}unknown key '{path[-1]}'{near}")
     if first["type"] in ("model_type", "dict_type"):
         return FulaError(f"{_table(table, path)}must be a table, not {first['input']!r}")
     if first["type"] == "missing":
@@ -205,8 +207,22 @@ def explain(error: ValidationError, root: type[BaseModel], table: str = "") -> F
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):
         return FulaError(f"{_table(table, path)}{message}")
     where, key = _split(path)
-    shown = "" if first["type"] == "value_error" else f" = {first['input']!r}"
-    return FulaError(f"{_table(table, where)}{key}{shown}: {_phrased(message)}")
+    if first["type"] == "value_error":
+        return FulaError(f"{_table(table, where)}{key}: {message}")
+    return FulaError(f"{_table(table, where)}{key} = {first['input']!r}: {', or '.join(rules)}")
+
+
+def _first_problem(
+    error: ValidationError, root: type[BaseModel]
+) -> tuple[Any, list[Any], type[BaseModel], dict[str, None]]:
+    """The first problem with its path, the model of its last key, and the rules that it breaks: of
+    a value with alternatives, those of the one that fits furthest, and all that fit as far."""
+    found = [(one, *_followed(root, one["loc"])) for one in error.errors(include_url=False)]
+    start = found[0][1]
+    same = [one for one in found if one[1][: len(start)] == start]
+    first, path, model = max(same, key=lambda one: len(one[1]))
+    rules = dict.fromkeys(_phrased(one["msg"]) for one, place, _ in same if place == path)
+    return first, path, model, rules
 
 
 def _table(table: str, path: list[Any]) -> str:
@@ -226,17 +242,41 @@ def _split(path: list[Any]) -> tuple[list[Any], str]:
 
 
 def _phrased(message: str) -> str:
-    return message.replace("Input should", "should", 1)
+    return message.replace("Input should", "should", 1).replace("a valid tuple", "a list")
 
 
-def _model_at(root: type[BaseModel], path: list[Any]) -> type[BaseModel]:
-    """The model class that a path of a validation error points into."""
-    model = root
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            model = next(iter(models_in(field.annotation)), model)
-    return model
+def _followed(
+    root: type[BaseModel], places: Iterable[str | int]
+) -> tuple[list[str | int], type[BaseModel]]:
+    """The path of a validation error without pydantic's words for a value's alternatives, and the
+    model that its last key is of."""
+    path: list[str | int] = []
+    model, inside = root, root
+    for part in places:
+        table = _table_in(inside)
+        if isinstance(part, int):
+            path.append(part)
+        elif table is not None and not part.startswith("<"):
+            path.append(part)
+            model = model if get_origin(table) is dict else table
+            inside = get_args(table)[1] if get_origin(table) is dict else _inside(table, part)
+    return path, model
+
+
+def _inside(model: type[BaseModel], key: str) -> Any:
+    field = model.model_fields.get(key)
+    return None if field is None else field.annotation
+
+
+def _table_in(annotation: Any) -> Any:
+    """What an annotation says of keys: a model or a dict; None where its values have none."""
+    if (
+        get_origin(annotation) is dict
+        or isinstance(annotation, type)
+        and issubclass(annotation, BaseModel)
+    ):
+        return annotation
+    return next(filter(None, map(_table_in, get_args(annotation))), None)
 
 
 def models_in(annotation: Any) -> Iterable[type[BaseModel]]:

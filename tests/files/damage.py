@@ -63,7 +63,16 @@ def changed(path: Path, change: Change) -> None:
         text += b" " * (-len(text) % 8)
         path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     else:
-        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+        path.write_text(text_of(change(json.loads(path.read_text()))))
+
+
+def text_of(found: Any) -> str:
+    """JSON as a file of ours has it: rows apart, behind what holds no blanks."""
+    if not isinstance(found, dict) or "rows" not in found:
+        return json.dumps(found)
+    head = json.dumps({k: v for k, v in found.items() if k != "rows"}, separators=(",", ":"))
+    rows = json.dumps(found["rows"], sort_keys=True, separators=(",", ":"))
+    return f'{head[:-1]}, "rows": {rows}}}\n'
 
 
 def newer(path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 import time
 
 import pytest
 
-from fula_fast.files.atomic import is_alive, remove_stale
+from fula_fast.errors import FulaError
+from fula_fast.files.atomic import folder, is_alive, remove_stale, replacing, replacing_folder
 
 
 def _until_ended(pid: int) -> bool:
@@ -59,3 +62,44 @@ sealed.write_tensors(Path({str(tmp_path)!r}) / "t.safetensors", sealed.STITCHES,
     assert any(tmp_path.rglob(".tmpAbC123"))
     remove_stale(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "deep" / "entry"
+    with replacing_folder(place) as made:
+        (made / "sub").mkdir()
+        (made / "sub/a").write_text("first")
+        assert not place.exists()
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "other") as made:
+        (made / "a").write_text("half")
+        raise KeyError
+    with replacing_folder(place) as made:  # another process was first
+        (made / "b").write_text("second")
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(FulaError, match=r"cannot write '.*file' \(Not a directory\)"),
+        replacing_folder(tmp_path / "file"),
+    ):
+        pass
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"deep", "deep/entry", "deep/entry/sub", "deep/entry/sub/a", "file"}
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO])
+def test_a_network_share_may_flush_no_folders(tmp_path, monkeypatch, code):
+    """What else goes wrong there is an error."""
+    flush = os.fsync
+
+    def refused(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refused)
+    if code == errno.EIO:
+        with pytest.raises(FulaError, match="cannot write .*Input/output error"):
+            folder(tmp_path / "a" / "b")
+        return
+    with replacing(folder(tmp_path / "a" / "b") / "file") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a/b/file").read_text() == "whole"

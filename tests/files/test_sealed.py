@@ -53,6 +53,13 @@ def test_a_sound_file_comes_back(tmp_path):
         assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
 
 
+def test_tied_tensors_come_back_under_every_name(tmp_path):
+    tied = torch.arange(3.0)
+    sealed.write_tensors(tmp_path / "a.safetensors", KIND, {"a": tied, "b": tied, "c": tied}, {})
+    tensors, _ = sealed.read_tensors(tmp_path / "a.safetensors", KIND)
+    assert {name: t.tolist() for name, t in tensors.items()} == dict.fromkeys("abc", [0, 1, 2])
+
+
 def test_every_bit_counts(written):
     """A flipped bit at any place is noticed, or changes nothing that is read."""
     path, read = written

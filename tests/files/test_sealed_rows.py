@@ -13,6 +13,7 @@ KIND = Kind("list", "write it again")
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.setattr(sealed_rows, "GROUP", 4)
+    monkeypatch.setattr(sealed_rows, "_KEPT", 2)
     draw = np.random.default_rng(0)
     columns = {
         "id": np.array([f"{v:016x}" for v in draw.integers(0, 2**62, 10)], "S16"),
@@ -30,10 +31,10 @@ def read(path, seal):
 @pytest.mark.parametrize("span", [(0, 10), (0, 1), (3, 5), (4, 8), (9, 10), (5, 5), (10, 10)])
 def test_rows_come_back(written, span):
     path, seal, columns = written
-    found = read(path, seal)(*span)
-    assert len(read(path, seal)) == 10 and found["id"].dtype == "S16"
+    rows = read(path, seal)
+    assert len(rows) == 10 and rows(*span)["id"].dtype == "S16"
     for name, column in columns.items():
-        texts = [v.decode() if isinstance(v, bytes) else v for v in found[name].tolist()]
+        texts = [v.decode() if isinstance(v, bytes) else v for v in rows(*span)[name].tolist()]
         expected = np.asarray(column)[slice(*span)].tolist()
         assert texts == [v.decode() if isinstance(v, bytes) else v for v in expected]
 
@@ -85,3 +86,17 @@ def test_other_groups_are_not_read(written):
     assert read(path, seal)(4, 8)["count"].tolist() == columns["count"][4:8].tolist()
     with pytest.raises(Damaged):
         read(path, seal)(3, 5)
+
+
+def test_a_seal_of_another_form(written):
+    path, seal, _ = written
+    with pytest.raises(Damaged, match="its seal is of another form"):
+        read(path, seal | {"digests": seal["digests"][:-1]})
+
+
+def test_a_file_that_goes_away_while_it_is_read(written, monkeypatch):
+    path, seal, _ = written
+    found = read(path, seal)
+    monkeypatch.setattr(found, "_verified", lambda group: path.unlink())
+    with pytest.raises(Damaged, match=r"list '.*rows\.parquet' is damaged: it cannot be read"):
+        found(0, 1)

@@ -256,6 +256,8 @@ def test_status_tells_all_kinds_of_cells_apart(store, capsys):
     assert status_of(store).state == "stopped" and status_of(store).waiting == 3
     store.checkpoints.save("w", {"x": torch.zeros(1)}, {"epoch": 3})
     assert status_of(store).interrupted == 2
+    with store.writers.present(now()):  # no start is noted: nothing is known
+        assert status_of(store).state == "running" and status_of(store).seconds_left is None
     store.add_launch({})
     store.write("v", [{"cell": "c2", "status": "failed", "error": "boom"}])
     with store.writers.present(now()):

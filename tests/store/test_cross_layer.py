@@ -35,10 +35,11 @@ def test_rows_carry_the_numbers_of_their_own_matrix() -> None:
         lambda rows: [*rows[:-1], rows[-1] | {"status": "failed"}],
         lambda rows: [*rows[:-1], rows[-1] | {"accuracy": None}],
         lambda rows: [*rows, rows[0]],
+        lambda rows: [*rows[:-1], rows[0]],
         lambda rows: [row | {"end_sites": 5} for row in rows],
         lambda rows: [row for row in rows if row["front_site"] == row["end_site"]],
     ],
-    ids=["missing", "failed", "unknown", "twice", "not square", "diagonal"],
+    ids=["missing", "failed", "unknown", "twice", "one for another", "not square", "diagonal"],
 )
 def test_only_whole_square_matrices_have_numbers(broken) -> None:
     rows = broken(cross_layer(3, 0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import errno
+import gc
+import importlib.util
 import json
 import os
 import random
@@ -23,6 +25,12 @@ from pyarrow import parquet
 from fula_fast.errors import FulaError
 from fula_fast.files import sealed
 from fula_fast.store import COLUMNS, Store, StoreWarning, finished, shards, tables
+
+_spec = importlib.util.spec_from_file_location(
+    "damage", Path(__file__).parents[1] / "files/damage.py"
+)
+damage = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(damage)
 
 SPEC = {"name": "t", "epochs": 30, "donors": {"a": {"seed": 0, "width": 8}}, "seeds": [0, 1]}
 
@@ -209,6 +217,49 @@ class TestDamage:
         with pytest.warns(StoreWarning, match="stitches"):
             assert not Store.open(store.folder).done()
 
+    def test_the_table_is_made_without_a_damaged_shard(self, store: Store) -> None:
+        store.write("w", [row(0)])
+        store.write("v", [row(2)])
+        path = only(store.folder, "cells/*/w-*.json")
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.warns(StoreWarning, match=path.name):
+            assert Store.open(store.folder).table()["cell"].to_pylist() == ["c2"]
+
+    def test_altered_stitches_are_found_where_all_are_read(self, store: Store) -> None:
+        for k in (0, 1):
+            store.write(f"w{k}", [row(k)], {f"c{k}": stitch(k)})
+        store.write("v", [row(2)])
+        path = only(store.folder, "stitches/*/w0-*.safetensors")
+        damage.last_bit(path)
+        again = Store.open(store.folder)
+        assert len(again.done()) == 3 and again.stitch("c1")["weight"].max() == 1
+        with pytest.warns(StoreWarning, match=f"{path.name}.* it was altered"):
+            again.verify_stitches()
+        assert again.missing() == ["c0", "c3", "c4", "c5"]
+        assert [r["cell"] for r in again.rows()] == ["c1", "c2"]
+        with pytest.raises(FulaError, match="no stitch of cell 'c0'; see its results.csv"):
+            again.stitch("c0")
+
+    def test_files_of_another_run_are_named(self, store: Store, tmp_path: Path) -> None:
+        other = Store.create(tmp_path / "other", SPEC, {"precision": "bf16"}, cells(3))
+        other.checkpoints.save("w", {"x": np.ones(2)}, {"epoch": 1})
+        (store.folder / "checkpoints").mkdir()
+        for name in ("checkpoints/w.safetensors", "plan.json"):
+            damage.exchanged(store.folder / name, other.folder / name)
+        with pytest.warns(StoreWarning, match="it is of another wave or run; the wave starts anew"):
+            assert store.checkpoints.load("w") is None
+        assert not list(store.folder.glob("checkpoints/*"))
+        with pytest.raises(FulaError, match=r"plan.json' is damaged: it does not belong to spec"):
+            Store.open(store.folder)
+
+    def test_how_far_a_damaged_checkpoint_came_is_not_known(self, store: Store) -> None:
+        assert store.checkpoints.epochs_of("w") is None
+        store.checkpoints.save("w", {"m": np.ones(5)}, {"epoch": 3})
+        assert store.checkpoints.epochs_of("w") == 3
+        path = only(store.folder, "checkpoints/w.safetensors")
+        damage.changed(path, lambda head: head | {"meta": "["})
+        assert store.checkpoints.epochs_of("w") is None
+
     def test_a_truncated_checkpoint_is_named_and_ignored(self, store: Store) -> None:
         store.checkpoints.save("w", {"m": np.ones(5)}, {"epoch": 3})
         path = only(store.folder, "checkpoints/w.safetensors")
@@ -228,6 +279,53 @@ def test_checkpoints_are_replaced_and_dropped(store: Store) -> None:
     assert store.checkpoints.load("w") is None
 
 
+def test_what_killed_processes_left_is_tidied_when_nobody_works(store: Store) -> None:
+    store.write("w", [row(k) for k in range(5)], {"c0": stitch(0)})
+    store.checkpoints.save("v", {"x": np.ones(2)}, {"epoch": 1})
+    kept = files(store.folder)
+    orphan = only(store.folder, "stitches/*").parent / "ab" / "v-0000-0.safetensors"
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"half")
+    (store.folder / "writers").mkdir()
+    note = {"host": "elsewhere", "pid": 1, "started": 0.0, "wave": "v"}
+    sealed.write_json(store.folder / "writers/elsewhere-1.json", sealed.WRITER, note)
+    store.tidy()
+    assert orphan.exists()
+    (store.folder / "writers/elsewhere-1.json").unlink()
+    store.tidy()
+    assert files(store.folder) == kept  # with the checkpoint: c5 is missing
+    store.write("v", [row(5)])
+    store.tidy()
+    assert not list(store.folder.glob("checkpoints/*")) and store.stitch("c0")["weight"].max() == 0
+
+
+def test_a_run_that_was_moved_away_is_not_begun_again(store: Store) -> None:
+    store.folder.rename(store.folder.with_name("moved"))
+    for write in (
+        lambda: store.write("w", [row(0)]),
+        lambda: store.checkpoints.save("w", {}, {}),
+        lambda: store.add_launch({}),
+    ):
+        with pytest.raises(FulaError, match="no longer the folder of this run: .* move it back"):
+            write()
+    assert not store.folder.exists()
+
+
+def test_a_cell_that_was_done_twice_has_the_stitch_that_there_is(store: Store) -> None:
+    store.write("w", [row(0)])
+    store.write("w", [row(0)], {"c0": stitch(2)})
+    assert Store.open(store.folder).stitch("c0")["weight"].max() == 2
+
+
+def test_a_program_that_collects_no_garbage_is_left_so(store: Store) -> None:
+    gc.disable()
+    try:
+        store.table()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_launches_come_back_in_order(store: Store) -> None:
     store.add_launch({"torch": "2"})
     store.add_launch({"torch": "3"})
@@ -236,11 +334,12 @@ def test_launches_come_back_in_order(store: Store) -> None:
 
 def _resealed(path: Path, change) -> None:
     """Another content with the digest of that, as no accident makes it."""
-    head, there, rows = path.read_bytes().partition(sealed._ROWS)
-    found = json.loads(head + b"}" * bool(there))
-    change(found["content"])
-    changed = json.dumps(found | {"digest": sealed.digest_of(found["content"])}).encode()
-    path.write_bytes(changed[: -1 if there else None] + there + rows)
+
+    def resealed(found: dict) -> dict:
+        change(found["content"])
+        return found | {"digest": sealed.digest_of(found["content"])}
+
+    damage.changed(path, resealed)
 
 
 @pytest.mark.parametrize("started", [None, 3, "yesterday"])
@@ -253,18 +352,20 @@ def test_a_launch_without_a_time_is_left_out(store: Store, started) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        lambda content: content.update(written="soon"),
-        lambda content: content.update(cells=[3]),
-        lambda content: content.update(ok=[True, True]),
-        lambda content: content.update(donors=[["a", {}]]),
+        ({"written": "soon"}, "its 'written' is wrong"),
+        ({"cells": [3]}, "its 'cells.0' is wrong"),
+        ({"ok": [True, True]}, "it tells of 1 cells and 2 outcomes"),
+        ({"donors": [["a", {}]]}, "its 'donors.0.1' is wrong"),
+        ({"run": "another"}, "it is of another run"),
+        ({"rows": "0"}, "its rows do not match their digest"),
     ],
 )
-def test_shards_of_another_form_count_as_missing(store: Store, change) -> None:
+def test_shards_of_another_form_count_as_missing(store: Store, change, reason) -> None:
     store.write("w", [row(0)])
-    _resealed(only(store.folder, "cells/*/*.json"), change)
-    with pytest.warns(StoreWarning, match="shard of finished cells .* is damaged"):
+    _resealed(only(store.folder, "cells/*/*.json"), lambda content: content.update(change))
+    with pytest.warns(StoreWarning, match=f"shard of finished cells .* is damaged: {reason}"):
         assert Store.open(store.folder).rows() == []
 
 

@@ -7,6 +7,7 @@ import torch
 
 from fula_fast.errors import FulaError
 from fula_fast.measures.features import as_matrix
+from fula_fast.measures.registry import COMPARES, measures
 from fula_fast.study.cells import Held
 from fula_fast.study.plan import Plan, plan
 from fula_fast.study.similarity_plan import FeatureView, blocks, similarity_spec
@@ -46,6 +47,18 @@ def test_pairs_of_the_grid_stay_when_it_is_left_out():
     assert spec.grid is None and spec.similarity.pairs == (("a", "b"), ("c", "a"))
     assert load_spec(spec.dump()) == spec
     assert load_spec(table).similarity is None
+
+
+def test_all_measures_are_those_that_compare():
+    found = load_spec(TABLE | {"similarity": {"measures": "all"}}).similarity
+    assert found.measures == tuple(each.name for each in measures(*COMPARES))
+    assert {"linear_cka", "kappa"} < set(found.measures)
+
+
+def test_outputs_have_no_features():
+    asked = {"measures": ["linear_cka", "kappa"], "features": {"kappa": "mean"}}
+    with pytest.raises(FulaError, match="features.kappa: it compares outputs, which have no"):
+        load_spec(TABLE | {"similarity": asked})
 
 
 def test_a_spec_needs_a_grid_or_similarity():

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fula_fast.errors import FulaError
+from fula_fast.files.sealed import digest_of
 from fula_fast.methods import METHODS
-from fula_fast.study.donor_spec import Adversarial, DonorSpec, ShortcutSpec
+from fula_fast.pipelines.draws.frame import Frame
+from fula_fast.study.donor_spec import Adversarial, DataSpec, DonorSpec, InputSpec, ShortcutSpec
 from fula_fast.study.grid_spec import GridSpec, Mixture
 from fula_fast.study.protocol import PRESETS, Protocol
 from fula_fast.study.spec import load_spec
+from fula_fast.study.spec_keys import keys
 from fula_fast.study.toml import apply_overrides, parse_override, recipe_names
 
 MINIMAL = {
@@ -38,6 +41,7 @@ def test_defaults():
     assert spec.base_protocol == PRESETS["fula-v2"]
     assert spec.data.source == "digits"
     assert spec.engine.executor == "wave"
+    assert load_spec(MINIMAL, {"engine.memory": None}) == spec
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -87,6 +91,8 @@ def test_a_donor_may_have_its_own_data():
         ),
         ("grid.methods=[{name='m',stages=[{tml=1}]}]", ["stages[0]]", "'tml'", "'tlm'"]),
         ("donors.a.adversarial.alhpa=1", ["[donors.a.adversarial]", "'alhpa'", "'alpha'"]),
+        ("donors.data={modle='resnet18'}", ["[donors.data]", "'modle'", "'model'"]),
+        ("grid.axes={optimizer=['sgd']}", ["[grid]", "'optimizer'", "'optimiser'"]),
     ],
 )
 def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
@@ -151,7 +157,7 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("engine.mode=fast", ["mode = 'fast'", "'captured'"]),
         ("engine.device=tpu", ["'tpu'", "cuda:N"]),
         ("engine.memory=lots", ["'lots'", "'8GiB'"]),
-        ("evaluation.measures=['linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
+        ("evaluation.measures=['kappa','linear_ckaa']", ["'linear_ckaa'", "'linear_cka'"]),
         ("evaluation.robust=pgd", ["'pgd'", "'pgd-10'"]),
         ("evaluation.robust=pgd-0", ["'pgd-0'", "at least one step"]),
         ("protocol.robust=nonsense", ["[protocol]", "unknown attack 'nonsense'", "pgd-10"]),
@@ -165,13 +171,85 @@ def test_unknown_keys_are_refused_with_table_and_nearest_key(override, parts):
         ("donors.c.seed=1", ["[donors.c]", "model = 'resnet18'"]),
         ("donors.a.adversarial.eps=8/0", ["'8/0'", "zero"]),
         ("name.x=3", ["name = {'x': 3}", "should be a valid string"]),
+        ("name=.hidden", ["name = '.hidden'", "cannot be the name of a file"]),
         ("grid.seeds.x=3", ["'seeds'", "not a table"]),
+        ("grid={front='a'}", ["[grid]", "front and end both need"]),
+        ("grid.axes.lr=[]", ["[grid]", "axes.lr is empty"]),
+        ("grid.weightings=[{}]", ["[grid.weightings[0]] {} is none of", "cutoff=N"]),
+        ("grid.methods=[{fula=1}]", ["[grid.methods[0]] key 'name' is missing"]),
+        ("grid.pairs=ab", ["[grid] pairs = 'ab': should be a list"]),
+        ("protocol.dm_rcond=1.0", ["dm_rcond = 1.0 must lie in [0, 1)"]),
+        ("protocol.dm_samples=0", ["dm_samples = 0 must be at least 1, or 'all'"]),
+        ("protocol.dm_samples=x", ["[protocol] dm_samples = 'x'", "integer", "or should be 'all'"]),
+        (
+            "protocol.weighting=3",
+            ["[protocol] weighting = 3: should be a valid string, or", "list"],
+        ),
+        ("protocol.weighting=[1,'x']", ["[protocol] weighting[1] = 'x': should be a valid number"]),
+        ("protocol.preset=3", ["[protocol] unknown protocol '3'", "fula-v2"]),
+        ("protocol.preset=[]", ["[protocol] unknown protocol '[]'", "fula-v2"]),
+        ("engine.slurm.sbatch={x=[1]}", ["[engine.slurm.sbatch] x = [1]", "string, or", "integer"]),
+        ("engine.slurm.hours=inf", ["engine.slurm.hours = inf is no finite number"]),
+        ("data={mean=nan,std=1}", ["data.mean = nan is no finite number"]),
+        ("data.options.noise=-inf", ["data.options.noise = -inf is no finite number"]),
+        ("data={mean=0.5,std=0}", ["[data] std = [0.0, 0.0, 0.0] must be positive"]),
+        ("donors.a.input.std=0.5", ["[donors.a.input] mean and std"]),
+        ("donors.a.input={mean=0,std=[1,0,1]}", ["[donors.a.input] std", "must be positive"]),
+        ("donors.a.input={size=8,resize=4}", ["resize = 4 is less than size = 8"]),
+        ("donors.a.input={resize=4}", ["resize acts beside size"]),
+        ("donors.a.input={size=4,resize=8,crop='none'}", ["resize acts", "crop = 'centre'"]),
+        ("donors.a.head=knn=0", ["[donors.a] head", "'knn=0'", "knn=20"]),
+        (
+            "donors.a={checkpoint='a.pt',untrained=true}",
+            ["[donors.a]", "checkpoint or is untrained"],
+        ),
+        (
+            "donors.a={model='timm:resnet18',pretrained=true,untrained=true}",
+            ["[donors.a] a donor is one of pretrained, untrained, or has a checkpoint"],
+        ),
+        (
+            "donors.a={model='resnet18',untrained=true,permute_labels=true}",
+            ["[donors.a] an untrained donor takes neither"],
+        ),
+        (
+            "donors.a={model='resnet18',recipe='simclr',adversarial=true}",
+            ["[donors.a] recipe = 'simclr' takes neither"],
+        ),
+        (
+            "donors.a={model='resnet18',recipe='imagenet',shortcut='both'}",
+            ["[donors.a] recipe = 'imagenet' crops images after a shortcut"],
+        ),
+        (
+            "donors.a={model='resnet18',head='none',min_accuracy=0.5}",
+            ["[donors.a] a donor with head = 'none' has no accuracy"],
+        ),
+        (
+            "donors.a={model='resnet18',adversarial=true,input={size=8}}",
+            ["[donors.a] adversarial training attacks images as they are decoded"],
+        ),
         ("no-equals", ["'no-equals'", "table.key=value"]),
     ],
 )
 def test_bad_values_are_refused_with_value_and_rule(override, parts):
     message = refusal(override)
     assert all(part in message for part in parts), message
+
+
+ODD = [math.nan, math.inf, -1, 1e308, 2**70, "x", "\0", True, None, [], [None], [[]], {}, {"k": 1}]
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_any_value_under_any_key_is_refused_in_a_line_or_kept(value):
+    """What is kept is written down and read again as the same."""
+    given = {key.path.replace("NAME", "a"): value for key in keys()}
+    given |= {f"grid.axes.{option}": [value] for option in Protocol.model_fields}
+    for path, each in given.items():
+        try:
+            found = load_spec(MINIMAL, {path: each}).dump()
+        except FulaError as error:
+            assert "\n" not in str(error)
+        else:
+            assert load_spec(found).dump() == found and digest_of(found)
 
 
 def test_an_option_cannot_be_both_an_axis_and_fixed():
@@ -235,6 +313,62 @@ def test_one_moment_stands_for_every_channel():
     assert (gray.mean, gray.std) == ((0.5,), (0.25,))
 
 
+def test_images_are_those_of_a_folder_by_its_name_wherever_it_lies():
+    def of(source, place):
+        return DataSpec(source=source, data_dir=place).identity()
+
+    assert of("imagefolder", "/a/x") == of("imagefolder", "/b/x") != of("imagefolder", "/b/y")
+    assert of("mnist", "/a/x") == of("mnist", "/b/y")  # its files are known
+
+
+@pytest.mark.parametrize(
+    "given, frame",
+    [
+        ({}, None),
+        ({"size": 8}, Frame(8, 8, "bilinear")),
+        ({"size": 8, "resize": 10, "interpolation": "bicubic"}, Frame(8, 10, "bicubic")),
+        ({"size": 8, "crop": "none"}, Frame(8, None, "bilinear")),
+    ],
+)
+def test_an_input_is_resized_then_cut(given, frame):
+    assert InputSpec(**given).frame == frame
+    assert DonorSpec(model="resnet18", input=given).frame == frame
+
+
+def test_a_normalisation_is_of_all_channels():
+    given = InputSpec(mean=0.5, std=[0.1, 0.2, 0.3])
+    found = given.normalisation(3)
+    assert (found.mean, found.std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert InputSpec().normalisation(3) is None
+    with pytest.raises(FulaError, match=r"std = \[0.1, 0.2, 0.3\] must be .* per channel \(1\)"):
+        given.normalisation(1)
+
+
+@pytest.mark.parametrize(
+    "given, needs_none",
+    [
+        ({"model": "resnet18"}, False),
+        ({"model": "resnet18", "untrained": True}, False),  # its own head answers
+        ({"model": "resnet18", "head": "none"}, False),  # trained on them
+        ({"model": "resnet18", "untrained": True, "head": "none"}, True),
+        ({"model": "resnet18", "recipe": "simclr", "head": "none"}, True),
+        ({"model": "resnet18", "recipe": "simclr", "head": "knn=5"}, False),
+        ({"model": "timm:resnet18", "pretrained": True}, True),
+        ({"model": "timm:resnet18", "pretrained": True, "epochs": 1}, False),
+        ({"checkpoint": "a.pt"}, True),
+    ],
+)
+def test_which_donors_need_no_labels(given, needs_none):
+    assert DonorSpec(**given).needs_no_labels == needs_none
+
+
+def test_a_donor_is_found_by_its_name():
+    spec = load_spec(MINIMAL)
+    assert spec.donor("b").seed == 1
+    with pytest.raises(FulaError, match="no donor 'c' in the spec; valid: a, b"):
+        spec.donor("c")
+
+
 def test_protocol_axes_are_every_combination_in_order():
     spec = load_spec(
         MINIMAL, ["grid.axes={dm_samples=[100,500],bn=['train','eval']}", "protocol.epochs=3"]
@@ -254,6 +388,7 @@ def test_overrides_apply_to_every_preset():
 def test_robust_evaluation_overrides_the_protocols():
     spec = load_spec(MINIMAL, ["evaluation.robust=pgd-10"])
     assert spec.base_protocol.robust == "pgd-10"
+    assert load_spec(MINIMAL, {"evaluation.robust": None}).base_protocol.robust == "none"
     assert load_spec(MINIMAL, ["evaluation.robust=rand"]).base_protocol.robust == "autoattack-rand"
 
 

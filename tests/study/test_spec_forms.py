@@ -88,6 +88,7 @@ def test_paths_and_scalars_in_every_table():
         ({"data_seeds": np.array([2**64 - 1], np.uint64)}, r"data_seeds\[0\] = 18446744073709551615"),
         ({"seeds": object()}, "grid.seeds is a object; a spec holds numbers, texts, lists"),
         ({"axes": {"lr": [lambda: 1]}}, "grid.axes.lr is a function; a spec holds"),
+        ({"axes": {"target_bn": ["eval", None]}}, "axes.target_bn holds None, which TOML cannot"),
         ({"front": "caf\udce9"}, r"grid.front = 'caf\\udce9' is not UTF-8 text"),
     ],
 )  # fmt: skip

@@ -81,6 +81,15 @@ def test_a_key_is_found_by_path_table_and_last_part():
     assert [k.name for k in find("grid.shortcut.size")] == ["size"]
 
 
+def test_a_keys_words_by_name_are_those_that_it_has():
+    (lr,), (options,) = find("protocol.momentum"), find("data.options")
+    assert lr.to_json() == {
+        "key": "protocol.momentum", "type": "number", "default": "0.9", "range": "≥ 0, < 1",
+        "meaning": "of SGD", "acts": "the stitch has an objective and the optimiser is SGD",
+    }  # fmt: skip
+    assert options.to_json().keys() == {"key", "type", "default", "meaning"}
+
+
 def test_a_wrong_key_gets_the_nearest_one():
     with pytest.raises(FulaError, match="did you mean 'protocol.schedule'"):
         find("protocol.shedule")

@@ -40,9 +40,16 @@ from fula_fast.store.activity import status_of
 from fula_fast.store.similarity_table import similarity_rows
 from fula_fast.study.spec import load_spec
 
-_found = importlib.util.spec_from_file_location("mutate", Path(__file__).with_name("mutate.py"))
-mutate = importlib.util.module_from_spec(_found)
-_found.loader.exec_module(mutate)
+
+def _beside(name: str, path: Path):
+    found = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+mutate = _beside("mutate", Path(__file__).with_name("mutate.py"))
+damage = _beside("damage", Path(__file__).parents[2] / "files/damage.py")
 
 pytestmark = pytest.mark.slow
 COUNT = int(os.environ.get("FULA_FUZZ", "2000"))
@@ -182,7 +189,7 @@ def resealed(file: Path, draw: random.Random) -> str:
         digest = sealed.digest_of(content)
     except ValueError:
         digest = whole["digest"]
-    return json.dumps(whole | {"digest": digest, "content": content})
+    return damage.text_of(whole | {"digest": digest, "content": content})
 
 
 def test_json_files_of_ours(run):
