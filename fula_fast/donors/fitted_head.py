@@ -9,6 +9,7 @@ Features are of unaugmented images, which come batch by batch; the features of a
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -66,6 +67,17 @@ def with_head(
         return load_checkpoint(path, into=answering(donor.staged, head)[0])
 
     return stored_or_made(path, recipe, load=load, make=make, replace_damaged=replace_damaged)
+
+
+def foreseen(staged: Staged, choice: HeadChoice, source: Source) -> Staged:
+    """The network as it will be with that head, which is yet to be fitted; raises what `with_head`
+    raises before it computes anything."""
+    if not choice.fitted:
+        twin = copy.copy(staged)
+        twin.classifies = False
+        return twin
+    _check(choice, source)
+    return answering(staged, _head_of(staged, choice, source))[0]
 
 
 def _unasked(donor: Donor) -> Donor:
