@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
+from .labels import HEAD_INSTEAD
 from .subsampled import keep_in_bounds
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ def _shape_message(
     if classes and own.shape[1:] == given.shape[1:]:
         return (
             f"the weights have {given.shape[0]} classes but model '{staged.name}' has "
-            f"{staged.num_classes}; set num_classes = {given.shape[0]}, or train a donor on this "
-            "data"
+            f"{staged.num_classes}; set num_classes = {given.shape[0]}, train a donor on this "
+            f"data, or {HEAD_INSTEAD}"
         )
     also = f" ({', '.join(others[:2])} differ too, {len(wrong)} in all)" if others else ""
     return (

@@ -18,7 +18,7 @@ from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
 from ..models.heads import head_choice
-from ..models.libraries import LIBRARIES, library_of
+from ..models.libraries import LIBRARIES, fetched_by_name, library_of
 from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
@@ -358,6 +358,11 @@ class DonorSpec(SpecTable):
     def as_fetched(self) -> bool:
         """Whether its pretrained weights are left as they are."""
         return bool(self.pretrained) and self.epochs is None
+
+    @property
+    def own_classes(self) -> bool:
+        """Whether its network has the classes of its library's weights, whatever the data's are."""
+        return self.as_fetched and fetched_by_name(self.pretrained)
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

@@ -14,7 +14,7 @@ from ..errors import FulaError
 from ..files.paths import user_path
 from ..models.families import built_classes
 from ..models.heads import FittedHead, head_choice
-from ..models.labels import ANY_HEAD, accuracy_on, no_answers_for
+from ..models.labels import ANY_HEAD, HEAD_INSTEAD, accuracy_on, no_answers_for
 from ..pipelines.sources.registry import record_of
 from .donor_spec import DataSpec, DonorSpec
 
@@ -136,6 +136,12 @@ def with_head(facts: DonorFacts, donor: DonorSpec, data: DataFacts) -> DonorFact
             instead = f"it gives an embedding of {facts.classes} numbers"
             asked = accuracy_on(donor.images.source) if donor.data else "accuracy"
             raise FulaError(no_answers_for(asked, instead, ANY_HEAD))
+        sure = donor.own_classes and donor.pretrained is True  # others are known when fetched
+        if data.labelled and sure and facts.classes != data.classes:
+            raise FulaError(
+                f"its weights answer with {facts.classes} classes, but its data have "
+                f"{data.classes}; {HEAD_INSTEAD}"
+            )
         return facts
     choice = head_choice(donor.head)
     if not choice.fitted:
@@ -158,7 +164,7 @@ def _features(shape: Shape) -> int:
 
 
 def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
-    classes = built_classes(donor.model, data.classes)
+    classes = built_classes(donor.model, 0 if donor.own_classes else data.classes)
     return {
         "num_classes": classes, "input_shape": network_shape(donor, data.shape)
     } | donor.build_options()  # fmt: skip
