@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -40,7 +41,7 @@ def content_hash(staged: Staged) -> str:
     for name, value in sorted(staged.state().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         plain = value.detach().float() if value.is_floating_point() else value
-        digest.update(plain.cpu().contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(plain.cpu().numpy()))  # not copied: it may be large
     return digest.hexdigest()
 
 

@@ -236,6 +236,33 @@ def test_other_differences_are_refused_with_a_head_too(digits, tmp_path):
         obtain_donor(table("knn=5", **foreign(state, tmp_path)), digits, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_fewer_images(head, digits, tmp_path):
+    """As many of each class as goes, the first ones: as if the others were not there."""
+    of_some = of_tower(f"{head} of 90", digits, tmp_path)
+    first = [np.flatnonzero(digits.train.labels == c)[:9] for c in range(10)]
+    kept = np.sort(np.concatenate(first))
+    fewer = replace(
+        digits.train, images=digits.train.images[kept], labels=digits.train.labels[kept]
+    )
+    with torch.no_grad():
+        x = tower()(pixels(fewer)).double().numpy()
+        test = tower()(pixels(digits.test)).double().numpy()
+        found = of_some.staged(pixels(digits.test)).double().softmax(1).numpy()
+    np.testing.assert_allclose(found, theirs(head, x, fewer.labels, test), atol=5e-4)
+    with pytest.raises(FulaError, match="more neighbours than the 4 training images"):
+        of_tower("knn=5 of 4", digits, tmp_path)
+
+
+def test_features_that_memory_does_not_hold_are_refused_first(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitted_head, "available_memory", lambda: 12 * 1000)
+    monkeypatch.setattr(fitted_head, "features", lambda *_a, **_k: pytest.fail("computed"))
+    fewer = r"head = 'knn=5' holds 48 features of 300 images, .*fit it to fewer.*head = 'knn=5 of 18'"
+    with pytest.raises(FulaError, match=fewer) as caught:
+        of_tower("knn=5", digits, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_head_nothing_is_asked(digits, tmp_path):
     found = of_tower("none", digits, tmp_path)
     assert found.metrics.test_accuracy is None and not found.staged.classifies
