@@ -46,7 +46,8 @@ def classifier_of(staged: Staged) -> Classifier:
     if found is None or found.module.out_features != staged.num_classes:
         raise FulaError(
             f"model '{staged.name}' has no linear layer in its head that gives its "
-            f"{staged.num_classes} answers, so no classifier"
+            f"{staged.num_classes} answers, so no classifier; where it gives an embedding, say so: "
+            "model.classifies = False"
         )
     return found
 
