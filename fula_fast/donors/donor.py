@@ -99,8 +99,8 @@ def donor_recipe(
     """The JSON recipe of a donor with every default filled in, so that equal donors hash equally.
 
     `model`, `options`: as `build` takes them. `adversarial`: the attack on `training.alpha` of each
-    batch. `answers`: whether fetched weights are asked for them. The data count by their content.
-    Raises `FulaError` for an unknown recipe or option.
+    batch. `answers`: whether fetched weights are asked for them. The data count by their content;
+    an unknown recipe or option raises `FulaError`.
     """
     chosen, given, shortcut = dict(options or {}), training.given, training.shortcut
     return {
@@ -151,7 +151,7 @@ def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> d
         options=donor.build_options(),
         training=training,
         adversarial=attack,
-        answers=donor.head is None or not donor.own_classes,
+        answers=donor.head is None or not donor.as_fetched,
     )
 
 
@@ -284,7 +284,9 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
     if recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
     given = Input.from_json(recipe)  # recipes without a frame do not name it
-    own = not recipe["epochs"] and fetched_by_name(recipe["options"].get("pretrained"))
+    answers = recipe.get("answers", True)
+    fetched = not answers or fetched_by_name(recipe["options"].get("pretrained"))
+    own = fetched and not recipe["epochs"]
     staged = fresh_model(
         recipe["model"],
         seed=recipe["seed"],
@@ -292,7 +294,7 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
         input_shape=given.shape(source.image_shape),
         options=recipe["options"],
     )
-    staged.classifies = staged.classifies and recipe.get("answers", True)
+    staged.classifies = staged.classifies and answers
     plain = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
     training = DonorTraining(
         **{key: recipe[key] for key in (*plain, "permute_labels")},
@@ -357,9 +359,8 @@ def donor_from_checkpoint(
     into = None
     if model:
         stored = None if answers else read_description(user_path(path))
-        classes = built_classes(model, source.num_classes)
-        shape = {"input_shape": given.shape(source.image_shape)}
-        shape["num_classes"] = stored.built_classes if stored else classes
+        classes = stored.built_classes if stored else built_classes(model, source.num_classes)
+        shape = {"num_classes": classes, "input_shape": given.shape(source.image_shape)}
         into = build(model, hook=hook, **shape, **(options or {}))
     staged = load_checkpoint(path, into=into, hook=hook, answers=answers)
     try:

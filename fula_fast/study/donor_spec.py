@@ -365,7 +365,7 @@ class DonorSpec(SpecTable):
     @property
     def own_classes(self) -> bool:
         """Whether its network has the classes of its library's weights, whatever the data's are."""
-        return self.as_fetched and fetched_by_name(self.pretrained)
+        return self.as_fetched and (self.head is not None or fetched_by_name(self.pretrained))
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

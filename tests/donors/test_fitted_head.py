@@ -257,7 +257,9 @@ def test_a_head_of_fewer_images(head, digits, tmp_path):
 def test_features_that_memory_does_not_hold_are_refused_first(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(fitted_head, "available_memory", lambda: 12 * 1000)
     monkeypatch.setattr(fitted_head, "features", lambda *_a, **_k: pytest.fail("computed"))
-    fewer = r"head = 'knn=5' holds 48 features of 300 images, .*fit it to fewer.*head = 'knn=5 of 18'"
+    fewer = (
+        r"head = 'knn=5' holds 48 features of 300 images, .*fit it to fewer.*head = 'knn=5 of 18'"
+    )
     with pytest.raises(FulaError, match=fewer) as caught:
         of_tower("knn=5", digits, tmp_path)
     assert "\n" not in str(caught.value)
