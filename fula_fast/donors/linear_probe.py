@@ -20,7 +20,7 @@ from ..pipelines import ImageSet, evaluation_batches
 
 PENALTY = 1.0
 """scikit-learn's 1 / C."""
-_ROOM = 2**22
+_ROOM = 2**20
 """Numbers in float64 that a fit holds at once beside the features."""
 _log = logging.getLogger(__name__)
 
