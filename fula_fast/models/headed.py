@@ -56,7 +56,8 @@ def without_classifier(
     staged: Staged, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights for the network whose own classifier is not asked: where those of `state` are of
-    another classifier, or of none, zeros stand in their place; and the names that are left out."""
+    another classifier, or of none, zeros of its weight (classes, features) and bias (classes,)
+    stand in their place; and the names that are left out."""
     if not staged.classifies:
         return dict(state), []
     start, own = f"{classifier_of(staged).path}.", staged.state()
