@@ -42,7 +42,17 @@ from .report.after_sweep import sweep_with_report
 from .results import Results, Similarities, behind, html_table, load, similarities
 from .runs.cell_images import CellImages
 from .runs.given_data import Data, given_moments, given_source, given_spec
-from .runs.one_cell import Donor, StitchOptions, cell_of, check_fit, donor_of, protocol_of, uncut
+from .runs.one_cell import (
+    Donor,
+    StitchOptions,
+    cell_of,
+    check_fit,
+    donor_of,
+    end_to_be,
+    protocol_of,
+    uncut,
+    with_asked_head,
+)
 from .stitching.stitch import Stitch
 from .study.cell import Cell
 from .study.protocol import Protocol
@@ -63,10 +73,10 @@ class Stitched:
     - `front_accuracy`, `end_accuracy`: of the donors by themselves on the same test images, None
       where a donor has other classes than the data.
     - `accuracy`: top-1, in [0, 1]; None, as `agreement_right_wrong` and `kappa`, for data without
-      labels. `agreement_top1`: share of images to which the stitched model
-      and the end give one answer; `agreement_right_wrong`: that both get right, or both wrong.
-      `agreement_soft`: overlap of their softmax outputs. `kappa`: error consistency, agreement
-      beyond chance.
+      labels, and as all agreements with an end without a head. `agreement_top1`: share of images to
+      which the stitched model and the end give one answer; `agreement_right_wrong`: that both get
+      right, or both wrong. `agreement_soft`: overlap of their softmax outputs. `kappa`: error
+      consistency, agreement beyond chance.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
     """
@@ -78,9 +88,9 @@ class Stitched:
     stitch: Stitch
     model: nn.Module
     accuracy: float | None
-    agreement_top1: float
+    agreement_top1: float | None
     agreement_right_wrong: float | None
-    agreement_soft: float
+    agreement_soft: float | None
     kappa: float | None
     term_stitch: float
     loss: float | None
@@ -121,6 +131,7 @@ def stitch(
     shortcut: Any = None,
     subset: int | None = None,
     normalisation: Normalisation | Literal["source"] | None = "source",
+    head: str | None = None,
     device: str = "auto",
     precision: str = PLAIN,
     quiet: bool = False,
@@ -145,6 +156,9 @@ def stitch(
     `normalisation`: of the images, as the donors were trained with; by default the source's own.
     Data of your own have none: give a `Normalisation(mean, std)`, or None for pixels in [0, 1].
     Donors that take images differently have it inside: see `models.with_input`.
+    `head`: what answers for the end, as in a donor's table: "linear-probe", "knn=20" (fitted to the
+    training images, and kept in the cache of donors), or "none": accuracies and agreements are
+    None. By default its own classifier, which has the classes of the data.
     `precision`: fp32 or fp64. `quiet`: show no progress.
 
     The numbers are those of a sweep's cell with `executor = "solo"`. Raises `FulaError` for a site
@@ -154,15 +168,15 @@ def stitch(
     asked = {
         "front_site": front_site, "end_site": end_site, "seed": seed, "alpha": alpha,
         "data_seed": seed if data_seed is None else data_seed, "shortcut": shortcut,
-        "subset": subset, "device": device, "precision": precision,
+        "subset": subset, "head": head, "device": device, "precision": precision,
     }  # fmt: skip
     given = parse_table(StitchOptions, asked, "stitch")
     rule = protocol_of(protocol, plain(options))
     front, end = donor_of(front, "front", rule), donor_of(end, "end", rule)
-    found = given_source(data, end)
+    found = given_source(data, end, answers=head is None)
     source = found.source
     cell = cell_of(method, rule, given, (front, end))
-    check_fit(cell, front, end, source)
+    check_fit(cell, front, end_to_be(end, given, source), source)
     moments = given_moments(normalisation, source, front, end)
     for role, donor in (("front", front), ("end", end)):
         check_stored_normalisation(donor, moments, role)
@@ -172,6 +186,7 @@ def stitch(
             "alpha = 0, or give plain pixels, for example as (images, labels)"
         )
     device = _device(given.device)
+    end = with_asked_head(end, given, source, moments, device)
     images = CellImages(cell, source.train, source.test, moments, moments, device)
     accuracies = _accuracies(front, end, images)
     with Progress() if quiet else open_progress() as progress:

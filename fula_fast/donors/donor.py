@@ -28,9 +28,11 @@ from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import folder, remove, writing
 from ..files.paths import user_path
-from ..models import Staged, build, content_hash, load_checkpoint, read_meta, save_checkpoint
+from ..models import Staged, build, content_hash, load_checkpoint, save_checkpoint
 from ..models.families import DEFAULTS, built_classes, resolved_options
 from ..models.labels import check_fit, check_label_order, check_stored_normalisation
+from ..models.libraries import fetched_by_name
+from ..models.stored import read_description, read_meta
 from ..pipelines import Input, Shortcut, Source
 from ..study.protocol import Attack
 from .training import (
@@ -92,11 +94,13 @@ def donor_recipe(
     options: Mapping[str, Any] | None = None,
     training: DonorTraining = DEFAULT_TRAINING,
     adversarial: Attack | None = None,
+    answers: bool = True,
 ) -> dict[str, Any]:
     """The JSON recipe of a donor with every default filled in, so that equal donors hash equally.
 
     `model`, `options`: as `build` takes them. `adversarial`: the attack on `training.alpha` of each
-    batch. The data count by their content. Raises `FulaError` for an unknown recipe or option.
+    batch. `answers`: whether fetched weights are asked for them. The data count by their content;
+    an unknown recipe or option raises `FulaError`.
     """
     chosen, given, shortcut = dict(options or {}), training.given, training.shortcut
     return {
@@ -114,6 +118,7 @@ def donor_recipe(
         "adversarial": adversarial.model_dump() if adversarial and training.alpha else None,
         "alpha": training.alpha,
         "permute_labels": training.permute_labels,
+        **({} if answers else {"answers": False}),
     }
 
 
@@ -146,6 +151,7 @@ def recipe_of(donor: DonorSpec, source: Source, given: Input = PLAIN_INPUT) -> d
         options=donor.build_options(),
         training=training,
         adversarial=attack,
+        answers=donor.head is None or not donor.as_fetched,
     )
 
 
@@ -278,13 +284,17 @@ def _train(recipe: Mapping[str, Any], source: Source, path: Path, **how: Any) ->
     if recipe["alpha"]:
         attack = pgd_adversary(Attack(**recipe["adversarial"]), recipe["seed"])
     given = Input.from_json(recipe)  # recipes without a frame do not name it
+    answers = recipe.get("answers", True)
+    fetched = not answers or fetched_by_name(recipe["options"].get("pretrained"))
+    own = fetched and not recipe["epochs"]
     staged = fresh_model(
         recipe["model"],
         seed=recipe["seed"],
-        num_classes=built_classes(recipe["model"], source.num_classes),
+        num_classes=built_classes(recipe["model"], 0 if own else source.num_classes),
         input_shape=given.shape(source.image_shape),
         options=recipe["options"],
     )
+    staged.classifies = staged.classifies and answers
     plain = ("recipe", "epochs", "batch_size", "lr", "seed", "pad", "flip", "alpha")
     training = DonorTraining(
         **{key: recipe[key] for key in (*plain, "permute_labels")},
@@ -342,16 +352,17 @@ def donor_from_checkpoint(
 ) -> Donor:
     """A donor from the user's own file: ours, or weights of `model` that another program wrote.
 
-    Its test accuracy is measured on `source`, unless no `answers` are asked for. Raises `FulaError`
-    naming the file where it cannot be read, and where its weights, classes or image size differ
-    from the model's or the data's.
+    Its test accuracy is measured on `source`, unless no `answers` are asked for; then it may be of
+    other classes, or of none. Raises `FulaError` naming the file where it cannot be read, and where
+    its weights, classes or image size differ from the model's or the data's.
     """
     into = None
     if model:
-        classes = built_classes(model, source.num_classes)
+        stored = None if answers else read_description(user_path(path))
+        classes = stored.built_classes if stored else built_classes(model, source.num_classes)
         shape = {"num_classes": classes, "input_shape": given.shape(source.image_shape)}
         into = build(model, hook=hook, **shape, **(options or {}))
-    staged = load_checkpoint(path, into=into, hook=hook)
+    staged = load_checkpoint(path, into=into, hook=hook, answers=answers)
     try:
         check_fit(staged, source, given.shape(source.image_shape), answers=answers)
         if answers:

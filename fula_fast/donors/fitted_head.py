@@ -4,11 +4,12 @@ network, and stored with it as one donor.
     donor = with_head(donor, head_choice("knn=20"), source, cache_dir="donors")
 
 Features are of unaugmented images, which come batch by batch; the features of all are held at once
-(n × d float32, and float64 while a linear probe is fitted).
+(`models.heads.fitting_bytes`).
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from ..device.memory import CPU_SHARE, available_memory
 from ..device.precision import PLAIN
 from ..errors import FulaError
 from ..models import Staged, load_checkpoint
 from ..models.headed import TEMPERATURE, answering, features_of
-from ..models.heads import FittedHead, HeadChoice
+from ..models.heads import FittedHead, HeadChoice, check_room
 from ..models.labels import no_labels_for
-from ..pipelines import ImageSet, Input, Shortcut, Source
+from ..pipelines import FileSet, ImageSet, Input, Shortcut, Source
 from .donor import Donor, DonorMetrics, donor_path, store_donor, stored_or_made
 from .linear_probe import PENALTY, features, linear_probe
 from .training import PLAIN_INPUT, score
@@ -49,7 +51,7 @@ def with_head(
 
     `given`, `shortcut`: how the network takes images, and the marker on them. Without a head it
     answers nothing. Raises `FulaError` for data without labels, for fewer images than neighbours,
-    and where the network's answers are no linear layer's.
+    for features that memory does not hold, and where the network's answers are no linear layer's.
     """
     if not choice.fitted:
         return _unasked(donor)
@@ -60,12 +62,26 @@ def with_head(
     how = {"device": device, "precision": precision, "shortcut": shortcut, **vars(given)}
 
     def make() -> DonorMetrics:
-        return _fit(donor, head, source, path, recipe, **how)
+        room = int(available_memory() * CPU_SHARE)
+        check_room(choice, head.features, len(source.train), room)
+        chosen = replace(source, train=_chosen(source, choice))
+        return _fit(donor, head, chosen, path, recipe, **how)
 
     def load() -> Staged:
         return load_checkpoint(path, into=answering(donor.staged, head)[0])
 
     return stored_or_made(path, recipe, load=load, make=make, replace_damaged=replace_damaged)
+
+
+def foreseen(staged: Staged, choice: HeadChoice, source: Source) -> Staged:
+    """The network as it will be with that head, which is yet to be fitted; raises what `with_head`
+    raises before it computes anything."""
+    if not choice.fitted:
+        twin = copy.copy(staged)
+        twin.classifies = False
+        return twin
+    _check(choice, source)
+    return answering(staged, _head_of(staged, choice, source))[0]
 
 
 def _unasked(donor: Donor) -> Donor:
@@ -78,15 +94,25 @@ def _unasked(donor: Donor) -> Donor:
 def _check(choice: HeadChoice, source: Source) -> None:
     if not source.labelled:
         raise FulaError(no_labels_for(f"head = '{choice}'"))
-    if choice.neighbours > len(source.train):
+    count = choice.fitted_to(len(source.train))
+    if choice.neighbours > count:
         raise FulaError(
-            f"head = '{choice}' asks for more neighbours than the {len(source.train)} training "
-            f"images of '{source.name}'; lower it"
+            f"head = '{choice}' asks for more neighbours than the {count} training images of "
+            f"'{source.name}'; lower it"
+        )
+    if choice.images and not isinstance(source.train, ImageSet | FileSet):
+        raise FulaError(
+            f"head = '{choice}': '{source.name}' is made up, image by image, so none can be left "
+            "out; leave 'of' out"
         )
 
 
+def _chosen(source: Source, choice: HeadChoice) -> ImageSet:
+    return source.train.evenly(choice.images) if choice.images else source.train
+
+
 def _head_of(staged: Staged, choice: HeadChoice, source: Source) -> FittedHead:
-    images = len(source.train) if choice.neighbours else 0
+    images = choice.fitted_to(len(source.train)) if choice.neighbours else 0
     return FittedHead(features_of(staged), source.num_classes, choice.neighbours, images)
 
 
@@ -131,9 +157,10 @@ def _fit(
 def _fill(module: nn.Module, x: Tensor, images: ImageSet) -> None:
     """The head's weights from features (n, d) of the images."""
     labels = np.asarray(images.labels)
-    found = {"bank": normalize(x, dim=1), "labels": torch.from_numpy(labels)}
     if isinstance(module, nn.Linear):
-        fitted = linear_probe(x, labels, module.out_features)
-        found = dict(zip(("weight", "bias"), fitted, strict=True))
-    for name, value in found.items():
-        getattr(module, name).copy_(value)
+        weight, bias = linear_probe(x, labels, module.out_features)
+        module.weight.copy_(weight)
+        module.bias.copy_(bias)
+    else:
+        module.bank = normalize(x, dim=1, out=x)  # not copied: they are many
+        module.labels = torch.from_numpy(labels)

@@ -89,8 +89,10 @@ class Surgery:
             self.bank.backward(parts[k], grad, again=k + 1 < len(parts))
         order = self._orders[len(parts)].index_select(0, optimiser.done.view(1))[0]
         shares = _shares(self._products(grads), order).to(grads.dtype)  # (L, K)
-        own = (shares[:, k][self.bank.lane_of] * grad for k, grad in enumerate(grads))
-        optimiser.grad.copy_(torch.stack([*own]).sum(0))
+        own = self.bank.lane_of
+        torch.mul(shares[:, 0][own], grads[0], out=optimiser.grad)
+        for k in range(1, len(parts)):  # one after another: stacked, they would be held three times
+            optimiser.grad.addcmul_(shares[:, k][own], grads[k])
 
     def _products(self, grads: Tensor) -> Tensor:
         """Inner products of the parts' gradients of every lane, (L, K, K) float64."""

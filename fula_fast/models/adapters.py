@@ -115,8 +115,15 @@ def _constructed(library: Library, request: Request) -> LibraryModel:
     except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
         reason = first_line(error)
         fits = _sizes(library, request) if "size" in reason or "shape" in reason else ""
-        hint = f"sizes that fit: {fits}" if fits else "check its options and input_shape"
+        usual = f"check its options and input_shape{_heads(request)}"
+        hint = f"sizes that fit: {fits}" if fits else usual
         raise FulaError(f"model '{request.name}' cannot be built: {reason}; {hint}") from error
+
+
+def _heads(request: Request) -> str:
+    """What else to do where weights are asked for so many classes."""
+    asked = request.num_classes and (request.pretrained or request.options.get("weights"))
+    return f"; weights of other classes than {request.num_classes} need a head" if asked else ""
 
 
 def _sizes(library: Library, request: Request) -> str:

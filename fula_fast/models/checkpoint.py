@@ -6,11 +6,13 @@ Files that other programs wrote are read too; see `foreign`.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,11 +23,13 @@ from ..files.paths import user_path
 from ..files.sealed import DONOR
 from .copies import unwrapped
 from .foreign import Foreign, fitted, read_foreign, unreadable
-from .headed import answering
+from .headed import answering, without_classifier
 from .libraries import DOWNLOADS
 from .named import build
 from .staged import Staged
 from .stored import Described, Stored, is_ours, is_safetensors
+
+_log = logging.getLogger(__name__)
 
 
 def content_hash(staged: Staged) -> str:
@@ -37,7 +41,7 @@ def content_hash(staged: Staged) -> str:
     for name, value in sorted(staged.state().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         plain = value.detach().float() if value.is_floating_point() else value
-        digest.update(plain.cpu().contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(plain.cpu().numpy()))  # not copied: it may be large
     return digest.hexdigest()
 
 
@@ -64,12 +68,14 @@ def save_checkpoint(staged: Staged, path: str | Path, meta: Mapping[str, Any] | 
 
 
 def load_checkpoint(
-    path: str | Path, *, into: Staged | None = None, hook: str | None = None
+    path: str | Path, *, into: Staged | None = None, hook: str | None = None, answers: bool = True
 ) -> Staged:
     """The donor stored at `path`, on the CPU, in eval mode.
 
     `into` gives the model to fill, needed for a file in PyTorch's format and for a module cut by
     `stages`; otherwise it is rebuilt from the file, with its sites at `hook` (default: as saved).
+    Where its own `answers` are not asked for (a head takes the classifier's place), a classifier
+    that does not fit is left out of a foreign file, with a logged line, and is zero.
     A normalisation that stands beside a foreign network is in its `normalisation`. Raises
     `FulaError` naming the file: missing, truncated, altered, or not fitting.
     """
@@ -85,7 +91,7 @@ def load_checkpoint(
     found = Foreign(content) if meta else fitted(path, content, staged.state())
     staged.normalisation = found.normalisation
     try:
-        staged.load_state(found.state)
+        staged.load_state(found.state if answers or meta else _answerless(path, staged, found))
     except FulaError as error:
         raise FulaError(f"checkpoint '{path}': {error}") from None
     if meta and content_hash(staged) != meta.content_hash:
@@ -93,6 +99,15 @@ def load_checkpoint(
     if meta and meta.donor.classes:
         staged.classes = meta.donor.classes
     return staged.eval()
+
+
+def _answerless(path: Path, staged: Staged, found: Foreign) -> dict[str, Tensor]:
+    """Its state without a classifier that is another one's."""
+    state, left = without_classifier(staged, found.state)
+    if left:
+        shapes = ", ".join(f"{n} {tuple(found.state[n].shape)}" for n in left[:4])
+        _log.warning("checkpoint '%s': its classifier is left out (%s)", path, shapes)
+    return state
 
 
 def _description(staged: Staged) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,11 +24,12 @@ _ROOM = 2**25
 
 @dataclass(frozen=True)
 class Classifier:
-    """The last linear layer of a network's head, and its place."""
+    """The last linear layer of a network's head, and its place. `path`: its name in the network."""
 
     parent: nn.Module
     name: str
     module: nn.Linear
+    path: str
 
     def put(self, module: nn.Module) -> None:
         """Let `module` stand in its place."""
@@ -38,16 +39,38 @@ class Classifier:
 def classifier_of(staged: Staged) -> Classifier:
     """Raises `FulaError` for a head of which no linear layer gives the answers."""
     found = None
-    for parent in staged.head.modules():
+    for place, parent in staged.head.named_modules():
         for name, module in parent.named_children():
             if isinstance(module, nn.Linear):
-                found = Classifier(parent, name, module)
+                found = Classifier(parent, name, module, f"{place}.{name}".lstrip("."))
     if found is None or found.module.out_features != staged.num_classes:
         raise FulaError(
             f"model '{staged.name}' has no linear layer in its head that gives its "
-            f"{staged.num_classes} answers, so no classifier"
+            f"{staged.num_classes} answers, so no classifier; where it gives an embedding, say so: "
+            "model.classifies = False"
         )
     return found
+
+
+def without_classifier(
+    staged: Staged, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights for the network whose own classifier is not asked: where those of `state` are of
+    another classifier, or of none, zeros of its weight (classes, features) and bias (classes,)
+    stand in their place; and the names that are left out."""
+    if not staged.classifies:
+        return dict(state), []
+    start, own = f"{classifier_of(staged).path}.", staged.state()
+    mine = {name: value for name, value in own.items() if name.startswith(start)}
+    theirs = {name: value for name, value in state.items() if name.startswith(start)}
+    if _shapes(mine) == _shapes(theirs):
+        return dict(state), []
+    kept = {name: value for name, value in state.items() if name not in theirs}
+    return kept | {name: torch.zeros_like(v) for name, v in mine.items()}, sorted(theirs)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def features_of(staged: Staged) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import FulaError, nearest
 
@@ -14,10 +14,12 @@ NO_HEAD = "none"
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """A head as a spec names it. `kind`: `linear-probe`, `knn` or `none`. `neighbours`: of knn."""
+    """A head as a spec names it. `kind`: `linear-probe`, `knn` or `none`. `neighbours`: of knn.
+    `images`: at most so many that it is fitted to, as many of each class as goes (0: all)."""
 
     kind: str
     neighbours: int = 0
+    images: int = 0
 
     @property
     def fitted(self) -> bool:
@@ -25,24 +27,56 @@ class HeadChoice:
         return self.kind != NO_HEAD
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.neighbours}" if self.neighbours else self.kind
+        name = f"{self.kind}={self.neighbours}" if self.neighbours else self.kind
+        return f"{name} of {self.images}" if self.images else name
+
+    def fitted_to(self, images: int) -> int:
+        """How many of so many training images it is fitted to."""
+        return min(images, self.images or images)
 
 
 def head_choice(text: str) -> HeadChoice:
-    """`linear-probe`, `knn=K` or `none` as it is meant; raises `FulaError` for another text.
+    """`linear-probe`, `knn=K` or `none` as it is meant, the first two also as `knn=K of N`; raises
+    `FulaError` for another text.
 
-    >>> head_choice("knn=20")
-    HeadChoice(kind='knn', neighbours=20)
+    >>> head_choice("knn=20 of 50000")
+    HeadChoice(kind='knn', neighbours=20, images=50000)
     """
-    if text in (LINEAR_PROBE, NO_HEAD):
-        return HeadChoice(text)
-    kind, _, count = text.partition("=")
+    named, of, images = text.partition(" of ")
+    count = _number(text, "N of a head 'of N'", "knn=20 of 50000", images) if of else 0
+    if named == LINEAR_PROBE or text == NO_HEAD:
+        return HeadChoice(named, images=count)
+    kind, _, neighbours = named.partition("=")
     if kind != NEIGHBOURS:
         known = (LINEAR_PROBE, f"{NEIGHBOURS}=20", NO_HEAD)
         raise FulaError(f"unknown head '{text}'{nearest(text, known)}")
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", count):
-        raise FulaError(f"head '{text}': K of knn=K must be a whole number from 1, as in knn=20")
-    return HeadChoice(NEIGHBOURS, int(count))
+    return HeadChoice(NEIGHBOURS, _number(text, "K of knn=K", "knn=20", neighbours), count)
+
+
+def _number(text: str, what: str, example: str, given: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", given):
+        raise FulaError(f"head '{text}': {what} must be a whole number from 1, as in {example}")
+    return int(given)
+
+
+def fitting_bytes(choice: HeadChoice, features: int, images: int) -> int:
+    """Bytes that fitting a head takes: the float32 features of its images, which a head of votes
+    keeps and reads from its file once more."""
+    held = 2 if choice.neighbours else 1
+    return 4 * held * features * choice.fitted_to(images)
+
+
+def check_room(choice: HeadChoice, features: int, images: int, room: int) -> None:
+    """Raise `FulaError` where fitting a head takes more than `room` bytes."""
+    needed = fitting_bytes(choice, features, images)
+    if needed <= room:
+        return
+    fewer = replace(choice, images=max(choice.fitted_to(images) * room // needed, 1))
+    raise FulaError(
+        f"head = '{choice}' holds {features} features of {choice.fitted_to(images):,} images, "
+        f"{needed / 2**30:.3g} GiB, but {room / 2**30:.3g} GiB may be taken; fit it to fewer, as "
+        f"many of each class as goes: head = '{fewer}', or give it more memory (--memory)"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TRAINED_HEAD = "'linear-probe'"
 ANY_HEAD = "'linear-probe', 'knn=20' or 'none'"
+_WHERE = "in its [donors] table (in Python: stitch(..., head=...))"
+HEAD_INSTEAD = f"set head = {ANY_HEAD} {_WHERE}, which takes its classifier's place"
 
 
 def check_fit(
@@ -27,7 +29,8 @@ def check_fit(
     if asked and staged.num_classes != source.num_classes:
         raise FulaError(
             f"model '{staged.name}' has {staged.num_classes} classes, but '{source.name}' has "
-            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}"
+            f"{source.num_classes}; use a donor with num_classes = {source.num_classes}, or "
+            f"{HEAD_INSTEAD}"
         )
     shape = tuple(given or source.image_shape)
     if staged.input_shape != shape:
@@ -55,17 +58,14 @@ def check_gradient(staged: Staged, what: str) -> None:
 
 def no_answers_for(what: str, instead: str, heads: str = TRAINED_HEAD) -> str:
     """The message where `what` needs answers; `instead`: what there is, `model 'a' gives ...`."""
-    return (
-        f"{what} needs a classifier, but {instead}; leave it out, or set head = {heads} in its "
-        "[donors] table"
-    )
+    return f"{what} needs a classifier, but {instead}; leave it out, or set head = {heads} {_WHERE}"
 
 
 def no_gradient_for(what: str, role: str) -> str:
     """The message where `what` follows the gradient of votes."""
     return (
         f"{what} follows the gradient of answers, and the votes of neighbours (head = 'knn=K') of "
-        f"{role} have none; leave it out, or set head = {TRAINED_HEAD} in its [donors] table"
+        f"{role} have none; leave it out, or set head = {TRAINED_HEAD} {_WHERE}"
     )
 
 
@@ -82,7 +82,8 @@ def check_answers(classes: int, data_classes: int, role: str, data: str) -> None
     if data_classes > classes:
         raise FulaError(
             f"{data} has labels 0 to {data_classes - 1}, but {role} answers with {classes} classes,"
-            f" 0 to {classes - 1}; use data of its classes, or leave the others' images out"
+            f" 0 to {classes - 1}; use data of its classes, leave the others' images out, or "
+            f"{HEAD_INSTEAD}"
         )
 
 

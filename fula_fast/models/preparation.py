@@ -62,6 +62,17 @@ def prepared(staged: Staged, given: Input, image_shape: Sequence[int]) -> Staged
     return twin
 
 
+def unprepared(staged: Staged) -> tuple[Staged, Input]:
+    """The donor without the input that is in it, and that input: the inverse of `prepared`."""
+    own = staged.preparation
+    if own is None:
+        return staged, Input()
+    twin = copy.copy(staged)
+    twin._modules = dict(staged._modules)
+    twin.input_shape, twin.preparation = own.given.shape(staged.input_shape), None
+    return twin, own.given
+
+
 def with_input(
     model: Staged,
     image_shape: Sequence[int],

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import FulaError
+from .labels import HEAD_INSTEAD
 from .subsampled import keep_in_bounds
 
 if TYPE_CHECKING:
@@ -234,14 +236,30 @@ def _shape_message(
     if classes and own.shape[1:] == given.shape[1:]:
         return (
             f"the weights have {given.shape[0]} classes but model '{staged.name}' has "
-            f"{staged.num_classes}; set num_classes = {given.shape[0]}, or train a donor on this "
-            "data"
+            f"{staged.num_classes}; set num_classes = {given.shape[0]}, train a donor on this "
+            f"data, or {HEAD_INSTEAD}"
         )
     also = f" ({', '.join(others[:2])} differ too, {len(wrong)} in all)" if others else ""
+    side = _side_of_positions(staged, own.shape, given.shape) if "pos" in name else None
+    usual = "check its options (stem, width) and input channels"
     return (
         f"weight '{name}' has shape {tuple(given.shape)}, but model '{staged.name}' needs "
-        f"{tuple(own.shape)}{also}; check its options (stem, width) and input channels"
+        f"{tuple(own.shape)}{also}; "
+        + (f"it is of images of {side} pixels: set input.size = {side}" if side else usual)
     )
+
+
+def _side_of_positions(staged: Staged, own: Sequence[int], given: Sequence[int]) -> int | None:
+    """Side of the images that a position embedding (..., tokens, width) is made for, class and
+    register tokens among them; None where that cannot be told."""
+    if len(own) < 2 or len(given) < 2 or own[-1] != given[-1]:
+        return None
+    for more in (0, 1, 2, 5):  # tokens that are no patches
+        patches = [max(shape[-2] - more, 0) for shape in (own, given)]
+        ours, theirs = map(isqrt, patches)
+        if ours and theirs and [ours**2, theirs**2] == patches:
+            return staged.input_shape[1] * theirs // ours
+    return None
 
 
 def _last_linear(staged: Staged) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..errors import FulaError, nearest
 from ..methods import DM
 from ..models.families import DEFAULTS
-from ..study.donor_spec import DonorSpec
+from ..study.donor_spec import DataSpec, DonorSpec
 from ..study.expand import alike
 from ..study.facts import DataFacts, DonorFacts, donor_facts
 from ..study.site_names import site_number
@@ -109,7 +110,7 @@ class Builder:
         }
         spec = load_spec(table, overrides)
         of_donors = {n: self._donor_facts(n) for n in spec.donors}
-        return Sweep(part.name, spec, data.run_facts, of_donors)
+        return Sweep(part.name, spec, _limited(data, spec.data), of_donors)
 
     def _donor_facts(self, name: str) -> DataFacts:
         known = name.removesuffix(FRONT_COPY)
@@ -263,6 +264,14 @@ class Builder:
         if least in data.settings and not (entry.keys() & {"untrained", "permute_labels"}):
             settings["min_accuracy"] = data.settings[least]
         return settings
+
+
+def _limited(data: Chosen, asked: DataSpec) -> DataFacts:
+    """Facts of a run's images, as many as its spec asks for."""
+    images = asked.train_images
+    if images is None:
+        return data.run_facts
+    return replace(data.run_facts, train_images=min(data.facts.train_images, images))
 
 
 def _with_model(table: dict[str, Any], model: str) -> dict[str, Any]:

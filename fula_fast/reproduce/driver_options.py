@@ -6,10 +6,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from ..errors import FulaError, nearest
+from ..errors import nearest
 from ..measures import Needs, measures
-from ..methods import method
 from ..study.donor_spec import Marked, SpecTable
+from ..study.grid_spec import Method, Mixture
 from ..study.protocol import HIGHEST_RATE, attack_name
 from ..study.site_names import Site
 
@@ -23,11 +23,11 @@ Some = Annotated[tuple[Item, ...], Field(min_length=1)]
 """A list that is not empty: `Some[str]`."""
 
 
-def _method(name: str) -> str:
-    try:
-        return method(name).name
-    except FulaError as error:
-        raise ValueError(str(error)) from None
+def _once(methods: tuple[str | Mixture, ...]) -> tuple[str | Mixture, ...]:
+    names = [m if isinstance(m, str) else m.name for m in methods]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"methods lists '{min(twice)}' twice")
+    return methods
 
 
 def _measure(name: str) -> str:
@@ -61,7 +61,7 @@ class Options(SpecTable):
     latents: Some[Whole] | None = None
     lr: Annotated[float, Field(gt=0, le=HIGHEST_RATE)] | None = None
     measures: Some[Annotated[str, AfterValidator(_measure)]] | None = None
-    methods: Some[Annotated[str, AfterValidator(_method)]] | None = None
+    methods: Annotated[Some[Method], AfterValidator(_once)] | None = None
     models: Some[dict[str, Any]] | None = None
     radii: Some[Positive] | None = None
     receivers: Some[str] | None = None

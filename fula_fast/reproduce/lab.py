@@ -15,18 +15,20 @@ from ..donors.donor import Donor
 from ..donors.obtain import obtain_donor, open_source
 from ..engine.solo import StitchedModel
 from ..engine.task import Outcome, WaveTask
-from ..errors import FulaError
 from ..files.paths import cache_folder
-from ..methods import objective
 from ..models import Staged
 from ..pipelines import Augmentation, ImageSet, Source, evaluation_batches, open_stream, take
 from ..progress import Progress
 from ..stitching.starts import initial_stitches
 from ..study.cell import Cell
+from ..study.cells import Treatment
 from ..study.donor_spec import DataSpec, DonorSpec
+from ..study.grid_methods import objectives
+from ..study.grid_spec import Mixture
 from ..study.protocol import Protocol
 from ..study.resources import Resources
 from ..study.spec import parse_table
+from ..study.toml import plain
 from .evidence import Row
 from .experiment import Experiment
 
@@ -184,29 +186,42 @@ def _taken(images: ImageSet, seed: int, device: torch.device, samples: int | str
     return take(images, count, seed, device)
 
 
+Methods = Sequence[str | Mapping[str, Any]]
+"""Names, and mixtures as in a grid."""
+
+
+def treatments(methods: Methods, rule: Protocol, terms: int) -> list[Treatment]:
+    """How each method finds a stitch with so many terms behind it.
+
+    Raises `FulaError` for a mixture that is none, and for stages and weightings that do not fit.
+    """
+    known = [
+        m if isinstance(m, str) else parse_table(Mixture, plain(m), "options.methods")
+        for m in methods
+    ]
+    return [each.at(rule, terms) for each in objectives(known)]
+
+
 def cells_of(
-    methods: Sequence[str],
+    methods: Methods,
     seeds: Sequence[int],
     sites: tuple[int, int],
     rule: Protocol,
+    terms: int,
+    *,
+    data_seed: int = 0,
     **names: str,
 ) -> list[Cell]:
-    """Cells of one site pair: every method with every seed; ids are their positions.
-
-    Raises `FulaError` for a protocol with `fula_soft`.
-    """
-    if rule.fula_soft:
-        raise FulaError(
-            "fula_soft = true is an option of sweeps and of stitch; leave it out of the protocol "
-            "of an experiment"
-        )
-    points = [(m, s) for m in methods for s in seeds]
+    """Cells of one site pair with so many terms behind it: every method with every seed; ids are
+    their positions. Raises `FulaError` as `treatments`."""
+    points = [(how, s) for how in treatments(methods, rule, terms) for s in seeds]
+    donors = names.get("front", "front"), names.get("end", "end")
     return [
         Cell(
-            names.get("front", "front"), names.get("end", "end"), *sites, method,
-            objective(method), rule, seed=seed, id=str(position),
+            *donors, *sites, how.method, how.objective, how.protocol, seed=seed,
+            data_seed=data_seed, id=str(position), stages=how.stages, combine=how.combine,
         )
-        for position, (method, seed) in enumerate(points)
+        for position, (how, seed) in enumerate(points)
     ]  # fmt: skip
 
 

@@ -32,8 +32,9 @@ class Given:
     notes: tuple[str, ...] = ()
 
 
-def given_source(data: Data, end: Staged) -> Given:
-    """The source behind the `data` of a stitch into `end`.
+def given_source(data: Data, end: Staged, *, answers: bool = True) -> Given:
+    """The source behind the `data` of a stitch into `end`, whose own classes are those of the data
+    where its own `answers` are asked for.
 
     A named one and Pillow images are resized to the end's input; arrays are taken as they are.
     Raises `FulaError` for what cannot become a source.
@@ -41,7 +42,8 @@ def given_source(data: Data, end: Staged) -> Given:
     channels, size = end.input_shape[:2]
     if isinstance(data, str):
         return Given(pipelines.load_source(data, size=size, channels=channels))
-    return source_of(data, ImageForm(channels, size), end.num_classes)
+    known = end.num_classes if answers and end.classifies else 0
+    return source_of(data, ImageForm(channels, size), known)
 
 
 def source_of(data: Data, form: ImageForm, classes: int = 0) -> Given:

@@ -10,12 +10,17 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from ..device.precision import ReferencePrecision
+from ..donors.donor import donor_at_hand
+from ..donors.fitted_head import foreseen, with_head
+from ..donors.obtain import training_precision
 from ..errors import FulaError
+from ..files.paths import cache_folder
 from ..methods import method as method_named
 from ..methods import objective
 from ..methods.weightings import term_weights
 from ..models import Staged, load_checkpoint
 from ..models.copies import private_copy, unwrapped
+from ..models.heads import head_choice
 from ..models.labels import (
     ANY_HEAD,
     accuracy_on,
@@ -25,10 +30,11 @@ from ..models.labels import (
     check_label_order,
     no_labels_for,
 )
-from ..pipelines import Source
+from ..models.preparation import prepared, unprepared
+from ..pipelines import Input, Normalisation, Source
 from ..stitching.stitch import Geometry
 from ..study.cell import Cell
-from ..study.donor_spec import OneShortcut, Seed, SpecTable
+from ..study.donor_spec import OneHead, OneShortcut, Seed, SpecTable
 from ..study.grid_methods import Objective, objectives
 from ..study.grid_spec import Mixture
 from ..study.protocol import Protocol
@@ -50,6 +56,7 @@ class StitchOptions(SpecTable):
     alpha: float = Field(ge=0, le=1)
     shortcut: OneShortcut
     subset: int | None = Field(ge=1)
+    head: OneHead | None
     device: str
     precision: ReferencePrecision
 
@@ -110,6 +117,40 @@ def donor_of(given: Donor, role: str, rule: Protocol) -> Staged:
     return private_copy(model).eval()
 
 
+def end_to_be(end: Staged, given: StitchOptions, source: Source) -> Staged:
+    """The end as it will answer: by its own classifier, or by the `head` that is yet to be fitted.
+
+    Raises `FulaError` for a head that the data cannot give, and for no answers where nothing says
+    that none are asked for.
+    """
+    if given.head is not None:
+        return foreseen(end, head_choice(given.head), source)
+    if source.labelled:
+        check_classifies(end, accuracy_on(source.name), ANY_HEAD)
+    return end
+
+
+def with_asked_head(
+    end: Staged, given: StitchOptions, source: Source, moments: Normalisation | None, device: Any
+) -> Staged:
+    """The end with its head, fitted to the training images now or found in the cache of donors.
+
+    `moments`: of the images, where the end has no input of its own.
+    """
+    if given.head is None:
+        return end
+    bare, own = unprepared(end)
+    seen = (own if end.preparation else Input(None, moments)).of(source.image_shape)
+    place = {"device": device, "precision": training_precision(given.precision)}
+    donor = donor_at_hand(bare, source, Path("end"), given=seen, answers=False, **place)
+    folder = cache_folder() / "donors"
+    headed = with_head(
+        donor, head_choice(given.head), source, cache_dir=folder, given=seen,
+        replace_damaged=True, **place,
+    ).staged  # fmt: skip
+    return prepared(headed, own, end.input_shape) if end.preparation else headed
+
+
 def uncut(role: str, given: Any) -> str:
     """What to say of a model that is not cut into stages."""
     return (
@@ -119,7 +160,8 @@ def uncut(role: str, given: Any) -> str:
 
 
 def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
-    """Raise `FulaError` for donors and data that do not fit each other or the cell."""
+    """Raise `FulaError` for donors and data that do not fit each other or the cell; `end` as of
+    `end_to_be`."""
     if not source.labelled:
         _check_no_labels_needed(cell)
     if cell.weighted:
@@ -130,9 +172,6 @@ def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
                 f"{role} '{donor.name}' takes images {donor.input_shape}, but '{source.name}' has "
                 f"{source.image_shape} (C, H, W); resize the data, or use donors of its size"
             )
-    if source.labelled:
-        check_classifies(end, accuracy_on(source.name), ANY_HEAD)
-    check_label_order(end.classes, source.classes, f"end '{end.name}'", f"'{source.name}'")
     if cell.alpha > 0:
         check_gradient(end, f"alpha = {cell.alpha}")
     if cell.protocol.measures_robustness:
@@ -142,8 +181,10 @@ def check_fit(cell: Cell, front: Staged, end: Staged, source: Source) -> None:
             check_gradient(end, f"method '{name}'")
         if method_named(name).labels:
             _check_classes(name, front, end, source)
-    classes = source.num_classes
-    check_answers(end.num_classes, classes, f"end '{end.name}'", f"'{source.name}'")
+    if end.classifies:
+        names = f"end '{end.name}'", f"'{source.name}'"
+        check_label_order(end.classes, source.classes, *names)
+        check_answers(end.num_classes, source.num_classes, *names)
     sites = Geometry(front.site_shapes[cell.front_site - 1], end.site_shapes[cell.end_site - 1])
     if not cell.objective and not sites.like:
         raise FulaError(

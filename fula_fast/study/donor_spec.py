@@ -18,7 +18,7 @@ from ..attacks.settings import Attack, Settings
 from ..errors import FulaError, nearest, not_none
 from ..models.families import free_options
 from ..models.heads import head_choice
-from ..models.libraries import LIBRARIES, library_of
+from ..models.libraries import LIBRARIES, fetched_by_name, library_of
 from ..pipelines.draws.frame import Frame, Normalisation
 from ..pipelines.sources.registry import record_of
 from .protocol import HIGHEST_RATE
@@ -225,7 +225,9 @@ def _head(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
-OneHead = Annotated[str, AfterValidator(_head), Form("`linear-probe`, `knn=K`, or `none`")]
+OneHead = Annotated[
+    str, AfterValidator(_head), Form("`linear-probe` or `knn=K`, also `of N` images, or `none`")
+]
 
 
 class DonorSpec(SpecTable):
@@ -247,8 +249,9 @@ class DonorSpec(SpecTable):
       `imagenet`, torchvision's 90 epochs for a ResNet-50, on random crops (give `input` its size).
     - `head`: where its answers come from, if not from its own classifier: `linear-probe`, logistic
       regression on the frozen network's features of its training images; `knn=K`, the votes of
-      their K nearest (weighted as by Wu et al. 2018), which no gradient follows; `none`: it answers
-      nothing, accuracies stay empty, what needs answers is refused, and images need no labels.
+      their K nearest (weighted as by Wu et al. 2018), which no gradient follows; either `of N`: of
+      at most N of its images, as many of each class as goes; `none`: it answers nothing,
+      accuracies stay empty, what needs answers is refused, and images need no labels.
     - `epochs`, `batch_size`, `lr`: replace the recipe's value.
     - `data`: what it is trained on; unset: the run's data.
     - `input`: how images reach it; what is unset is as its library says of a pretrained model, else
@@ -358,6 +361,11 @@ class DonorSpec(SpecTable):
     def as_fetched(self) -> bool:
         """Whether its pretrained weights are left as they are."""
         return bool(self.pretrained) and self.epochs is None
+
+    @property
+    def own_classes(self) -> bool:
+        """Whether its network has the classes of its library's weights, whatever the data's are."""
+        return self.as_fetched and (self.head is not None or fetched_by_name(self.pretrained))
 
     def build_options(self) -> dict[str, Any]:
         """The options that `fula_fast.models.build` takes for this donor."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FulaError
 from ..files.paths import user_path
 from ..models.families import built_classes
-from ..models.heads import FittedHead, head_choice
-from ..models.labels import ANY_HEAD, accuracy_on, no_answers_for
+from ..models.heads import FittedHead, HeadChoice, head_choice
+from ..models.labels import ANY_HEAD, HEAD_INSTEAD, accuracy_on, no_answers_for
 from ..pipelines.sources.registry import record_of
 from .donor_spec import DataSpec, DonorSpec
 
@@ -79,7 +79,8 @@ class DonorFacts:
     `names`: of the sites. `shapes`: of the activation, without the batch axis. `flops`: of the
     stage that ends there, per image. `saved`: elements that the stage keeps for its backward pass,
     per image. `classes`, `head_flops`: of the head. `weights`: elements of all parameters.
-    `classifies`: it answers; `votes`: by neighbours, whom no gradient follows.
+    `classifies`: it answers; `votes`: by neighbours, whom no gradient follows. `fitted`: the head
+    that has to be fitted first, its features and their number of images.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DonorFacts:
     weights: int = 0
     classifies: bool = True
     votes: bool = False
+    fitted: tuple[HeadChoice, int, int] | None = None
 
     @property
     def num_sites(self) -> int:
@@ -136,13 +138,20 @@ def with_head(facts: DonorFacts, donor: DonorSpec, data: DataFacts) -> DonorFact
             instead = f"it gives an embedding of {facts.classes} numbers"
             asked = accuracy_on(donor.images.source) if donor.data else "accuracy"
             raise FulaError(no_answers_for(asked, instead, ANY_HEAD))
+        sure = donor.own_classes and donor.pretrained is True  # others are known when fetched
+        if data.labelled and sure and facts.classes != data.classes:
+            raise FulaError(
+                f"its weights answer with {facts.classes} classes, but its data have "
+                f"{data.classes}; {HEAD_INSTEAD}"
+            )
         return facts
     choice = head_choice(donor.head)
     if not choice.fitted:
         return replace(facts, classifies=False)
     features = _features(facts.shapes[-1]) if facts.classifies else facts.classes
-    images = data.train_images if choice.neighbours else 0
-    return _answering(facts, FittedHead(features, data.classes, choice.neighbours, images))
+    images = choice.fitted_to(data.train_images) if choice.neighbours else 0
+    head = FittedHead(features, data.classes, choice.neighbours, images)
+    return replace(_answering(facts, head), fitted=(choice, features, data.train_images))
 
 
 def _answering(facts: DonorFacts, head: FittedHead) -> DonorFacts:
@@ -158,7 +167,7 @@ def _features(shape: Shape) -> int:
 
 
 def _request(donor: DonorSpec, data: DataFacts) -> dict[str, Any]:
-    classes = built_classes(donor.model, data.classes)
+    classes = built_classes(donor.model, 0 if donor.own_classes else data.classes)
     return {
         "num_classes": classes, "input_shape": network_shape(donor, data.shape)
     } | donor.build_options()  # fmt: skip

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..device.memory import CPU_SHARE, available_memory
 from ..device.mode import EAGER
 from ..device.precision import PLAIN
 from ..errors import FulaError
 from ..measures.moment_memory import CellMeasures
+from ..models.heads import check_room
 from .cell import digest
 from .cells import Cells, Columns, Rows, words_json, words_of
 from .expand import expand
@@ -183,12 +185,27 @@ def plan(
 
 
 def plan_here(spec: Spec, donors: Mapping[str, DonorFacts] | None = None) -> Plan:
-    """The plan of a spec with what this machine has; see `plan`."""
+    """The plan of a spec with what this machine has; see `plan`. Raises `FulaError` for a donor's
+    head whose features it does not hold, too."""
     found = resources(spec.engine)
-    return plan(
+    planned = plan(
         spec, device=found.device, precision=found.precision, mode=spec.engine.mode,
         budget=found.budget, fused=found.fused, workers=found.workers, donors=donors,
     )  # fmt: skip
+    if spec.engine.kind == "local":
+        room = found.budget if found.device == "cpu" else int(available_memory() * CPU_SHARE)
+        _check_heads(planned.donors, room)
+    return planned
+
+
+def _check_heads(donors: Mapping[str, DonorFacts], room: int) -> None:
+    """Features that heads are fitted to are held by the processor, of one donor at a time."""
+    for name, facts in donors.items():
+        try:
+            if facts.fitted:
+                check_room(*facts.fitted, room)
+        except FulaError as error:
+            raise FulaError(f"[donors.{name}] {error}") from None
 
 
 def _waves(

@@ -165,6 +165,106 @@ def test_a_checkpoint_of_other_classes_is_given_a_head(digits, tmp_path):
     assert load_checkpoint(found.path).fitted == found.staged.fitted
 
 
+def foreign(state, folder, **donor):
+    """The table of a donor whose weights another program wrote."""
+    torch.save(state, folder / "foreign.pt")
+    return {"checkpoint": str(folder / "foreign.pt"), "untrained": False, **donor}
+
+
+def of_seven_classes():
+    return fresh_model("resnet18", seed=0, num_classes=7, input_shape=SHAPE, options={"width": 4})
+
+
+CLASSIFIERS = {
+    "of seven classes": lambda state: state,
+    "none": lambda state: {n: v for n, v in state.items() if not n.startswith("fc.")},
+    "a projector": lambda state: (
+        CLASSIFIERS["none"](state)
+        | {"fc.0.weight": torch.zeros(32, 32), "fc.2.weight": torch.zeros(9, 32)}
+    ),
+}
+
+
+@pytest.mark.parametrize("head", [*HEADS, "none"])
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_foreign_weights_with_another_classifier_are_given_a_head(
+    classifier, head, digits, tmp_path, caplog
+):
+    """It is that of the same network at hand, and what is left out is said in a line."""
+    made = of_seven_classes().eval()
+    given = foreign(CLASSIFIERS[classifier](made.state()), tmp_path)
+    found = obtain_donor(table(head, **given), digits, cache_dir=tmp_path).staged
+    asked = obtain_donor(table(head), digits, cache_dir=tmp_path, module=made).staged
+    x = pixels(digits.test)
+    if head == "none":
+        torch.testing.assert_close(found.run(x), asked.run(x))
+        assert not found.classifies
+    else:
+        torch.testing.assert_close(found(x), asked(x))
+    said = [r.getMessage() for r in caplog.records if "classifier is left out" in r.getMessage()]
+    if classifier == "none":
+        assert not said
+    else:
+        (line,) = said
+        assert "foreign.pt': its classifier is left out (fc." in line and "\n" not in line
+
+
+def test_without_a_head_the_refusal_of_other_classes_names_it(digits, tmp_path):
+    given = foreign(of_seven_classes().state(), tmp_path)
+    with pytest.raises(
+        FulaError, match="have 7 classes but .* has 10; .*or set head = 'linear-pro"
+    ):
+        obtain_donor(table(**given), digits, cache_dir=tmp_path)
+    save_checkpoint(of_seven_classes(), tmp_path / "ours.safetensors")
+    ours = given | {"checkpoint": str(tmp_path / "ours.safetensors"), "model": "", "width": None}
+    with pytest.raises(FulaError, match="has 7 classes, but 'digits' has 10; .*or set head = 'lin"):
+        obtain_donor(table(**ours), digits, cache_dir=tmp_path)
+
+
+def test_weights_of_ours_that_name_their_model_keep_their_classifier(digits, tmp_path, caplog):
+    made = of_seven_classes()
+    save_checkpoint(made, tmp_path / "ours.safetensors")
+    given = {"checkpoint": str(tmp_path / "ours.safetensors"), "untrained": False}
+    found = obtain_donor(table("none", **given), digits, cache_dir=tmp_path)
+    assert found.content_hash == content_hash(made) and "left out" not in caplog.text
+
+
+def test_other_differences_are_refused_with_a_head_too(digits, tmp_path):
+    state = of_seven_classes().state()
+    state["conv1.weight"] = torch.zeros(8, 3, 3, 3)
+    with pytest.raises(FulaError, match=r"weight 'conv1.weight' has shape \(8, 3, 3, 3\)"):
+        obtain_donor(table("knn=5", **foreign(state, tmp_path)), digits, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_of_fewer_images(head, digits, tmp_path):
+    """As many of each class as goes, the first ones: as if the others were not there."""
+    of_some = of_tower(f"{head} of 90", digits, tmp_path)
+    first = [np.flatnonzero(digits.train.labels == c)[:9] for c in range(10)]
+    kept = np.sort(np.concatenate(first))
+    fewer = replace(
+        digits.train, images=digits.train.images[kept], labels=digits.train.labels[kept]
+    )
+    with torch.no_grad():
+        x = tower()(pixels(fewer)).double().numpy()
+        test = tower()(pixels(digits.test)).double().numpy()
+        found = of_some.staged(pixels(digits.test)).double().softmax(1).numpy()
+    np.testing.assert_allclose(found, theirs(head, x, fewer.labels, test), atol=5e-4)
+    with pytest.raises(FulaError, match="more neighbours than the 4 training images"):
+        of_tower("knn=5 of 4", digits, tmp_path)
+
+
+def test_features_that_memory_does_not_hold_are_refused_first(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitted_head, "available_memory", lambda: 12 * 1000)
+    monkeypatch.setattr(fitted_head, "features", lambda *_a, **_k: pytest.fail("computed"))
+    fewer = (
+        r"head = 'knn=5' holds 48 features of 300 images, .*fit it to fewer.*head = 'knn=5 of 18'"
+    )
+    with pytest.raises(FulaError, match=fewer) as caught:
+        of_tower("knn=5", digits, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_head_nothing_is_asked(digits, tmp_path):
     found = of_tower("none", digits, tmp_path)
     assert found.metrics.test_accuracy is None and not found.staged.classifies

@@ -7,11 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import check_grad
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import cross_entropy
 
+from fula_fast.donors import linear_probe as ours
 from fula_fast.donors.donor import fresh_model
-from fula_fast.donors.linear_probe import classifier_of, features, probed
+from fula_fast.donors.linear_probe import classifier_of, features, linear_probe, probed
 from fula_fast.errors import FulaError
 from fula_fast.models import stages
 from fula_fast.pipelines import load_source
@@ -50,6 +53,34 @@ def test_answers_are_those_of_scikit_learn(classes):
     own = {id(p) for p in classifier_of(model).module.parameters()}
     for name, value in model.state().items():
         assert id(value) in own or torch.equal(value, before[name]) or name.startswith("fc.")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_few_images_at_a_time_give_the_same(classes, monkeypatch):
+    images = digits(classes)
+    x = features(network(classes), images)
+    whole = linear_probe(x, images.labels, classes)
+    monkeypatch.setattr(ours, "_ROOM", 7 * x.shape[1])
+    for one, other in zip(linear_probe(x, images.labels, classes), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_gradient_is_that_of_the_loss(classes):
+    draw = torch.Generator().manual_seed(0)
+    x = 5 + 3 * torch.randn(50, 6, generator=draw, dtype=torch.float64)
+    labels = torch.arange(50) % classes
+    loss = ours._Loss(x, labels, classes)
+    at = torch.randn(loss.rows * 7, generator=draw, dtype=torch.float64).numpy()
+    found = check_grad(lambda v: loss(v)[0], lambda v: loss(v)[1], at)
+    assert found < 1e-6
+    z = StandardScaler().fit_transform(x.numpy())
+    whole = at.reshape(loss.rows, 7)
+    logits = torch.from_numpy(z @ whole[:, :-1].T + whole[:, -1])
+    if classes == 2:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    wanted = cross_entropy(logits, labels) + (whole[:, :-1] ** 2).sum() / 2 / 50
+    assert loss(at)[0] == pytest.approx(float(wanted), rel=1e-12)
 
 
 def test_features_are_what_the_classifier_takes():

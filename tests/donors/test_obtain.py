@@ -13,6 +13,7 @@ from fula_fast.models.labels import check_fit
 from fula_fast.pipelines import ImageSet, Normalisation
 from fula_fast.progress import Progress
 from fula_fast.study.donor_spec import DataSpec
+from fula_fast.study.facts import DataFacts, donor_facts
 from fula_fast.study.spec import load_spec
 
 
@@ -99,7 +100,7 @@ def test_a_weak_donor_is_refused(digits, tmp_path):
 def pretrained_of(monkeypatch, **table):
     """A spec's donor whose library's weights are those of a network made here, and that network."""
     timm = pytest.importorskip("timm")
-    theirs = timm.create_model("resnet10t", num_classes=10)
+    theirs = timm.create_model("resnet10t")  # of a thousand classes
     monkeypatch.setattr(
         "timm.models._builder.load_state_dict_from_hf", lambda *_a, **_k: theirs.state_dict()
     )
@@ -110,17 +111,30 @@ def pretrained_of(monkeypatch, **table):
 
 
 def test_a_pretrained_donor_is_taken_as_it_is(digits, tmp_path, monkeypatch):
-    donor, theirs = pretrained_of(monkeypatch)
+    donor, theirs = pretrained_of(monkeypatch, head="none")
     found = obtain_donor(donor, digits, cache_dir=tmp_path)
-    assert found.metrics.epochs == 0
+    assert found.metrics.epochs == 0 and found.metrics.test_accuracy is None
     own = theirs.state_dict()
-    body = {n: v for n, v in found.staged.state().items() if not n.startswith("fc.")}
-    assert len(body) == len(own) - 2 and all(torch.equal(v, own[n]) for n, v in body.items())
+    state = found.staged.state()
+    assert state.keys() == own.keys() and all(torch.equal(v, own[n]) for n, v in state.items())
     monkeypatch.setattr(
         "timm.models._builder.load_state_dict_from_hf", lambda *_a, **_k: pytest.fail("fetched")
     )
     again = obtain_donor(donor, digits, cache_dir=tmp_path)
     assert again.content_hash == found.content_hash
+
+
+def test_a_pretrained_donor_of_other_classes_needs_a_head(digits, tmp_path, monkeypatch):
+    """Its own classifier is never replaced by a random one."""
+    bare, _ = pretrained_of(monkeypatch)
+    with pytest.raises(FulaError, match="has 1000 classes, but 'digits' has 10; .*set head = 'lin"):
+        obtain_donor(bare, digits, cache_dir=tmp_path)
+    with pytest.raises(FulaError, match="answer with 1000 classes, but its data have 10; set head"):
+        donor_facts(bare, DataFacts((3, 8, 8), 10, 100), "post_relu")
+    probed, _ = pretrained_of(monkeypatch, head="linear-probe")
+    found = obtain_donor(probed, digits, cache_dir=tmp_path)
+    assert found.staged.num_classes == 10 and found.metrics.test_accuracy > 0.15
+    assert donor_facts(probed, DataFacts((3, 8, 8), 10, 100), "post_relu").classes == 10
 
 
 def test_a_pretrained_donor_is_trained_on_where_epochs_are_set(digits, monkeypatch):

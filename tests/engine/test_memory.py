@@ -29,10 +29,16 @@ torch.set_num_threads(1)
 def donors(width):
     return (build("resnet18", num_classes=10, input_shape=(3, 32, 32), width=width) for _ in "ab")
 rule = protocol("fula-v2", batch_size=BATCH)
+methods = ("hint", "slm", "tlm", "fula")
 cells = [
-    Cell("a", "b", s, s, m, {m: 1.0}, rule, id=f"{m}{s}")
-    for s in sites for m in ("hint", "slm", "tlm", "fula")
+    Cell("a", "b", s, s, m, {m: 1.0}, rule, id=f"{m}{s}") for s in sites for m in methods
 ]
+if len(sys.argv) > 6:
+    parts = dict.fromkeys(sys.argv[6].split("+"), 1.0)
+    cells = [
+        Cell("a", "b", s, s, "mixed", parts, rule, seed=k, id=f"{k} {s}", combine="pcgrad")
+        for s in sites for k in range(int(sys.argv[7]))
+    ]
 def stitches(front, end):
     shapes = front.site_shapes, end.site_shapes
     return {c.id: new_stitch(*(s[c.end_site - 1] for s in shapes), rule) for c in cells}
@@ -127,6 +133,25 @@ def test_it_holds_without_compiled_kernels(width, sites, monkeypatch):
     command = [sys.executable, "-c", PROGRAM, "32", sites, "fp32", "kept", str(width)]
     found = measured(command)
     assert 0.4 * found["predicted"] < found["peak"] <= found["predicted"]
+
+
+PARTS = {2: "tlm+fula", 4: "hint+slm+tlm+fula"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(
+    ("width", "batch", "sites", "lanes"),
+    [
+        (16, 32, "1,3,5,7,9", 4),
+        (64, 32, "8,9", 4),
+        (64, 4, "9", 40),  # stitches outweigh activations: gradients stacked would be far above
+    ],
+)
+def test_combined_gradients_stay_below_the_prediction(width, batch, sites, lanes, parts):
+    command = [sys.executable, "-c", PROGRAM, str(batch), sites, "fp32", "kept", str(width)]
+    found = measured([*command, PARTS[parts], str(lanes)])
+    assert 0.6 * found["predicted"] <= found["peak"] <= found["predicted"]
 
 
 def measured(command):

@@ -175,6 +175,18 @@ def test_pickled_code_never_runs(tmp_path):
         load_checkpoint(path, into=_model())
 
 
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_position_embedding_of_other_images_names_their_size(side, tmp_path):
+    pytest.importorskip("timm")
+    small, large = (
+        build("vit_tiny", num_classes=5, input_shape=(3, s, s)) for s in (side, 3 * side)
+    )
+    torch.save(large.state(), tmp_path / "large.pt")
+    said = rf"'pos_embed' has shape .*images of {3 * side} pixels: set input.size = {3 * side}"
+    with pytest.raises(FulaError, match=said):
+        load_checkpoint(tmp_path / "large.pt", into=small)
+
+
 def test_what_is_missing_or_does_not_fit_is_explained(donor, saved, tmp_path):
     with pytest.raises(FulaError, match="cannot read checkpoint .*absent"):
         load_checkpoint(tmp_path / "absent.safetensors")

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from fula_fast import stitch
 from fula_fast.donors.donor import fresh_model
+from fula_fast.donors.obtain import open_source
+from fula_fast.errors import FulaError
 from fula_fast.pipelines import ImageSet, Source
+from fula_fast.progress import Progress
 from fula_fast.reproduce import load_recipe, recipe_names, resolve
 from fula_fast.reproduce.claims import FAILS, HOLDS, verdicts
 from fula_fast.reproduce.drivers import (
@@ -23,9 +27,11 @@ from fula_fast.reproduce.drivers import (
     sheets,
 )  # fmt: skip
 from fula_fast.reproduce.evidence import gathered
+from fula_fast.reproduce.lab import Lab
 from fula_fast.reproduce.runner import driver_of
-from fula_fast.study.donor_spec import DonorSpec
+from fula_fast.study.donor_spec import DataSpec, DonorSpec
 from fula_fast.study.protocol import Attack, protocol
+from fula_fast.study.resources import Resources
 
 NOWHERE = Path("no-such-folder")
 DRIVEN = [n for n in recipe_names() if resolve(n, "smoke", NOWHERE).recipe.driver]
@@ -196,6 +202,68 @@ def test_ranks_are_of_every_convolution_and_linear_map(model):
 def test_unlike_networks_are_compared_at_corresponding_sites():
     experiment = resolve("invariance", "smoke", NOWHERE, front="vit_tiny")
     assert [t.arguments["sites"] for t in invariance.tasks(experiment)] == [(2, 2), (12, 9)]
+
+
+STAGED = {"name": "ffm-tlm", "stages": [{"fula": 1, "weighting": "last"}, {"tlm": 1}]}
+MIXED = {"name": "both", "hint": 1, "tlm": 2, "combine": "pcgrad"}
+
+
+def test_methods_of_a_driver_are_those_of_a_grid(model, tmp_path):
+    """Stages and combined gradients, against single stitches trained one at a time."""
+    source = open_source(DataSpec(source="digits", size=8, train_images=150, test_images=60))
+    end = fresh_model(
+        "resnet18", seed=4, options={"width": 4}, num_classes=10, input_shape=(3, 8, 8)
+    ).eval()
+    experiment, rule = resolve("invariance", "smoke", NOWHERE), {"epochs": 2, "batch_size": 50}
+    rule |= {"bn": "eval", "crop_padding": 0, "flip": False, "dm_samples": 50}
+    lab = Lab(experiment, tmp_path, Resources("cpu", "fp64", 2**30), Progress())
+    options = {"methods": ["hint", STAGED, MIXED], "seeds": [0, 3]}
+    names = {"front": "a", "end": "b"}
+    rows = invariance._rows(
+        lab, model, end, (3, 5), source, source.train, protocol("fula-v2", **rule), names, options
+    )
+    asked = {(m, s) for s in (0, 3) for m in ("hint", "ffm-tlm", "both")}
+    assert len(rows) == 6 and {(r["method"], r["seed"]) for r in rows} == asked
+    for row in rows:
+        method = {"hint": "hint", "ffm-tlm": STAGED, "both": MIXED}[row["method"]]
+        asked = (
+            {k: v for k, v in method.items() if k != "name"} if row["method"] != "hint" else method
+        )
+        alone = stitch(
+            model, end, 3, 5, source, asked, seed=row["seed"], precision="fp64", quiet=True, **rule
+        )
+        assert row["term_stitch"] == pytest.approx(alone.term_stitch, rel=1e-6)
+        assert row["accuracy"] == pytest.approx(alone.accuracy, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "methods, said",
+    [
+        ("[{name='x', stages=[{fula=1, epochs=3}, {tlm=1, epochs=3}]}]", "sum to 3 . 3 = 6, but epo"),
+        ("[{name='x', hint=1, combine='pcgrad'}]", "needs two methods that are minimised together"),
+        ("['hint', 'hint']", "methods lists 'hint' twice"),
+        ("['hints']", "did you mean 'hint'"),
+    ],
+)  # fmt: skip
+def test_methods_that_do_not_fit_are_refused_before_any_work(methods, said):
+    with pytest.raises(FulaError, match=said) as caught:
+        invariance.tasks(resolve("invariance", "smoke", NOWHERE, [f"options.methods={methods}"]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DRIVEN)
+def test_staged_methods_of_the_grid_reach_the_sweeps_or_are_refused_in_a_line(name):
+    asked = ["grid.methods=[{name='x', stages=[{fula=1}, {tlm=1}]}]", "protocol.epochs=2"]
+    if not load_recipe(name).sweeps:
+        with pytest.raises(FulaError, match="has nothing that grid.methods.* would change; leave"):
+            resolve(name, "smoke", NOWHERE, asked)
+        return
+    experiment = resolve(name, "smoke", NOWHERE, asked)
+    for sweep in experiment.sweeps:
+        cells = sweep.plan().cells
+        assert {cell.method for cell in cells} == {"x"}
+        assert all(len(cell.stages) == 2 or cell.end_site == 9 for cell in cells)
+    assert driver_of(experiment).tasks(experiment)
 
 
 def test_penultimate_layers_are_compared_on_adversarial_images_by_both_measures(model):

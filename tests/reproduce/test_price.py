@@ -10,6 +10,7 @@ from fula_fast.donors.obtain import obtain_donor, open_source
 from fula_fast.reproduce import price as pricing
 from fula_fast.reproduce import resolve
 from fula_fast.reproduce.drivers import donor_table, ranks
+from fula_fast.reproduce.runner import driver_of
 from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.facts import DonorFacts
 from fula_fast.study.resources import Resources
@@ -121,3 +122,13 @@ def test_what_cells_decide_is_not_kept():
     tasks = ranks.tasks(resolve("mislead-colour", "smoke", NOWHERE))
     assert [task.key for task in tasks if not task.kept] == ["stitches"]
     assert all(task.flops > 0 for task in tasks if task.kept)
+
+
+def test_a_limit_of_images_is_priced():
+    """The driver's tasks, too: half the images cost half."""
+    whole, half = (
+        resolve("information", "small", NOWHERE, [f"data.train_images={n}"]) for n in (2560, 1280)
+    )
+    assert [e.sweeps[0].data.train_images for e in (whole, half)] == [2560, 1280]
+    costs = [sum(t.flops for t in driver_of(e).tasks(e)) for e in (whole, half)]
+    assert costs[1] == pytest.approx(costs[0] / 2)

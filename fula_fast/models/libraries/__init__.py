@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import FulaError
+from ...files.paths import user_path
 from .hf import HF
 from .library import Library, Request
 from .open_clip import OPEN_CLIP
@@ -22,6 +23,11 @@ DOWNLOADS = ("pretrained", "weights")
 def library_of(model: str) -> Library | None:
     """The library of `LIBRARY:NAME`; None for models of our own."""
     return LIBRARIES.get(model.partition(":")[0])
+
+
+def fetched_by_name(pretrained: bool | str | None) -> bool:
+    """Whether `pretrained` asks for a library's own weights, not for a file of them."""
+    return bool(pretrained) and (pretrained is True or not user_path(str(pretrained)).exists())
 
 
 def library_input(model: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _known(request: Request) -> dict[str, Any]:
 def _bring(request: Request) -> str:
     known = _known(request)
     repository = _repository(known)
-    return f"the repository '{repository}'" if repository else f"{known.get('url')}"
+    place = f"the weights of the repository '{repository}'" if repository else known.get("url")
+    return f"{place} and give pretrained = 'FILE'"
 
 
 def _given(request: Request) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def _repository(request: Request) -> str | None:
 
 def _bring(request: Request) -> str:
     repository = _repository(request)
-    return f"the repository '{repository}'" if repository else f"{_config(request).url}"
+    if repository:
+        return f"the repository '{repository}' (model.safetensors) and give pretrained = 'FILE'"
+    return f"{_config(request).url} and give pretrained = 'FILE'"
 
 
 def _given(request: Request) -> dict[str, Any]:

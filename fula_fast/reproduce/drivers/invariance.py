@@ -22,9 +22,10 @@ from ...pipelines import ImageSet, Source
 from ...pipelines.decode.cache import build_once, load_array, save_arrays
 from ...study.expand import site_pairs
 from ...study.protocol import Protocol
+from ...study.spec import Spec
 from ..evidence import Row
 from ..experiment import Experiment
-from ..lab import Lab, Task, cells_of, parts_of, row_of
+from ..lab import Lab, Task, cells_of, parts_of, row_of, treatments
 
 STEP = 1 / 255
 _BATCH = 128
@@ -32,16 +33,18 @@ _STREAM = 0x1D
 
 
 def tasks(experiment: Experiment) -> list[Task]:
-    """One task per pair of donors and of sites; methods and seeds of it run together."""
+    """One task per pair of donors and of sites; methods and seeds of it run together. Raises
+    `FulaError` for methods that do not fit the sites or the epochs."""
     sweep, options = experiment.sweeps[0], experiment.options
     facts = sweep.donor_facts()
     images, steps = sweep.data.train_images, options["steps"]
     lanes = 2 * len(options["methods"]) * len(options["seeds"])
-    found = []
+    rule, found = _rule(sweep.spec, options), []
     for front, end in sweep.spec.asked_grid.donor_pairs():
         for i, j in site_pairs(sweep.spec.asked_grid.sites, facts[front], facts[end]):
             search = 2 * steps * images * sum(facts[front].flops[:i])
             stitches = 3 * lanes * images * options["epochs"] * sum(facts[end].flops[j:])
+            treatments(options["methods"], rule, facts[end].num_sites + 1 - j)
             key = {"front": front, "end": end, "sites": (i, j)}
             taken = 2 * options["epochs"] * (images // _BATCH)
             found.append(Task(f"{front}-{end}-{i}-{j}", key, search + stitches, taken))
@@ -59,9 +62,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     alike, distance = identically_represented(
         front, found, sites[0], ordinary.train, options["steps"]
     )
-    rule = spec.base_protocol.model_copy(
-        update={"bn": "eval", "crop_padding": 0, "flip": False, "epochs": options["epochs"]}
-    )
+    rule = _rule(spec, options)
     sources = {"ordinary": ordinary, "identically represented": replace(ordinary, train=alike)}
     depth = {"front_sites": front.num_sites, "end_sites": end.num_sites, "distance": distance}
     return [
@@ -71,13 +72,21 @@ def run(task: Task, lab: Lab) -> list[Row]:
     ]
 
 
+def _rule(spec: Spec, options: Mapping[str, Any]) -> Protocol:
+    """The stitches' protocol: no augmentation, whose images have no counterparts."""
+    return spec.base_protocol.model_copy(
+        update={"bn": "eval", "crop_padding": 0, "flip": False, "epochs": options["epochs"]}
+    )
+
+
 def _rows(
     lab: Lab, front: Staged, end: Staged, sites: tuple[int, int], source: Source,
     natural: ImageSet, rule: Protocol, names: Mapping[str, str], options: Mapping[str, Any],
 ) -> list[Row]:  # fmt: skip
     rows = []
     for seed in options["seeds"]:
-        cells = cells_of(options["methods"], [seed], sites, rule, **names)
+        terms = end.num_sites + 1 - sites[1]
+        cells = cells_of(options["methods"], [seed], sites, rule, terms, data_seed=seed, **names)
         found = lab.lanes(front, end, cells, source, natural=natural, data_seed=seed)
         rows += [row_of(outcome) for outcome in found]
     return rows

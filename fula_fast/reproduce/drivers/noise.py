@@ -54,7 +54,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
         "smith25", epochs=options["epochs"], batch_size=options["batch_size"], lr=options["lr"]
     )
     front, end = through(shape, receiver.num_classes), behind(receiver, site)
-    cells = cells_of([TLM.name], [seed], (1, 1), rule, front="noise", end=name)
+    cells = cells_of([TLM.name], [seed], (1, 1), rule, end.num_sites, front="noise", end=name)
     outcomes = lab.lanes(front, end, cells, source, data_seed=seed)
     found = {"radius": radius, "front_site": site, "end_site": site}
     found |= {"end_accuracy": donor.metrics.test_accuracy, "end_hash": donor.content_hash}

@@ -30,7 +30,8 @@ def run(task: Task, lab: Lab) -> list[Row]:
     shifted = replace(source, train=_shifted(source.train), test=_shifted(source.test))
     names = {"front": name, "end": name}
     seeds = lab.experiment.options["seeds"]
-    cells = cells_of([TLM.name], seeds, (site, site), spec.base_protocol, **names)
+    terms = model.num_sites + 1 - site
+    cells = cells_of([TLM.name], seeds, (site, site), spec.base_protocol, terms, **names)
     found = {"front_sites": model.num_sites, "end_sites": model.num_sites}
     own = lab.donor(spec.donor(name)).metrics.test_accuracy
     return [
