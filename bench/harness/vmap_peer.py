@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fula_fast.bench.harness.peer import copy_of, native_copy_of, numbers_of
+from fula_fast.errors import not_none
 from fula_fast.models import Staged
 
 # Methods whose lanes share a vmap: Hint needs no gradient behind its site, FuLA every site's term,
@@ -70,7 +71,7 @@ class StackedNorm(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
         super().__init__()
-        self.momentum, self.eps = norm.momentum, norm.eps
+        self.momentum, self.eps = not_none(norm.momentum), norm.eps
         self.register_buffer("weight", norm.weight.detach().to(dtype)[:, None, None])
         self.register_buffer("bias", norm.bias.detach().to(dtype)[:, None, None])
         self.register_buffer("running_mean", norm.running_mean)

@@ -28,7 +28,7 @@ from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
 from fula_fast.engine.network import Runner
 from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
-from fula_fast.errors import FulaError
+from fula_fast.errors import FulaError, not_none
 from fula_fast.kernels import backend
 from fula_fast.models import Description, Staged, build, describe
 from fula_fast.pipelines import Augmentation, ImageSet, open_stream
@@ -179,7 +179,8 @@ def peer_of(setting: Setting, name: str, sites: Sequence[int], method: str) -> P
     start = _start(front, end, sites)
     dtype = torch.float32 if name == "published" else setting.dtype
     options = {"dtype": dtype, "device": setting.device}
-    return PEERS[name](front, end, sites[0], sites[1], method, start.weight, start.bias, **options)
+    stitch = start.weight, not_none(start.bias)
+    return PEERS[name](front, end, sites[0], sites[1], method, *stitch, **options)
 
 
 def vmap_peer_of(setting: Setting) -> VmapPeer:
@@ -187,7 +188,7 @@ def vmap_peer_of(setting: Setting) -> VmapPeer:
     front, end = donors(setting)
     starts = {sites: _start(front, end, sites) for sites in pairs(setting.lanes)}
     lanes = [
-        LaneOf(*sites, method, start.weight, start.bias)
+        LaneOf(*sites, method, start.weight, not_none(start.bias))
         for (sites, start), method in product(starts.items(), METHODS)
     ]
     return VmapPeer(front, end, lanes, dtype=setting.dtype, device=setting.device)
