@@ -13,6 +13,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,32 @@ LOSSES: dict[str, Callable[[Passes, Tensor], Tensor]] = {
 }
 
 
+def numbers_of(dtype: torch.dtype) -> torch.dtype:
+    """Of stitches and statistics beside activations of `dtype`: float32, or float64 with it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def copy_of(
+    donor: Staged, *, dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
+) -> Staged:
+    """A frozen copy on batch statistics, whose running ones follow; weights of convolutions and
+    linear layers are of `dtype`."""
+    model = copy.deepcopy(donor).requires_grad_(False).train().to(device, numbers_of(dtype))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype, memory_format=memory_format)
+    return model
+
+
+def native_copy_of(donor: Staged, **kind: Any) -> Staged:
+    """A copy for targets: batch statistics, and nothing moves."""
+    model = copy_of(donor, **kind)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+    return model
+
+
 class Peer(ABC):
     """One stitch in training between two donors, which are copied and never modified.
 
@@ -119,22 +146,13 @@ class Peer(ABC):
     ) -> None:
         self.front_site, self.end_site, self.method = front_site, end_site, method
         self.dtype, self.device = dtype, torch.device(device)
-        self.numbers = torch.float64 if dtype == torch.float64 else torch.float32
-        self.front, self.end, self.native = (self._copy(m) for m in (front, end, end))
-        for module in self.native.modules():
-            if isinstance(module, nn.BatchNorm2d):  # batch statistics, and nothing moves
-                module.track_running_stats = False
+        kind = {"dtype": dtype, "device": self.device, "memory_format": self.memory_format}
+        self.front, self.end = copy_of(front, **kind), copy_of(end, **kind)
+        self.native = native_copy_of(end, **kind)
         size = end.site_shapes[end_site - 1][1:]
-        self.stitch = AffineMap(weight, bias, size).to(self.device, self.numbers)
+        self.stitch = AffineMap(weight, bias, size).to(self.device, numbers_of(dtype))
         parameters = self.stitch.parameters()
         self.optimiser = torch.optim.Adam(parameters, lr=1e-3, weight_decay=1e-4)
-
-    def _copy(self, donor: Staged) -> Staged:
-        model = copy.deepcopy(donor).requires_grad_(False).train().to(self.device, self.numbers)
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(self.dtype, memory_format=self.memory_format)
-        return model
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on images x (B, C, H, W) in [0, 1] with labels y (B,); returns the loss, ()."""

@@ -4,7 +4,7 @@ nothing else.
     python -m fula_fast.bench.harness.speed
         rewrites what stands between two marks in fula_fast/guide/pages/speed.md and in README.md
 
-Reads `bench/results/grid-*.json` (whole grids against both peers), `scale-*.json` (cost of a lane),
+Reads `bench/results/grid-*.json` (whole grids against the peers), `scale-*.json` (cost of a lane),
 `data-*.json` (images per second), `large-data-*.json` (memory by entries), `attack-*.json`
 (AutoAttack against the reference package), `agreement-*.json` (the same, both to the end),
 `precision-*.json` (bfloat16 against float32), `first-step-*.json` (starts of a wave),
@@ -34,6 +34,7 @@ _NAMES = {
     "ours": "fula_fast",
     "published": "as published: hooks on both whole networks, one cell at a time",
     "fair": "front, stitch and tail alone, one cell at a time",
+    "vmap": "`torch.func.vmap` over all cells of an end site, front and targets shared",
 }
 
 
@@ -84,7 +85,7 @@ def _grids(reports: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def grid(report: Mapping[str, Any]) -> str:
-    """A whole grid's training: hours of each contender, spread, and work."""
+    """A whole grid's training: hours of each contender, spread, work and peak memory."""
     size = report["setting"]
     rows = [
         (
@@ -92,10 +93,14 @@ def grid(report: Mapping[str, Any]) -> str:
             row["precision"],
             _spread(report["totals"][row["name"]], 3600),
             f"{report['totals'][row['name']]['passes']:.2f}",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
         )
         for row in report["rows"]
     ]
-    heads = ("", "precision", "hours: median (p20 … p80)", "passes of a network per cell and step")
+    heads = (
+        "", "precision", "hours: median (p20 … p80)", "passes of a network per cell and step",
+        "peak MiB",
+    )  # fmt: skip
     title = (
         f"Training a grid of {size['lanes']} cells for 30 epochs of CIFAR-10 (ResNet-18 of width "
         f"{size['width']}, batch {size['batch']}) on {where(report)}, from timed steps; `formula` "

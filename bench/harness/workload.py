@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fula_fast.bench.harness.peer import METHODS
+from fula_fast.bench.harness.peer import METHODS, PEERS, Peer
+from fula_fast.bench.harness.vmap_peer import LaneOf, VmapPeer
 from fula_fast.device import machine
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.device.precision import arithmetic, precision_of
@@ -27,11 +28,12 @@ from fula_fast.engine.modes import fuse_of, open_stepper, runner_of
 from fula_fast.engine.network import Runner
 from fula_fast.engine.task import WaveTask
 from fula_fast.engine.wave import Wave
-from fula_fast.errors import FulaError
+from fula_fast.errors import FulaError, not_none
 from fula_fast.kernels import backend
 from fula_fast.models import Description, Staged, build, describe
 from fula_fast.pipelines import Augmentation, ImageSet, open_stream
 from fula_fast.stitching.starts import new_stitch
+from fula_fast.stitching.stitch import Stitch
 from fula_fast.study.cell import Cell
 from fula_fast.study.protocol import protocol
 
@@ -169,6 +171,32 @@ def cell(number: int, front_site: int, end_site: int, method: str) -> Cell:
     rule = protocol("fula-v1", init="random")
     sites = front_site, end_site
     return Cell("a", "b", *sites, method, {method: 1.0}, rule, seed=number, id=f"{number}")
+
+
+def peer_of(setting: Setting, name: str, sites: Sequence[int], method: str) -> Peer:
+    """The peer `name` of `PEERS` for one cell: front and end site, and its method."""
+    front, end = donors(setting)
+    start = _start(front, end, sites)
+    dtype = torch.float32 if name == "published" else setting.dtype
+    options = {"dtype": dtype, "device": setting.device}
+    stitch = start.weight, not_none(start.bias)
+    return PEERS[name](front, end, sites[0], sites[1], method, *stitch, **options)
+
+
+def vmap_peer_of(setting: Setting) -> VmapPeer:
+    """The peer that trains the whole grid's lanes at once."""
+    front, end = donors(setting)
+    starts = {sites: _start(front, end, sites) for sites in pairs(setting.lanes)}
+    lanes = [
+        LaneOf(*sites, method, start.weight, not_none(start.bias))
+        for (sites, start), method in product(starts.items(), METHODS)
+    ]
+    return VmapPeer(front, end, lanes, dtype=setting.dtype, device=setting.device)
+
+
+def _start(front: Staged, end: Staged, sites: Sequence[int]) -> Stitch:
+    shapes = front.site_shapes[sites[0] - 1], end.site_shapes[sites[1] - 1]
+    return new_stitch(*shapes, protocol("fula-v1")).initialise("random", 0)
 
 
 class OurWave:

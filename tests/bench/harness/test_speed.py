@@ -42,15 +42,17 @@ def test_a_grid_is_shown_in_hours(tmp_path):
         "ours": {"p20": 3600.0, "p50": 7200.0, "p80": 10800.0, "passes": 1.05},
         "published": {"p20": 72000.0, "p50": 72000.0, "p80": 72000.0, "passes": 4.5},
     }
-    rows = [{"name": name, "precision": "fp32"} for name in totals]
+    totals["vmap"] = totals["ours"]
+    rows = [{"name": name, "precision": "fp32", "peak_bytes": 3 * 2**30} for name in totals]
     setting = {"lanes": 36, "width": 32, "batch": 128}
     report = COMMON | {"bench": "grid", "setting": setting, "rows": rows, "totals": totals}
     (tmp_path / "grid-cpu.json").write_text(json.dumps(report))
     text = section(tmp_path)
     assert "36 cells" in text and "width 32, batch 128" in text
     assert "Chip (2 threads), torch 9.9" in text
-    assert "| fula_fast | fp32 | 2 (1 … 3) | 1.05 |" in text
-    assert "| fp32 | 20 (20 … 20) | 4.50 |" in text
+    assert "| fula_fast | fp32 | 2 (1 … 3) | 1.05 | 3,072 |" in text
+    assert "| fp32 | 20 (20 … 20) | 4.50 | 3,072 |" in text
+    assert "| `torch.func.vmap` over all cells of an end site, front and targets shared |" in text
     assert text.endswith("`measure it` (2031-01-02)")
     said = headline(tmp_path)
     assert said.startswith(

@@ -83,6 +83,13 @@ def test_our_work_is_counted_as_the_design_derives_it(full):
     assert workload.our_flops(TINY, cells, full) == pytest.approx(TINY.batch * expected, rel=1e-3)
 
 
+def test_vmap_s_time_is_that_of_all_lanes_steps():
+    row = {"seconds": {"p20": 1.0, "p50": 2.0, "p80": 3.0}, "flops": 5}
+    steps = TINY.training_steps
+    expected = {"p20": steps, "p50": 2 * steps, "p80": 3 * steps, "flops": 5 * steps}
+    assert grid.vmap_total(row, TINY) == expected
+
+
 @pytest.fixture(scope="module")
 def report():
     with pytest.MonkeyPatch.context() as patch:
@@ -92,9 +99,9 @@ def report():
 
 
 def test_a_report_holds_what_a_figure_needs(report):
-    assert [row["name"] for row in report["rows"]] == ["ours", "published", "fair"]
+    assert [row["name"] for row in report["rows"]] == ["ours", "published", "fair", "vmap"]
     assert {"hardware", "versions", "commit", "command", "formula", "time"} <= set(report)
-    for name in ("ours", *PEERS):
+    for name in ("ours", *PEERS, "vmap"):
         total = report["totals"][name]
         assert 0 < total["p20"] <= total["p50"] <= total["p80"]
     assert all(row["peak_bytes"] >= 0 for row in report["rows"])
@@ -120,7 +127,7 @@ def test_speed_is_the_ratio_of_whole_trainings(report):
 def test_the_table_shows_every_contender(report, capsys):
     Console(width=120).print(grid.table(report))
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("ours", *PEERS))
+    assert all(name in shown for name in ("ours", *PEERS, "vmap"))
     assert any("target 4" in line for line in grid.summary_lines(report))
 
 
