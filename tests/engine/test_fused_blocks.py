@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from fula_fast.engine.fused_blocks import FusedBlock, asked, using
+from fula_fast.engine.wave import Wave
 from fula_fast.errors import FulaError
+from fula_fast.kernels import backend
 from fula_fast.models import build
 
 from . import test_exactness as exact
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _waves(group, steps, **options):
@@ -77,3 +85,43 @@ def test_another_value_is_refused_in_a_line(monkeypatch):
     message = "FULA_CONV = 'cudnn' is unknown; set it to 'fused', or not at all"
     with pytest.raises(FulaError, match=message):
         exact.run_wave(exact.grid()[:1], exact.donor(0), exact.donor(1), steps=0)
+
+
+def _gradients(dtype: torch.dtype, fused: bool, name: str) -> dict[str, torch.Tensor]:
+    """The flat buffer and running statistics after a step of plain gradient descent."""
+    group = [exact.cell(0, 5, 5, "fula", optimiser="sgd", lr=1.0)]
+    group.append(exact.cell(1, 6, 6, "tlm", optimiser="sgd", lr=1.0))
+    donors = exact.donor(0), exact.donor(1)
+    with using(fused), backend.using(name):
+        start = exact.stitches(group, *donors)
+        wave = Wave(group, *donors, start, 1, dtype=dtype)
+        x, y = next(exact.batches(1))
+        wave.step(x, y, 0)
+        assert not fused or blocks(wave) == 3 * 8
+    return {name: value.double() for name, value in wave.state().items()}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+def test_a_step_by_triton_kernels_in_the_interpreter():
+    want = _gradients(torch.float64, False, "reference")
+    plain = _gradients(torch.float32, False, "reference")
+    fused = _gradients(torch.float32, True, "triton")
+    moved = 0
+    for name, value in want.items():
+        if value.isnan().any() or "epoch" in name:
+            continue
+        allowed = 4 * (plain[name] - value).abs().max() + 1e-5 * value.abs().max()
+        assert (fused[name] - value).abs().max() <= allowed, name
+        moved += 1
+    assert moved > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="is that process")
+def test_a_step_by_triton_kernels():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "in_the_interpreter"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]
