@@ -170,6 +170,30 @@ def test_lane_conv_passes_opcheck(maker, device):
         opcheck(torch.ops.fula.lane_conv.default, arguments)
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_a_block_compiles_without_a_graph_break(maker, device):
+    make = maker(torch.float32)
+    x, weight = make(4, 4, 3, 3).to(device).requires_grad_(), make(4, 4, 3, 3).to(device)
+    gain, bias = make(4).to(device), make(4).to(device)
+
+    def block(x):
+        y, *moments, again = K.lane_conv_fork(x, weight, lanes=2, padding=1)
+        norm = dict(zip(("mean", "var"), moments, strict=True), gain=gain, bias=bias, eps=1e-5)
+        z, mean, var = K.lane_conv(y, weight, lanes=2, padding=1, **norm)
+        return K.lane_norm(
+            z, gain, bias, mean, var, lanes=2, training=False, eps=1e-5, residual=again, relu=True
+        )[0]
+
+    found = []
+    torch._dynamo.reset()
+    with backend.using("triton"):
+        for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+            y = run(x)
+            found.append([y, *torch.autograd.grad(y.square().sum(), x)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["f32", "bf16"])
 @pytest.mark.parametrize("geometry", [(3, 1, 1), (3, 2, 1), (1, 2, 0)])
