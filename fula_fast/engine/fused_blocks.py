@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class FusedBlock(ResidualBlock):
     def _identity(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        conv, norm = self.downsample
+        conv, norm = cast(tuple[nn.Conv2d, LaneNorm], tuple(self.downsample))
         y, statistics = convolved(conv, x, norm.count)
         return norm(y, statistics=statistics)
 

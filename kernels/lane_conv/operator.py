@@ -38,15 +38,15 @@ def lane_conv(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
 @lane_conv.register_fake
 def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     a = LaneConvArguments(*flat[:-1])
-    statistics = {"dtype": accumulator(a.x.dtype)}
-    mean, var = (a.x.new_empty(a.lanes, a.weight.shape[0], **statistics) for _ in range(2))
+    shape, sums = (a.lanes, a.weight.shape[0]), accumulator(a.x.dtype)
+    mean, var = (a.x.new_empty(shape, dtype=sums) for _ in range(2))
     return output(a), mean, var
 
 
 def output(a: LaneConvArguments) -> Tensor:
     """Uninitialised y, channels-last."""
-    last = {"memory_format": torch.channels_last}
-    return torch.empty(a.output, dtype=a.x.dtype, device=a.x.device, **last)
+    layout = torch.channels_last
+    return torch.empty(a.output, dtype=a.x.dtype, device=a.x.device, memory_format=layout)
 
 
 def gradient(a: LaneConvArguments) -> Tensor:
@@ -98,13 +98,13 @@ def _gradient(
     dy = torch.zeros_like(y) if dy is None else dy
     incoming = Incoming(dy, None, None, None, None, beside)
     if dmean is not None or dvar is not None:
-        moments = (torch.zeros_like(centre) if d is None else d for d in (dmean, dvar))
-        incoming = Incoming(dy, *moments, y, centre, beside)
-    dx, dmean, dvar = lane_conv_backward(*a, *incoming, ctx.backend)
+        first, second = (torch.zeros_like(centre) if d is None else d for d in (dmean, dvar))
+        incoming = Incoming(dy, first, second, y, centre, beside)
+    dx, mean, var = lane_conv_backward(*a, *incoming, ctx.backend)
     if a.mean is None or a.var is None:
         return gradients(LaneConvArguments, x=dx)
-    dmean, dvar = dmean.to(a.mean.dtype), dvar.to(a.var.dtype)
-    return gradients(LaneConvArguments, x=dx, mean=dmean, var=dvar)
+    mean, var = mean.to(a.mean.dtype), var.to(a.var.dtype)
+    return gradients(LaneConvArguments, x=dx, mean=mean, var=var)
 
 
 lane_conv.register_autograd(_gradient, setup_context=_save)

@@ -27,14 +27,15 @@ _MERGED = 64
 
 def _sizes(a: LaneConvArguments) -> Sizes:
     _, c1, height, width = a.x.shape
-    count, c2, *out = a.output
-    return Sizes(a.lanes, count // max(a.lanes, 1), height, width, c1, *out, c2)
+    count, c2, down, across = a.output
+    return Sizes(a.lanes, count // max(a.lanes, 1), height, width, c1, down, across, c2)
 
 
 def _prior(a: LaneConvArguments) -> Prior | None:
     if a.gain is None or a.bias is None or a.mean is None or a.var is None:
         return None
-    return Prior(*(t.contiguous() for t in (a.gain, a.bias, a.mean, a.var)), a.eps)
+    gain, bias, mean, var = (t.contiguous() for t in (a.gain, a.bias, a.mean, a.var))
+    return Prior(gain, bias, mean, var, a.eps)
 
 
 def _fixed(a: LaneConvArguments) -> dict[str, object]:
@@ -72,9 +73,9 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dx, dmean, dvar), the latter None without a norm."""
     dx, sizes, prior = gradient(a), _sizes(a), _prior(a)
-    moments = [None, None] if prior is None else [torch.zeros_like(prior.mean) for _ in range(2)]
+    dmean, dvar = (None if prior is None else torch.zeros_like(prior.mean) for _ in range(2))
     if dx.numel() == 0:
-        return dx, *moments
+        return dx, dmean, dvar
     tile = choose("lane_conv_gradient", a.x, sizes.c1, sizes.c2)
     positions = triton.cdiv(sizes.height, a.stride) * triton.cdiv(sizes.width, a.stride)
     tiles = triton.cdiv(sizes.samples * positions, tile.rows)
@@ -94,10 +95,10 @@ def backward(
             width = power_of_two(sizes.c1, 32)
             launch(
                 moments_kernel, a.lanes * triton.cdiv(sizes.c1, width),
-                partial, prior, *moments, sizes.c1, groups,
+                partial, prior, dmean, dvar, sizes.c1, groups,
                 GROUPS=_MERGED, COLS=width, num_warps=4,
             )  # fmt: skip
-    return dx, *moments
+    return dx, dmean, dvar
 
 
 def _given(incoming: Incoming) -> Given:
@@ -105,5 +106,5 @@ def _given(incoming: Incoming) -> Given:
     beside = None if beside is None else channels_last(beside)
     if dmean is None or dvar is None or y is None or centre is None:
         return Given(channels_last(dy), None, None, None, None, beside)
-    vectors = (t.contiguous() for t in (centre, dmean, dvar))
-    return Given(channels_last(dy), channels_last(y), *vectors, beside)
+    centre, dmean, dvar = (t.contiguous() for t in (centre, dmean, dvar))
+    return Given(channels_last(dy), channels_last(y), centre, dmean, dvar, beside)

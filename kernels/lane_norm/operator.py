@@ -86,25 +86,26 @@ def _gradient(ctx: Any, dy: Tensor | None, dmean: None, dvar: None, ddist2: Tens
     dy = None if dy is None else dy[: len(a.x)]
     incoming = Incoming(dy, None if a.target is None else ddist2)
     dx, dresidual, sums = lane_norm_backward(*a, *incoming, affine or given, ctx.backend)
-    dweight = dbias = dmean = dvar = None
+    dweight = dbias = None
     if affine:
         total = sums.sum(0) if a.weight.dim() == 1 else sums.unbind(1)
         dbias, dweight = total[0].to(a.bias.dtype), total[1].to(a.weight.dtype)
-    if given:
-        dmean, dvar = _moments(a, sums)
+    moments = _moments(a, sums) if given else {}
     dresidual = None if a.residual is None else dresidual
     return gradients(
-        LaneNormArguments, x=dx, weight=dweight, bias=dbias, running_mean=dmean, running_var=dvar,
-        residual=dresidual,
-    )  # fmt: skip
+        LaneNormArguments, x=dx, weight=dweight, bias=dbias, residual=dresidual, **moments
+    )
 
 
-def _moments(a: LaneNormArguments, sums: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(a: LaneNormArguments, sums: Tensor) -> dict[str, Tensor]:
     """The gradients (L, C) of given statistics, from the sums (L, 2, C) of d and d * xhat."""
     inverse = (a.running_var.to(sums.dtype) + a.eps).rsqrt()
     scale = inverse * a.weight
     dmean, dvar = -scale * sums[:, 0], -0.5 * scale * inverse * sums[:, 1]
-    return dmean.to(a.running_mean.dtype), dvar.to(a.running_var.dtype)
+    return {
+        "running_mean": dmean.to(a.running_mean.dtype),
+        "running_var": dvar.to(a.running_var.dtype),
+    }
 
 
 lane_norm.register_autograd(_gradient, setup_context=_save)
