@@ -96,8 +96,10 @@ def lane_conv(site: str) -> Trial:
     tensors = {"x": _map(LANES, channels, size), "weight": weight, "gain": norm[0], "bias": norm[1]}
 
     def call(t: Tensors) -> Sequence[Tensor]:
-        given = {name: t[name] for name in ("gain", "bias", "mean", "var")}
-        return kernels.lane_conv(t["x"], t["weight"], lanes=LANES, padding=1, eps=1e-5, **given)
+        return kernels.lane_conv(
+            t["x"], t["weight"], lanes=LANES, padding=1, eps=1e-5,
+            gain=t["gain"], bias=t["bias"], mean=t["mean"], var=t["var"],
+        )  # fmt: skip
 
     return Trial(call, tensors | moments, ("x", "weight"), ("x", "mean", "var"))
 

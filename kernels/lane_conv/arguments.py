@@ -65,15 +65,20 @@ def checked(a: LaneConvArguments) -> LaneConvArguments:
 
 
 def _kinds(a: LaneConvArguments) -> None:
-    optional = checks.present(gain=a.gain, bias=a.bias, mean=a.mean, var=a.var)
-    checks.tensors(NOUN, {"x": a.x, "weight": a.weight} | optional)
+    checks.tensors(NOUN, {"x": a.x, "weight": a.weight} | _given(a))
     for name in ("lanes", "stride", "padding"):
         checks.integer(NOUN, name, getattr(a, name))
     checks.number(NOUN, "eps", a.eps)
     checks.floating(NOUN, "x", a.x)
-    for name, tensor in checks.present(weight=a.weight, gain=a.gain, bias=a.bias).items():
-        if tensor.requires_grad:
+    for name, tensor in (("weight", a.weight), ("gain", a.gain), ("bias", a.bias)):
+        if tensor is not None and tensor.requires_grad:
             checks.fail(NOUN, f"{name}.requires_grad", True, "it has no gradient: detach it")
+
+
+def _given(a: LaneConvArguments) -> dict[str, Tensor]:
+    """What there is of the norm before."""
+    parts = {"gain": a.gain, "bias": a.bias, "mean": a.mean, "var": a.var}
+    return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def _geometry(a: LaneConvArguments) -> None:
@@ -87,7 +92,7 @@ def _geometry(a: LaneConvArguments) -> None:
 
 
 def _norm(a: LaneConvArguments) -> None:
-    given = checks.present(gain=a.gain, bias=a.bias, mean=a.mean, var=a.var)
+    given = _given(a)
     missing = {"gain", "bias", "mean", "var"} - given.keys()
     if given and missing:
         checks.fail(NOUN, min(missing), None, "gain, bias, mean and var: all of them, or none")

@@ -106,7 +106,8 @@ def conv_kernel(x, weight, prior: Prior, y, partial, sizes: Sizes, tiles, parts,
         if prior is not None:
             mean, _, scale, bias = prior_of(prior, lane, k, used, c1)
         for tap in range(KERNEL * KERNEL):
-            down, right = tap // KERNEL, tap % KERNEL
+            down = tap // KERNEL
+            right = tap - down * KERNEL
             inside = valid & (top + down >= 0) & (top + down < height)
             inside = inside & (left + right >= 0) & (left + right < width)
             mask = inside[:, None] & used[None, :]
@@ -192,6 +193,9 @@ def conv_gradient_kernel(given: Given, weight, x, prior: Prior, dx, partial, siz
     for start in range(0, c2, INNER):
         k = start + tl.arange(0, INNER)
         used = k < c2
+        centre = tl.zeros((INNER,), tl.float32)
+        level = centre
+        slope = centre
         if given.y is not None:
             channel = lane * c2 + k
             centre = tl.load(given.centre + channel, mask=used, other=0.0)
