@@ -7,6 +7,7 @@ computes, the operator, and the compiled versions behind it. `backend` chooses w
 from .augment import augment
 from .gram import gram
 from .hint_terms import hint_terms
+from .lane_conv import lane_conv, lane_conv_fork
 from .lane_norm import lane_norm
 from .pgd_step import pgd_step
 from .shared import backend
@@ -18,6 +19,8 @@ __all__ = [
     "backend",
     "gram",
     "hint_terms",
+    "lane_conv",
+    "lane_conv_fork",
     "lane_norm",
     "pgd_step",
     "squared_norm",

@@ -34,8 +34,8 @@ CAPTURED = (
 )
 """Captured equals eager, clean and attacked; and what follows a capture that was refused."""
 SMALL = (
-    "(test_lane_norm or test_stitch_hint or test_hint_terms or test_pgd_step or test_augment"
-    " or on_the_device) and not own_tiles"
+    "(test_lane_norm or test_lane_conv or test_stitch_hint or test_hint_terms or test_pgd_step"
+    " or test_augment or on_the_device) and not own_tiles"
 )
 _MEMCHECK = (
     "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "86",
@@ -135,7 +135,8 @@ def second() -> list[Part]:
 def _watched() -> tuple[str, ...]:
     """What runs under the memory checker: every noun's Triton kernels on tensors of a few numbers,
     which earlier parts have compiled, and then the C library's."""
-    files = ("tests/kernels/test_triton.py", "tests/kernels/cpp/test_library.py")
+    ours = ("tests/kernels/test_triton.py", "tests/kernels/test_lane_conv.py")
+    files = (*ours, "tests/kernels/cpp/test_library.py")
     return _pytest(*files, among=SMALL, several=False)
 
 

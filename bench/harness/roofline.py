@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fula_fast.kernels.lane_conv.arguments import LaneConvArguments
 from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
 
 
@@ -26,8 +27,9 @@ class Chip:
     `launch` in seconds a kernel within a graph.
 
     `convolutions`: FLOP/s by the smaller of a convolution's channel counts, from that many channels
-    on; `strided`: its share forward and backward where the stride is not one. `stitch`: FLOP/s of
-    the stitch kernels, forward and backward.
+    on; `strided`: its share forward and backward where the stride is not one; `fused`: the share of
+    those rates that `lane_conv` reaches. `stitch`: FLOP/s of the stitch kernels, forward and
+    backward.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Chip:
     launch: float
     convolutions: Mapping[int, float]
     strided: tuple[float, float]
+    fused: float
     stitch: tuple[float, float]
 
 
@@ -48,10 +51,11 @@ H100 = Chip(
     launch=1.2e-6,
     convolutions={0: 12e12, 64: 410e12, 128: 715e12, 256: 745e12, 512: 760e12},
     strided=(0.98, 0.66),
+    fused=0.85,
     stitch=(400e12, 300e12),
 )
 """Measured by `bench.suites.ceilings` on an H100 80GB HBM3 (a copy: 3.03e12 bytes/s; `memory` is
-what the step's own kernels reach), but for `cache` and `stitch`, which are assumed."""
+what the step's own kernels reach), but for `cache`, `stitch` and `fused`, which are assumed."""
 
 FREE = frozenset(
     "view _unsafe_view expand slice select permute transpose t detach alias unsqueeze squeeze "
@@ -129,11 +133,20 @@ class Counter(TorchDispatchMode):
         if func.namespace != "prim" and name not in FREE:
             formula = flop_registry.get(func.overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
+            if name.startswith("lane_conv"):
+                flops = _convolved(args)
             full = name if func.namespace == "aten" else f"{func.namespace}::{name}"
             written = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
             read = _read(func, args, kwargs or {})
             self.operators.append(Operator(full, tuple(read), tuple(written), flops, args))
         return out
+
+
+def _convolved(arguments: Sequence) -> float:
+    """FLOPs of `lane_conv`, and of its gradient."""
+    a = LaneConvArguments(*arguments[: len(LaneConvArguments._fields)])
+    count, _, height, width = a.output
+    return 2.0 * count * height * width * a.weight.numel()
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -222,17 +235,50 @@ def _rate(weight: Tensor, strided: bool, way: int, chip: Chip) -> float:
     return rate * (chip.strided[way] if strided else 1.0)
 
 
+def _lane_conv(op: Operator, chip: Chip):
+    """x and y once, and each tile's statistics; they are merged by a launch of their own."""
+    a = LaneConvArguments(*op.arguments[: len(LaneConvArguments._fields)])
+    y = op.outputs[0]
+    moved = size(a.x) + size(a.weight) + size(y) + _TILE_SUMS * size(y)
+    return "convolutions", 2, moved, op.flops / _fused_rate(a, y, 0, chip)
+
+
+def _lane_conv_backward(op: Operator, chip: Chip):
+    """dy, and y where its statistics have a gradient; dx, x where it was normalised, and what comes
+    from another branch."""
+    count = len(LaneConvArguments._fields)
+    a, incoming = LaneConvArguments(*op.arguments[:count]), op.arguments[count:-1]
+    dy, dmean, *_, beside = incoming
+    before = a.mean is not None
+    maps = 1 + before + (beside is not None)
+    moved = size(dy) * (1 + (dmean is not None)) + size(a.weight) + size(a.x) * maps
+    moved += _TILE_SUMS * size(a.x) * before
+    return "convolutions", 1 + before, moved, op.flops / _fused_rate(a, dy, 1, chip)
+
+
+_TILE_SUMS = 2 * 2 * 4 / (128 * 2)
+"""Two sums, float32, a channel of a tile of 128 rows of bfloat16, written and read."""
+
+
+def _fused_rate(a: LaneConvArguments, y: Tensor, way: int, chip: Chip) -> float:
+    """Of a kernel of our own; the library's slow path forward through strided 1x1 is not its."""
+    return chip.fused * _rate(a.weight, a.x.shape[2] != y.shape[2], way, chip)
+
+
 def _lane_norm(op: Operator, chip: Chip):
-    """x twice (statistics, normalise); the merge and the distances' sums have a launch each."""
+    """x twice (statistics, normalise), or once with given statistics; the merge and the distances'
+    sums have a launch each."""
     a = LaneNormArguments(*op.arguments[:-1])
-    maps = 3 + (a.residual is not None)
-    return "lane_norm", 3 + (a.target is not None), float(maps * size(a.x)), 0.0
+    maps = 2 + a.training + (a.residual is not None)
+    return "lane_norm", 1 + 2 * a.training + (a.target is not None), float(maps * size(a.x)), 0.0
 
 
 def _lane_norm_backward(op: Operator, chip: Chip):
-    """dy and x twice, dx; with a residual it and d as well."""
+    """dy and x, both twice in training, and dx; with a residual it and d, that twice as well."""
     a = LaneNormArguments(*op.arguments[: len(LaneNormArguments._fields)])
-    return "lane_norm", 3, float((5 if a.residual is None else 7) * size(a.x)), 0.0
+    maps = 3 + 2 * a.training + (2 if a.residual is not None else 0)
+    sums = a.training or op.outputs[2].numel() > 0
+    return "lane_norm", 1 + 2 * sums, float(maps * size(a.x)), 0.0
 
 
 def _stitch(op: Operator, chip: Chip):
@@ -295,6 +341,8 @@ _RULES: dict[str, Rule] = {
     "convolution_backward": _convolution_backward,
     "upsample_bilinear2d": _resize,
     "bmm": _resize,
+    "fula::lane_conv": _lane_conv,
+    "fula::lane_conv_backward": _lane_conv_backward,
     "fula::lane_norm": _lane_norm,
     "fula::lane_norm_backward": _lane_norm_backward,
     "fula::stitch_hint": _stitch,

@@ -4,13 +4,15 @@
 
 A large copy (bytes read and written), a large matrix product, a launch within a graph, and every
 convolution of ResNet-18 at --images images in bfloat16, forward and backward of the input: the
-operators that a step calls, on tensors several times the size of the L2 cache.
+operators that a step calls, on tensors several times the size of the L2 cache. Beside each of the
+latter, from 64 channels on, `lane_conv` with all that it does for fused blocks: the ratio of the
+rates is what `harness.roofline` assumes as `fused`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fula_fast import kernels
 from fula_fast.bench.harness.record import (
     RESULTS,
     captured,
@@ -36,6 +39,8 @@ CONVOLUTIONS = (
     (256, 512, 8, 2, 3), (256, 512, 8, 2, 1), (512, 512, 4, 1, 3),
 )  # fmt: skip
 """Channels in and out, pixels a side, stride, kernel."""
+FUSED, BATCH = 64, 128
+"""Channels from which `lane_conv` is measured; images of one of its lanes."""
 REPEATS, LAUNCHES = 20, 1000
 Row = dict[str, Any]
 
@@ -56,9 +61,28 @@ def convolutions(images: int) -> Iterator[Row]:
         backward = partial(_gradient, dy, x, weight, stride)
         work = 2 * dy.numel() * given * kernel**2
         name = f"{given}->{made}, {size}x{size}, stride {stride}, {kernel}x{kernel}"
-        for way, call in (("forward", forward), ("backward", backward)):
+        calls = {"forward": forward, "backward": backward}
+        if given >= FUSED:
+            calls |= fused(x, weight, stride)
+        for way, call in calls.items():
             taken = quantiles(seconds_of(lambda _, call=call: call(), REPEATS, "cuda", 3))
             yield _row(f"convolution {name}, {way}", work / taken["p50"], "FLOP/s") | taken
+
+
+def fused(x: Tensor, weight: Tensor, stride: int) -> dict[str, Callable[[], object]]:
+    """`lane_conv` behind a norm, and its gradient with those of both norms' statistics."""
+    lanes, channels = len(x) // BATCH, x.shape[1]
+    gain, bias = torch.rand(2, channels, device=x.device)
+    mean, var = (torch.rand(2, lanes, channels, device=x.device) + 0.5).requires_grad_()
+    x = x.detach().requires_grad_()
+    forward = partial(
+        kernels.lane_conv, x, weight, lanes=lanes, stride=stride, padding=weight.shape[-1] // 2,
+        gain=gain, bias=bias, mean=mean, var=var,
+    )  # fmt: skip
+    found = forward()
+    incoming = [torch.randn_like(y) for y in found]
+    backward = partial(torch.autograd.grad, found, (x, mean, var), incoming, retain_graph=True)
+    return {"forward, fused": forward, "backward, fused": backward}
 
 
 def _map(*shape: int) -> Tensor:

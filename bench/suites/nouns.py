@@ -87,6 +87,23 @@ def lane_norm(site: str) -> Trial:
     return Trial(call, tensors, ("x", "residual", "target"), ("x", "residual"))
 
 
+def lane_conv(site: str) -> Trial:
+    """3x3 behind a norm, with its output's statistics."""
+    channels, size = SITES[site]
+    weight = torch.randn(channels, channels, 3, 3, dtype=torch.float64) / (3 * channels**0.5)
+    norm = torch.rand(4, channels, dtype=torch.float64) + 0.5
+    moments = {name: norm[i].repeat(LANES, 1) for i, name in ((2, "mean"), (3, "var"))}
+    tensors = {"x": _map(LANES, channels, size), "weight": weight, "gain": norm[0], "bias": norm[1]}
+
+    def call(t: Tensors) -> Sequence[Tensor]:
+        return kernels.lane_conv(
+            t["x"], t["weight"], lanes=LANES, padding=1, eps=1e-5,
+            gain=t["gain"], bias=t["bias"], mean=t["mean"], var=t["var"],
+        )  # fmt: skip
+
+    return Trial(call, tensors | moments, ("x", "weight"), ("x", "mean", "var"))
+
+
 def hint_terms(site: str) -> Trial:
     """Two depths."""
     channels, size = SITES[site]
@@ -132,7 +149,7 @@ def gram() -> Trial:
 
 def trials() -> Iterator[tuple[str, str, Callable[[], Trial]]]:
     """Name, dtype, and what makes the trial."""
-    for noun in (stitch_hint, lane_norm, hint_terms):
+    for noun in (stitch_hint, lane_norm, lane_conv, hint_terms):
         for site in SITES:
             for dtype in DTYPES:
                 yield f"{noun.__name__} {site}", dtype, partial(noun, site)

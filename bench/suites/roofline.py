@@ -5,7 +5,8 @@
 
 Prints the parts of a step, then `modelled 123.4 ms, 33.0 % of peak, 1432 dispatches, 138.0 GB`:
 time on an H100 (`harness.roofline` has the constants), share of the rate of a matrix product,
-operators with a kernel, bytes over the memory bus.
+operators with a kernel, bytes over the memory bus. Before it, of a clean step, the same line with
+`FULA_CONV=fused` and without, and the share of the library's rate from which fused ones are faster.
 """
 
 from __future__ import annotations
@@ -24,7 +25,17 @@ from fula_fast.attacks.apgd import APGDConfig
 from fula_fast.attacks.names import CE
 from fula_fast.attacks.slots import Slots
 from fula_fast.bench.harness.record import RESULTS, environment, parser_of, write
-from fula_fast.bench.harness.roofline import H100, Counter, KernelCost, Total, by_part, cost, total
+from fula_fast.bench.harness.roofline import (
+    H100,
+    Chip,
+    Counter,
+    KernelCost,
+    Operator,
+    Total,
+    by_part,
+    cost,
+    total,
+)
 from fula_fast.bench.harness.workload import (
     Setting,
     add_options,
@@ -33,6 +44,7 @@ from fula_fast.bench.harness.workload import (
     grid_cells,
     setting_of,
 )
+from fula_fast.engine import fused_blocks
 from fula_fast.engine.optimiser import Fuse, unfused
 from fula_fast.engine.packed_wave import PackedWave
 from fula_fast.engine.shares import Draw
@@ -99,8 +111,12 @@ def apgd_iteration(setting: Setting) -> Callable[[], object]:
 
 
 def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[KernelCost]:
-    """Costs of the operators of the step that the options name: of its second run, as the first
-    fills caches."""
+    """Costs of the operators of the step that the options name."""
+    return [cost(op) for op in dispatched(setting, attack, full)]
+
+
+def dispatched(setting: Setting, attack: str = "none", full: bool = False) -> list[Operator]:
+    """Those operators: of the step's second run, as the first fills caches."""
     counter = Counter()
     if attack == "none":
         step = training_step(setting, full, counter.fuse)
@@ -111,7 +127,31 @@ def measure(setting: Setting, attack: str = "none", full: bool = False) -> list[
         counter.operators.clear()
         with counter:
             step()
-    return [cost(op) for op in counter.operators]
+    return counter.operators
+
+
+def with_and_without(setting: Setting, full: bool = False) -> dict[str, Any]:
+    """A clean step by plain blocks and by fused ones: their lines, and the share of the library's
+    rate at which they take the same time."""
+    found = []
+    for fused in (False, True):
+        with fused_blocks.using(fused):
+            found.append(dispatched(setting, full=full))
+    plain, fused_operators = found
+    lines = [last_line(total([cost(op) for op in operators])) for operators in found]
+    even = break_even(fused_operators, total([cost(op) for op in plain]).seconds)
+    return {"plain": lines[0], "fused": lines[1], "share": H100.fused, "break_even": even}
+
+
+def break_even(operators: Sequence[Operator], seconds: float, chip: Chip = H100) -> float:
+    """The share of the library's rate at which fused convolutions make these operators take so
+    long, to a thousandth; 1 where even that rate is too slow."""
+    low, high = 0.0, 1.0
+    while high - low > 1e-3:
+        share = (low + high) / 2
+        taken = total([cost(op, replace(chip, fused=share)) for op in operators]).seconds
+        low, high = (share, high) if taken > seconds else (low, share)
+    return round(high, 3)
 
 
 def last_line(found: Total) -> str:
@@ -159,19 +199,26 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--phase", choices=("short", "full"), default="short")
     parser.add_argument("--attack", choices=ATTACKS, default="none", help="one iteration of it")
     parser.add_argument(
-        "--save", choices=("before", "after", "calibrated"), help="under which name"
+        "--save", choices=("before", "after", "calibrated", "fused"), help="under which name"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
     options.device = options.device or "cuda"
     setting = setting_of(options)
-    costs = measure(setting, options.attack, options.phase == "full")
+    full = options.phase == "full"
+    costs = measure(setting, options.attack, full)
+    both = with_and_without(setting, full) if options.attack == "none" else {}
     if options.save:
         choices = f" --phase {options.phase} --attack {options.attack}"
         row = {"attack": options.attack, "phase": options.phase, "setting": asdict(setting)}
+        row |= {"blocks": both} if both else {}
         found = environment("cpu", command_of("roofline", setting) + choices)
         saved(options.out / "roofline.json", found | row | report(costs), options.save)
     print(table(costs))
+    if both:
+        print(f"plain blocks: {both['plain']}")
+        print(f"FULA_CONV=fused at {both['share']:.2f} of the library's rate: {both['fused']}")
+        print(f"(as fast as plain blocks at {both['break_even']:.2f} of it)")
     print(last_line(total(costs)))
 
 

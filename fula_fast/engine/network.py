@@ -19,6 +19,7 @@ from ..models.batchnorm import Rule
 from .aims import Aims, Targets
 from .bank import Bank, Group
 from .fronts import Fronts
+from .fused_blocks import asked, fuse_blocks
 from .lane_norms import LaneNorm, assign, cast, index_of, lane_copy, lane_norms, last_norm
 from .lanes import Lane, Route, Stop, take_lanes
 
@@ -68,6 +69,9 @@ class Network:
         end = cast(end.to(device), dtype)
         self.native = lane_copy(end, streams, dtype)
         self.tail = lane_copy(end, len(lanes), dtype)
+        if asked():
+            for model in self._models():
+                fuse_blocks(model)
         self._taps: list[LaneNorm | None] = [None] * len(self.tail.stages)
         self._norms = {id(m): lane_norms(m) for n in self._models() for m in (*n.stages, n.head)}
         self._indices: dict[tuple[int, ...], Tensor | slice] = {}

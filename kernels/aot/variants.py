@@ -15,6 +15,7 @@ from triton import JITFunction
 
 from ..augment import triton as augment
 from ..hint_terms import triton as hint_terms
+from ..lane_conv import device as lane_conv
 from ..lane_norm import device as lane_norm
 from ..pgd_step import triton as pgd_step
 from ..shared import device as common
@@ -192,7 +193,7 @@ def _norm(case: VariantCase) -> Iterator[Variant]:
             )  # fmt: skip
             yield _variant(
                 f"lane_norm_sums{options}", lane_norm.sums_kernel, case, chunked,
-                tile("sums") | _absent(*gone, *lost, *(() if target else ("grad_dist2",))),
+                tile("sums") | _absent("dx", *gone, *lost, *(() if target else ("grad_dist2",))),
             )  # fmt: skip
     yield _variant(
         "lane_norm_input_gradient", lane_norm.input_gradient_kernel, case, tiled,
@@ -252,6 +253,45 @@ def _stitch(case: VariantCase) -> Iterator[Variant]:
         yield _product(
             f"stitch_hint_input_gradient{options}", stitch_hint.input_gradient_kernel, case,
             "fronts * tiles * ceil(c1, COLS)", {}, {"e": e},
+        )  # fmt: skip
+
+
+_CONV_PARTS = ("gain", "mean", "var", "centre", "dmean", "dvar")
+_CONV_COUNTS = ("out_height", "out_width")
+
+
+def unshipped() -> Iterator[Variant]:
+    """`lane_conv`, which tests compile and nothing embeds: the C library gets it once a GPU has
+    shown that it is faster than the vendor's convolution."""
+    for dtype in DTYPES:
+        case = VariantCase(dtype, "fast")
+        for stride in (1, 2):
+            for normed in (True, False):
+                yield from _conv(case, stride, normed)
+
+
+def _conv(case: VariantCase, stride: int, normed: bool) -> Iterator[Variant]:
+    """3x3, forward and backward; without a norm before it is a block's first, and forks."""
+    types: dict[str, object] = {
+        **dict.fromkeys(("weight", "dy", "beside"), case.pointer),
+        **dict.fromkeys(_CONV_PARTS, "*fp32"),
+        **dict.fromkeys(_CONV_COUNTS, "i32"),
+    }
+    options = f"_{'normed' if normed else 'plain'}_stride{stride}"
+    for name, kernel in (
+        ("lane_conv", lane_conv.conv_kernel),
+        ("lane_conv_gradient", lane_conv.conv_gradient_kernel),
+    ):
+        tile = case.tile(name)
+        gone = ["beside"] if normed else ["prior"]
+        if name.endswith("gradient") and not normed:
+            gone.append("partial")
+        fixed = {"KERNEL": 3, "STRIDE": stride, "PADDING": 1, "PRECISION": _PRECISION[case.dtype]}
+        sizes = {"ROWS": tile.rows, "COLS": tile.cols, "INNER": tile.inner}
+        yield _variant(
+            name + options, kernel, case, "lanes * tiles * parts",
+            {**fixed, **sizes, **_absent(*gone)},
+            VariantOptions(types=types, warps=tile.warps, stages=tile.stages),
         )  # fmt: skip
 
 

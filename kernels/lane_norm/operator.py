@@ -3,6 +3,10 @@
 With d the gradient at the sum before the ReLU, and m the mean over a lane's samples and positions:
 
     dx = w / sigma * (d - m(d) - xhat * m(d * xhat)) in training, w / sigma * d else
+
+Statistics that are given may have a gradient too (`lane_conv` takes it up): summed over a lane's
+samples and positions, -w / sigma * sum(d) for the mean, -w / (2 sigma^2) * sum(d * xhat) for the
+variance.
 """
 
 from __future__ import annotations
@@ -78,15 +82,30 @@ def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _gradient(ctx: Any, dy: Tensor | None, dmean: None, dvar: None, ddist2: Tensor | None) -> tuple:
     a = LaneNormArguments(*kept(ctx))
     affine = any(ctx.needs_input_grad[1:3])
+    given = not a.training and any(ctx.needs_input_grad[3:5])
     dy = None if dy is None else dy[: len(a.x)]
     incoming = Incoming(dy, None if a.target is None else ddist2)
-    dx, dresidual, sums = lane_norm_backward(*a, *incoming, affine, ctx.backend)
+    dx, dresidual, sums = lane_norm_backward(*a, *incoming, affine or given, ctx.backend)
     dweight = dbias = None
     if affine:
         total = sums.sum(0) if a.weight.dim() == 1 else sums.unbind(1)
         dbias, dweight = total[0].to(a.bias.dtype), total[1].to(a.weight.dtype)
+    moments = _moments(a, sums) if given else {}
     dresidual = None if a.residual is None else dresidual
-    return gradients(LaneNormArguments, x=dx, weight=dweight, bias=dbias, residual=dresidual)
+    return gradients(
+        LaneNormArguments, x=dx, weight=dweight, bias=dbias, residual=dresidual, **moments
+    )
+
+
+def _moments(a: LaneNormArguments, sums: Tensor) -> dict[str, Tensor]:
+    """The gradients (L, C) of given statistics, from the sums (L, 2, C) of d and d * xhat."""
+    inverse = (a.running_var.to(sums.dtype) + a.eps).rsqrt()
+    scale = inverse * a.weight
+    dmean, dvar = -scale * sums[:, 0], -0.5 * scale * inverse * sums[:, 1]
+    return {
+        "running_mean": dmean.to(a.running_mean.dtype),
+        "running_var": dvar.to(a.running_var.dtype),
+    }
 
 
 lane_norm.register_autograd(_gradient, setup_context=_save)

@@ -62,8 +62,9 @@ def backward(
     d, a = view(dresidual), _contiguous(a)
     with torch.cuda.device_of(a.x):
         if a.training or affine:
-            sums = _sums(a, given, d)
-        _input_gradient(a, given, d, sums, view(dx))
+            sums = _sums(a, given, d, None if a.training else view(dx))
+        if a.training or not affine:
+            _input_gradient(a, given, d, sums, view(dx))
     return dx, dresidual, sums if affine else None
 
 
@@ -133,17 +134,17 @@ def _normaliser(a: LaneNormArguments) -> Normaliser:
     return Normaliser(a.weight, a.bias, a.running_mean, a.running_var, stride, a.eps, floor)
 
 
-def _sums(a: LaneNormArguments, given: Presum, d: View | None) -> Tensor:
-    """(L, 2, C) sums of d and d * xhat; writes d where there is a residual."""
+def _sums(a: LaneNormArguments, given: Presum, d: View | None, dx: View | None) -> Tensor:
+    """(L, 2, C) sums of d and d * xhat; writes d where there is a residual, and dx if given."""
     sizes = _sizes(given.x, a.lanes)
     channels = sizes.channels
-    even = flat(sizes.positions, *given[:4], d)
+    even = flat(sizes.positions, *given[:4], d, dx)
     tile = choose("sums", a.x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
     partial = a.x.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
     launch(
         sums_kernel, a.lanes * chunks * triton.cdiv(channels, tile.cols),
-        given, _normaliser(a), d, partial, sizes, chunks, tiles,
+        given, _normaliser(a), d, dx, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     return sum_partials(partial, 0, partial.new_empty(a.lanes, 2, channels))

@@ -40,6 +40,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "stitch_hint": ("reference", "triton", "cpp"),
     "hint_terms": ("reference", "triton", "cpp"),
     "lane_norm": ("reference", "triton", "cpp"),
+    "lane_conv": ("reference", "triton"),
     "pgd_step": ("reference", "triton", "cpp"),
     "augment": ("reference", "triton", "cpp"),
     "gram": ("reference", "cpp"),

@@ -35,7 +35,10 @@ class Tile:
     stages: int = 3
 
 
-PRODUCTS = ("stitch", "fused_gradient", "weight_gradient", "input_gradient")
+PRODUCTS = (
+    "stitch", "fused_gradient", "weight_gradient", "input_gradient",
+    "lane_conv", "lane_conv_gradient",
+)  # fmt: skip
 """Kernels that are matrix products; all others stream memory."""
 
 DEFAULTS: dict[str, Tile] = {
@@ -47,12 +50,16 @@ DEFAULTS: dict[str, Tile] = {
     "fused_gradient": Tile(128, 64, 128, warps=8, stages=2),
     "weight_gradient": Tile(64, 128, 128, warps=8),
     "input_gradient": Tile(128, 128, 64, warps=8),
+    "lane_conv": Tile(128, 128, 64, warps=8),
+    "lane_conv_gradient": Tile(128, 128, 64, warps=8),
 }
 OVERRIDES: dict[tuple[str, torch.dtype], Tile] = {
     ("stitch", torch.float32): Tile(128, 64, 32, warps=8),
     ("fused_gradient", torch.float32): Tile(32, 32, 64, stages=2),
     ("weight_gradient", torch.float32): Tile(32, 64, 64),
     ("input_gradient", torch.float32): Tile(128, 64, 32, warps=8),
+    ("lane_conv", torch.float32): Tile(64, 64, 32),
+    ("lane_conv_gradient", torch.float32): Tile(64, 64, 32),
     ("fused_gradient", torch.float16): Tile(32, 64, 128, stages=2),
     ("weight_gradient", torch.float16): Tile(32, 128, 128, warps=8),
     ("input_gradient", torch.float16): Tile(128, 128, 32, warps=8),
@@ -103,6 +110,15 @@ _CANDIDATES: dict[str, tuple[Tile, ...]] = {
         for k in (32, 64)
         for s in (2, 3, 4)
     ),
+    **{
+        name: tuple(
+            Tile(r, c, k, w, s)
+            for r, c, w in ((128, 128, 8), (128, 64, 4), (256, 64, 8), (128, 256, 8))
+            for k in (32, 64)
+            for s in (2, 3, 4)
+        )
+        for name in ("lane_conv", "lane_conv_gradient")
+    },
 }
 _forced: dict[str, Tile] = {}
 

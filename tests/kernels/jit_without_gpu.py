@@ -15,6 +15,8 @@ from triton.runtime import driver
 
 from fula_fast.kernels.augment.arguments import AugmentArguments
 from fula_fast.kernels.hint_terms.arguments import HintTermsArguments
+from fula_fast.kernels.lane_conv.arguments import Incoming as ConvIncoming
+from fula_fast.kernels.lane_conv.arguments import LaneConvArguments
 from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
 from fula_fast.kernels.pgd_step.arguments import PgdStepArguments
 from fula_fast.kernels.shared.backend import implementation
@@ -101,6 +103,18 @@ def stitches(dtype: torch.dtype, channels: int, size: int) -> None:
         serve.backward(plain, Incoming(dy, None), True)
 
 
+def convolutions(dtype: torch.dtype, channels: int, size: int) -> None:
+    """A block's first convolution and one behind a norm, forward and backward."""
+    serve = implementation("lane_conv", "triton")
+    x, weight = maps(LANES * SAMPLES, channels, size, dtype), maps(channels, channels, 3, dtype)
+    norm = [torch.rand(channels) for _ in range(2)]
+    norm += [torch.rand(LANES, channels) for _ in range(2)]
+    for stride, given in ((1, norm), (2, [None] * 4)):
+        a = LaneConvArguments(x, weight, *given, LANES, stride, 1, 1e-5)
+        y, mean, var = serve.forward(a)
+        serve.backward(a, ConvIncoming(y, mean, var, y, mean, None if stride == 1 else x))
+
+
 def terms(dtype: torch.dtype, channels: int, size: int) -> None:
     x, target = (maps(n, channels, size, dtype) for n in (LANES * SAMPLES, SAMPLES))
     a = HintTermsArguments([x], [target])
@@ -128,6 +142,7 @@ def main() -> None:
         for channels, size in ((64, 32), (512, 4)):
             norms(dtype, channels, size)
             stitches(dtype, channels, size)
+            convolutions(dtype, channels, size)
             terms(dtype, channels, size)
     pixels()
     print(*sorted(launched))

@@ -28,10 +28,11 @@ from fula_fast.kernels.aot.compile import (
     merged,
     vector_bits,
 )
-from fula_fast.kernels.aot.variants import variants
+from fula_fast.kernels.aot.variants import unshipped, variants
 
 BINARIES = Path(fula_fast.kernels.__file__).parent / "cuda"
 ALL = {variant.name: variant for variant in variants()}
+UNSHIPPED = {variant.name: variant for variant in unshipped()}
 HOT = [
     "lane_norm_stats_bf16_fast",
     "lane_norm_normalise_residual_target_bf16_fast",
@@ -68,6 +69,27 @@ def test_products_use_the_tensor_cores_of_each_chip():
     for arch, instruction in ((80, "mma.sync.aligned.m16n8k16"), (90, "wgmma.mma_async")):
         for name in ("stitch_hint_y_dist_bf16_fast", "stitch_hint_fused_gradient_dy_bf16_fast"):
             assert instruction in compile_variant(ALL[name], arch).ptx
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in UNSHIPPED if "bf16" in n and ("normed" in n or "gradient" in n)]
+)
+def test_fused_convolutions_spill_nothing_load_vectors_and_multiply_in_tensor_cores(name):
+    part = compile_variant(UNSHIPPED[name], 90)
+    usage = assemble(part.ptx, 90).usage[name]
+    assert usage.spilled == 0, usage
+    assert vector_bits(part.ptx) == 128
+    assert "wgmma.mma_async" in part.ptx
+    assert "cp.async" in part.ptx  # the next tiles come while these are multiplied
+    assert "ld.local" not in part.ptx and "st.local" not in part.ptx
+
+
+@pytest.mark.slow
+def test_fused_convolutions_of_every_dtype_spill_nothing_on_the_chip_they_are_for():
+    """On sm_80 the default tiles spill up to 144 bytes; smaller ones are there for `tune`."""
+    parts = [compile_variant(variant, 90) for variant in UNSHIPPED.values()]
+    usage = assemble(merged(parts), 90).usage
+    assert {name: usage[name].spilled for name in UNSHIPPED} == dict.fromkeys(UNSHIPPED, 0)
 
 
 def test_a_variant_s_arguments_are_those_of_its_entry():

@@ -29,6 +29,11 @@ def _stitch(**changes):
     return K.stitch_hint(**{**arguments, **changes})
 
 
+def _conv(**changes):
+    arguments = {"x": torch.ones(6, 4, 3, 3), "weight": torch.ones(5, 4, 3, 3), "lanes": 2}
+    return K.lane_conv(**{**arguments, **changes})
+
+
 def _pgd(**changes):
     image = torch.ones(2, 3)
     arguments = {"x_adv": image, "grad": image, "x_clean": image, "step": 0.1, "eps": 0.1}
@@ -80,6 +85,21 @@ CASES = [
     (_stitch, {"target_index": None}, "target_index = None: must be given with its tensor"),
     (_stitch, {"target": ONE(1, 3, 4, 2, 2)}, "target.shape = (1, 3, 4, 2, 2): must be (T, 3, 5"),
     (_stitch, {"target": None, "write": False}, "write = False: must be True where there is no"),
+    (_conv, {"x": ONE(6, 4, 2)}, "x.shape = (6, 4, 2): must be (L*B, C1, H, W)"),
+    (_conv, {"weight": ONE(5, 4, 3, 1)}, "weight.shape = (5, 4, 3, 1): must be (5, 4, 1, 1)"),
+    (_conv, {"weight": ONE(5, 3, 3, 3)}, "weight.shape = (5, 3, 3, 3): must be (5, 4, 3, 3)"),
+    (_conv, {"weight": ONE(5, 4, 3, 3).double()}, "weight.dtype = torch.float64: must be that of"),
+    (_conv, {"weight": ONE(5, 4, 3, 3).requires_grad_()}, "it has no gradient: detach it"),
+    (_conv, {"lanes": 4}, "lanes = 4: must divide the batch axis of x, 6"),
+    (_conv, {"stride": 0}, "stride = 0: must be at least 1"),
+    (_conv, {"padding": -1}, "padding = -1: must be at least 0"),
+    (_conv, {"x": ONE(6, 4, 2, 3)}, "must hold the kernel of 3 with padding 0"),
+    (_conv, {"gain": ONE(4)}, "bias = None: gain, bias, mean and var: all of them, or none"),
+    (
+        _conv,
+        dict.fromkeys(("gain", "bias", "mean", "var"), ONE(4)),
+        "mean.shape = (4,): must be (2",
+    ),
     (_pgd, {"grad": ONE(3, 2)}, "grad.shape = (3, 2): must be (2, 3)"),
     (_pgd, {"eps": float("inf")}, "eps = inf: must be finite and at least 0"),
     (_pgd, {"step": -1.0}, "step = -1.0: must be finite and at least 0"),
@@ -107,6 +127,7 @@ CASES = [
 EVERY = {
     _norm: ("x", "weight", "bias", "running_mean", "running_var", "residual", "target"),
     _stitch: ("x", "weight", "bias", "target"),
+    _conv: ("x", "weight", "gain", "bias", "mean", "var"),
     _pgd: ("x_adv", "grad", "x_clean"),
     _augment: ("images", "index", "dy", "dx", "flip", "markers"),
     _gram: ("x", "y"),

@@ -1,4 +1,4 @@
-"""Runs `test_triton.py` in Triton's interpreter, in a process of its own."""
+"""Runs the tests of Triton kernels in Triton's interpreter, in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("triton")
 
 
-def _interpret(selection: str) -> None:
-    """pytest on test_triton.py with the interpreter on; nothing may fail, something must run."""
+def _interpret(selection: str, file: str = "test_triton.py") -> None:
+    """pytest on a file with the interpreter on; nothing may fail, something must run."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [str(Path(__file__).with_name("test_triton.py")), "-m", selection]
+    command += [str(Path(__file__).with_name(file)), "-m", selection]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
@@ -25,6 +25,11 @@ def _interpret(selection: str) -> None:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
 def test_kernels_in_the_interpreter():
     _interpret("not slow and not gpu")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
+def test_fused_convolutions_in_the_interpreter():
+    _interpret("not slow and not gpu", "test_lane_conv.py")
 
 
 @pytest.mark.slow

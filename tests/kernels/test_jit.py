@@ -15,7 +15,7 @@ KERNELS = {
     "stats_kernel", "merge_stats_kernel", "normalise_kernel", "sums_kernel",
     "input_gradient_kernel", "stitch_kernel", "fused_gradient_kernel", "weight_gradient_kernel",
     "sum_partials_kernel", "distances_kernel", "gradients_kernel", "linf_kernel", "l2_kernel",
-    "augment_kernel",
+    "augment_kernel", "conv_kernel", "conv_gradient_kernel", "merge_tiles_kernel", "moments_kernel",
 }  # fmt: skip
 
 

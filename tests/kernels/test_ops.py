@@ -16,7 +16,7 @@ pytestmark = [
     # opcheck looks at .grad of the copies that it makes of inputs
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
     pytest.mark.skipif(
-        frozenset(backend.NOUNS) != backend._CORE_NOUNS,
+        {noun for noun, served in backend.NOUNS.items() if "cpp" in served} != backend._CORE_NOUNS,
         reason="this build has no fula_fast.kernels._core with every noun",
     ),
 ]

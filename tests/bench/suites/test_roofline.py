@@ -4,13 +4,24 @@ arithmetic, against figures worked out by hand."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fula_fast import kernels
 from fula_fast.bench.harness.roofline import H100, Counter, by_part, cost, size, total
 from fula_fast.bench.harness.workload import Setting
-from fula_fast.bench.suites.roofline import last_line, measure, saved
+from fula_fast.bench.suites.roofline import (
+    break_even,
+    dispatched,
+    last_line,
+    measure,
+    saved,
+    with_and_without,
+)
+from fula_fast.engine import fused_blocks
+from fula_fast.kernels import backend
 
 ZERO = {"device": "meta", "dtype": torch.bfloat16}
 
@@ -55,6 +66,49 @@ def test_the_whole_grid_keeps_to_its_budget(full, gigabytes, milliseconds):
     assert found.bytes <= gigabytes * 1e9
     assert found.seconds <= milliseconds * 1e-3
     assert slices(costs) == 0
+
+
+@pytest.mark.slow
+def test_fused_blocks_reach_the_goals_of_the_whole_grid():
+    with fused_blocks.using(True):
+        found = total(measure(setting(324)))
+    assert found.seconds <= 100e-3
+    assert found.bytes <= 150e9
+    assert found.dispatches <= 1000
+
+
+def test_fused_blocks_move_a_quarter_less():
+    """Three passes over a map less for every inner norm each way, two for every sum of branches."""
+    with fused_blocks.using(True):
+        operators = dispatched(setting(36))
+    fused, plain = total([cost(op) for op in operators]), total(measure(setting(36)))
+    assert fused.flops == plain.flops
+    assert fused.bytes <= 0.75 * plain.bytes
+    share = break_even(operators, plain.seconds)
+    assert 0.5 < share < H100.fused
+    slow = replace(H100, fused=share)
+    assert total([cost(op, slow) for op in operators]).seconds == pytest.approx(
+        plain.seconds, rel=5e-3
+    )
+
+
+def test_both_kinds_of_blocks_stand_side_by_side():
+    found = with_and_without(setting(36))
+    assert found["plain"] == last_line(total(measure(setting(36))))
+    assert found["plain"] != found["fused"] and found["share"] == H100.fused
+
+
+def test_a_fused_convolution_moves_each_map_once():
+    x = torch.empty(64, 128, 8, 8, **ZERO).contiguous(memory_format=torch.channels_last)
+    w = torch.empty(128, 128, 3, 3, **ZERO)
+    with backend.using("triton"):
+        (found,) = counted(lambda: kernels.lane_conv(x, w, lanes=2, padding=1))
+    sums = 64 * 64 // 128 * 2 * 128 * 4  # of a tile of 128 rows, float32
+    assert found.bytes == 2 * size(x) + size(w) + 2 * sums
+    assert found.flops == 2 * 64 * 64 * 128 * 128 * 9
+    assert found.seconds == pytest.approx(
+        found.flops / (H100.fused * H100.convolutions[128]) + 2 * H100.launch
+    )
 
 
 def counted(step):
