@@ -108,7 +108,7 @@ def copy_of(
     model = copy.deepcopy(donor).requires_grad_(False).train().to(device, numbers_of(dtype))
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype, memory_format=memory_format)
+            module.to(dtype).to(memory_format=memory_format)
     return model
 
 

@@ -105,6 +105,7 @@ class Tail(nn.Module):
         self.head = end.head
 
     def forward(self, h: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Activations from `h` (N, C, H, W) on, and logits (N, classes)."""
         stitched = [h]
         for stage in self.stages:
             stitched.append(stage(stitched[-1]))
@@ -116,7 +117,7 @@ class Tail(nn.Module):
         return {name: value for name, value in self.named_buffers() if name.endswith(kinds)}
 
 
-class Group:
+class VmapGroup:
     """Lanes in one vmap: one end site, and `methods` that look at the same things.
 
     `numbers`: lanes' places in the peer's list, by front site. `weights`, `biases`: stacked
@@ -225,7 +226,7 @@ class VmapPeer:
         _stack_norms(self.end, dtype)
         self.sizes = [shape[1:] for shape in end.site_shapes]
         self.groups = [
-            Group(lanes, numbers, methods, Tail(self.end, site))
+            VmapGroup(lanes, numbers, methods, Tail(self.end, site))
             for site in range(1, end.num_sites + 1)
             for methods in _TOGETHER
             if (numbers := _lanes_at(lanes, site, methods))

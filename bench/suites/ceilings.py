@@ -70,7 +70,8 @@ def convolutions(images: int) -> Iterator[Row]:
 
 
 def fused(x: Tensor, weight: Tensor, stride: int) -> dict[str, Callable[[], object]]:
-    """`lane_conv` behind a norm, and its gradient with those of both norms' statistics."""
+    """`lane_conv` of x (N, C, H, W) and weight (C2, C, k, k) behind a norm, and its gradient with
+    those of both norms' statistics."""
     lanes, channels = len(x) // BATCH, x.shape[1]
     gain, bias = torch.rand(2, channels, device=x.device)
     mean, var = (torch.rand(2, lanes, channels, device=x.device) + 0.5).requires_grad_()

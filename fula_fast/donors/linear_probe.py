@@ -85,8 +85,9 @@ class _Loss:
         self.x, self.labels, self.classes = x, labels, classes
         self.rows = classes if classes > 2 else 1
         self.step = max(_ROOM // max(x.shape[1], classes), 1)
-        self.mean = sum(part.sum(0) for part, _ in self._parts()) / len(x)
-        squares = sum((part - self.mean).square().sum(0) for part, _ in self._parts())
+        zeros = x.new_zeros(x.shape[1], dtype=torch.float64)
+        self.mean = sum((part.sum(0) for part, _ in self._parts()), zeros) / len(x)
+        squares = sum(((part - self.mean).square().sum(0) for part, _ in self._parts()), zeros)
         self.spread = (squares / len(x)).sqrt()
         self.spread[self.spread == 0] = 1
 

@@ -41,7 +41,7 @@ def content_hash(staged: Staged) -> str:
     for name, value in sorted(staged.state().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         plain = value.detach().float() if value.is_floating_point() else value
-        digest.update(np.ascontiguousarray(plain.cpu().numpy()))  # not copied: it may be large
+        digest.update(np.ascontiguousarray(plain.cpu().numpy()).data)  # not copied: it may be large
     return digest.hexdigest()
 
 

@@ -36,7 +36,7 @@ class LaneConvArguments(NamedTuple):
         return self.x.shape[0], self.weight.shape[0], height, width
 
 
-class Incoming(NamedTuple):
+class ConvGradients(NamedTuple):
     """Gradients that come in: dy (L*B, C2, H', W'); those of y's statistics (L, C2), with y and its
     mean, all four or none; of another branch that x feeds, (L*B, C1, H, W)."""
 

@@ -28,7 +28,7 @@ from ..lane_norm.device import chunk_rows
 from ..shared.device import dot, narrow, rectify, tile_rows
 
 
-class Sizes(NamedTuple):
+class ConvSizes(NamedTuple):
     """lanes, samples of each; height, width and channels of x, and of y."""
 
     lanes: int
@@ -56,7 +56,7 @@ class Prior(NamedTuple):
     eps: float
 
 
-class Given(NamedTuple):
+class GivenGradient(NamedTuple):
     """dy; the gradients of y's statistics (L, C2) with y and its mean, all four or None; what else
     comes to x."""
 
@@ -81,7 +81,7 @@ def prior_of(prior, lane, channel, used, channels):
 
 
 @triton.jit
-def conv_kernel(x, weight, prior: Prior, y, partial, sizes: Sizes, tiles, parts,
+def conv_kernel(x, weight, prior: Prior, y, partial, sizes: ConvSizes, tiles, parts,
                 KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
                 PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
                 INNER: tl.constexpr):  # fmt: skip
@@ -160,8 +160,8 @@ def merge_tiles_kernel(partial, mean, var, channels, tiles, span, rows,
 
 
 @triton.jit
-def conv_gradient_kernel(given: Given, weight, x, prior: Prior, dx, partial, sizes: Sizes,
-                         tiles, parts, share,
+def conv_gradient_kernel(given: GivenGradient, weight, x, prior: Prior, dx, partial,
+                         sizes: ConvSizes, tiles, parts, share,
                          KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
                          PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
                          INNER: tl.constexpr):  # fmt: skip

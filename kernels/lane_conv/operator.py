@@ -23,7 +23,7 @@ from torch.library import custom_op
 from ..shared.backend import implementation
 from ..shared.operators import gradients, keep, kept, or_empty, schema
 from ..shared.sums import accumulator
-from .arguments import NOUN, Incoming, LaneConvArguments
+from .arguments import NOUN, ConvGradients, LaneConvArguments
 
 
 @custom_op(
@@ -57,7 +57,7 @@ def gradient(a: LaneConvArguments) -> Tensor:
 @custom_op(
     "fula::lane_conv_backward",
     mutates_args=(),
-    schema=schema("(Tensor, Tensor, Tensor)", LaneConvArguments, Incoming),
+    schema=schema("(Tensor, Tensor, Tensor)", LaneConvArguments, ConvGradients),
 )
 def lane_conv_backward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dmean, dvar), the latter empty without a norm."""
@@ -75,9 +75,9 @@ def _(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     return gradient(a), dmean, dvar
 
 
-def _split(fields: Any) -> tuple[LaneConvArguments, Incoming]:
+def _split(fields: Any) -> tuple[LaneConvArguments, ConvGradients]:
     count = len(LaneConvArguments._fields)
-    return LaneConvArguments(*fields[:count]), Incoming(*fields[count:])
+    return LaneConvArguments(*fields[:count]), ConvGradients(*fields[count:])
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -96,10 +96,10 @@ def _gradient(
     *fields, y, centre = kept(ctx)
     a = LaneConvArguments(*fields)
     dy = torch.zeros_like(y) if dy is None else dy
-    incoming = Incoming(dy, None, None, None, None, beside)
+    incoming = ConvGradients(dy, None, None, None, None, beside)
     if dmean is not None or dvar is not None:
         first, second = (torch.zeros_like(centre) if d is None else d for d in (dmean, dvar))
-        incoming = Incoming(dy, first, second, y, centre, beside)
+        incoming = ConvGradients(dy, first, second, y, centre, beside)
     dx, mean, var = lane_conv_backward(*a, *incoming, ctx.backend)
     if a.mean is None or a.var is None:
         return gradients(LaneConvArguments, x=dx)

@@ -9,11 +9,11 @@ from torch import Tensor
 from ..shared.device import channels_last, launch, power_of_two
 from ..shared.tiles import choose
 from ..stitch_hint.triton import precision
-from .arguments import Incoming, LaneConvArguments
+from .arguments import ConvGradients, LaneConvArguments
 from .device import (
-    Given,
+    ConvSizes,
+    GivenGradient,
     Prior,
-    Sizes,
     conv_gradient_kernel,
     conv_kernel,
     merge_tiles_kernel,
@@ -25,10 +25,10 @@ _MERGED = 64
 """Tiles that a program adds up at a time."""
 
 
-def _sizes(a: LaneConvArguments) -> Sizes:
+def _sizes(a: LaneConvArguments) -> ConvSizes:
     _, c1, height, width = a.x.shape
     count, c2, down, across = a.output
-    return Sizes(a.lanes, count // max(a.lanes, 1), height, width, c1, down, across, c2)
+    return ConvSizes(a.lanes, count // max(a.lanes, 1), height, width, c1, down, across, c2)
 
 
 def _prior(a: LaneConvArguments) -> Prior | None:
@@ -69,7 +69,7 @@ def forward(a: LaneConvArguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
-    a: LaneConvArguments, incoming: Incoming
+    a: LaneConvArguments, incoming: ConvGradients
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(dx, dmean, dvar), the latter None without a norm."""
     dx, sizes, prior = gradient(a), _sizes(a), _prior(a)
@@ -101,10 +101,10 @@ def backward(
     return dx, dmean, dvar
 
 
-def _given(incoming: Incoming) -> Given:
+def _given(incoming: ConvGradients) -> GivenGradient:
     dy, dmean, dvar, y, centre, beside = incoming
     beside = None if beside is None else channels_last(beside)
     if dmean is None or dvar is None or y is None or centre is None:
-        return Given(channels_last(dy), None, None, None, None, beside)
+        return GivenGradient(channels_last(dy), None, None, None, None, beside)
     centre, dmean, dvar = (t.contiguous() for t in (centre, dmean, dvar))
-    return Given(channels_last(dy), channels_last(y), centre, dmean, dvar, beside)
+    return GivenGradient(channels_last(dy), channels_last(y), centre, dmean, dvar, beside)

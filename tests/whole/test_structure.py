@@ -210,7 +210,7 @@ NAMED_IN_TEXT = {
     "measures.distances", "measures.neighbours", "measures.shape", "pipelines.sources.catalogue",
     "attacks.handover",
     # by what a package hands on
-    "models.blocks", "pipelines.streams.dali_stream", "pipelines.streams.resident",
+    "pipelines.streams.dali_stream", "pipelines.streams.resident",
     "reproduce.builder", "runs.engines.ray",
 }  # fmt: skip
 WITHOUT_TEST = {
