@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import tomli_w
 import torch
 from pyarrow import parquet
 
@@ -18,6 +17,8 @@ from fula_fast.models import build, save_checkpoint
 from fula_fast.report.page import write_report
 from fula_fast.runs.attack import attack_run
 from fula_fast.store import Store
+
+tomli_w = pytest.importorskip("tomli_w")
 
 
 def spec_of(folder) -> dict:
