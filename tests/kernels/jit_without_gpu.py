@@ -15,12 +15,11 @@ from triton.runtime import driver
 
 from fula_fast.kernels.augment.arguments import AugmentArguments
 from fula_fast.kernels.hint_terms.arguments import HintTermsArguments
-from fula_fast.kernels.lane_conv.arguments import ConvGradients as ConvIncoming
-from fula_fast.kernels.lane_conv.arguments import LaneConvArguments
+from fula_fast.kernels.lane_conv.arguments import ConvGradients, LaneConvArguments
 from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
 from fula_fast.kernels.pgd_step.arguments import PgdStepArguments
 from fula_fast.kernels.shared.backend import implementation
-from fula_fast.kernels.shared.operators import ConvGradients
+from fula_fast.kernels.shared.operators import Incoming
 from fula_fast.kernels.stitch_hint.arguments import StitchHintArguments
 
 SHARED = 232_448  # bytes a block may take on sm_90
@@ -79,7 +78,7 @@ def norms(dtype: torch.dtype, channels: int, size: int) -> None:
         extras = (residual, target) if whole else (None, None)
         a = LaneNormArguments(x, *affine, *running, *extras, LANES, training, 1e-5, True)
         implementation("lane_norm", "triton").forward(a)
-        given = ConvGradients(dy, ddist2 if whole else None)
+        given = Incoming(dy, ddist2 if whole else None)
         implementation("lane_norm", "triton").backward(a, given, False)
 
 
@@ -97,10 +96,10 @@ def stitches(dtype: torch.dtype, channels: int, size: int) -> None:
         aimed = both._replace(write=False)
         for a in (plain, both, aimed):
             serve.forward(a)
-        serve.backward(plain, ConvGradients(dy, None), False)
-        serve.backward(aimed, ConvGradients(None, ddist2), False)
-        serve.backward(both, ConvGradients(dy, ddist2), False)
-        serve.backward(plain, ConvGradients(dy, None), True)
+        serve.backward(plain, Incoming(dy, None), False)
+        serve.backward(aimed, Incoming(None, ddist2), False)
+        serve.backward(both, Incoming(dy, ddist2), False)
+        serve.backward(plain, Incoming(dy, None), True)
 
 
 def convolutions(dtype: torch.dtype, channels: int, size: int) -> None:
@@ -112,7 +111,7 @@ def convolutions(dtype: torch.dtype, channels: int, size: int) -> None:
     for stride, given in ((1, norm), (2, [None] * 4)):
         a = LaneConvArguments(x, weight, *given, LANES, stride, 1, 1e-5)
         y, mean, var = serve.forward(a)
-        serve.backward(a, ConvIncoming(y, mean, var, y, mean, None if stride == 1 else x))
+        serve.backward(a, ConvGradients(y, mean, var, y, mean, None if stride == 1 else x))
 
 
 def terms(dtype: torch.dtype, channels: int, size: int) -> None:
