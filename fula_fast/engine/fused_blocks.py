@@ -11,6 +11,7 @@ of them. In eval mode a block is what it was. Off unless the environment says
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -108,12 +109,15 @@ def prologue(norm: LaneNorm, x: Tensor, statistics: Statistics) -> dict[str, Any
     return {"gain": norm.weight, "bias": norm.bias, "mean": mean, "var": var, "eps": norm.eps}
 
 
-def fuse_blocks(module: nn.Module) -> None:
+def fuse_blocks(*models: nn.Module) -> None:
     """Make every residual block of lane norms whose convolutions `lane_conv` has a `FusedBlock`, in
-    place."""
-    for child in module.modules():
-        if type(child) is ResidualBlock and _fits(child):
-            child.__class__ = FusedBlock
+    place. Warns where there is none: what was asked for is not what runs."""
+    found = [m for n in models for m in n.modules() if type(m) is ResidualBlock and _fits(m)]
+    for block in found:
+        block.__class__ = FusedBlock
+    if not found:
+        reason = "neither network has residual blocks whose norms convolutions can take up"
+        warnings.warn(f"{ENVIRONMENT} = 'fused' changes nothing: {reason}", stacklevel=3)
 
 
 def _fits(block: ResidualBlock) -> bool:

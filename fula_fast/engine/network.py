@@ -70,8 +70,7 @@ class Network:
         self.native = lane_copy(end, streams, dtype)
         self.tail = lane_copy(end, len(lanes), dtype)
         if asked():
-            for model in self._models():
-                fuse_blocks(model)
+            fuse_blocks(*self._models())
         self._taps: list[LaneNorm | None] = [None] * len(self.tail.stages)
         self._norms = {id(m): lane_norms(m) for n in self._models() for m in (*n.stages, n.head)}
         self._indices: dict[tuple[int, ...], Tensor | slice] = {}

@@ -68,7 +68,7 @@ def test_a_cumulative_average_follows_the_statistics_of_the_convolution():
 
 def test_other_blocks_stay_as_they_are():
     stock = build("torchvision:resnet18", num_classes=5, input_shape=(3, 32, 32)).double().eval()
-    with using(True):
+    with using(True), pytest.warns(UserWarning, match="FULA_CONV = 'fused' changes nothing"):
         assert not blocks(exact.run_wave([exact.cell(0, 1, 1, "fula")], stock, stock, steps=0))
 
 

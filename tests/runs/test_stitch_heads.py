@@ -10,9 +10,11 @@ from fula_fast.donors import fitted_head
 from fula_fast.donors.donor import fresh_model
 from fula_fast.donors.obtain import open_source
 from fula_fast.files.paths import cache_folder
-from fula_fast.models import stages, with_input
+from fula_fast.models import with_input
 from fula_fast.pipelines import ImageSet
 from fula_fast.study.donor_spec import DataSpec
+
+from .test_sweep_heads import tower as tower_of
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -22,23 +24,9 @@ NOISELESS = {**QUICK, "quiet": True}
 ANSWERS = ("accuracy", "agreement_top1", "agreement_soft", "agreement_right_wrong", "kappa")
 
 
-class Tower(torch.nn.Module):
-    """Images to fourteen numbers, more than there are classes."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 2, 2), torch.nn.ReLU())
-        self.b = torch.nn.Sequential(torch.nn.Conv2d(6, 14, 2, 2), torch.nn.ReLU())
-
-    def forward(self, x):
-        return self.b(self.a(x)).mean((2, 3))
-
-
 def tower():
-    torch.manual_seed(0)
-    staged = stages(Tower(), ["a", "b"], input_shape=(3, 8, 8)).eval()
-    staged.classifies = False
-    return staged
+    """A network whose embedding has more numbers than there are classes."""
+    return tower_of(14)
 
 
 @pytest.fixture(scope="module")

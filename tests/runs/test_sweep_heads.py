@@ -154,20 +154,20 @@ def test_a_probe_of_a_finished_run_is_attacked_with_its_own_head(tmp_path):
 
 
 class Tower(torch.nn.Module):
-    """Images to six numbers."""
+    """Images to so many numbers."""
 
-    def __init__(self):
+    def __init__(self, numbers):
         super().__init__()
         self.a = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 2, 2), torch.nn.ReLU())
-        self.b = torch.nn.Sequential(torch.nn.Conv2d(6, 6, 2, 2), torch.nn.ReLU())
+        self.b = torch.nn.Sequential(torch.nn.Conv2d(6, numbers, 2, 2), torch.nn.ReLU())
 
     def forward(self, x):
         return self.b(self.a(x)).mean((2, 3))
 
 
-def tower():
+def tower(numbers=6):
     torch.manual_seed(0)
-    staged = stages(Tower(), ["a", "b"], input_shape=(3, 8, 8)).eval()
+    staged = stages(Tower(numbers), ["a", "b"], input_shape=(3, 8, 8)).eval()
     staged.classifies = False
     return staged
 
