@@ -268,6 +268,10 @@ def _command(arguments: Sequence[str]) -> str:
     return printable(" ".join([Path(program).name, *rest]))
 
 
+_ROUNDING = ("FULA_BACKEND", "FULA_CONV", "FULA_NUM_THREADS", "OMP_NUM_THREADS")
+"""Variables of the environment that choose how numbers are rounded."""
+
+
 def _launch(planned: Plan) -> dict[str, Any]:
     """What a report says of the machine and the command."""
     return {
@@ -279,5 +283,6 @@ def _launch(planned: Plan) -> dict[str, Any]:
         "system": platform.platform(),
         "precision": planned.precision,
         "executor": planned.executor,
+        "environment": {name: os.environ[name] for name in _ROUNDING if name in os.environ},
         "command": _command(sys.argv),
     }

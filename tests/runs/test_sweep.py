@@ -155,13 +155,17 @@ def test_fula_is_hint_at_the_last_site(whole):
         assert fula[name] == pytest.approx(hint[name], rel=1e-6, abs=1e-9)
 
 
-def test_both_executors_give_the_same_numbers(spec, tmp_path):
-    """In double precision every measure of every method agrees to rounding."""
+def test_both_executors_give_the_same_numbers(spec, tmp_path, monkeypatch):
+    """In double precision every measure of every method agrees to rounding; of the environment,
+    the folder says what rounds."""
+    monkeypatch.setenv("FULA_NUM_THREADS", "1")
     found = []
     for executor in EXECUTORS:
         asked = spec(executor, methods=METHODS)
         asked["engine"]["precision"] = "fp64"
         found.append(numbers(run(asked, tmp_path / executor)))
+        launch = Store.open(tmp_path / executor).launches()[-1]
+        assert launch["environment"]["FULA_NUM_THREADS"] == "1"
     assert found[0].keys() == found[1].keys()
     for cell, ours in found[0].items():
         theirs = {name: value for name, value in found[1][cell].items() if value is not None}
