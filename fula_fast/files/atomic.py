@@ -85,7 +85,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                     raise
             _flush_folder(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
 
 
 @contextmanager
@@ -97,7 +97,16 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         scratch.mkdir()
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _discard(scratch)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a temporary folder, if it can be. Asked again where the system refused once: what is
+    whole has its name by then, so that no later write of it would look for leftovers."""
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
 
 
 def temporary_beside(path: Path) -> Path:

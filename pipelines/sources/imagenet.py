@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import FulaError
+from ...files.atomic import replacing_folder
 from ...files.paths import user_path
 from ..decode.decoder import PillowDecoder
 from ..decode.files import check_on_error, filled, report_skipped
@@ -54,17 +53,11 @@ def prepare_ls_imagenet_10(
         )
     indices = [_ten_classes(tree, split) for split in splits]
     targets = [_targets(index) for index in indices]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
-    try:
+    with replacing_folder(out) as scratch:
         parts = [
             _write_split(index, places, scratch / name, on_error)
             for index, places, name in zip(indices, targets, ("train", "val"), strict=True)
         ]
-        scratch.chmod(0o755)
-        scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Prepared(sum(p.images for p in parts), sum((p.skipped for p in parts), ()))
 
 

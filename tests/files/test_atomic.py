@@ -12,7 +12,14 @@ import time
 import pytest
 
 from fula_fast.errors import FulaError
-from fula_fast.files.atomic import folder, is_alive, remove_stale, replacing, replacing_folder
+from fula_fast.files.atomic import (
+    folder,
+    is_alive,
+    remove_stale,
+    replacing,
+    replacing_folder,
+    scratch_folder,
+)
 
 
 def _until_ended(pid: int) -> bool:
@@ -83,6 +90,22 @@ def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
         pass
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert found == {"deep", "deep/entry", "deep/entry/sub", "deep/entry/sub/a", "file"}
+
+
+def test_a_scratch_folder_goes_though_the_system_refuses_once(tmp_path, monkeypatch):
+    """A donor is whole by then: nothing would write it, and tidy, again."""
+    remove, refused = os.rmdir, []
+
+    def once(*args, **options):
+        if not refused:
+            refused.append(args)
+            raise OSError(errno.EIO, "Input/output error")
+        remove(*args, **options)
+
+    monkeypatch.setattr(os, "rmdir", once)
+    with scratch_folder(tmp_path / "donor") as scratch:
+        (scratch / "half").write_text("x")
+    assert refused and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EIO])
