@@ -48,10 +48,13 @@ def _has_gpu() -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Decoded data and trained donors go to a folder of this session, unless FULA_TEST_CACHE names
-    one to keep: no test depends on what an earlier session left."""
-    kept = os.environ.get("FULA_TEST_CACHE")
-    folder = kept or str(tmp_path_factory.mktemp("cache"))
+    """Decoded data and trained donors go to a folder of this session (one for all processes that
+    share its tests), unless FULA_TEST_CACHE names one to keep: no test depends on what an earlier
+    session left."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = os.environ.get("FULA_TEST_CACHE") or str(session / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FULA_CACHE", folder)
         patch.delenv("FULA_DATA", raising=False)

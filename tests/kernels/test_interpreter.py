@@ -27,6 +27,7 @@ def test_kernels_in_the_interpreter():
     _interpret("not slow and not gpu")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is that process")
 def test_fused_convolutions_in_the_interpreter():
     _interpret("not slow and not gpu", "test_lane_conv.py")

@@ -485,6 +485,7 @@ def write_all(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, str(folder)])
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     assert write_all(tmp_path / "whole").wait() == 0
     draw, folder, kills = random.Random(5), tmp_path / "killed", 0
