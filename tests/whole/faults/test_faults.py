@@ -32,9 +32,9 @@ def check(found: dict) -> None:
     assert ends["short write"] == {"went on"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_hundred_faults_lose_nothing():
-    found = faults("--sample", "200", "--jobs", "2")
+    found = faults("--sample", "200", "--jobs", "1")  # other tests run beside it
     assert found["tried"] == 200
     check(found)
 
