@@ -178,9 +178,7 @@ def test_pickled_code_never_runs(tmp_path):
 @pytest.mark.parametrize("side, other", [(32, 96), (64, 32)])
 def test_a_position_embedding_of_other_images_names_their_size(side, other, tmp_path):
     pytest.importorskip("timm")
-    small, large = (
-        build("vit_tiny", num_classes=5, input_shape=(3, s, s)) for s in (side, other)
-    )
+    small, large = (build("vit_tiny", num_classes=5, input_shape=(3, s, s)) for s in (side, other))
     torch.save(large.state(), tmp_path / "large.pt")
     said = rf"'pos_embed' has shape .*images of {other} pixels: set input.size = {other}"
     with pytest.raises(FulaError, match=said):
