@@ -37,7 +37,7 @@ def tasks(experiment: Experiment) -> list[Task]:
     `FulaError` for methods that do not fit the sites or the epochs."""
     sweep, options = experiment.sweeps[0], experiment.options
     facts = sweep.donor_facts()
-    images, steps = sweep.data.train_images, options["steps"]
+    images, steps = min(sweep.data.train_images, options["images"]), options["steps"]
     lanes = 2 * len(options["methods"]) * len(options["seeds"])
     rule, found = _rule(sweep.spec, options), []
     for front, end in sweep.spec.asked_grid.donor_pairs():
@@ -58,6 +58,7 @@ def run(task: Task, lab: Lab) -> list[Row]:
     spec = lab.experiment.sweeps[0].spec
     front, end = (lab.staged(spec.donor(name)) for name in names.values())
     ordinary = lab.source(spec.data)
+    ordinary = replace(ordinary, train=ordinary.train.evenly(options["images"]))
     found = lab.donor(spec.donor(names["front"])).content_hash
     alike, distance = identically_represented(
         front, found, sites[0], ordinary.train, options["steps"]
