@@ -105,8 +105,6 @@ def _discard(folder: Path) -> None:
     whole has its name by then, so that no later write of it would look for leftovers."""
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.lexists(folder):
-            return
 
 
 def temporary_beside(path: Path) -> Path:

@@ -126,7 +126,7 @@ def holds(root: Path, data: Path, file: Path, expected: dict) -> None:
             assert "\n" not in str(error) and file.name in str(error), error
 
 
-@pytest.mark.long  # the whole matrix has not been run to its end yet
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "harm"), CASES, ids=[f"{k}-{h.__name__}".replace(" ", "_") for k, h in CASES]
 )
