@@ -3,6 +3,7 @@ leaves."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import replace
@@ -62,6 +63,18 @@ def test_ctrl_c_stays_what_it_is_and_leaves_no_note(writers):
         assert len(writers.alive()) == 1
         raise KeyboardInterrupt
     assert not list(writers.folder.iterdir())
+
+
+def test_a_note_stays_fresh_while_its_writer_works(writers, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.0)
+    with writers.present(now()):
+        (own,) = writers.folder.iterdir()
+        os.utime(own, (0, 0))
+        deadline = time.monotonic() + 30
+        while own.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.time() - own.stat().st_mtime < 60
 
 
 def test_who_hears_no_signal_finds_a_cancelled_run_itself(writers, monkeypatch):
