@@ -125,10 +125,12 @@ def test_what_cells_decide_is_not_kept():
 
 
 def test_a_limit_of_images_is_priced():
-    """The driver's tasks, too: half the images cost half."""
+    """The driver's tasks, too: half the images cost half, whichever of the limits says so."""
     whole, half = (
-        resolve("information", "small", NOWHERE, [f"data.train_images={n}"]) for n in (2560, 1280)
+        resolve("information", "small", NOWHERE, [f"data.train_images={n}", "options.images=2560"])
+        for n in (2560, 1280)
     )
     assert [e.sweeps[0].data.train_images for e in (whole, half)] == [2560, 1280]
-    costs = [sum(t.flops for t in driver_of(e).tasks(e)) for e in (whole, half)]
-    assert costs[1] == pytest.approx(costs[0] / 2)
+    third = resolve("information", "small", NOWHERE, ["options.images=1280"])
+    costs = [sum(t.flops for t in driver_of(e).tasks(e)) for e in (whole, half, third)]
+    assert costs[1:] == pytest.approx([costs[0] / 2] * 2)
