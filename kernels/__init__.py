@@ -7,7 +7,7 @@ computes, the operator, and the compiled versions behind it. `backend` chooses w
 from .augment import augment
 from .gram import gram
 from .hint_terms import hint_terms
-from .lane_conv import lane_conv, lane_conv_fork
+from .lane_conv import Affine, Projection, lane_conv, lane_conv_fork, lane_conv_norm
 from .lane_norm import lane_norm
 from .pgd_step import pgd_step
 from .shared import backend
@@ -15,12 +15,15 @@ from .shared.distance import squared_norm, term
 from .stitch_hint import stitch_hint
 
 __all__ = [
+    "Affine",
+    "Projection",
     "augment",
     "backend",
     "gram",
     "hint_terms",
     "lane_conv",
     "lane_conv_fork",
+    "lane_conv_norm",
     "lane_norm",
     "pgd_step",
     "squared_norm",

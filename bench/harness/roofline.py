@@ -248,7 +248,7 @@ def _lane_conv_backward(op: Operator, chip: Chip):
     from another branch."""
     count = len(LaneConvArguments._fields)
     a, incoming = LaneConvArguments(*op.arguments[:count]), op.arguments[count:-1]
-    dy, dmean, *_, beside = incoming
+    dy, dmean, _, _, _, beside, _ = incoming
     before = a.mean is not None
     maps = 1 + before + (beside is not None)
     moved = size(dy) * (1 + (dmean is not None)) + size(a.weight) + size(a.x) * maps
@@ -279,6 +279,20 @@ def _lane_norm_backward(op: Operator, chip: Chip):
     maps = 3 + 2 * a.training + (2 if a.residual is not None else 0)
     sums = a.training or op.outputs[2].numel() > 0
     return "lane_norm", 1 + 2 * sums, float(maps * size(a.x)), 0.0
+
+
+def _lane_norm_joined(op: Operator, chip: Chip):
+    """x, the residual and y once; the distances' sums have a launch."""
+    a = LaneNormArguments(*op.arguments[: len(LaneNormArguments._fields)])
+    maps = 2 + (a.residual is not None)
+    return "lane_norm", 1 + (a.target is not None), float(maps * size(a.x)), 0.0
+
+
+def _lane_norm_joined_backward(op: Operator, chip: Chip):
+    """dy, x and the residual, and d, once each; the sums have a launch."""
+    a = LaneNormArguments(*op.arguments[: len(LaneNormArguments._fields)])
+    maps = 3 + (a.residual is not None)
+    return "lane_norm", 2, float(maps * size(a.x)), 0.0
 
 
 def _stitch(op: Operator, chip: Chip):
@@ -345,6 +359,8 @@ _RULES: dict[str, Rule] = {
     "fula::lane_conv_backward": _lane_conv_backward,
     "fula::lane_norm": _lane_norm,
     "fula::lane_norm_backward": _lane_norm_backward,
+    "fula::lane_norm_joined": _lane_norm_joined,
+    "fula::lane_norm_joined_backward": _lane_norm_joined_backward,
     "fula::stitch_hint": _stitch,
     "fula::stitch_hint_backward": _stitch_backward,
     "fula::hint_terms": _hint_terms,

@@ -3,8 +3,10 @@
 In training a block's inner norm and ReLU are computed by the convolution behind them while it reads
 (`kernels.lane_conv`), and every convolution leaves the statistics of what it writes, so that no
 norm reads a map to find its own: per inner norm three passes over a map less forward, and three
-less backward. The gradients of a block's two branches are added by the convolution that writes one
-of them. In eval mode a block is what it was. Off unless the environment says
+less backward. The norm that ends a block normalises a shortcut's map too, while it reads it, and
+leaves one gradient, which the convolutions before it scale while they read it
+(`kernels.lane_conv_norm`). The gradients of a block's two branches are added by the convolution
+that writes one of them. In eval mode a block is what it was. Off unless the environment says
 `FULA_CONV=fused`: the kernels' speed on a GPU has been modelled (`bench roofline`), not measured.
 """
 
@@ -59,22 +61,42 @@ class FusedBlock(ResidualBlock):
         last = self._norm(self.depth)
         if last.rule == "running":
             return super().forward(x, relu)
-        if self.residual:
-            y, statistics, x = forked(self._conv(1), x, last.count)
-        else:
-            y, statistics = convolved(self._conv(1), x, last.count)
+        y, before = x, {}
         for index in range(1, self.depth):
-            before = prologue(self._norm(index), y, statistics)
-            y, statistics = convolved(self._conv(index + 1), y, last.count, **before)
-        identity = self._identity(x) if self.residual else None
-        return last(y, residual=identity, relu=relu, statistics=statistics)
+            conv = self._conv(index)
+            if index == 1 and self.residual:
+                y, mean, var, x = kernels.lane_conv_fork(y, conv.weight, **_geometry(conv, last))
+            else:
+                options = {**_geometry(conv, last), **before}
+                y, mean, var = kernels.lane_conv(y, conv.weight, **options)
+            before = _prologue(self._norm(index), y, mean, var)
+        return self._end(y, before, x if self.residual else None, relu)
 
-    def _identity(self, x: Tensor) -> Tensor:
-        if self.downsample is None:
-            return x
-        conv, norm = cast(tuple[nn.Conv2d, LaneNorm], tuple(self.downsample))
-        y, statistics = convolved(conv, x, norm.count)
-        return norm(y, statistics=statistics)
+    def _end(self, y: Tensor, before: dict[str, Any], x: Tensor | None, relu: bool) -> Tensor:
+        """The last convolution of y, its norm, and the branch beside, from x (n*B, C1, H, W)."""
+        conv, last = self._conv(self.depth), self._norm(self.depth)
+        shortcut, norms = None, [last]
+        if self.downsample is not None and x is not None:
+            beside, norm = cast(tuple[nn.Conv2d, LaneNorm], tuple(self.downsample))
+            stride, padding = _steps(beside)
+            shortcut = kernels.Projection(beside.weight, stride, padding, _affine(norm))
+            norms.append(norm)
+        z, last.dist2, moments = kernels.lane_conv_norm(
+            y,
+            conv.weight,
+            **_geometry(conv, last),
+            **before,
+            norm=_affine(last),
+            residual=x,
+            projection=shortcut,
+            relu=relu,
+            target=last.target,
+            room=last.room_for(y),
+        )
+        values = len(y) // last.count * z.shape[2] * z.shape[3]
+        for norm, mean, var in zip(norms, moments[::2], moments[1::2], strict=True):
+            norm.follow(mean, var, values)
+        return z
 
     def _conv(self, index: int) -> nn.Conv2d:
         return getattr(self, f"conv{index}")
@@ -83,30 +105,25 @@ class FusedBlock(ResidualBlock):
         return getattr(self, f"bn{index}")
 
 
-Statistics = tuple[Tensor, Tensor]
+def _geometry(conv: nn.Conv2d, norm: LaneNorm) -> dict[str, int]:
+    stride, padding = _steps(conv)
+    return {"stride": stride, "padding": padding, "lanes": norm.count}
 
 
-def convolved(conv: nn.Conv2d, x: Tensor, lanes: int, **norm: Any) -> tuple[Tensor, Statistics]:
-    """conv(x) (n*B, C2, H', W'), behind a norm where one is given, and its statistics (n, C2)."""
-    y, mean, var = kernels.lane_conv(x, conv.weight, lanes=lanes, **_geometry(conv), **norm)
-    return y, (mean, var)
+def _steps(conv: nn.Conv2d) -> tuple[int, int]:
+    return conv.stride[0], int(conv.padding[0])
 
 
-def forked(conv: nn.Conv2d, x: Tensor, lanes: int) -> tuple[Tensor, Statistics, Tensor]:
-    """conv(x) and its statistics, and x once more for the branch beside."""
-    y, mean, var, x = kernels.lane_conv_fork(x, conv.weight, lanes=lanes, **_geometry(conv))
-    return y, (mean, var), x
+def _affine(norm: LaneNorm) -> kernels.Affine:
+    return kernels.Affine(norm.weight, norm.bias, norm.eps)
 
 
-def _geometry(conv: nn.Conv2d) -> dict[str, int]:
-    return {"stride": conv.stride[0], "padding": int(conv.padding[0])}
-
-
-def prologue(norm: LaneNorm, x: Tensor, statistics: Statistics) -> dict[str, Any]:
-    """A norm of x (n*B, C, H, W) as `lane_conv` takes it; its running statistics follow."""
-    norm.follow(*statistics, x)
-    mean, var = statistics
-    return {"gain": norm.weight, "bias": norm.bias, "mean": mean, "var": var, "eps": norm.eps}
+def _prologue(norm: LaneNorm, y: Tensor, mean: Tensor, var: Tensor) -> dict[str, Any]:
+    """A norm of y (n*B, C, H, W) as the convolution behind takes it; its running statistics
+    follow."""
+    norm.follow(mean, var, y.numel() // (norm.count * y.shape[1]))
+    gain, bias, eps = _affine(norm)
+    return {"gain": gain, "bias": bias, "mean": mean, "var": var, "eps": eps}
 
 
 def fuse_blocks(*models: nn.Module) -> None:

@@ -66,39 +66,35 @@ class LaneNorm(nn.Module):
         """The next passes carry these `count` lanes: `ids` (count,) of all, or a slice of them."""
         self.ids, self.count, self.rule = ids, count, rule
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None = None,
-        relu: bool = False,
-        statistics: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """statistics: the mean and biased variance (n, C) of this x, where they are known."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         maps, tail = _as_maps(x)
-        known = statistics or (self.running_mean[self.ids], self.running_var[self.ids])
         y, mean, var, self.dist2 = kernels.lane_norm(
             maps,
             self.weight,
             self.bias,
-            *known,
+            self.running_mean[self.ids],
+            self.running_var[self.ids],
             lanes=self.count,
-            training=self.rule != "running" and statistics is None,
+            training=self.rule != "running",
             eps=self.eps,
             residual=None if residual is None else _as_maps(residual)[0],
             relu=relu,
             target=self.target,
-            room=self.room if kernels.backend.choose("lane_norm", maps) != "reference" else 0,
+            room=self.room_for(maps),
         )
-        self.follow(mean, var, maps)
+        self.follow(mean, var, maps.numel() // (self.count * maps.shape[1]))
         return y if tail is None else y.reshape(tail)
 
+    def room_for(self, x: Tensor) -> int:
+        """Samples that are left behind the output of x (n*B, C, H, W)."""
+        return self.room if kernels.backend.choose("lane_norm", x) != "reference" else 0
+
     @torch.no_grad()
-    def follow(self, mean: Tensor, var: Tensor, x: Tensor) -> None:
-        """Move the running statistics of the lanes present towards those (n, C) of x (n*B, C, ...),
+    def follow(self, mean: Tensor, var: Tensor, samples: int) -> None:
+        """Move the running statistics of the lanes present towards those (n, C) of so many values,
         if the rule says so (PyTorch's rule: unbiased variance)."""
         if self.rule != "moving":
             return
-        samples = x.numel() // (self.count * x.shape[1])
         factor: Tensor | float | None = self.momentum
         if factor is None:  # cumulative average
             self.num_batches_tracked[self.ids] += 1

@@ -184,7 +184,7 @@ def _norm(case: VariantCase) -> Iterator[Variant]:
     for residual in (True, False) if case.fast else (True,):
         for target in (True, False):
             options = ("_residual" if residual else "") + ("_target" if target else "")
-            gone = [] if residual else ["residual"]
+            gone = ["residual_norm"] if residual else ["residual", "residual_norm"]
             lost = [] if target else ["target"]
             yield _variant(
                 f"lane_norm_normalise{options}", lane_norm.normalise_kernel, case,
@@ -197,7 +197,8 @@ def _norm(case: VariantCase) -> Iterator[Variant]:
             )  # fmt: skip
     yield _variant(
         "lane_norm_input_gradient", lane_norm.input_gradient_kernel, case, tiled,
-        tile("norm_gradient") | _absent("residual", "target", "grad_y", "grad_dist2", "d_out"),
+        tile("norm_gradient")
+        | _absent("residual", "residual_norm", "target", "grad_y", "grad_dist2", "d_out"),
     )  # fmt: skip
 
 
@@ -256,22 +257,36 @@ def _stitch(case: VariantCase) -> Iterator[Variant]:
         )  # fmt: skip
 
 
-_CONV_PARTS = ("gain", "mean", "var", "centre", "dmean", "dvar")
+_CONV_PARTS = ("gain", "mean", "var", "centre", "dmean", "dvar", "scale")
 _CONV_COUNTS = ("out_height", "out_width")
 
 
 def unshipped() -> Iterator[Variant]:
-    """`lane_conv`, which tests compile and nothing embeds: the C library gets it once a GPU has
-    shown that it is faster than the vendor's convolution."""
+    """`lane_conv` and the norm that joins a shortcut, which tests compile and nothing embeds: the C
+    library gets them once a GPU has shown that they are faster than the vendor's convolution."""
     for dtype in DTYPES:
         case = VariantCase(dtype, "fast")
+        yield from _joined(case)
         for stride in (1, 2):
             for normed in (True, False):
                 yield from _conv(case, stride, normed)
 
 
+def _joined(case: VariantCase) -> Iterator[Variant]:
+    for step, kernel in (
+        ("normalise", lane_norm.normalise_kernel), ("sums", lane_norm.sums_kernel),
+    ):  # fmt: skip
+        tile = case.tile("joined_sums" if step == "sums" else step)
+        fixed = {"FLAT": True, "ROWS": tile.rows, "COLS": tile.cols}
+        yield _variant(
+            f"lane_norm_joined_{step}", kernel, case, "lanes * tiles * parts",
+            fixed | _absent("dx"),
+        )  # fmt: skip
+
+
 def _conv(case: VariantCase, stride: int, normed: bool) -> Iterator[Variant]:
-    """3x3, forward and backward; without a norm before it is a block's first, and forks."""
+    """3x3, forward and backward; without a norm before it is a block's first, and forks; with one
+    it is the last, whose dy is scaled."""
     types: dict[str, object] = {
         **dict.fromkeys(("weight", "dy", "beside"), case.pointer),
         **dict.fromkeys(_CONV_PARTS, "*fp32"),
@@ -283,7 +298,7 @@ def _conv(case: VariantCase, stride: int, normed: bool) -> Iterator[Variant]:
         ("lane_conv_gradient", lane_conv.conv_gradient_kernel),
     ):
         tile = case.tile(name)
-        gone = ["beside"] if normed else ["prior"]
+        gone = ["beside"] if normed else ["prior", "scale"]
         if name.endswith("gradient") and not normed:
             gone.append("partial")
         fixed = {"KERNEL": 3, "STRIDE": stride, "PADDING": 1, "PRECISION": _PRECISION[case.dtype]}

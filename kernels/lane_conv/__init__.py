@@ -1,13 +1,17 @@
-"""`lane_conv`: a convolution of many lanes, the norm before it, and its output's statistics; and
-`lane_conv_fork`, for an input that another branch takes as well."""
+"""`lane_conv`: a convolution of many lanes, the norm before it, and its output's statistics;
+`lane_conv_fork`, for an input that another branch takes as well; and `lane_conv_norm`, which ends a
+residual block."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..shared import backend
+from ..lane_norm import lane_norm
+from ..shared import backend, checks
 from . import operator, reference
-from .arguments import LaneConvArguments, checked
+from .arguments import Affine, LaneConvArguments, Projection, checked
 
 
 def lane_conv(
@@ -56,3 +60,66 @@ def lane_conv_fork(
     if chosen == "reference":
         return (*reference.forward(a), x)
     return operator.Fork.apply(*a, chosen)
+
+
+def lane_conv_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    lanes: int,
+    norm: Affine,
+    stride: int = 1,
+    padding: int = 0,
+    gain: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    projection: Projection | None = None,
+    relu: bool = False,
+    target: Tensor | None = None,
+    room: int = 0,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+    """The end of a residual block: `lane_conv`, batch norm by the statistics that it leaves, a
+    residual, ReLU, and the distance to a target.
+
+        z = relu(norm(lane_conv(x)) + residual), or + projection.norm(projection(residual))
+
+    x to eps as of `lane_conv`; residual (L*B, C2, H', W'), or what the projection makes that of;
+    relu, target (B, C2, H', W') and room as of `lane_norm`.
+    Returns z, dist2 (L, B) or None without a target, and without gradient the statistics (L, C2) of
+    both norms: mean, var, and those of the projection's where there is one.
+    What comes to the sum goes to both convolutions as it is, and they scale it while they read it;
+    a projection's normalised map is never written. Raises `FulaError` as both do.
+    """
+    a = checked(LaneConvArguments(x, weight, gain, bias, mean, var, lanes, stride, padding, eps))
+    second = None
+    if projection is not None:
+        if residual is None:
+            checks.fail("lane_conv", "residual", None, "must be what the projection takes")
+        geometry = lanes, projection.stride, projection.padding, 0.0
+        given = LaneConvArguments(residual, projection.weight, None, None, None, None, *geometry)
+        second = checked(given)
+    chosen = backend.choose("lane_conv", x)
+    if chosen != "reference":
+        affine = (None, None, 0.0) if projection is None else projection.norm
+        end = operator.Closed(*norm, None if second else residual, *affine, target, relu, room)
+        conv = second or (None,) * len(a)
+        z, dist2, *moments = operator.Closing.apply(*a, *conv, *end, chosen)
+        return z, None if target is None else dist2, tuple(m for m in moments if m is not None)
+    y, *moments = reference.forward(a)
+    if second is not None and projection is not None:
+        residual, *more = reference.forward(second)
+        residual = _normalised(residual, projection.norm, more, lanes=lanes)[0]
+        moments += more
+    z, *_, dist2 = _normalised(
+        y, norm, moments[:2], lanes=lanes, residual=residual, relu=relu, target=target, room=room
+    )
+    return z, dist2, tuple(m.detach() for m in moments)
+
+
+def _normalised(y: Tensor, norm: Affine, moments: list[Tensor], **options: Any) -> tuple:
+    """`lane_norm` of y by given statistics."""
+    gain, bias, eps = norm
+    return lane_norm(y, gain, bias, *moments, training=False, eps=eps, **options)

@@ -36,9 +36,27 @@ class LaneConvArguments(NamedTuple):
         return self.x.shape[0], self.weight.shape[0], height, width
 
 
+class Affine(NamedTuple):
+    """A norm's gain and bias (C2,), without gradient, and its eps."""
+
+    gain: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Projection(NamedTuple):
+    """A residual's own convolution (C2, C1', K', K') and its norm."""
+
+    weight: Tensor
+    stride: int
+    padding: int
+    norm: Affine
+
+
 class ConvGradients(NamedTuple):
     """Gradients that come in: dy (L*B, C2, H', W'); those of y's statistics (L, C2), with y and its
-    mean, all four or none; of another branch that x feeds, (L*B, C1, H, W)."""
+    mean, all four or none; of another branch that x feeds, (L*B, C1, H, W). scale (L, C2): what dy
+    is multiplied by while it is read, only beside the statistics' gradients."""
 
     dy: Tensor
     dmean: Tensor | None
@@ -46,6 +64,7 @@ class ConvGradients(NamedTuple):
     y: Tensor | None
     centre: Tensor | None
     beside: Tensor | None
+    scale: Tensor | None
 
 
 def checked(a: LaneConvArguments) -> LaneConvArguments:

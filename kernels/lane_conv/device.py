@@ -7,11 +7,11 @@ Forward, of a tile of y: every value of x is normalised, cut off at zero and rou
 the product; zeros of the padding stay zeros. The rounded y leaves its tile's (mean, sum of squared
 deviations), which `merge_tiles_kernel` joins by Chan's formula.
 
-Backward, of a tile of dx: every value of dy gains what comes through y's own statistics,
-dmean / N + dvar * 2 (y - mean) / N, on its way in. Where x was normalised, the product is d once
-the ReLU has let it through: dx = gain / sigma * d, and the tile's sums of d and d * xhat are left
-for `moments_kernel`. With a stride, positions are taken by their remainders, as each remainder has
-its own taps.
+Backward, of a tile of dx: every value of dy is scaled where a norm left that to do, and gains what
+comes through y's own statistics, dmean / N + dvar * 2 (y - mean) / N, on its way in. Where x was
+normalised, the product is d once the ReLU has let it through: dx = gain / sigma * d, and the tile's
+sums of d and d * xhat are left for `moments_kernel`. With a stride, positions are taken by their
+remainders, as each remainder has its own taps.
 
 Loops go over channels outside and taps inside, so that a block's norm is read once for all taps.
 """
@@ -58,7 +58,7 @@ class Prior(NamedTuple):
 
 class GivenGradient(NamedTuple):
     """dy; the gradients of y's statistics (L, C2) with y and its mean, all four or None; what else
-    comes to x."""
+    comes to x; with the statistics, what dy is multiplied by, (L, C2)."""
 
     dy: Tensor
     y: Tensor | None
@@ -66,6 +66,7 @@ class GivenGradient(NamedTuple):
     dmean: Tensor | None
     dvar: Tensor | None
     beside: Tensor | None
+    scale: Tensor | None
 
 
 @triton.jit
@@ -196,11 +197,14 @@ def conv_gradient_kernel(given: GivenGradient, weight, x, prior: Prior, dx, part
         centre = tl.zeros((INNER,), tl.float32)
         level = centre
         slope = centre
+        gain = centre
         if given.y is not None:
             channel = lane * c2 + k
             centre = tl.load(given.centre + channel, mask=used, other=0.0)
             level = tl.load(given.dmean + channel, mask=used, other=0.0) * share
             slope = tl.load(given.dvar + channel, mask=used, other=0.0) * (2.0 * share)
+            if given.scale is not None:
+                gain = tl.load(given.scale + channel, mask=used, other=0.0)
         for step in range(taps_y * taps_x):
             up, back = step // taps_x, step % taps_x
             inside = valid & (top - up >= 0) & (top - up < out_height)
@@ -210,7 +214,10 @@ def conv_gradient_kernel(given: GivenGradient, weight, x, prior: Prior, dx, part
             g = tl.load(given.dy + at, mask=mask, other=0.0)
             if given.y is not None:
                 apart = tl.load(given.y + at, mask=mask, other=0.0).to(tl.float32) - centre[None, :]
-                value = g.to(tl.float32) + level[None, :] + apart * slope[None, :]
+                value = g.to(tl.float32)
+                if given.scale is not None:
+                    value = value * gain[None, :]
+                value = value + level[None, :] + apart * slope[None, :]
                 g = narrow(tl.where(mask, value, 0.0), given.dy)
             tap = (first_y + up * STRIDE) * KERNEL + first_x + back * STRIDE
             entry = (k.to(tl.int64) * (KERNEL * KERNEL) + tap) * c1

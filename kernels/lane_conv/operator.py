@@ -9,19 +9,23 @@ where the ReLU is open (zero elsewhere),
     d/dmean_in   = -gain / sigma * sum(d),   d/dvar_in = -gain / (2 sigma^2) * sum(d * xhat)
 
 so that a norm's gradient through its own statistics arrives at the convolution that took them, and
-needs no pass of its own.
+needs no pass of its own. `Closing` goes one step further: what comes to the sum that ends a block
+goes to its convolutions as it is, and each scales it while it reads it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ..lane_norm import operator as lane_norm
+from ..lane_norm.arguments import LaneNormArguments, ResidualNorm
+from ..lane_norm.arguments import checked as checked_norm
 from ..shared.backend import implementation
-from ..shared.operators import gradients, keep, kept, or_empty, schema
+from ..shared.operators import Incoming, gradients, keep, kept, or_empty, schema
 from ..shared.sums import accumulator
 from .arguments import NOUN, ConvGradients, LaneConvArguments
 
@@ -96,10 +100,10 @@ def _gradient(
     *fields, y, centre = kept(ctx)
     a = LaneConvArguments(*fields)
     dy = torch.zeros_like(y) if dy is None else dy
-    incoming = ConvGradients(dy, None, None, None, None, beside)
+    incoming = ConvGradients(dy, None, None, None, None, beside, None)
     if dmean is not None or dvar is not None:
         first, second = (torch.zeros_like(centre) if d is None else d for d in (dmean, dvar))
-        incoming = ConvGradients(dy, first, second, y, centre, beside)
+        incoming = ConvGradients(dy, first, second, y, centre, beside, None)
     dx, mean, var = lane_conv_backward(*a, *incoming, ctx.backend)
     if a.mean is None or a.var is None:
         return gradients(LaneConvArguments, x=dx)
@@ -122,3 +126,93 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
         return _gradient(ctx, *incoming)
+
+
+class Closed(NamedTuple):
+    """The norm behind a block's last convolution and the sum that it ends in; residual_norm: gain
+    and bias (C2,) and eps of the projection's, whose convolution gives the residual."""
+
+    gain: Tensor
+    bias: Tensor
+    eps: float
+    residual: Tensor | None
+    residual_gain: Tensor | None
+    residual_bias: Tensor | None
+    residual_eps: float
+    target: Tensor | None
+    relu: bool
+    room: int
+
+
+class Closing(torch.autograd.Function):
+    """(z, dist2, mean, var[, residual's mean, var]) of `lane_conv_norm`: the fields of the last
+    convolution, those of the projection's (or None for each), of `Closed`, and the backend."""
+
+    @staticmethod
+    def forward(ctx: Any, *flat: Any) -> tuple[Tensor | None, ...]:
+        last, projection, end = _parts(flat)
+        backend = flat[-1]
+        y, mean, var = lane_conv(*last, backend)
+        residual, known = end.residual, []
+        if projection is not None:
+            residual, *known = lane_conv(*projection, backend)
+        a, beside = _sum(end, last.lanes, (y, mean, var), (residual, *known))
+        z, dist2 = lane_norm.joined(*checked_norm(a), *beside, backend)
+        keep(ctx, (*flat[:-1], y, mean, var, residual, *(known or (None, None))), backend)
+        ctx.mark_non_differentiable(mean, var, *known)
+        return z, dist2, mean, var, *(known or (None, None))
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, ...]:
+        dz, ddist2, *_ = incoming
+        *flat, y, mean, var, residual, first, second = kept(ctx)
+        last, projection, end = _parts((*flat, ctx.backend))
+        known = () if projection is None else (first, second)
+        a, beside = _sum(end, last.lanes, (y, mean, var), (residual, *known))
+        given = Incoming(None if dz is None else dz[: len(y)], ddist2)
+        d, sums = lane_norm.joined_backward(*a, *beside, *given, ctx.backend)
+        total, product, *again = sums.unbind(1)
+        passed = _scaled(last, d, (y, mean, var, end.gain, end.eps), (total, product), ctx.backend)
+        found = gradients(LaneConvArguments, **passed)[:-1]
+        if projection is None:
+            nothing = (None,) * len(LaneConvArguments._fields)
+            rest = gradients(Closed, residual=d if end.residual is not None else None)
+            return *found, *nothing, *rest
+        norm = (residual, *known, end.residual_gain, end.residual_eps)
+        passed = _scaled(projection, d, norm, (total, *again), ctx.backend)
+        return *found, *gradients(LaneConvArguments, **passed)[:-1], *gradients(Closed)
+
+
+def _parts(flat: tuple) -> tuple[LaneConvArguments, LaneConvArguments | None, Closed]:
+    count = len(LaneConvArguments._fields)
+    projection = None if flat[count] is None else LaneConvArguments(*flat[count : 2 * count])
+    return LaneConvArguments(*flat[:count]), projection, Closed(*flat[2 * count : -1])
+
+
+def _sum(
+    end: Closed, lanes: int, own: tuple, beside: tuple
+) -> tuple[LaneNormArguments, ResidualNorm]:
+    """What ends a block, of (y, mean, var) and (residual, mean, var)."""
+    (y, mean, var), (residual, *moments) = own, beside
+    a = LaneNormArguments(
+        y, end.gain, end.bias, mean, var, residual, end.target, lanes, False, end.eps, end.relu,
+        end.room,
+    )  # fmt: skip
+    if end.residual_gain is None:
+        return a, ResidualNorm(None, None, None, None, 0.0)
+    first, second = moments
+    return a, ResidualNorm(end.residual_gain, end.residual_bias, first, second, end.residual_eps)
+
+
+def _scaled(
+    a: LaneConvArguments, d: Tensor, norm: tuple, sums: tuple, backend: str
+) -> dict[str, Tensor]:
+    """The gradients of a convolution's x, mean and var from d behind its output's norm (y, mean,
+    var, gain, eps), with the sums (L, C2) of d and of d * yhat."""
+    y, mean, var, gain, eps = norm
+    scale, dmean, dvar = lane_norm.moments(mean, var, gain, eps, *sums)
+    incoming = ConvGradients(d, dmean, dvar, y, mean, None, scale)
+    dx, first, second = lane_conv_backward(*a, *incoming, backend)
+    if a.mean is None or a.var is None:
+        return {"x": dx}
+    return {"x": dx, "mean": first.to(a.mean.dtype), "var": second.to(a.var.dtype)}

@@ -102,9 +102,10 @@ def backward(
 
 
 def _given(incoming: ConvGradients) -> GivenGradient:
-    dy, dmean, dvar, y, centre, beside = incoming
+    dy, dmean, dvar, y, centre, beside, scale = incoming
     beside = None if beside is None else channels_last(beside)
     if dmean is None or dvar is None or y is None or centre is None:
-        return GivenGradient(channels_last(dy), None, None, None, None, beside)
+        return GivenGradient(channels_last(dy), None, None, None, None, beside, None)
     centre, dmean, dvar = (t.contiguous() for t in (centre, dmean, dvar))
-    return GivenGradient(channels_last(dy), channels_last(y), centre, dmean, dvar, beside)
+    scale = None if scale is None else scale.contiguous()
+    return GivenGradient(channels_last(dy), channels_last(y), centre, dmean, dvar, beside, scale)

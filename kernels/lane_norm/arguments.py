@@ -33,6 +33,16 @@ class LaneNormArguments(NamedTuple):
     room: int = 0
 
 
+class ResidualNorm(NamedTuple):
+    """A norm of the residual's own: weight, bias (C,) or (L, C), statistics (L, C); all or none."""
+
+    residual_weight: Tensor | None
+    residual_bias: Tensor | None
+    residual_mean: Tensor | None
+    residual_var: Tensor | None
+    residual_eps: float
+
+
 def checked(a: LaneNormArguments) -> LaneNormArguments:
     """`a`, its target without gradient. Raises `FulaError` for what does not fit together."""
     _kinds(a)

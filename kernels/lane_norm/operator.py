@@ -7,6 +7,10 @@ With d the gradient at the sum before the ReLU, and m the mean over a lane's sam
 Statistics that are given may have a gradient too (`lane_conv` takes it up): summed over a lane's
 samples and positions, -w / sigma * sum(d) for the mean, -w / (2 sigma^2) * sum(d * xhat) for the
 variance.
+
+`joined` normalises by given statistics and adds a residual that may have a norm of its own. Its
+gradient is d itself: the convolutions that wrote x and the residual scale it while they read it
+(`lane_conv`, `Closing`), so that neither dx nor the residual's gradient is ever written.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from ..shared.backend import implementation
 from ..shared.layout import like
 from ..shared.operators import Incoming, gradients, keep, kept, or_empty, schema
 from ..shared.sums import accumulator
-from .arguments import NOUN, LaneNormArguments
+from .arguments import NOUN, LaneNormArguments, ResidualNorm
 
 
 @custom_op(
@@ -90,22 +94,67 @@ def _gradient(ctx: Any, dy: Tensor | None, dmean: None, dvar: None, ddist2: Tens
     if affine:
         total = sums.sum(0) if a.weight.dim() == 1 else sums.unbind(1)
         dbias, dweight = total[0].to(a.bias.dtype), total[1].to(a.weight.dtype)
-    moments = _moments(a, sums) if given else {}
+    own: dict[str, Tensor] = {}
+    if given:
+        norm = a.running_mean, a.running_var, a.weight, a.eps
+        _, own["running_mean"], own["running_var"] = moments(*norm, *sums.unbind(1))
     dresidual = None if a.residual is None else dresidual
-    return gradients(
-        LaneNormArguments, x=dx, weight=dweight, bias=dbias, residual=dresidual, **moments
-    )
+    return gradients(LaneNormArguments, x=dx, weight=dweight, bias=dbias, residual=dresidual, **own)
 
 
-def _moments(a: LaneNormArguments, sums: Tensor) -> dict[str, Tensor]:
-    """The gradients (L, C) of given statistics, from the sums (L, 2, C) of d and d * xhat."""
-    inverse = (a.running_var.to(sums.dtype) + a.eps).rsqrt()
-    scale = inverse * a.weight
-    dmean, dvar = -scale * sums[:, 0], -0.5 * scale * inverse * sums[:, 1]
-    return {
-        "running_mean": dmean.to(a.running_mean.dtype),
-        "running_var": dvar.to(a.running_var.dtype),
-    }
+def moments(
+    mean: Tensor, var: Tensor, gain: Tensor, eps: float, total: Tensor, product: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(gain / sigma, and the gradients of given statistics), (L, C) each, from the sums (L, C) of d
+    and of d times the normalised value."""
+    inverse = (var.to(total.dtype) + eps).rsqrt()
+    scale = inverse * gain
+    dmean, dvar = -scale * total, -0.5 * scale * inverse * product
+    return scale, dmean.to(mean.dtype), dvar.to(var.dtype)
 
 
 lane_norm.register_autograd(_gradient, setup_context=_save)
+
+
+@custom_op(
+    "fula::lane_norm_joined",
+    mutates_args=(),
+    schema=schema("(Tensor, Tensor)", LaneNormArguments, ResidualNorm),
+)
+def joined(*flat: Any) -> tuple[Tensor, Tensor]:
+    """(y, dist2), the latter empty without target; no gradient of its own."""
+    a, beside, _ = _split(flat[:-1])
+    y, dist2 = implementation(NOUN, flat[-1]).joined(a, beside)
+    return y, or_empty(dist2, a.x)
+
+
+@joined.register_fake
+def _(*flat: Any) -> tuple[Tensor, Tensor]:
+    a, _, _ = _split(flat[:-1])
+    dist2 = (0,) if a.target is None else (a.lanes, a.target.shape[0])
+    return like(a.x, a.room), a.x.new_empty(dist2, dtype=accumulator(a.x.dtype))
+
+
+@custom_op(
+    "fula::lane_norm_joined_backward",
+    mutates_args=(),
+    schema=schema("(Tensor, Tensor)", LaneNormArguments, ResidualNorm, Incoming),
+)
+def joined_backward(*flat: Any) -> tuple[Tensor, Tensor]:
+    """(d, sums (L, 2, C) of d and d * xhat, (L, 3, C) with d * rhat where the residual has a
+    norm)."""
+    a, beside, incoming = _split(flat[:-1])
+    return implementation(NOUN, flat[-1]).joined_backward(a, beside, Incoming(*incoming))
+
+
+@joined_backward.register_fake
+def _(*flat: Any) -> tuple[Tensor, Tensor]:
+    a, beside, _ = _split(flat[:-1])
+    sums = (a.lanes, 2 if beside.residual_mean is None else 3, a.x.shape[1])
+    return like(a.x), a.x.new_empty(sums, dtype=accumulator(a.x.dtype))
+
+
+def _split(fields: tuple) -> tuple[LaneNormArguments, ResidualNorm, tuple]:
+    first = len(LaneNormArguments._fields)
+    second = first + len(ResidualNorm._fields)
+    return LaneNormArguments(*fields[:first]), ResidualNorm(*fields[first:second]), fields[second:]

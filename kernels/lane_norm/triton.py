@@ -10,7 +10,7 @@ from ..shared.device import View, flat, launch, power_of_two, sum_partials, view
 from ..shared.layout import like
 from ..shared.operators import Incoming
 from ..shared.tiles import Tile, choose
-from .arguments import LaneNormArguments
+from .arguments import LaneNormArguments, ResidualNorm
 from .device import (
     Normaliser,
     Presum,
@@ -47,6 +47,40 @@ def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     return y, mean, var, dist2
 
 
+def joined(a: LaneNormArguments, beside: ResidualNorm) -> tuple[Tensor, Tensor | None]:
+    """(y, dist2 or None) by given statistics."""
+    with torch.cuda.device_of(a.x):
+        return _normalise(_contiguous(a), _second(beside))
+
+
+def joined_backward(
+    a: LaneNormArguments, beside: ResidualNorm, incoming: Incoming
+) -> tuple[Tensor, Tensor]:
+    """(d, sums (L, 2, C), or (L, 3, C) where the residual has a norm)."""
+    d, second = like(a.x), _second(beside)
+    if a.x.numel() == 0:
+        sums = 2 if second is None else 3
+        return d, a.x.new_zeros(a.lanes, sums, a.x.shape[1], dtype=torch.float32)
+    with torch.cuda.device_of(a.x):
+        return d, _sums(_contiguous(a), _given(a, incoming, second), view(d), None)
+
+
+def _second(beside: ResidualNorm) -> Normaliser | None:
+    weight, bias, mean, var, eps = beside
+    if weight is None or bias is None or mean is None or var is None:
+        return None
+    weight, bias, mean, var = (t.contiguous() for t in (weight, bias, mean, var))
+    stride = weight.shape[-1] if weight.dim() == 2 else 0
+    return Normaliser(weight, bias, mean, var, stride, eps, float("-inf"))
+
+
+def _given(a: LaneNormArguments, incoming: Incoming, second: Normaliser | None = None) -> Presum:
+    dy, ddist2 = incoming
+    aimed = view(None if ddist2 is None else a.target)
+    ddist2 = None if ddist2 is None else ddist2.contiguous()
+    return Presum(view(a.x), view(a.residual), aimed, view(dy), ddist2, second)
+
+
 def backward(
     a: LaneNormArguments, incoming: Incoming, affine: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -55,10 +89,7 @@ def backward(
     sums = a.x.new_zeros(a.lanes, 2, a.x.shape[1], dtype=torch.float32) if affine else None
     if a.x.numel() == 0:
         return dx, dresidual, sums
-    dy, ddist2 = incoming
-    aimed = view(None if ddist2 is None else a.target)
-    ddist2 = None if ddist2 is None else ddist2.contiguous()
-    given = Presum(view(a.x), view(a.residual), aimed, view(dy), ddist2)
+    given = _given(a, incoming)
     d, a = view(dresidual), _contiguous(a)
     with torch.cuda.device_of(a.x):
         if a.training or affine:
@@ -102,8 +133,10 @@ def _batch_statistics(x: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
-    """(y, dist2 (L, B) or None) for given statistics."""
+def _normalise(
+    a: LaneNormArguments, second: Normaliser | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(y, dist2 (L, B) or None) for given statistics; `second`: the residual's norm."""
     x, whole = a.x, like(a.x, a.room)
     y = whole[: len(x)]
     dist2 = None if a.target is None else x.new_empty(a.lanes, len(a.target), dtype=torch.float32)
@@ -120,7 +153,7 @@ def _normalise(a: LaneNormArguments) -> tuple[Tensor, Tensor | None]:
         partial = x.new_empty(dist2.numel(), sizes.positions * parts, dtype=torch.float32)
     launch(
         normalise_kernel, a.lanes * tiles * parts,
-        source, *extras, _normaliser(a), out, partial, sizes, tiles, parts,
+        source, *extras, _normaliser(a), second, out, partial, sizes, tiles, parts,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
     if partial is not None and dist2 is not None:
@@ -135,19 +168,20 @@ def _normaliser(a: LaneNormArguments) -> Normaliser:
 
 
 def _sums(a: LaneNormArguments, given: Presum, d: View | None, dx: View | None) -> Tensor:
-    """(L, 2, C) sums of d and d * xhat; writes d where there is a residual, and dx if given."""
+    """Sums (L, 2, C) of d and d * xhat, (L, 3, C) with d * rhat; writes d and dx where given."""
     sizes = _sizes(given.x, a.lanes)
     channels = sizes.channels
     even = flat(sizes.positions, *given[:4], d, dx)
-    tile = choose("sums", a.x, channels, flat=even)
+    kind, sums = ("sums", 2) if given.residual_norm is None else ("joined_sums", 3)
+    tile = choose(kind, a.x, channels, flat=even)
     chunks, tiles = _chunks(sizes.rows, tile)
-    partial = a.x.new_empty(chunks, a.lanes * 2 * channels, dtype=torch.float32)
+    partial = a.x.new_empty(chunks, a.lanes * sums * channels, dtype=torch.float32)
     launch(
         sums_kernel, a.lanes * chunks * triton.cdiv(channels, tile.cols),
         given, _normaliser(a), d, dx, partial, sizes, chunks, tiles,
         FLAT=even, ROWS=tile.rows, COLS=tile.cols, num_warps=tile.warps,
     )  # fmt: skip
-    return sum_partials(partial, 0, partial.new_empty(a.lanes, 2, channels))
+    return sum_partials(partial, 0, partial.new_empty(a.lanes, sums, channels))
 
 
 def _input_gradient(
@@ -155,7 +189,7 @@ def _input_gradient(
 ) -> None:
     stored = d is not None and sums is not None  # by `sums_kernel`: nothing is recomputed
     if stored:
-        given = Presum(given.x, None, None, None, None)
+        given = Presum(given.x, None, None, None, None, None)
     sizes = _sizes(given.x, a.lanes)
     even = flat(sizes.positions, dx, *given[:4], d)
     tile = choose("norm_gradient", a.x, sizes.channels, flat=even)

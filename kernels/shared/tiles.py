@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Tile] = {
     "stats": Tile(64, 64, 16),
     "normalise": Tile(64, 64),
     "sums": Tile(32, 64, 32),
+    "joined_sums": Tile(16, 64, 64),
     "norm_gradient": Tile(32, 64),
     "stitch": Tile(128, 128, 64, warps=8),
     "fused_gradient": Tile(128, 64, 128, warps=8, stages=2),
@@ -71,6 +72,7 @@ SCATTERED: dict[str, Tile] = {
     "stats": Tile(16, 32, 64),
     "normalise": Tile(16, 32),
     "sums": Tile(16, 32, 64),
+    "joined_sums": Tile(16, 32, 64),
     "norm_gradient": Tile(16, 32),
     "stitch": Tile(32, 32, 32),
     "fused_gradient": Tile(32, 32, 64, stages=2),
@@ -84,6 +86,7 @@ _CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "stats": tuple(Tile(r, 64, 1024 // r, w) for r in (32, 64, 128) for w in (4, 8)),
     "normalise": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64, 128) for w in (4, 8)),
     "sums": tuple(Tile(r, 64, 1024 // r, w) for r in (16, 32, 64) for w in (4, 8)),
+    "joined_sums": tuple(Tile(r, 64, 1024 // r, w) for r in (16, 32) for w in (4, 8)),
     "norm_gradient": tuple(Tile(r, 64, warps=w) for r in (16, 32, 64) for w in (4, 8)),
     "stitch": tuple(
         Tile(r, c, k, w, s)

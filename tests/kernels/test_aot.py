@@ -72,7 +72,8 @@ def test_products_use_the_tensor_cores_of_each_chip():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in UNSHIPPED if "bf16" in n and ("normed" in n or "gradient" in n)]
+    "name",
+    [n for n in UNSHIPPED if "bf16" in n and "conv" in n and ("normed" in n or "gradient" in n)],
 )
 def test_fused_convolutions_spill_nothing_load_vectors_and_multiply_in_tensor_cores(name):
     part = compile_variant(UNSHIPPED[name], 90)
@@ -82,6 +83,15 @@ def test_fused_convolutions_spill_nothing_load_vectors_and_multiply_in_tensor_co
     assert "wgmma.mma_async" in part.ptx
     assert "cp.async" in part.ptx  # the next tiles come while these are multiplied
     assert "ld.local" not in part.ptx and "st.local" not in part.ptx
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_norm_that_joins_a_shortcut_spills_nothing_and_loads_vectors(arch):
+    for name, most in (("normalise", 128), ("sums", 168)):
+        part = compile_variant(UNSHIPPED[f"lane_norm_joined_{name}_bf16_fast"], arch)
+        usage = assemble(part.ptx, arch).usage[part.variant.name]
+        assert usage.spilled == 0 and usage.registers <= most, usage
+        assert vector_bits(part.ptx) == 128
 
 
 @pytest.mark.slow

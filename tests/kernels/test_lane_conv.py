@@ -9,6 +9,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 import fula_fast.kernels as K
+from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 
 pytestmark = [
@@ -159,6 +160,115 @@ def test_a_fork_adds_the_other_branch_s_gradient(maker, agree, device, name, str
     agree(call, [make(6, 6, 5, 3, grad=True), weight], "triton", device)
 
 
+def _end(make, lanes: int, c1: int, c2: int, shortcut: bool):
+    """Weights and norms of a block's end, (L*B, c1, H, W) to (L*B, c2, H, W)."""
+    weights = (make(c2, c1, 3, 3) / (c1 * 9) ** 0.5,)
+    vectors = [make.wide(c2) + 1, make.wide(c2) / 4]
+    if shortcut:
+        weights += (make(c2, 4, 1, 1) / 2,)
+        vectors += [make.wide(c2) + 1, make.wide(c2) / 4]
+    return weights, vectors, _norm(make, lanes, c1)
+
+
+def _ended(x, residual, target, gain, bias, mean, var, norms, weights, lanes, room=0):
+    """`lane_conv_norm` behind a norm, its shortcut of stride 2."""
+    gain2, bias2, *more = norms
+    shortcut = K.Projection(weights[1], 2, 0, K.Affine(*more, 1e-3)) if more else None
+    z, dist2, moments = K.lane_conv_norm(
+        x, weights[0], lanes=lanes, padding=1, gain=gain, bias=bias, mean=mean, var=var, eps=1e-5,
+        norm=K.Affine(gain2, bias2, 1e-5), residual=residual, projection=shortcut, relu=True,
+        target=target, room=room,
+    )  # fmt: skip
+    return z[: len(x)], dist2, *moments
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_end_of_a_block_is_convolution_norm_shortcut_and_sum(maker, shortcut):
+    make, lanes, samples = maker(), 2, 3
+    weights, norms, prior = _end(make, lanes, 5, 6, shortcut)
+    x, target = make(6, 5, 4, 4), make(3, 6, 4, 4)
+    residual = make(6, 4, 8, 8) if shortcut else make(6, 6, 4, 4)
+    with backend.using("reference"):
+        given = {name: t.detach() for name, t in prior.items()}
+        z, dist2, *moments = _ended(x, residual, target, *given.values(), norms, weights, lanes)
+    for lane in range(lanes):
+        part = slice(lane * samples, (lane + 1) * samples)
+        before = given["mean"][lane], given["var"][lane], given["gain"], given["bias"]
+        y = F.conv2d(F.batch_norm(x[part], *before, eps=1e-5).relu(), weights[0], padding=1)
+        sum_ = F.batch_norm(y, None, None, *norms[:2], training=True, eps=1e-5)
+        beside, maps = residual[part], [y]
+        if shortcut:
+            maps.append(F.conv2d(beside, weights[1], stride=2))
+            beside = F.batch_norm(maps[1], None, None, *norms[2:], training=True, eps=1e-3)
+        want = (sum_ + beside).relu()
+        torch.testing.assert_close(z[part], want)
+        torch.testing.assert_close(dist2[lane], (want - target).square().sum((1, 2, 3)))
+        for pair, taken in zip((moments[:2], moments[2:]), maps, strict=False):
+            torch.testing.assert_close(pair[0][lane], taken.mean((0, 2, 3)))
+            torch.testing.assert_close(pair[1][lane], taken.var((0, 2, 3), correction=0))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("name", ["f32", "bf16"])
+@pytest.mark.parametrize("shortcut,aimed,room", [(0, 0, 2), (0, 1, 0), (1, 1, 2), (1, 0, 0)])
+def test_the_end_of_a_block(maker, agree, device, name, shortcut, aimed, room):
+    make, lanes = maker(DTYPES[name]), 2
+    weights, norms, prior = _end(make, lanes, 17, 18, bool(shortcut))
+    sizes = (6, 4, 9, 7) if shortcut else (6, 18, 5, 4)
+    inputs = [make(6, 17, 5, 4, grad=True, shift=0.3), make(*sizes, grad=True)]
+    target = make(3, 18, 5, 4) if aimed else None
+
+    def call(x, residual, target, gain, bias, mean, var, *rest):
+        norms, weights = rest[: len(rest) - 1 - shortcut], rest[len(rest) - 1 - shortcut :]
+        return _ended(x, residual, target, gain, bias, mean, var, norms, weights, lanes, room)
+
+    arguments = [*inputs, target, *prior.values(), *norms, *weights]
+    values = 1 + aimed + 2 * (1 + shortcut)
+    # d is stored before it is scaled, and what comes to statistics follows
+    passed_on = range(values, values + 4) if name == "bf16" else ()
+    agree(call, arguments, "triton", device, passed_on=passed_on)
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_end_of_a_block_has_the_gradients_of_finite_differences(maker, shortcut):
+    make = maker()
+    weights, norms, prior = _end(make, 2, 2, 3, shortcut)
+    residual = make(4, 4, 4, 4, grad=True) if shortcut else make(4, 3, 2, 2, grad=True)
+    target = make(2, 3, 2, 2)
+
+    def call(x, residual, mean, var):
+        given = prior["gain"], prior["bias"], mean, var
+        with backend.using("reference"):
+            return _ended(x, residual, target, *given, norms, weights, 2)[:2]
+
+    inputs = [make(4, 2, 2, 2, grad=True), residual, prior["mean"], prior["var"]]
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_a_projection_without_what_it_takes_is_refused(maker):
+    make = maker()
+    weights, norms, prior = _end(make, 2, 3, 3, True)
+    with pytest.raises(FulaError, match="residual = None: must be what the projection takes"):
+        _ended(make(4, 3, 2, 2), None, None, *prior.values(), norms, weights, 2)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("normed", [True, False])
+def test_what_joins_a_block_s_branches_passes_opcheck(maker, device, normed):
+    make = maker(torch.float32)
+    maps = [make(4, 3, 4, 4).to(device) for _ in range(3)]
+    target, vectors = make(2, 3, 4, 4).to(device), [make.wide(3).to(device) for _ in range(4)]
+    moments = [make.wide(2, 3).abs().to(device) for _ in range(4)]
+    x, residual, dy = maps
+    a = (x, *vectors[:2], *moments[:2], residual, target, 2, False, 1e-5, True)
+    beside = (*vectors[2:], *moments[2:], 1e-3) if normed else (None, None, None, None, 0.0)
+    operators = torch.ops.fula
+    opcheck(operators.lane_norm_joined.default, (*a, 0, *beside, "triton"))
+    ddist2 = moments[0][:, :2].contiguous()
+    arguments = (*a, 0, *beside, dy, ddist2, "triton")
+    opcheck(operators.lane_norm_joined_backward.default, arguments)
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_lane_conv_passes_opcheck(maker, device):
     make = maker(torch.float32)
@@ -174,15 +284,17 @@ def test_lane_conv_passes_opcheck(maker, device):
 def test_a_block_compiles_without_a_graph_break(maker, device):
     make = maker(torch.float32)
     x, weight = make(4, 4, 3, 3).to(device).requires_grad_(), make(4, 4, 3, 3).to(device)
-    gain, bias = make(4).to(device), make(4).to(device)
+    # dynamo refuses a function that is given one tensor twice
+    affines = [K.Affine(make(4).to(device), make(4).to(device), 1e-5) for _ in range(3)]
+    side = make(4, 4, 1, 1).to(device)
 
     def block(x):
         y, *moments, again = K.lane_conv_fork(x, weight, lanes=2, padding=1)
-        norm = dict(zip(("mean", "var"), moments, strict=True), gain=gain, bias=bias, eps=1e-5)
-        z, mean, var = K.lane_conv(y, weight, lanes=2, padding=1, **norm)
-        return K.lane_norm(
-            z, gain, bias, mean, var, lanes=2, training=False, eps=1e-5, residual=again, relu=True
-        )[0]
+        norm = dict(zip(("gain", "bias", "eps"), affines[0], strict=True))
+        norm |= dict(zip(("mean", "var"), moments, strict=True))
+        shortcut = K.Projection(side, 1, 0, affines[2])
+        end = {"norm": affines[1], "residual": again, "projection": shortcut, "relu": True}
+        return K.lane_conv_norm(y, weight, lanes=2, padding=1, **norm, **end)[0]
 
     found = []
     torch._dynamo.reset()

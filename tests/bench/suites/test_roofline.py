@@ -72,18 +72,19 @@ def test_the_whole_grid_keeps_to_its_budget(full, gigabytes, milliseconds):
 def test_fused_blocks_reach_the_goals_of_the_whole_grid():
     with fused_blocks.using(True):
         found = total(measure(setting(324)))
-    assert found.seconds <= 100e-3
-    assert found.bytes <= 150e9
+    assert found.seconds <= 92e-3
+    assert found.bytes <= 138e9
     assert found.dispatches <= 1000
 
 
-def test_fused_blocks_move_a_quarter_less():
-    """Three passes over a map less for every inner norm each way, two for every sum of branches."""
+def test_fused_blocks_move_a_third_less():
+    """Three passes over a map less for every inner norm each way, for every sum of branches two
+    and, as one gradient serves both, one more; for every shortcut's norm two forward, three back."""
     with fused_blocks.using(True):
         operators = dispatched(setting(36))
     fused, plain = total([cost(op) for op in operators]), total(measure(setting(36)))
     assert fused.flops == plain.flops
-    assert fused.bytes <= 0.75 * plain.bytes
+    assert fused.bytes <= 0.68 * plain.bytes
     share = break_even(operators, plain.seconds)
     assert 0.5 < share < H100.fused
     slow = replace(H100, fused=share)
@@ -96,6 +97,24 @@ def test_both_kinds_of_blocks_stand_side_by_side():
     found = with_and_without(setting(36))
     assert found["plain"] == last_line(total(measure(setting(36))))
     assert found["plain"] != found["fused"] and found["share"] == H100.fused
+
+
+def test_the_end_of_a_block_moves_each_map_once():
+    x, side = (torch.empty(64, c, 8, 8, **ZERO, requires_grad=True) for c in (32, 16))
+    w, w2 = torch.empty(32, 32, 3, 3, **ZERO), torch.empty(32, 16, 1, 1, **ZERO)
+    norm = [torch.empty(32, device="meta") for _ in range(4)]
+    target = torch.empty(32, 32, 8, 8, **ZERO)
+
+    def step():
+        shortcut = kernels.Projection(w2, 1, 0, kernels.Affine(*norm[2:], 1e-5))
+        end = {"norm": kernels.Affine(*norm[:2], 1e-5), "residual": side, "projection": shortcut}
+        z, dist2, _ = kernels.lane_conv_norm(x, w, lanes=2, padding=1, **end, target=target)
+        torch.autograd.backward([z, dist2], [torch.empty_like(z), torch.empty_like(dist2)])
+
+    with backend.using("triton"):
+        found = by_part(counted(step))["lane_norm"]
+    assert found.dispatches == 2
+    assert found.bytes == (3 + 4) * size(x)  # x, residual, z; dz, x, residual, d
 
 
 def test_a_fused_convolution_moves_each_map_once():
