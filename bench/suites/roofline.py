@@ -212,7 +212,9 @@ def main(arguments: Sequence[str]) -> None:
         choices = f" --phase {options.phase} --attack {options.attack}"
         row = {"attack": options.attack, "phase": options.phase, "setting": asdict(setting)}
         row |= {"blocks": both} if both else {}
-        found = environment("cpu", command_of("roofline", setting) + choices)
+        asked = f"{fused_blocks.ENVIRONMENT}=fused " if fused_blocks.asked() else ""
+        command = asked + command_of("roofline", setting) + choices
+        found = environment("cpu", command)
         saved(options.out / "roofline.json", found | row | report(costs), options.save)
     print(table(costs))
     if both:
