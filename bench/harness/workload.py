@@ -35,6 +35,8 @@ from fula_fast.pipelines import Augmentation, ImageSet, open_stream
 from fula_fast.stitching.starts import new_stitch
 from fula_fast.stitching.stitch import Stitch
 from fula_fast.study.cell import Cell
+from fula_fast.study.donor_spec import DonorSpec
+from fula_fast.study.facts import DataFacts, DonorFacts, donor_facts
 from fula_fast.study.protocol import protocol
 
 SITES, CLASSES = 9, 10
@@ -136,6 +138,13 @@ def donors(setting: Setting) -> tuple[Staged, Staged]:
         for _ in range(2)
     )
     return front, end
+
+
+def donor_facts_of(setting: Setting) -> DonorFacts:
+    """Either donor as planning sees it."""
+    donor = DonorSpec(name="a", model="resnet18", width=setting.width)
+    data = DataFacts((3, setting.image, setting.image), CLASSES, IMAGES)
+    return donor_facts(donor, data, protocol("fula-v1").hook)
 
 
 def batch_of(setting: Setting, images: int | None = None) -> tuple[Tensor, Tensor]:
