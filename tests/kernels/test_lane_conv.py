@@ -209,8 +209,13 @@ def test_the_end_of_a_block_is_convolution_norm_shortcut_and_sum(maker, shortcut
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("name", ["f32", "bf16"])
-@pytest.mark.parametrize("shortcut,aimed,room", [(0, 0, 2), (0, 1, 0), (1, 1, 2), (1, 0, 0)])
+@pytest.mark.parametrize(
+    "name,shortcut,aimed,room",
+    [
+        ("f32", 0, 0, 2), ("f32", 0, 1, 0), ("f32", 1, 1, 2), ("f32", 1, 0, 0),
+        ("bf16", 0, 1, 2), ("bf16", 1, 1, 0),
+    ],
+)  # fmt: skip
 def test_the_end_of_a_block(maker, agree, device, name, shortcut, aimed, room):
     make, lanes = maker(DTYPES[name]), 2
     weights, norms, prior = _end(make, lanes, 17, 18, bool(shortcut))
