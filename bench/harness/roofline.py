@@ -249,10 +249,11 @@ def _lane_conv_backward(op: Operator, chip: Chip):
     count = len(LaneConvArguments._fields)
     a, incoming = LaneConvArguments(*op.arguments[:count]), op.arguments[count:-1]
     dy, dmean, _, _, _, beside, _ = incoming
+    dx = size(op.outputs[0])  # as large as x, of which the shape alone is kept where none reads it
     before = a.mean is not None
     maps = 1 + before + (beside is not None)
-    moved = size(dy) * (1 + (dmean is not None)) + size(a.weight) + size(a.x) * maps
-    moved += _TILE_SUMS * size(a.x) * before
+    moved = size(dy) * (1 + (dmean is not None)) + size(a.weight) + dx * maps
+    moved += _TILE_SUMS * dx * before
     return "convolutions", 1 + before, moved, op.flops / _fused_rate(a, dy, 1, chip)
 
 

@@ -139,7 +139,9 @@ def fuse_blocks(*models: nn.Module) -> None:
 
 def _fits(block: ResidualBlock) -> bool:
     parts = [m for m in block.modules() if not list(m.children())]
-    return all(type(m) is LaneNorm or isinstance(m, nn.Conv2d) and _plain(m) for m in parts)
+    return block.depth > 1 and all(
+        type(m) is LaneNorm or isinstance(m, nn.Conv2d) and _plain(m) for m in parts
+    )
 
 
 def _plain(conv: nn.Conv2d) -> bool:

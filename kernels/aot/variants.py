@@ -273,13 +273,14 @@ def unshipped() -> Iterator[Variant]:
 
 
 def _joined(case: VariantCase) -> Iterator[Variant]:
-    for step, kernel in (
-        ("normalise", lane_norm.normalise_kernel), ("sums", lane_norm.sums_kernel),
-    ):  # fmt: skip
+    for step, kernel, grid in (
+        ("normalise", lane_norm.normalise_kernel, "lanes * tiles * parts"),
+        ("sums", lane_norm.sums_kernel, "lanes * chunks * ceil(channels, COLS)"),
+    ):
         tile = case.tile("joined_sums" if step == "sums" else step)
         fixed = {"FLAT": True, "ROWS": tile.rows, "COLS": tile.cols}
         yield _variant(
-            f"lane_norm_joined_{step}", kernel, case, "lanes * tiles * parts",
+            f"lane_norm_joined_{step}", kernel, case, grid,
             fixed | _absent("dx"),
         )  # fmt: skip
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..lane_norm import lane_norm
-from ..shared import backend, checks
+from ..shared import backend
 from . import operator, reference
-from .arguments import Affine, LaneConvArguments, Projection, checked
+from .arguments import Affine, Closed, LaneConvArguments, Projection, checked, checked_end
 
 
 def lane_conv(
@@ -94,17 +94,10 @@ def lane_conv_norm(
     a projection's normalised map is never written. Raises `FulaError` as both do.
     """
     a = checked(LaneConvArguments(x, weight, gain, bias, mean, var, lanes, stride, padding, eps))
-    second = None
-    if projection is not None:
-        if residual is None:
-            checks.fail("lane_conv", "residual", None, "must be what the projection takes")
-        geometry = lanes, projection.stride, projection.padding, 0.0
-        given = LaneConvArguments(residual, projection.weight, None, None, None, None, *geometry)
-        second = checked(given)
+    end = Closed(*norm, None, None, None, 0.0, target, relu, room)
+    second, end = checked_end(a, projection, residual, end)
     chosen = backend.choose("lane_conv", x)
     if chosen != "reference":
-        affine = (None, None, 0.0) if projection is None else projection.norm
-        end = operator.Closed(*norm, None if second else residual, *affine, target, relu, room)
         conv = second or (None,) * len(a)
         z, dist2, *moments = operator.Closing.apply(*a, *conv, *end, chosen)
         return z, None if target is None else dist2, tuple(m for m in moments if m is not None)

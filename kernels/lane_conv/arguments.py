@@ -53,6 +53,25 @@ class Projection(NamedTuple):
     norm: Affine
 
 
+class Closed(NamedTuple):
+    """The norm behind a block's last convolution, and the sum that it ends in.
+
+    residual_gain, residual_bias, residual_eps: of the projection's norm, whose convolution gives
+    the residual (None then).
+    """
+
+    gain: Tensor
+    bias: Tensor
+    eps: float
+    residual: Tensor | None
+    residual_gain: Tensor | None
+    residual_bias: Tensor | None
+    residual_eps: float
+    target: Tensor | None
+    relu: bool
+    room: int
+
+
 class ConvGradients(NamedTuple):
     """Gradients that come in: dy (L*B, C2, H', W'); those of y's statistics (L, C2), with y and its
     mean, all four or none; of another branch that x feeds, (L*B, C1, H, W). scale (L, C2): what dy
@@ -121,3 +140,52 @@ def _norm(a: LaneConvArguments) -> None:
         checks.like(NOUN, name, tensor, "x", a.x, dtype=False)
         meaning = "(C1,)" if name in shapes else "(L, C1)"
         checks.shape(NOUN, name, tensor, shapes.get(name, (a.lanes, channels)), meaning=meaning)
+
+
+def checked_end(
+    last: LaneConvArguments, projection: Projection | None, residual: Tensor | None, end: Closed
+) -> tuple[LaneConvArguments | None, Closed]:
+    """The projection's convolution, and `end` of checked `last` with its target without gradient.
+
+    Raises `FulaError` for what does not fit together.
+    """
+    _affine(last, "norm", Affine(end.gain, end.bias, end.eps))
+    given = checks.present(residual=residual, target=end.target)
+    checks.tensors(NOUN, given)
+    for name, tensor in given.items():
+        checks.like(NOUN, name, tensor, "x", last.x)
+    checks.integer(NOUN, "room", end.room)
+    if end.room < 0:
+        checks.fail(NOUN, "room", end.room, "must be at least 0")
+    if end.target is not None:
+        samples = len(last.x) // last.lanes if last.lanes else len(end.target)
+        meaning = "(B, C2, H', W')"
+        checks.shape(NOUN, "target", end.target, (samples, *last.output[1:]), meaning=meaning)
+        end = end._replace(target=end.target.detach())
+    if projection is None:
+        if residual is not None:
+            meaning = "that of y"
+            checks.shape(NOUN, "residual", residual, last.output, meaning=meaning)
+        return None, end._replace(residual=residual)
+    if residual is None:
+        checks.fail(NOUN, "residual", None, "must be what the projection takes")
+    geometry = last.lanes, projection.stride, projection.padding, 0.0
+    conv = checked(LaneConvArguments(residual, projection.weight, *(None,) * 4, *geometry))
+    if conv.output != last.output:
+        rule = f"must be that of y, {last.output}"
+        checks.fail(NOUN, "projection's output", conv.output, rule)
+    _affine(conv, "projection.norm", projection.norm)
+    gain, bias, eps = projection.norm
+    return conv, end._replace(residual_gain=gain, residual_bias=bias, residual_eps=eps)
+
+
+def _affine(a: LaneConvArguments, name: str, norm: Affine) -> None:
+    """A norm of what `a` gives."""
+    given = {f"{name}.gain": norm.gain, f"{name}.bias": norm.bias}
+    checks.tensors(NOUN, given)
+    for part, tensor in given.items():
+        checks.like(NOUN, part, tensor, "x", a.x, dtype=False)
+        checks.shape(NOUN, part, tensor, (a.weight.shape[0],), meaning="(C2,)")
+        if tensor.requires_grad:
+            checks.fail(NOUN, f"{part}.requires_grad", True, "it has no gradient: detach it")
+    checks.number(NOUN, f"{name}.eps", norm.eps)

@@ -15,7 +15,7 @@ goes to its convolutions as it is, and each scales it while it reads it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ from torch.library import custom_op
 
 from ..lane_norm import operator as lane_norm
 from ..lane_norm.arguments import LaneNormArguments, ResidualNorm
-from ..lane_norm.arguments import checked as checked_norm
 from ..shared.backend import implementation
 from ..shared.operators import Incoming, gradients, keep, kept, or_empty, schema
 from ..shared.sums import accumulator
-from .arguments import NOUN, ConvGradients, LaneConvArguments
+from .arguments import NOUN, Closed, ConvGradients, LaneConvArguments
 
 
 @custom_op(
@@ -87,7 +86,12 @@ def _split(fields: Any) -> tuple[LaneConvArguments, ConvGradients]:
 def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
     *fields, backend = inputs
     y, mean, _ = output
-    keep(ctx, (*fields, y, mean), backend)
+    keep(ctx, (*_read(LaneConvArguments(*fields)), y, mean), backend)
+
+
+def _read(a: LaneConvArguments) -> LaneConvArguments:
+    """`a` as the gradient reads it: of an x without a norm behind it, shape and dtype alone."""
+    return a if a.mean is not None else a._replace(x=a.x.new_empty(()).expand(a.x.shape))
 
 
 def _gradient(
@@ -120,28 +124,12 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y, mean, var = lane_conv(*flat)
-        keep(ctx, (*flat[:-1], y, mean), flat[-1])
+        keep(ctx, (*_read(LaneConvArguments(*flat[:-1])), y, mean), flat[-1])
         return y, mean, var, flat[0].view_as(flat[0])
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple:
         return _gradient(ctx, *incoming)
-
-
-class Closed(NamedTuple):
-    """The norm behind a block's last convolution and the sum that it ends in; residual_norm: gain
-    and bias (C2,) and eps of the projection's, whose convolution gives the residual."""
-
-    gain: Tensor
-    bias: Tensor
-    eps: float
-    residual: Tensor | None
-    residual_gain: Tensor | None
-    residual_bias: Tensor | None
-    residual_eps: float
-    target: Tensor | None
-    relu: bool
-    room: int
 
 
 class Closing(torch.autograd.Function):
@@ -157,8 +145,10 @@ class Closing(torch.autograd.Function):
         if projection is not None:
             residual, *known = lane_conv(*projection, backend)
         a, beside = _sum(end, last.lanes, (y, mean, var), (residual, *known))
-        z, dist2 = lane_norm.joined(*checked_norm(a), *beside, backend)
-        keep(ctx, (*flat[:-1], y, mean, var, residual, *(known or (None, None))), backend)
+        z, dist2 = lane_norm.joined(*a, *beside, backend)
+        second = (None,) * len(last) if projection is None else _read(projection)
+        made = y, mean, var, residual, *(known or (None, None))
+        keep(ctx, (*_read(last), *second, *end._replace(residual=None), *made), backend)
         ctx.mark_non_differentiable(mean, var, *known)
         return z, dist2, mean, var, *(known or (None, None))
 
@@ -176,7 +166,7 @@ class Closing(torch.autograd.Function):
         found = gradients(LaneConvArguments, **passed)[:-1]
         if projection is None:
             nothing = (None,) * len(LaneConvArguments._fields)
-            rest = gradients(Closed, residual=d if end.residual is not None else None)
+            rest = gradients(Closed, residual=d if residual is not None else None)
             return *found, *nothing, *rest
         norm = (residual, *known, end.residual_gain, end.residual_eps)
         passed = _scaled(projection, d, norm, (total, *again), ctx.backend)

@@ -80,13 +80,14 @@ def backward(
     positions = triton.cdiv(sizes.height, a.stride) * triton.cdiv(sizes.width, a.stride)
     tiles = triton.cdiv(sizes.samples * positions, tile.rows)
     parts, groups = triton.cdiv(sizes.c1, tile.cols), tiles * a.stride**2
-    partial = None
+    partial, x = None, dx  # without a norm before, x is not read
     if prior is not None:
+        x = channels_last(a.x)
         partial = dx.new_empty(a.lanes, groups, 2, sizes.c1, dtype=torch.float32)
     with torch.cuda.device_of(a.x):
         launch(
             conv_gradient_kernel, a.lanes * groups * parts,
-            _given(incoming), channels_last(a.weight), channels_last(a.x), prior, dx, partial,
+            _given(incoming), channels_last(a.weight), x, prior, dx, partial,
             sizes, tiles, parts, 1.0 / sizes.rows,
             **_fixed(a), ROWS=tile.rows, COLS=tile.cols, INNER=tile.inner,
             num_warps=tile.warps, num_stages=tile.stages,

@@ -11,7 +11,8 @@ Backward, with d the gradient at the sum before the ReLU (incoming gradient plus
     training: dx = w * rsqrt(var + eps) * (d - mean(d) - xhat * mean(d * xhat))
     eval:     dx = w * rsqrt(var + eps) * d
 
-`sums` yields sum(d), sum(d * xhat) per lane and channel, and writes d where a residual needs it;
+`sums` yields sum(d), sum(d * xhat) per lane and channel, and writes d where it is asked for, as a
+residual does;
 `input_gradient` then reads d back instead of recomputing it. In eval mode `sums`, where it is asked
 for, writes dx as well: that needs no sum.
 

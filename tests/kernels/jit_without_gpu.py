@@ -16,7 +16,7 @@ from triton.runtime import driver
 from fula_fast.kernels.augment.arguments import AugmentArguments
 from fula_fast.kernels.hint_terms.arguments import HintTermsArguments
 from fula_fast.kernels.lane_conv.arguments import ConvGradients, LaneConvArguments
-from fula_fast.kernels.lane_norm.arguments import LaneNormArguments
+from fula_fast.kernels.lane_norm.arguments import LaneNormArguments, ResidualNorm
 from fula_fast.kernels.pgd_step.arguments import PgdStepArguments
 from fula_fast.kernels.shared.backend import implementation
 from fula_fast.kernels.shared.operators import Incoming
@@ -111,7 +111,23 @@ def convolutions(dtype: torch.dtype, channels: int, size: int) -> None:
     for stride, given in ((1, norm), (2, [None] * 4)):
         a = LaneConvArguments(x, weight, *given, LANES, stride, 1, 1e-5)
         y, mean, var = serve.forward(a)
-        serve.backward(a, ConvGradients(y, mean, var, y, mean, None if stride == 1 else x))
+        beside, scale = (None, mean) if stride == 1 else (x, None)
+        serve.backward(a, ConvGradients(y, mean, var, y, mean, beside, scale))
+
+
+def ends(dtype: torch.dtype, channels: int, size: int) -> None:
+    """Blocks' ends with a norm of the residual's own and without; with each output's gradient."""
+    x, residual, dy = (maps(LANES * SAMPLES, channels, size, dtype) for _ in range(3))
+    target, ddist2 = maps(SAMPLES, channels, size, dtype), torch.rand(LANES, SAMPLES)
+    affine, running = torch.rand(2, channels), torch.rand(2, LANES, channels)
+    serve = implementation("lane_norm", "triton")
+    own = ResidualNorm(*affine, *running, 1e-5)
+    for beside, aim in product((own, ResidualNorm(None, None, None, None, 0.0)), (target, None)):
+        a = LaneNormArguments(x, *affine, *running, residual, aim, LANES, False, 1e-5, True)
+        serve.joined(a, beside)
+        serve.joined_backward(a, beside, Incoming(dy, None))
+        if aim is not None:
+            serve.joined_backward(a, beside, Incoming(None, ddist2))
 
 
 def terms(dtype: torch.dtype, channels: int, size: int) -> None:
@@ -142,6 +158,7 @@ def main() -> None:
             norms(dtype, channels, size)
             stitches(dtype, channels, size)
             convolutions(dtype, channels, size)
+            ends(dtype, channels, size)
             terms(dtype, channels, size)
     pixels()
     print(*sorted(launched))

@@ -34,6 +34,23 @@ def _conv(**changes):
     return K.lane_conv(**{**arguments, **changes})
 
 
+def _end(**changes):
+    arguments = {
+        "x": torch.ones(6, 4, 3, 3), "weight": torch.ones(5, 4, 3, 3), "lanes": 2,
+        "norm": K.Affine(torch.ones(5), torch.ones(5), 1e-5), "residual": torch.ones(6, 5, 1, 1),
+        "target": torch.ones(3, 5, 1, 1),
+    }  # fmt: skip
+    return K.lane_conv_norm(**{**arguments, **changes})
+
+
+def _projected(**changes):
+    norm = K.Affine(torch.ones(5), torch.ones(5), 1e-5)._replace(
+        **{name: changes.pop(name) for name in ("gain", "bias", "eps") if name in changes}
+    )
+    projection = K.Projection(torch.ones(5, 3, 1, 1), 1, 0, norm)._replace(**changes)
+    return _end(residual=torch.ones(6, 3, 1, 1), projection=projection)
+
+
 def _pgd(**changes):
     image = torch.ones(2, 3)
     arguments = {"x_adv": image, "grad": image, "x_clean": image, "step": 0.1, "eps": 0.1}
@@ -100,6 +117,21 @@ CASES = [
         dict.fromkeys(("gain", "bias", "mean", "var"), ONE(4)),
         "mean.shape = (4,): must be (2",
     ),
+    (_end, {"norm": K.Affine(ONE(4), ONE(5), 0.0)}, "norm.gain.shape = (4,): must be (5,), (C2,)"),
+    (_end, {"norm": K.Affine(ONE(5), ONE(5), -1.0)}, "norm.eps = -1.0: must be finite and at"),
+    (_end, {"residual": ONE(6, 5, 1, 2)}, "residual.shape = (6, 5, 1, 2): must be (6, 5, 1, 1)"),
+    (_end, {"target": ONE(6, 5, 1, 1)}, "target.shape = (6, 5, 1, 1): must be (3, 5, 1, 1)"),
+    (_end, {"room": -1}, "room = -1: must be at least 0"),
+    (_projected, {"gain": ONE(5).requires_grad_()}, "projection.norm.gain.requires_grad = True"),
+    (_projected, {"bias": None}, "projection.norm.bias = None: must be a tensor"),
+    (_projected, {"bias": ONE(2, 5)}, "projection.norm.bias.shape = (2, 5): must be (5,)"),
+    (_projected, {"weight": ONE(5, 2, 1, 1)}, "weight.shape = (5, 2, 1, 1): must be (5, 3, 1, 1)"),
+    (_projected, {"padding": 1}, "projection's output = (6, 5, 3, 3): must be that of y, (6, 5, 1"),
+    (
+        _end,
+        {"projection": K.Projection(ONE(5, 3, 1, 1), 1, 0, None), "residual": None},
+        "residual = None: must be what the projection takes",
+    ),
     (_pgd, {"grad": ONE(3, 2)}, "grad.shape = (3, 2): must be (2, 3)"),
     (_pgd, {"eps": float("inf")}, "eps = inf: must be finite and at least 0"),
     (_pgd, {"step": -1.0}, "step = -1.0: must be finite and at least 0"),
@@ -128,6 +160,8 @@ EVERY = {
     _norm: ("x", "weight", "bias", "running_mean", "running_var", "residual", "target"),
     _stitch: ("x", "weight", "bias", "target"),
     _conv: ("x", "weight", "gain", "bias", "mean", "var"),
+    _end: ("x", "weight", "residual", "target"),
+    _projected: ("gain", "bias"),
     _pgd: ("x_adv", "grad", "x_clean"),
     _augment: ("images", "index", "dy", "dx", "flip", "markers"),
     _gram: ("x", "y"),

@@ -9,7 +9,6 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 import fula_fast.kernels as K
-from fula_fast.errors import FulaError
 from fula_fast.kernels import backend
 
 pytestmark = [
@@ -136,8 +135,10 @@ def small_tiles():
     pytest.importorskip("triton")
     from fula_fast.kernels.shared import tiles
 
-    small = tiles.Tile(16, 16, 16)
-    with tiles.forced(lane_conv=small, lane_conv_gradient=small):
+    small, rows = tiles.Tile(16, 16, 16), tiles.Tile(8, 8, 2)
+    with tiles.forced(
+        lane_conv=small, lane_conv_gradient=small, normalise=rows, sums=rows, joined_sums=rows
+    ):
         yield
 
 
@@ -170,16 +171,17 @@ def _end(make, lanes: int, c1: int, c2: int, shortcut: bool):
     return weights, vectors, _norm(make, lanes, c1)
 
 
-def _ended(x, residual, target, gain, bias, mean, var, norms, weights, lanes, room=0):
-    """`lane_conv_norm` behind a norm, its shortcut of stride 2."""
-    gain2, bias2, *more = norms
-    shortcut = K.Projection(weights[1], 2, 0, K.Affine(*more, 1e-3)) if more else None
+def _ended(x, residual, target, prior, norms, weights, lanes, relu=True, room=0):
+    """(z, dist2, statistics) of `lane_conv_norm`; a projection has stride 2."""
+    gain, bias, *more = norms
+    projection = K.Projection(weights[1], 2, 0, K.Affine(*more, 1e-3)) if more else None
     z, dist2, moments = K.lane_conv_norm(
-        x, weights[0], lanes=lanes, padding=1, gain=gain, bias=bias, mean=mean, var=var, eps=1e-5,
-        norm=K.Affine(gain2, bias2, 1e-5), residual=residual, projection=shortcut, relu=True,
+        x, weights[0], lanes=lanes, padding=1, **prior, eps=1e-5,
+        norm=K.Affine(gain, bias, 1e-5), residual=residual, projection=projection, relu=relu,
         target=target, room=room,
     )  # fmt: skip
-    return z[: len(x)], dist2, *moments
+    assert not any(m.requires_grad for m in moments)
+    return z, dist2, *moments
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
@@ -190,7 +192,7 @@ def test_the_end_of_a_block_is_convolution_norm_shortcut_and_sum(maker, shortcut
     residual = make(6, 4, 8, 8) if shortcut else make(6, 6, 4, 4)
     with backend.using("reference"):
         given = {name: t.detach() for name, t in prior.items()}
-        z, dist2, *moments = _ended(x, residual, target, *given.values(), norms, weights, lanes)
+        z, dist2, *moments = _ended(x, residual, target, given, norms, weights, lanes)
     for lane in range(lanes):
         part = slice(lane * samples, (lane + 1) * samples)
         before = given["mean"][lane], given["var"][lane], given["gain"], given["bias"]
@@ -208,30 +210,70 @@ def test_the_end_of_a_block_is_convolution_norm_shortcut_and_sum(maker, shortcut
             torch.testing.assert_close(pair[1][lane], taken.var((0, 2, 3), correction=0))
 
 
+# dtype, layout, residual, a norm before, ReLU, what a loss looks at
+ENDS = [
+    ("f32", "last", "same", 1, 1, "both"),
+    ("f32", "last", "projected", 1, 0, "distance"),
+    ("f32", "first", "none", 0, 1, "z beside a target"),
+    ("bf16", "gaps", "projected", 1, 1, "both"),
+    ("bf16", "last", "same", 1, 1, "z"),
+    ("f16", "last", "projected", 0, 0, "both"),
+]
+
+
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(
-    "name,shortcut,aimed,room",
-    [
-        ("f32", 0, 0, 2), ("f32", 0, 1, 0), ("f32", 1, 1, 2), ("f32", 1, 0, 0),
-        ("bf16", 0, 1, 2), ("bf16", 1, 1, 0),
-    ],
-)  # fmt: skip
-def test_the_end_of_a_block(maker, agree, device, name, shortcut, aimed, room):
-    make, lanes = maker(DTYPES[name]), 2
-    weights, norms, prior = _end(make, lanes, 17, 18, bool(shortcut))
-    sizes = (6, 4, 9, 7) if shortcut else (6, 18, 5, 4)
-    inputs = [make(6, 17, 5, 4, grad=True, shift=0.3), make(*sizes, grad=True)]
-    target = make(3, 18, 5, 4) if aimed else None
+@pytest.mark.parametrize("case", ENDS, ids=lambda case: "-".join(map(str, case)))
+def test_the_end_of_a_block(maker, agree, device, case):
+    name, layout, kind, normed, relu, used = case
+    make, lanes, projected = maker(DTYPES[name], layout), 2, kind == "projected"
+    weights, norms, prior = _end(make, lanes, 17, 18, projected)
+    sizes = (6, 4, 9, 7) if projected else (6, 18, 5, 4)
+    residual = None if kind == "none" else make(*sizes, grad=True)
+    target = None if used == "z" else make(3, 18, 5, 4)
+    before = list(prior.values()) if normed else []
 
-    def call(x, residual, target, gain, bias, mean, var, *rest):
-        norms, weights = rest[: len(rest) - 1 - shortcut], rest[len(rest) - 1 - shortcut :]
-        return _ended(x, residual, target, gain, bias, mean, var, norms, weights, lanes, room)
+    def call(x, residual, target, *rest):
+        norms, rest = rest[: 2 + 2 * projected], rest[2 + 2 * projected :]
+        weights, given = rest[: 1 + projected], rest[1 + projected :]
+        given = dict(zip(prior, given, strict=True)) if given else {}
+        z, dist2, *moments = _ended(
+            x, residual, target, given, norms, weights, lanes, relu=bool(relu)
+        )
+        z = z.detach() if used == "distance" else z
+        dist2 = dist2.detach() if used == "z beside a target" else dist2
+        return z, dist2, *moments
 
-    arguments = [*inputs, target, *prior.values(), *norms, *weights]
-    values = 1 + aimed + 2 * (1 + shortcut)
+    x = make(6, 17, 5, 4, grad=True, shift=0.3)
+    values = 1 + (target is not None) + 2 * (1 + projected)
     # d is stored before it is scaled, and what comes to statistics follows
-    passed_on = range(values, values + 4) if name == "bf16" else ()
-    agree(call, arguments, "triton", device, passed_on=passed_on)
+    passed_on = range(values, values + 4) if name != "f32" else ()
+    inputs = [x, residual, target, *norms, *weights, *before]
+    agree(call, inputs, "triton", device, passed_on=passed_on)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_samples_behind_the_end_of_a_block_change_nothing(maker, device):
+    """Nor does a gradient that comes to them; and no samples at all have none."""
+    make = maker(torch.float32)
+    weights, norms, prior = _end(make, 2, 3, 5, True)
+    moved = [[t.to(device) for t in part] for part in (weights, norms)]
+    given = {n: t.detach().to(device) for n, t in prior.items()}
+    x, residual = (make(*s, grad=True).to(device) for s in ((4, 3, 4, 4), (4, 4, 8, 8)))
+    target, dz = make(2, 5, 4, 4).to(device), make(7, 5, 4, 4).to(device)
+
+    def step(count, room):
+        with backend.using("triton"):
+            maps = x[: 2 * count], residual[: 2 * count], target[:count]
+            z, dist2, *_ = _ended(*maps, given, *reversed(moved), 2, room=room)
+        assert len(z) == 2 * count + room
+        incoming = [dz[: len(z)], torch.ones_like(dist2)]
+        return [z[: 2 * count], dist2, *torch.autograd.grad([z, dist2], [x, residual], incoming)]
+
+    for roomy, plain in zip(step(2, 3), step(2, 0), strict=True):
+        assert torch.equal(roomy, plain)
+    z, dist2, *gradients = step(0, 0)
+    assert z.shape == (0, 5, 4, 4) and dist2.shape == (2, 0)
+    assert not any(g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("shortcut", [False, True])
@@ -242,36 +284,27 @@ def test_the_end_of_a_block_has_the_gradients_of_finite_differences(maker, short
     target = make(2, 3, 2, 2)
 
     def call(x, residual, mean, var):
-        given = prior["gain"], prior["bias"], mean, var
         with backend.using("reference"):
-            return _ended(x, residual, target, *given, norms, weights, 2)[:2]
+            given = {**prior, "mean": mean, "var": var}
+            return _ended(x, residual, target, given, norms, weights, 2)[:2]
 
     inputs = [make(4, 2, 2, 2, grad=True), residual, prior["mean"], prior["var"]]
     assert torch.autograd.gradcheck(call, inputs)
 
 
-def test_a_projection_without_what_it_takes_is_refused(maker):
-    make = maker()
-    weights, norms, prior = _end(make, 2, 3, 3, True)
-    with pytest.raises(FulaError, match="residual = None: must be what the projection takes"):
-        _ended(make(4, 3, 2, 2), None, None, *prior.values(), norms, weights, 2)
-
-
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("normed", [True, False])
-def test_what_joins_a_block_s_branches_passes_opcheck(maker, device, normed):
+def test_what_joins_a_block_s_branches_passes_opcheck(maker, device):
     make = maker(torch.float32)
     maps = [make(4, 3, 4, 4).to(device) for _ in range(3)]
     target, vectors = make(2, 3, 4, 4).to(device), [make.wide(3).to(device) for _ in range(4)]
     moments = [make.wide(2, 3).abs().to(device) for _ in range(4)]
     x, residual, dy = maps
     a = (x, *vectors[:2], *moments[:2], residual, target, 2, False, 1e-5, True)
-    beside = (*vectors[2:], *moments[2:], 1e-3) if normed else (None, None, None, None, 0.0)
-    operators = torch.ops.fula
-    opcheck(operators.lane_norm_joined.default, (*a, 0, *beside, "triton"))
-    ddist2 = moments[0][:, :2].contiguous()
-    arguments = (*a, 0, *beside, dy, ddist2, "triton")
-    opcheck(operators.lane_norm_joined_backward.default, arguments)
+    operators, ddist2 = torch.ops.fula, moments[0][:, :2].contiguous()
+    for beside in ((*vectors[2:], *moments[2:], 1e-3), (None, None, None, None, 0.0)):
+        given = (*a, 0, *beside)
+        opcheck(operators.lane_norm_joined.default, (*given, "triton"))
+        opcheck(operators.lane_norm_joined_backward.default, (*given, dy, ddist2, "triton"))
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -291,24 +324,30 @@ def test_a_block_compiles_without_a_graph_break(maker, device):
     x, weight = make(4, 4, 3, 3).to(device).requires_grad_(), make(4, 4, 3, 3).to(device)
     # dynamo refuses a function that is given one tensor twice
     affines = [K.Affine(make(4).to(device), make(4).to(device), 1e-5) for _ in range(3)]
-    side = make(4, 4, 1, 1).to(device)
+    side, target = make(4, 4, 1, 1).to(device), make(2, 4, 3, 3).to(device)
+    room = len(x)
 
-    def block(x):
+    def block(x, projected):
         y, *moments, again = K.lane_conv_fork(x, weight, lanes=2, padding=1)
         norm = dict(zip(("gain", "bias", "eps"), affines[0], strict=True))
         norm |= dict(zip(("mean", "var"), moments, strict=True))
-        shortcut = K.Projection(side, 1, 0, affines[2])
-        end = {"norm": affines[1], "residual": again, "projection": shortcut, "relu": True}
-        return K.lane_conv_norm(y, weight, lanes=2, padding=1, **norm, **end)[0]
+        projection = K.Projection(side, 1, 0, affines[2]) if projected else None
+        end = {"norm": affines[1], "residual": again, "projection": projection, "room": room}
+        z, dist2, _ = K.lane_conv_norm(
+            y, weight, lanes=2, padding=1, **norm, **end, relu=True, target=target
+        )
+        return z[: len(x)], dist2
 
-    found = []
     torch._dynamo.reset()
-    with backend.using("triton"):
-        for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
-            y = run(x)
-            found.append([y, *torch.autograd.grad(y.square().sum(), x)])
-    for eager, compiled in zip(*found, strict=True):
-        torch.testing.assert_close(compiled, eager)
+    for projected in (True, False):
+        found = []
+        with backend.using("triton"):
+            for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+                y, dist2 = run(x, projected)
+                total = y.square().sum() + dist2.sum()
+                found.append([y, dist2, *torch.autograd.grad(total, x)])
+        for eager, compiled in zip(*found, strict=True):
+            torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.gpu

@@ -78,8 +78,9 @@ def test_fused_blocks_reach_the_goals_of_the_whole_grid():
 
 
 def test_fused_blocks_move_a_third_less():
-    """Three passes over a map less for every inner norm each way, for every sum of branches two
-    and, as one gradient serves both, one more; for every shortcut's norm two forward, three back."""
+    """Statistics come with what a convolution writes: a pass over a map less for every norm. An
+    inner norm writes none each way, a shortcut's neither; a sum of branches is added where one of
+    their gradients is written, and the sum that ends a block has one gradient instead of two."""
     with fused_blocks.using(True):
         operators = dispatched(setting(36))
     fused, plain = total([cost(op) for op in operators]), total(measure(setting(36)))
