@@ -150,10 +150,10 @@ def checked_end(
     Raises `FulaError` for what does not fit together.
     """
     _affine(last, "norm", Affine(end.gain, end.bias, end.eps))
-    given = checks.present(residual=residual, target=end.target)
-    checks.tensors(NOUN, given)
-    for name, tensor in given.items():
-        checks.like(NOUN, name, tensor, "x", last.x)
+    checks.tensors(NOUN, checks.present(residual=residual, target=end.target))
+    for name, tensor in (("residual", residual), ("target", end.target)):
+        if tensor is not None:
+            checks.like(NOUN, name, tensor, "x", last.x)
     checks.integer(NOUN, "room", end.room)
     if end.room < 0:
         checks.fail(NOUN, "room", end.room, "must be at least 0")
@@ -170,7 +170,8 @@ def checked_end(
     if residual is None:
         checks.fail(NOUN, "residual", None, "must be what the projection takes")
     geometry = last.lanes, projection.stride, projection.padding, 0.0
-    conv = checked(LaneConvArguments(residual, projection.weight, *(None,) * 4, *geometry))
+    before = None, None, None, None
+    conv = checked(LaneConvArguments(residual, projection.weight, *before, *geometry))
     if conv.output != last.output:
         rule = f"must be that of y, {last.output}"
         checks.fail(NOUN, "projection's output", conv.output, rule)
