@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .. import __version__
+from .. import __version__, stops
 from ..errors import FulaError, FulaWarning
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -90,7 +90,7 @@ def _extended(function: Callable[..., int | None], arguments: dict[str, Any]) ->
 def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
     """The exit code of `work`; what went wrong is told in one line."""
     try:
-        code = work()
+        code = _asked_first(work)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -116,6 +116,15 @@ def _guarded(work: Callable[[], int | None], resume: str) -> int | None:
             raise
         _complain(f"error: the machine refused ({_told(error)}); free memory, or raise the limit")
     return BAD_INPUT
+
+
+def _asked_first(work: Callable[[], int | None]) -> int | None:
+    """`work`, whose failure after it was asked to stop is that it stopped."""
+    try:
+        return work()
+    except Exception:
+        stops.check()
+        raise
 
 
 def _told(error: Exception) -> str:
@@ -145,16 +154,18 @@ def _stoppable() -> Iterator[None]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does; one that is ignored (nohup) stays so."""
 
     def stop(number: int, frame: Any) -> None:
-        raise _Stopped(number)
+        stops.ask(KeyboardInterrupt() if number == signal.SIGINT else _Stopped(number))
 
-    heard = [number for number in _STOPS if signal.getsignal(number) == signal.SIG_DFL]
+    usual = dict.fromkeys(_STOPS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    heard = {n: found for n, found in usual.items() if signal.getsignal(n) == found}
     for number in heard:
         signal.signal(number, stop)
     try:
-        yield
+        with stops.heard():
+            yield
     finally:
-        for number in heard:
-            signal.signal(number, signal.SIG_DFL)
+        for number, found in heard.items():
+            signal.signal(number, found)
 
 
 def command_group(name: str, help: str) -> typer.Typer:

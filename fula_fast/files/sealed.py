@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from .. import stops
 from ..errors import FulaError
 from .atomic import replacing, scratch_folder
 
@@ -313,10 +314,16 @@ def foreign_head(path: Path, kind: Kind) -> dict[str, str]:
 def _tensors(path: Path, kind: Kind) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
+    # torch maps the file itself, and says by a RuntimeError that it cannot
+    failures = (SafetensorError, OSError, ValueError, KeyError, RuntimeError)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        # torch maps the file itself, and says by a RuntimeError that it cannot
+    except failures:
+        stops.check()  # torch drops an interrupt, and says that a storage has no shape
+    try:
+        return load_file(path)
+    except failures as error:
+        stops.check()
         raise Damaged(path, kind, f"its tensors cannot be read ({_first(error)})") from None
 
 

@@ -48,7 +48,7 @@ def run_cell(
     spec = narrowed(_sweep_of(experiment, cell), cell)
     asked = EngineSpec.model_validate(spec.engine.model_dump() | dict(engine or {}))
     spec = spec.model_copy(update={"engine": asked})
-    place = out / "cells" / cell
+    place = out / "cells" / experiment.name / cell  # ids tell cells, not what else a run measures
     resume = (place / "spec.json").exists()
     run_sweep(spec, place, resume=resume, progress=progress, donors=donors)
     (row,) = Store.open(place).rows()

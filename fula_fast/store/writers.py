@@ -20,6 +20,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from .. import stops
 from ..errors import FulaError
 from ..files import sealed
 from ..files.atomic import host_name, is_alive, remove
@@ -71,6 +72,7 @@ class Writers:
         try:
             yield
         except KeyboardInterrupt:
+            stops.forget()
             self.check_wanted(since)
             raise
         finally:

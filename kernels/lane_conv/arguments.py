@@ -145,7 +145,8 @@ def _norm(a: LaneConvArguments) -> None:
 def checked_end(
     last: LaneConvArguments, projection: Projection | None, residual: Tensor | None, end: Closed
 ) -> tuple[LaneConvArguments | None, Closed]:
-    """The projection's convolution, and `end` of checked `last` with its target without gradient.
+    """The projection's convolution, and `end` of checked `last` with its target (B, C2, H', W')
+    without gradient; residual: (L*B, C2, H', W'), or what the projection takes.
 
     Raises `FulaError` for what does not fit together.
     """

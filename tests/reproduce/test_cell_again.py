@@ -53,7 +53,7 @@ def test_it_gives_the_numbers_of_the_whole_run(tmp_path):
     sets = [word for text in (*QUICK, FRONT) for word in ("--set", text)]
     answer = CliRunner().invoke(commands.app, [*words, str(tmp_path / "one"), *sets])
     assert answer.exit_code == 0, answer.output
-    (again,) = Store.open(tmp_path / "one" / "cells" / row["cell"]).rows()
+    (again,) = Store.open(tmp_path / "one" / "cells" / experiment.name / row["cell"]).rows()
     for name in ("front_hash", "end_hash", "front_site", "end_site", "method", "subset", "seed"):
         assert again[name] == row[name]
     assert again["accuracy"] == pytest.approx(row["accuracy"], abs=0.011)  # an image of a hundred

@@ -23,7 +23,7 @@ HOMES = {"fula_fast": "fula_fast", "kernels": "fula_fast.kernels"}
 HOMES |= {"pipelines": "fula_fast.pipelines", "bench": "fula_fast.bench"}
 
 LAYERS = (
-    {"errors", "progress", "files"},
+    {"errors", "progress", "stops", "files"},
     {"device", "kernels", "pipelines", "models"},
     {"methods"},
     {"measures"},
@@ -44,7 +44,7 @@ BELOW |= {"attacks.options": "methods"}
 TENSORS = {"fula_fast.methods.objectives"}
 """Loaded by name when a step needs it."""
 
-LOOSE = {"__init__", "__main__", "api", "errors", "progress", "results"}
+LOOSE = {"__init__", "__main__", "api", "errors", "progress", "results", "stops"}
 SAME_NAME = {
     # a benchmark is named for what it measures
     "agreement", "attack", "data", "precision", "record", "solo", "grid", "kernels",

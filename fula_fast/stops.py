@@ -1,0 +1,42 @@
+"""Whether the system has asked this process to end.
+
+A handler says so by an exception, which lands wherever Python code runs; a library that calls
+Python from C may drop it there and report a failure of its own (`torch.asarray` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+_asked: KeyboardInterrupt | None = None
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """What is asked inside the block is forgotten behind it."""
+    forget()
+    try:
+        yield
+    finally:
+        forget()
+
+
+def ask(stop: KeyboardInterrupt) -> NoReturn:
+    """Raise `stop`, and remember that it was raised: for the handlers of signals."""
+    global _asked
+    _asked = stop
+    raise stop
+
+
+def forget() -> None:
+    """It has arrived: what follows is an answer to it."""
+    global _asked
+    _asked = None
+
+
+def check() -> None:
+    """Raise what was asked once more, for code that has seen an unexpected failure."""
+    if _asked is not None:
+        raise _asked
