@@ -20,9 +20,9 @@ from fula_fast.store import COLUMNS, Store
 from fula_fast.study.cell import digest
 
 SHARES = {"accuracy", "robust_accuracy", "agreement_top1", "agreement_soft"}
-NEAR, FAR = 0.01, 0.1
-"""What shares may move by: five test images of 500 in another order of sums; more with donors that
-another processor trained."""
+NEAR, FAR, ON_AVERAGE = 0.03, 0.3, 0.05
+"""What shares may move by: a few test images of 250 in another order of sums; more with donors that
+another processor, or another number of threads, trained: each cell then, and all on average."""
 NOWHERE = Path("no-such-folder")
 QUICK = ["grid.sites=[9]", "grid.subset=['all']", "grid.pairs=[['cifar10_1', 'cifar10_0']]"]
 
@@ -144,9 +144,12 @@ def test_a_keyed_hundredth_of_the_table_comes_again(data, tmp_path):
         key=lambda row: digest(["a hundredth", row["cell"]]),
     )
     assert cells
+    moved = []
     for row in cells[: -(-len(cells) // 100)]:
         experiment = resolve(row["experiment"], row["scale"], data)
         again = run_cell(experiment, row["cell"], tmp_path)
         same = all(again[f"{role}_hash"] == row[f"{role}_hash"] for role in ("front", "end"))
         for name in SHARES & row.keys():
-            assert again[name] == pytest.approx(row[name], abs=NEAR if same else FAR), (row, again)
+            moved.append(abs(again[name] - row[name]))
+            assert moved[-1] <= (NEAR if same else FAR), (name, row, again)
+    assert sum(moved) / len(moved) <= ON_AVERAGE
