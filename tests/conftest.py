@@ -218,3 +218,15 @@ def _without_host_contact() -> Iterator[None]:
 def without_host_contact():
     """A context manager: see `_without_host_contact`."""
     return _without_host_contact
+
+
+@pytest.fixture
+def one_thread():
+    """The order of sums depends on the number of threads: as many workers have it, and as donors
+    of the tables that ship were trained."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -12,9 +12,8 @@ Backward, with d the gradient at the sum before the ReLU (incoming gradient plus
     eval:     dx = w * rsqrt(var + eps) * d
 
 `sums` yields sum(d), sum(d * xhat) per lane and channel, and writes d where it is asked for, as a
-residual does;
-`input_gradient` then reads d back instead of recomputing it. In eval mode `sums`, where it is asked
-for, writes dx as well: that needs no sum.
+residual does; `input_gradient` then reads d back instead of recomputing it. In eval mode `sums`,
+where it is asked for, writes dx as well: that needs no sum.
 
 A residual may have a norm of its own, with given statistics: it is normalised while it is read, and
 `sums` yields sum(d * rhat) as well. (Only where d goes on as it is: see `operator.joined`.)

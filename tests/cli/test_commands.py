@@ -1,9 +1,11 @@
 """The command line: what it answers, how it exits, and what it does not import."""
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,28 @@ def test_ctrl_c_exits_130_and_says_how_to_resume(capsys, sweep_as):
     code, _, err = run(capsys, "sweep", "quickstart")
     assert code == 130
     assert err.startswith("interrupted; ") and "the same command with --resume" in err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_failure_behind_a_stop_is_that_stop(capsys, sweep_as, number, code):
+    """A library has dropped the interrupt, and told of something else."""
+
+    def swept(*args, **options):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        raise FulaError("a checkpoint is damaged")
+
+    sweep_as(swept)
+    before = signal.getsignal(number)
+    found, _, err = run(capsys, "sweep", "quickstart")
+    assert found == code and "--resume" in err and "damaged" not in err
+    assert signal.getsignal(number) == before
+
+    def refused(*args, **options):
+        raise FulaError("the disk is full")
+
+    sweep_as(refused)  # a later command knows nothing of that stop
+    assert run(capsys, "sweep", "quickstart")[0] == 2
 
 
 def test_errors_of_the_sweep_are_one_line(capsys, sweep_as):

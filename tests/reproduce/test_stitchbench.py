@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-import torch
 from pyarrow import parquet
 from typer.testing import CliRunner
 
@@ -135,15 +134,6 @@ def test_a_run_is_set_beside_a_table_in_text_and_on_a_page(ran, tmp_path):
     assert answer.exit_code == 0, answer.output
     assert "+0.0" in answer.output and f"second: {tmp_path / 'bench.parquet'}" in answer.output
     assert "+0.0" in (mine / "against.html").read_text("utf-8")
-
-
-@pytest.fixture
-def one_thread():
-    """As the table's donors were trained: the number of threads decides the order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

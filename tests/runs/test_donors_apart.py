@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from fula_fast import FulaError, sweep
@@ -53,15 +52,6 @@ def stored(folder: Path) -> dict[str, dict[str, bytes]]:
         path.name: {n: t.numpy().tobytes() for n, t in load_file(path).items()}
         for path in folder.glob("*.safetensors")
     }
-
-
-@pytest.fixture
-def one_thread():
-    """As each of many workers has: the order of sums depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

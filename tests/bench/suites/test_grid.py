@@ -105,7 +105,8 @@ def test_waves_keep_to_the_memory_that_a_sweep_plans_with():
             lanes, facts, facts, 128, "fp32", resources(EngineSpec()).fused
         )
         assert need <= 2 * 2**30
-    assert grid.waves_within(setting, 30 * 2**20) == []
+    with pytest.raises(FulaError, match="memory"):
+        grid.waves_within(setting, 30 * 2**20)
 
 
 def test_waves_add_up_and_the_largest_s_memory_counts():
