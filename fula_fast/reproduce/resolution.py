@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def resolve(
     """
     if scale not in SCALES:
         raise FulaError(f"unknown scale '{scale}'{nearest(scale, SCALES)}")
-    recipe, overrides = _scaled(load_recipe(name), scale), tuple(overrides)
+    recipe, overrides = scaled(load_recipe(name), scale), tuple(overrides)
     _check_takes(recipe, [*overrides, *(["--front"] if front else []), *(["--end"] if end else [])])
     size, options, mine = _sorted(overrides)
     builder = Builder(recipe, scale, folder, {"front": front, "end": end}, size)
@@ -100,11 +100,20 @@ def _check_takes(recipe: ExperimentRecipe, settings: Iterable[str]) -> None:
             )
 
 
-def _scaled(recipe: ExperimentRecipe, scale: str) -> ExperimentRecipe:
-    """The recipe with its replacements for the scale; those of a part are keyed by its name."""
+def _stitching(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a scale's replacements that change what is stitched, and how."""
+    return {key: value for key, value in changes.items() if key != "options"}
+
+
+def scaled(recipe: ExperimentRecipe, scale: str) -> ExperimentRecipe:
+    """The recipe with its replacements for the scale; those of a part are keyed by its name. Where
+    they make other sweeps of those that it shares, its run there is its own."""
     changes = scale_changes(recipe, scale)
+    shares = not recipe.run or _stitching(changes) == _stitching(
+        scale_changes(load_recipe(recipe.run), scale)
+    )
     parts = changes.pop("parts", {})
-    table = recipe.model_dump(exclude={"scales"})
+    table = recipe.model_dump(exclude={"scales"}) | ({} if shares else {"run": ""})
     table["parts"] = [merged(p, parts.get(p["name"], {})) for p in table["parts"]]
     try:
         return ExperimentRecipe.model_validate(merged(table, changes))

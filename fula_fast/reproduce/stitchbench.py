@@ -34,7 +34,7 @@ from ..store.tables import table
 from .datasets import data_folder
 from .experiment import Experiment, Sweep
 from .recipe import load_recipe, recipe_names
-from .resolution import resolve
+from .resolution import resolve, scaled
 from .runner import Ledger, driver_of, driver_part, identity
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ def bench_rows(name: str) -> RunRows:
 
 
 def absent(path: str | Path | None = None) -> list[str]:
-    """The experiments of which no row stands in the table."""
+    """The experiments of which no row stands in the table, by whose sweeps they have when tiny."""
     there = {row["experiment"] for row in results(path)}
-    return [n for n in recipe_names() if load_recipe(n).run_name not in there]
+    runs = {name: scaled(load_recipe(name), "tiny").run_name for name in recipe_names()}
+    return [name for name, run in runs.items() if run not in there]
 
 
 def incomplete(path: str | Path | None = None) -> dict[tuple[str, str], tuple[int, int]]:

@@ -79,6 +79,21 @@ def test_a_repetition_in_the_appendix_shares_its_sweeps(name, of):
     assert load_recipe(name).figure != load_recipe(of).figure
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_who_shares_a_run_makes_the_same_sweeps(scale):
+    """Under one `--out` they have one folder, which holds one spec."""
+    runs: dict[str, dict[str, list]] = {}
+    for name in recipe_names():
+        experiment = resolve(name, scale, NOWHERE)
+        specs = [sweep.spec for sweep in experiment.sweeps]
+        runs.setdefault(experiment.recipe.run_name, {})[name] = specs
+    shared = {run: specs for run, specs in runs.items() if len(specs) > 1}
+    assert {"fig4", "fig5", "fig10"} <= set(shared)
+    for run, specs in shared.items():
+        owned = specs.pop(run)
+        assert {name for name, own in specs.items() if own and own != owned} == set()
+
+
 def test_other_architectures_of_the_appendix_are_runs_of_their_own():
     plain, other = (resolve(n, "paper", NOWHERE).sweeps[0].spec for n in ("fig10", "fig28"))
     assert plain.donors["cifar10_0"].residuals is None
