@@ -8,10 +8,11 @@ batches.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -210,10 +211,14 @@ def _start(front: Staged, end: Staged, sites: Sequence[int]) -> Stitch:
 
 class OurWave:
     """The engine's wave of `cells`, ready to step. `mode`: what runs; `runner`: how a stage is run,
-    if not as the mode has it."""
+    if not as the mode has it; `turns`: as of a `WaveTask`."""
 
     def __init__(
-        self, setting: Setting, cells: Sequence[Cell], runner: Runner | None = None
+        self,
+        setting: Setting,
+        cells: Sequence[Cell],
+        runner: Runner | None = None,
+        turns: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         task = _task(setting, cells)
         self.mode, usual = runner_of(task)
@@ -226,7 +231,7 @@ class OurWave:
             for c in cells
         }
         options = {"dtype": setting.dtype, "device": setting.device}
-        options |= {"runner": runner, "fuse": fuse_of(self.mode)}
+        options |= {"runner": runner, "fuse": fuse_of(self.mode), "turns": turns}
         steps = setting.training_steps
         self.wave = Wave(cells, task.front, task.end, stitches, steps, **options)
         self.stepper = open_stepper(task, self.wave, self.mode)

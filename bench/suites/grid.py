@@ -13,20 +13,22 @@ engine gathers and augments its own. The engine computes as in a sweep: determin
 chosen by rule, no TF32 unless that is its precision. The peers have what an honest user would set
 on CUDA: convolutions chosen by trial (cudnn.benchmark) and TF32 products. Initial stitches and
 evaluations are nobody's. vmap's peer frees the graph of one end site before it builds the next, so
-the engine comes once more, in as many waves as a sweep plans for vmap's memory. FORMULA says how
-the time of a whole training follows from the steps that are timed. Targets: CPU, 4x the published
-peer in fp32, 10x with bf16 on a processor with AMX; CUDA, 25x the published and 8x the fair peer,
-and 35% of the measured bf16 matrix rate; on both, 1.5x the vmap peer, and so in no more memory.
+the engine comes once more, in the waves and turns that a sweep plans for vmap's memory. FORMULA
+says how the time of a whole training follows from the steps that are timed. Targets: CPU, 4x the
+published peer in fp32, 10x with bf16 on a processor with AMX; CUDA, 25x the published and 8x the
+fair peer, and 35% of the measured bf16 matrix rate; on both, 1.5x the vmap peer, and so in no more
+memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,7 +87,8 @@ FORMULA = (
     "pairs' mean is the same-site pairs' mean; `additivity` is t(1,9) + t(9,1) over t(1,1) + "
     "t(9,9), "
     "FuLA, which that makes 1. vmap: S x t(step of all lanes). "
-    "The engine within vmap's memory: the sum over its waves; its memory is the largest wave's. "
+    "The engine within vmap's memory: the sum over its waves, each in its turns; its memory is the "
+    "largest wave's. "
     "All t are medians; p20 and p80 are carried through in the same way."
 )
 TIMED_SITES = (1, 3, 5, 7, 9)
@@ -97,16 +100,20 @@ Row = dict[str, Any]
 Isolation = Callable[..., Any]
 
 
-def measure_ours(setting: Setting, cells: Sequence[Cell] | None = None) -> Row:
-    """Both phases of a step of the engine's wave of `cells` (all by default), its memory and its
-    work."""
+def measure_ours(
+    setting: Setting,
+    cells: Sequence[Cell] | None = None,
+    turns: Mapping[str, int] = MappingProxyType({}),
+) -> Row:
+    """Both phases of a step of the engine's wave of `cells` (all by default), which take `turns`,
+    its memory and its work."""
     with as_in_a_sweep(setting):
-        return _measure_ours(setting, cells or grid_cells(setting.lanes))
+        return _measure_ours(setting, cells or grid_cells(setting.lanes), turns)
 
 
-def _measure_ours(setting: Setting, cells: Sequence[Cell]) -> Row:
+def _measure_ours(setting: Setting, cells: Sequence[Cell], turns: Mapping[str, int]) -> Row:
     memory, started = PeakMemory(setting.device), time.perf_counter()
-    ours = OurWave(setting, cells)
+    ours = OurWave(setting, cells, turns=turns)
     steps = ours.wave.settling_from
     counts = {"short": steps, "full": setting.training_steps - steps}
     phases = {}
@@ -117,7 +124,7 @@ def _measure_ours(setting: Setting, cells: Sequence[Cell]) -> Row:
             first = time.perf_counter() - started
         taken = seconds_of(step, setting.timed, setting.device, setting.warmup - (phase == "short"))
         phases[phase] = {"steps": count, "seconds": quantiles(taken)}
-    peak, mode = memory.bytes(), ours.mode
+    peak, mode, taken = memory.bytes(), ours.mode, len(ours.wave.turns)
     del ours, step  # the graphs' memory is free for what is counted
     for phase, found in phases.items():
         found["flops"] = our_flops(setting, cells, phase == "full")
@@ -125,24 +132,32 @@ def _measure_ours(setting: Setting, cells: Sequence[Cell]) -> Row:
         "name": "ours",
         "mode": mode,
         "precision": setting.precision,
+        "turns": taken,
         "first_step_seconds": first,
         "peak_bytes": peak,
         "phases": phases,
     }
 
 
-def waves_within(setting: Setting, budget: int) -> list[list[Cell]]:
-    """The grid's cells in the waves that a sweep plans for `budget` bytes.
+def waves_within(setting: Setting, budget: int) -> list[tuple[list[Cell], dict[str, int]]]:
+    """The grid's cells in the waves that a sweep plans for `budget` bytes, and by id the turn that
+    each takes in its wave.
 
     Raises `FulaError` where a cell alone needs more.
     """
     cells, facts = grid_cells(setting.lanes), donor_facts_of(setting)
     engine = EngineSpec.model_validate({"device": setting.device, "precision": setting.precision})
     pair = PairCosts(facts, facts, setting.batch, setting.training_steps)
-    rule = setting.precision, budget, resources(engine).fused, False
+    rule = setting.precision, budget, resources(engine).fused, False, setting.device
     each = np.arange(len(cells))  # every cell is a kind of its own
-    waves = Packer([pair], cells, *rule).packed(WaveLanes(0, each, each))
-    return [[cells[i] for i in wave.places] for wave in waves]
+    packer = Packer([pair], cells, *rule)
+    waves = map(packer.in_turns, packer.packed(WaveLanes(0, each, each)))
+    return [_in_turns([cells[i] for i in wave.places], wave.turns) for wave in waves]
+
+
+def _in_turns(cells: list[Cell], turns: Sequence[int]) -> tuple[list[Cell], dict[str, int]]:
+    numbers = np.repeat(np.arange(len(turns)), turns).tolist()
+    return cells, {cell.id: turn for cell, turn in zip(cells, numbers, strict=False)}
 
 
 def together(waves: Sequence[Row]) -> Row:
@@ -157,6 +172,7 @@ def together(waves: Sequence[Row]) -> Row:
     return waves[0] | {
         "name": WITHIN,
         "waves": len(waves),
+        "turns": sum(wave["turns"] for wave in waves),
         "first_step_seconds": sum(wave["first_step_seconds"] for wave in waves),
         "peak_bytes": max(wave["peak_bytes"] for wave in waves),
         "phases": phases,
@@ -299,7 +315,7 @@ def compare(setting: Setting, command: str, isolation: Isolation = isolated) -> 
     yield joined(lanes, vmap_total(lanes, setting))
     if ours["peak_bytes"] > lanes["peak_bytes"] > _BESIDE:
         waves = waves_within(setting, lanes["peak_bytes"])
-        within = together([isolation(measure_ours, setting, cells) for cells in waves])
+        within = together([isolation(measure_ours, setting, *wave) for wave in waves])
         yield joined(within, our_total(within))
 
 

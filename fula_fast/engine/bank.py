@@ -23,7 +23,7 @@ NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
 
 @dataclass
 class Group:
-    """Lanes (wave numbers) that join an end site together, from fronts of one shape.
+    """Lanes (wave numbers) that join an end site together, in one turn, from fronts of one shape.
 
     `front_sites`: of each lane. `params`: trained tensors by their name in `Stitch`, each
     (n, *shape), views of the flat buffer (plain copies where nothing is trained). `running`:
@@ -33,6 +33,7 @@ class Group:
     front_sites: tuple[int, ...]
     end_site: int
     lanes: tuple[int, ...]
+    turn: int
     trained: bool
     template: Stitch
     params: dict[str, Tensor]
@@ -144,7 +145,8 @@ def _feature_view(x: Tensor) -> list[int]:
 
 
 class Bank:
-    """The groups of a wave, in the order of their end site; `flat` holds all trained numbers.
+    """The groups of a wave, turn by turn, in the order of their end site; `flat` holds all trained
+    numbers.
 
     `lane_of` (P,): lane of each number of `flat`. Parameters are float32, or float64 with it.
     """
@@ -158,7 +160,7 @@ class Bank:
     ) -> None:
         members: dict[tuple, list[int]] = {}
         for number, lane in enumerate(lanes):
-            members.setdefault((lane.end_site, *lane.group), []).append(number)
+            members.setdefault((lane.turn, lane.end_site, *lane.group), []).append(number)
         self.groups = [
             _new_group([lanes[n] for n in numbers], numbers, stitches, device, dtype)
             for _, numbers in sorted(members.items())
@@ -172,6 +174,8 @@ class Bank:
         self.lane_of = torch.empty(total, dtype=torch.int32, device=device)
         self.slots: list[tuple[Tensor, int]] = []
         self._places: list[Tensor] = []
+        self._turns: dict[int, list[Tensor]] = {}
+        self._parts: dict[int, slice] = {}
         start = 0
         for group, name, tensor in tensors:
             part = slice(start, start + tensor.numel())
@@ -182,6 +186,9 @@ class Bank:
             group.params[name] = leaf
             self.slots.append((leaf, start))
             self._places.append(numbers.long())
+            self._turns.setdefault(group.turn, []).append(leaf)
+            begun = self._parts.get(group.turn, part).start
+            self._parts[group.turn] = slice(begun, part.stop)  # a turn's groups are neighbours
             start = part.stop
 
     def parts(self) -> Iterator[tuple[Tensor, slice]]:
@@ -189,11 +196,18 @@ class Bank:
         for places, (leaf, start) in zip(self._places, self.slots, strict=True):
             yield places, slice(start, start + leaf.numel())
 
-    def backward(self, loss: Tensor, grad: Tensor, *, again: bool = False) -> None:
-        """Write the gradient of `loss` () into `grad` (P,). `again`: its graph has others yet."""
-        leaves = [leaf for leaf, _ in self.slots]
-        found = torch.autograd.grad(loss, leaves, retain_graph=again, materialize_grads=True)
-        torch.cat([g.flatten() for g in found], out=grad)
+    def backward(self, losses: Sequence[Tensor], grads: Tensor, turn: int = 0) -> None:
+        """Write the gradients of `losses` (), of one graph, which is freed, by a turn's parameters
+        into their share of `grads` (K, P): zero where there is none."""
+        if turn not in self._turns:
+            return
+        for k, (loss, grad) in enumerate(zip(losses, grads[:, self._parts[turn]], strict=True), 1):
+            if not loss.requires_grad:
+                grad.zero_()
+                continue
+            leaves, more = self._turns[turn], k < len(losses)
+            found = torch.autograd.grad(loss, leaves, retain_graph=more, materialize_grads=True)
+            torch.cat([g.flatten() for g in found], out=grad)
 
     def lane_state(self, number: int) -> dict[str, Tensor]:
         """The stitch of one lane under `Stitch`'s names (copies)."""
@@ -229,5 +243,6 @@ def _new_group(
     params = {n: t for n, t in stacked.items() if n not in running}
     sites = tuple(lane.front_site for lane in lanes)
     return Group(
-        sites, lanes[0].end_site, tuple(numbers), lanes[0].trained, first, params, running
+        sites, lanes[0].end_site, tuple(numbers), lanes[0].turn, lanes[0].trained, first, params,
+        running,
     )  # fmt: skip

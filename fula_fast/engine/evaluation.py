@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attacks.columns import attacked_images
+from ..errors import not_none
 from ..measures.agreement import Agreement
 from ..measures.outputs import OutputTable
 from ..measures.registry import measure as registered
 from ..measures.sites import SiteTable, stitch_columns
 from ..pipelines import Batch
 from .attacked import attacked_lanes
+from .fronts import Fronts
 from .lanes import Route, route_of
+from .network import Network
 from .task import WaveTask
 from .wave import Wave
 
@@ -43,10 +46,13 @@ def _on_set(wave: Wave, task: WaveTask, batches: Iterator[Any]) -> list[dict[str
     outputs = OutputTable(len(wave.lanes), [registered(name) for name in task.measures])
     end_sites = [n.end_site for n in wave.lanes]
     table = SiteTable(end_sites, sites, task.device, task.measures, task.samples)
-    route = route_of(wave.lanes, sites, full=False, to_head=True)
+    routes = [
+        route_of(wave.lanes, sites, full=False, to_head=True, only=own)
+        for own in wave.turns.values()
+    ]
     for batch in batches:
         for part in _parts(batch, wave.shared.batch_size):
-            answers = _answers(wave, route, part, table)
+            answers = _answers(wave, routes, part, table)
             agreement.add(*answers, part.labels)
             outputs.add(*answers, part.labels)
     values = {name: column.tolist() for name, column in agreement.result().items()}
@@ -63,22 +69,34 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
     yield from map(Batch, *(each.split(size) for each in batch))
 
 
-def _answers(wave: Wave, route: Route, part: Batch, table: SiteTable) -> tuple[Tensor, Tensor]:
+def _answers(
+    wave: Wave, routes: Sequence[Route], part: Batch, table: SiteTable
+) -> tuple[Tensor, Tensor]:
     """Logits of all lanes (L, B, classes), in lane order, and of the end donor (B, classes)."""
     network, count = wave.network, len(wave.lanes)
     x = part.images.to(wave.dtype)
     own = x if network.shared else torch.cat([x] * count)
     lanes = list(range(count))
     fronts = network.fronts(own, lanes, "running")
-    flight = network.fly(route, fronts, "running", training=False)
     *targets, end_logits = network.native_evaluation(x)
     for site, g in enumerate(targets, 1):
         table.target(site, g)
+    logits = end_logits.new_empty((count, *end_logits.shape))
+    for route in routes:
+        head, answers = _turn(network, route, fronts, targets, part, table)
+        logits[head] = answers
+    return logits.float(), end_logits.float()
+
+
+def _turn(
+    network: Network, route: Route, fronts: Fronts, targets: Sequence[Tensor], part: Batch,
+    table: SiteTable,
+) -> tuple[list[int], Tensor]:  # fmt: skip
+    """A turn's lanes, and their logits (n, B, classes). Nothing else of it is kept."""
+    flight = network.fly(route, fronts, "running", training=False)
     for site, members, activation in flight.activations:
         table.add(site, members, activation, targets[site - 1], part.index)
-    logits = torch.empty_like(flight.logits)
-    logits[list(flight.head)] = flight.logits
-    return logits.float(), end_logits.float()
+    return list(flight.head), not_none(flight.logits)
 
 
 def _robust(wave: Wave, task: WaveTask) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,13 +36,14 @@ class Lane:
 
     `parts`: of its loss; one, unless gradients of several methods are combined. `source`: what
     lanes must share for one product to serve their stitches: the shape of the front's site, or,
-    where each lane has a batch of its own, the site. `habits`: its `habit` at all times of the
-    wave.
+    where each lane has a batch of its own, the site. `turn`: in which of a step's passes of the
+    tail it flies. `habits`: its `habit` at all times of the wave.
     """
 
     cell: Cell
     parts: tuple[LossPart, ...]
     source: tuple[int, ...]
+    turn: int = 0
     habits: tuple[tuple[bool, bool], ...] = ()
 
     @property
@@ -73,10 +75,10 @@ class Lane:
         return self.reach <= self.end_site, bool(self.site_weights[self.end_site - 1])
 
     @property
-    def group(self) -> tuple[tuple[int, ...], bool, float, tuple[tuple[bool, bool], ...]]:
+    def group(self) -> tuple[int, tuple[int, ...], bool, float, tuple[tuple[bool, bool], ...]]:
         """Lanes that join one end site with equal values here always run together: at any time all
         have a term there or none, and all go on or none."""
-        return self.source, self.trained, self.cell.alpha, self.habits
+        return self.turn, self.source, self.trained, self.cell.alpha, self.habits
 
     @property
     def needs_end_logits(self) -> bool:
@@ -91,13 +93,16 @@ class Lane:
         return max((s for s, w in enumerate(self.site_weights, 1) if w), default=0)
 
 
-def lane_of(cell: Cell, stage: TrainingStage, sites: int, source: tuple[int, ...]) -> Lane:
+def lane_of(
+    cell: Cell, stage: TrainingStage, sites: int, source: tuple[int, ...], turn: int = 0
+) -> Lane:
     """The lane of a cell in a stage; its end has `sites` sites."""
     parts: list[Mapping[str, float]] = [stage.objective]
     if cell.combine != SUM and stage.objective:
         parts = [{name: weight} for name, weight in sorted(stage.objective.items())]
     weighting = cell.protocol.weighting if stage.weighting is None else stage.weighting
-    return Lane(cell, tuple(_part(cell, part, weighting, sites) for part in parts), source)
+    own = tuple(_part(cell, part, weighting, sites) for part in parts)
+    return Lane(cell, own, source, turn)
 
 
 def _part(cell: Cell, objective: Mapping[str, float], weighting: Weighting, sites: int) -> LossPart:
@@ -119,15 +124,19 @@ def timetable(
     steps: int,
     *,
     shared: bool,
+    turns: Mapping[str, int] = MappingProxyType({}),
 ) -> list[tuple[int, list[Lane]]]:
-    """The lanes from each step on at which a stage of one begins, always in one order: that in
-    which they join the tail at first; those that never enter it come last.
+    """The lanes from each step on at which a stage of one begins, always in one order: turn by
+    turn, that in which they join the tail at first; those that never enter it come last.
 
     Lanes that run a stage of the network together then mostly are neighbours, so that slices serve
-    for copies. shapes: of the front's sites. shared: one batch serves all lanes.
+    for copies. shapes: of the front's sites. shared: one batch serves all lanes. turns: by cell id.
     """
     begun = sorted({start for cell in cells for start in starts(cell.course, steps)})
-    times = [[_at(cell, step, steps, sites, shapes, shared) for cell in cells] for step in begun]
+    times = [
+        [_at(cell, step, steps, sites, shapes, shared, turns.get(cell.id, 0)) for cell in cells]
+        for step in begun
+    ]
     for number, same in enumerate(zip(*times, strict=True)):
         habits = tuple(lane.habit for lane in same)
         for lanes in times:
@@ -139,14 +148,22 @@ def timetable(
     ]
 
 
-def _at(cell: Cell, step: int, steps: int, sites: int, shapes, shared: bool) -> Lane:
+def _at(cell: Cell, step: int, steps: int, sites: int, shapes, shared: bool, turn: int) -> Lane:
     source = tuple(shapes[cell.front_site - 1]) if shared else (cell.front_site,)
-    return lane_of(cell, stage_at(cell.course, step, steps), sites, source)
+    return lane_of(cell, stage_at(cell.course, step, steps), sites, source, turn)
 
 
 def _place(lane: Lane) -> tuple[Any, ...]:
     outside = all(ends for ends, _ in lane.habits)
-    return outside, lane.end_site, lane.group, lane.front_site, lane.reach
+    return lane.turn, outside, lane.end_site, lane.group, lane.front_site, lane.reach
+
+
+def by_turn(lanes: Sequence[Lane]) -> dict[int, tuple[int, ...]]:
+    """The numbers of the lanes of each turn, in their order."""
+    found: dict[int, tuple[int, ...]] = {}
+    for number, lane in enumerate(lanes):
+        found[lane.turn] = (*found.get(lane.turn, ()), number)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)

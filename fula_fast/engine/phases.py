@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,14 +15,15 @@ from .lanes import Lane, LossPart, Route
 class Phase:
     """Steps of one form, from number `start` on.
 
-    `lanes`: with their losses of that time. `full`: the statistics of all lanes move, else those of
-    the lanes that pass alone. `weights`, (L, columns) each: of every end site's term, then of every
-    task's loss, in the first part of each lane's loss, in the second, ….
+    `lanes`: with their losses of that time. `routes`: of each turn, by its number. `full`: the
+    statistics of all lanes move, else those of the lanes that pass alone. `weights`, (L, columns)
+    each: of every end site's term, then of every task's loss, in the first part of each lane's
+    loss, in the second, ….
     """
 
     start: int
     lanes: Sequence[Lane]
-    route: Route
+    routes: Mapping[int, Route]
     full: bool
     weights: tuple[Tensor, ...]
 

@@ -102,7 +102,7 @@ def _outcomes(
     mode, runner = runner_of(task)
     wave = Wave(
         task.cells, task.front, task.end, stitches_of(task), task.steps,
-        dtype=task.dtype, device=task.device, runner=runner, fuse=fuse_of(mode),
+        dtype=task.dtype, device=task.device, turns=task.turns, runner=runner, fuse=fuse_of(mode),
     )  # fmt: skip
     task.progress.wave_started(len(wave.lanes), task.steps, task.flops)
     stepper = open_stepper(task, wave, mode)

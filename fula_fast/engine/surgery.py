@@ -63,7 +63,7 @@ def combine(parts: Sequence[Tensor], parameters: Sequence[Tensor], order: np.nda
 
 
 class Surgery:
-    """The backward passes of a wave, whose `lanes` all draw from the data seed of the first.
+    """What becomes of a wave's gradients; its `lanes` all draw from the data seed of the first.
 
     With c the coefficients of the projected gradients in the parts' own, and M their inner
     products, part i meets j with (c M)_ij: all lanes take that step together, on small matrices.
@@ -78,20 +78,23 @@ class Surgery:
             for count in counts
         }
 
-    def backward(self, parts: Sequence[Tensor], optimiser: FlatOptimiser) -> None:
-        """Write the gradient of the parts () of all losses into the optimiser; of several, as each
-        lane combines its own."""
-        if len(parts) == 1:
-            self.bank.backward(parts[0], optimiser.grad)
+    def buffers(self, count: int, optimiser: FlatOptimiser) -> Tensor:
+        """Where the gradients of `count` parts of all losses go, (count, P): a single one's is the
+        optimiser's own."""
+        if count == 1:
+            return optimiser.grad[None]
+        return optimiser.grad.new_empty(count, len(optimiser.grad))
+
+    def combine(self, grads: Tensor, optimiser: FlatOptimiser) -> None:
+        """Give the optimiser the gradients in those buffers; of several parts, as each lane
+        combines its own."""
+        if len(grads) == 1:
             return
-        grads = optimiser.grad.new_empty(len(parts), len(optimiser.grad))
-        for k, grad in enumerate(grads):
-            self.bank.backward(parts[k], grad, again=k + 1 < len(parts))
-        order = self._orders[len(parts)].index_select(0, optimiser.done.view(1))[0]
+        order = self._orders[len(grads)].index_select(0, optimiser.done.view(1))[0]
         shares = _shares(self._products(grads), order).to(grads.dtype)  # (L, K)
         own = self.bank.lane_of
         torch.mul(shares[:, 0][own], grads[0], out=optimiser.grad)
-        for k in range(1, len(parts)):  # one after another: stacked, they would be held three times
+        for k in range(1, len(grads)):  # one after another: stacked, they would be held three times
             optimiser.grad.addcmul_(shares[:, k][own], grads[k])
 
     def _products(self, grads: Tensor) -> Tensor:

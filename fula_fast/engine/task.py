@@ -31,6 +31,7 @@ class WaveTask:
     None where no pass is made. `dm_images(samples)`: images for the closed form. `evaluations`:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
     `mode`: `auto`, `eager`, `compiled` or `captured`; `compile`: a captured step's stages too.
+    `turns`: by cell id, in which of a step's turns a cell goes through the end, as planned.
     `flops`: of the whole training, as planned.
     `robust_images`: how many test images are attacked (None: all).
     `measures`: optional columns, see `measures.sites`. `samples`: numbers of the test images whose
@@ -48,6 +49,7 @@ class WaveTask:
     precision: str = PLAIN
     mode: str = "auto"
     compile: bool = False
+    turns: Mapping[str, int] = field(default_factory=dict)
     flops: float = 0.0
     robust_images: int | None = None
     measures: tuple[str, ...] = ()

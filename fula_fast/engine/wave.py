@@ -2,12 +2,15 @@
 
 One pass of the front and one native pass of the end serve every lane; the tail runs once per stage
 for all lanes that have entered; one backward pass of the sum of the lanes' losses; one optimiser
-step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone.
+step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone,
+and where memory is short the lanes take turns in the tail: a backward pass frees what the next turn
+needs, while fronts and targets serve all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -27,7 +30,7 @@ from .aims import Aims, Targets
 from .bank import Bank
 from .dropout import PASSES, Key, set_key, use_keyed_dropout
 from .lane_norms import lane_norms, settling_steps
-from .lanes import Lane, Route, index_at, route_of, take_lanes, timetable
+from .lanes import Lane, Route, by_turn, index_at, route_of, take_lanes, timetable
 from .network import Network, Runner, run_plain, statistics
 from .optimiser import FlatOptimiser, Fuse, unfused
 from .phases import Phase, loss_weights, tasks
@@ -62,7 +65,8 @@ class Wave:
 
     Args: `cells` that share what a wave shares; `front`, `end`: donors, never modified;
     `stitches`: initial stitch by cell id; `steps`: of the whole training; `dtype`: of activations
-    (stitches stay float32, or float64 with it); `settle`: let lanes whose loss needs no tail run it
+    (stitches stay float32, or float64 with it); `turns`: by cell id, in which of a step's turns it
+    goes through the tail (0 where not given); `settle`: let lanes whose loss needs no tail run it
     for the last steps only (`False` runs it always, as a lone cell would). `runner`, `fuse`: how a
     stage, and a chain of elementwise operators, are run.
     """
@@ -77,6 +81,7 @@ class Wave:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        turns: Mapping[str, int] = MappingProxyType({}),
         settle: bool = True,
         runner: Runner = run_plain,
         fuse: Fuse = unfused,
@@ -84,8 +89,9 @@ class Wave:
         self.device = torch.device(device)
         attacked = any(cell.alpha > 0 for cell in cells)
         shapes, shared = front.site_shapes, not attacked
-        times = timetable(cells, end.num_sites, shapes, steps, shared=shared)
+        times = timetable(cells, end.num_sites, shapes, steps, shared=shared, turns=turns)
         self.lanes = times[0][1]
+        self.turns = by_turn(self.lanes)
         self.shared = Shared.of(cells[0].protocol)
         self.steps, self.dtype = steps, dtype
         self.bank = Bank(self.lanes, stitches, self.device, self._kind)
@@ -138,10 +144,13 @@ class Wave:
     def _phase(self, start: int, times: Sequence[tuple[int, list[Lane]]]) -> Phase:
         lanes = [lanes for begun, lanes in times if begun <= start][-1]
         full = self.shared.bn == "train" and start >= self.settling_from
-        route = route_of(lanes, self.network.native.num_sites, full=full)
+        sites = self.network.native.num_sites
+        routes = {
+            turn: route_of(lanes, sites, full=full, only=own) for turn, own in self.turns.items()
+        }
         new = {"dtype": self._kind, "device": self.device}
         weights = tuple(torch.tensor(part, **new) for part in loss_weights(lanes))
-        return Phase(start, lanes, route, full, weights)
+        return Phase(start, lanes, routes, full, weights)
 
     @property
     def _kind(self) -> torch.dtype:
@@ -193,11 +202,19 @@ class Wave:
         with torch.no_grad():
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
-        aims = Aims(self.lanes, targets)
-        flight = self.network.fly(phase.route, fronts, rule, training=True, aims=aims)
+        losses = torch.zeros(len(self.lanes), dtype=self._kind, device=self.device)
+        grads = self.surgery.buffers(len(phase.weights), self.optimiser)
+        for turn, route in phase.routes.items():
+            aims = Aims(self.lanes, targets)
+            flight = self.network.fly(route, fronts, rule, training=True, aims=aims)
+            table = self._table(flight, aims, y)
+            parts = [(table * weights).sum(1) for weights in phase.weights]
+            losses += sum((part.detach() for part in parts[1:]), parts[0].detach())
+            # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
+            self.bank.backward([part.sum() for part in parts], grads, turn)
         self._set_masks(None)
-        table = self._table(flight, aims, y)
-        self._update([(table * weights).sum(1) for weights in phase.weights])
+        self.surgery.combine(grads, self.optimiser)
+        self._update(losses)
 
     # Attacks
 
@@ -335,9 +352,8 @@ class Wave:
 
     # Update
 
-    def _update(self, parts: Sequence[Tensor]) -> None:
-        """A step of the optimiser for losses whose parts are (L,) each."""
-        losses = sum((part.detach() for part in parts[1:]), parts[0].detach())
+    def _update(self, losses: Tensor) -> None:
+        """A step of the optimiser, for losses (L,) whose gradients have been taken."""
         finite = torch.isfinite(losses)
         dying = self.alive & ~finite
         self.dead_at.copy_(torch.where(dying, self.optimiser.done, self.dead_at))
@@ -346,9 +362,6 @@ class Wave:
         self.loss.copy_(torch.where(dying, losses.double(), kept))
         self.epoch_loss.add_(torch.where(self.alive, self.loss, 0.0))
         self.epoch_steps.add_(1)
-        if parts[0].requires_grad:
-            # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
-            self.surgery.backward([part.sum() for part in parts], self.optimiser)
         self.optimiser.step(self.alive)
 
     # State

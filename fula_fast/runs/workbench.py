@@ -158,6 +158,7 @@ class Workbench:
             precision=self.plan.precision,
             mode=self.plan.mode,
             compile=self.spec.engine.compile,
+            turns=wave.turn_of,
             flops=wave.flops,
             robust_images=self.spec.evaluation.robust_images,
             measures=tuple(self.spec.evaluation.measures),

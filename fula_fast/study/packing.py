@@ -1,5 +1,8 @@
 """Cells to waves: packed to a memory budget, and cut so that all workers end together.
 
+Lanes whose wave is above the budget take turns in it, as long as they share anything: what they
+share is then computed once a step all the same. Those that do not fit so are several waves.
+
 What a lane costs depends on few of its cell's columns: its sites, its objective's reach and its
 attack. Lanes are therefore counted by kind, and groups of equal kinds (the same grid under another
 seed) are packed once.
@@ -22,6 +25,7 @@ from .cells import Cells, combined
 from .costs import lane_flops, shared_flops
 from .facts import DonorFacts
 from .schedule import schedule
+from .wave_memory import LaneBytes
 
 EVEN = 0.95
 """Share of workers' time at work from which waves are not cut further."""
@@ -42,11 +46,13 @@ class PairCosts:
 
 @dataclass(frozen=True, eq=False)
 class WaveLanes:
-    """Cells of one group that run together: positions in the plan's cells, and their kinds."""
+    """Cells of one group that run together: positions in the plan's cells, and their kinds; turn by
+    turn, `turns` of each, where they take turns."""
 
     group: int
     places: np.ndarray
     kinds: np.ndarray
+    turns: tuple[int, ...] = ()
 
     def at(self, own: np.ndarray) -> WaveLanes:
         """Those at places `own` (n,)."""
@@ -72,15 +78,15 @@ def kinds_of(cells: Cells) -> tuple[np.ndarray, list[Cell]]:
 
 class Packer:
     """Makes waves of groups of cells. `pairs`: of each group. `budget`: bytes of a wave (None: no
-    limit); `alone`: every cell is a wave."""
+    limit) on the `device`; `fused`: compiled kernels serve there; `alone`: every cell is a wave."""
 
     def __init__(
         self, pairs: Sequence[PairCosts], kinds: Sequence[Cell], precision: str, budget: int | None,
-        fused: bool, alone: bool,
+        fused: bool, alone: bool, device: str = "cpu",
     ) -> None:  # fmt: skip
         self.pairs, self.kinds = pairs, kinds
         self.width = precision_of(precision).bytes
-        self.budget, self.fused, self.alone = budget, fused, alone
+        self.budget, self.fused, self.alone, self.device = budget, fused, alone, device
         self._rates: dict[Hashable, _Rates] = {}
         known = {id(pair): self._rates_of(pair) for pair in {id(p): p for p in pairs}.values()}
         self._of_pair = [known[id(pair)] for pair in pairs]
@@ -91,14 +97,28 @@ class Packer:
         rates = self._of_pair[lanes.group]
         return self._parts(lanes, ("packed", rates.number), lambda: self._packed(lanes, rates))
 
+    def in_turns(self, lanes: WaveLanes) -> WaveLanes:
+        """The wave with the turns that it needs: as few as the budget allows, the deepest end sites
+        first."""
+        rates = self._of_pair[lanes.group]
+        parts = self._parts(lanes, ("turns", rates.number), lambda: self._turns(lanes.kinds, rates))
+        if len(parts) == 1:
+            return lanes
+        places, kinds = (
+            np.concatenate([getattr(p, n) for p in parts]) for n in ("places", "kinds")
+        )
+        return WaveLanes(lanes.group, places, kinds, tuple(len(part.places) for part in parts))
+
     def memory(self, lanes: WaveLanes) -> int:
         """Predicted peak bytes of a wave."""
-        return self._of_pair[lanes.group].costs(lanes.kinds)[0]
+        rates = self._of_pair[lanes.group]
+        turns = np.split(lanes.kinds, np.cumsum(lanes.turns)[:-1])
+        return rates.shared(lanes.kinds) + rates.lanes_bytes(turns, self.device)
 
     def flops(self, lanes: WaveLanes) -> int:
         """FLOPs of a wave's training."""
         pair = self.pairs[lanes.group]
-        return pair.steps * pair.batch * self._of_pair[lanes.group].costs(lanes.kinds)[1]
+        return pair.steps * pair.batch * self._of_pair[lanes.group].flops(lanes.kinds)
 
     def shared_out(self, packed: Sequence[WaveLanes], workers: int) -> list[WaveLanes]:
         """Waves that so many workers end together: the longest are cut by their lanes' end sites,
@@ -144,15 +164,35 @@ class Packer:
             return list(whole[:, None])
         if self.budget is None:
             return [whole]
-        sizes, shared = rates.sizes(lanes.kinds), rates.shared(lanes.kinds)
-        worst = int(sizes.argmax())
-        if sizes[worst] > self.budget - shared:
+        alone, shared = rates.alone(lanes.kinds, self.device), rates.shared(lanes.kinds)
+        room, worst = self.budget - shared, int(alone.argmax())
+        if alone[worst] > room:
             kind = lanes.kinds[worst]
-            needed = int(sizes[worst]) + shared
+            needed = int(alone[worst]) + shared
             raise FulaError(
                 _too_small(self.kinds[kind], self.pairs[lanes.group], needed, self.budget)
             )
-        return first_fit(sizes, self.budget - shared)
+        if rates.lanes_bytes([lanes.kinds], self.device) <= room:
+            return [whole]
+        if rates.plain[lanes.kinds].all():  # others have nothing in common
+            staying, widest = rates.staying(lanes.kinds), int(rates.flying(lanes.kinds).max())
+            most = room - wave_memory.turn_bytes(widest, self.device)
+            if staying.sum() > most:  # turns should have half of the room
+                most = min(most, max(room // 2, int(staying.max())))
+            if staying.max() <= most:
+                return first_fit(staying, most)
+        return first_fit(alone, room)
+
+    def _turns(self, kinds: np.ndarray, rates: _Rates) -> list[np.ndarray]:
+        whole = np.arange(len(kinds))
+        if self.budget is None or len(kinds) == 1:
+            return [whole]
+        room = self.budget - rates.shared(kinds)
+        if rates.lanes_bytes([kinds], self.device) <= room:
+            return [whole]
+        order = np.lexsort((rates.front[kinds], -rates.end[kinds]))
+        most = wave_memory.turn_room(int(rates.staying(kinds).sum()), room, self.device)
+        return [order[a:b] for a, b in even_runs(rates.flying(kinds[order]), most)]
 
     def _cut(self, lanes: WaveLanes, most: float) -> list[WaveLanes]:
         """Runs of lanes, by end site, of about equal cost, and of at most `most` if they were
@@ -191,27 +231,48 @@ class _Rates:
     ) -> None:
         self.number, self.pair, self.kinds = number, pair, kinds
         self.width, self.fused = width, fused
-        self.bytes = np.full(len(kinds), -1, np.int64)
+        self.bytes = np.full((len(kinds), len(LaneBytes._fields)), -1, np.int64)
         self.work = np.zeros(len(kinds), np.int64)
         self.front = np.array([cell.front_site for cell in kinds])
+        self.end = np.array([cell.end_site for cell in kinds])
         self.plain = np.array([cell.alpha == 0 for cell in kinds])
         self.lanes = [wave_memory.lane_of(cell) for cell in kinds]
-        self._costs: dict[bytes, tuple[int, int]] = {}
+        self._flops: dict[bytes, int] = {}
 
     def _know(self, kinds: np.ndarray) -> np.ndarray:
         """The kinds, each once, with their numbers in place."""
         once = np.unique(kinds)
         donors = self.pair.front, self.pair.end
         rule = self.pair.batch, self.width, self.fused, self.pair.measured
-        for kind in once[self.bytes[once] < 0]:
+        for kind in once[self.bytes[once, 0] < 0]:
             self.bytes[kind] = wave_memory.lane_bytes(self.lanes[kind], *donors, *rule)
             self.work[kind] = lane_flops(self.kinds[kind], *donors)
         return once
 
-    def sizes(self, kinds: np.ndarray) -> np.ndarray:
-        """Peak bytes of each lane."""
+    def _lanes(self, kinds: np.ndarray) -> np.ndarray:
+        """`LaneBytes` of each lane, (n, 4)."""
         self._know(kinds)
         return self.bytes[kinds]
+
+    def alone(self, kinds: np.ndarray, device: str) -> np.ndarray:
+        """Peak bytes of each lane by itself."""
+        self._know(kinds)
+        once, places = np.unique(kinds, return_inverse=True)
+        rows = self.bytes[once].tolist()
+        return np.array([wave_memory.lanes_bytes([row], device) for row in rows])[places]
+
+    def staying(self, kinds: np.ndarray) -> np.ndarray:
+        """What each lane holds in every turn."""
+        own, kept, *_ = self._lanes(kinds).T
+        return own + kept
+
+    def flying(self, kinds: np.ndarray) -> np.ndarray:
+        """What each lane holds in its own turn alone."""
+        return self._lanes(kinds)[:, 2:].max(1)
+
+    def lanes_bytes(self, turns: Sequence[np.ndarray], device: str) -> int:
+        """Peak bytes of the lanes of a wave, given the kinds of each turn."""
+        return wave_memory.lanes_bytes([self._lanes(t).sum(0).tolist() for t in turns], device)
 
     def shared(self, kinds: np.ndarray) -> int:
         """Bytes that a wave of these lanes needs once."""
@@ -220,15 +281,14 @@ class _Rates:
         rule = pair.batch, self.width, pair.measured
         return wave_memory.shared_bytes(lanes, pair.front, pair.end, *rule)
 
-    def costs(self, kinds: np.ndarray) -> tuple[int, int]:
-        """Predicted peak bytes of a wave, and FLOPs of its training step per image."""
+    def flops(self, kinds: np.ndarray) -> int:
+        """FLOPs of a wave's training step per image."""
         key = kinds.tobytes()
-        if key not in self._costs:
+        if key not in self._flops:
             once = self._know(kinds)
             work = self.once(int(self.front[once].max()), bool(self.plain[once].any()))
-            size = self.shared(kinds) + int(self.bytes[kinds].sum())
-            self._costs[key] = size, work + int(self.work[kinds].sum())
-        return self._costs[key]
+            self._flops[key] = work + int(self.work[kinds].sum())
+        return self._flops[key]
 
     def once(self, deepest: int, plain: bool) -> int:
         """Those that the lanes share."""
@@ -239,7 +299,7 @@ class _Runs:
     """Runs of lanes in their order, by cost. `unit`: images of all training steps."""
 
     def __init__(self, rates: _Rates, kinds: np.ndarray, unit: int) -> None:
-        rates.sizes(kinds)  # so that their work is known
+        rates.flops(kinds)  # so that their work is known
         self.rates, self.unit = rates, unit
         self.until = np.concatenate([[0], np.cumsum(rates.work[kinds])])
         self.front, self.plain = rates.front[kinds], rates.plain[kinds]
@@ -274,6 +334,31 @@ class _Runs:
             return min(len(self.front), start + 1 + int(most))
         least = self.until[start] + (1 + 1e-9) * most / self.unit
         return min(len(self.front), max(int(self.until.searchsorted(least, "right")), start + 1))
+
+
+def even_runs(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Bounds of the fewest runs of `sizes` (n,) that come to at most `most` each, where no single
+    one is above it; of those runs the evenest."""
+    until = np.concatenate([[0], np.cumsum(sizes)])
+    found = _runs_within(until, most)
+    low, high = max(int(until[-1]) // len(found), int(sizes.max())), most
+    while low < high:
+        middle = (low + high) // 2
+        tried = _runs_within(until, middle)
+        if len(tried) == len(found):
+            high = middle
+        else:
+            low = middle + 1
+    bounds = _runs_within(until, high)
+    return list(zip([0, *bounds], bounds, strict=False))
+
+
+def _runs_within(until: np.ndarray, most: int) -> list[int]:
+    """Ends of runs, each as far as it goes. `until`: sums of the sizes before each."""
+    ends = [0]
+    while ends[-1] < len(until) - 1:
+        ends.append(int(until.searchsorted(until[ends[-1]] + most, "right")) - 1)
+    return ends[1:]
 
 
 def first_fit(sizes: np.ndarray, room: int) -> list[np.ndarray]:

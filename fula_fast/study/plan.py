@@ -35,7 +35,8 @@ from .wave_keys import OWN, WaveKey, by_key
 class PlannedWave:
     """Cells that run together. `memory`: predicted peak bytes. `flops`: of all training steps.
 
-    `steps`: training steps, nominal for the data set's size. `id`: hash of the cells' ids.
+    `steps`: training steps, nominal for the data set's size. `id`: hash of the cells' ids. `turns`:
+    how many of the cells, in order, fly together, turn by turn; empty: all of them.
     """
 
     cells: Cells
@@ -44,6 +45,13 @@ class PlannedWave:
     flops: int
     steps: int
     id: str
+    turns: tuple[int, ...] = ()
+
+    @property
+    def turn_of(self) -> dict[str, int]:
+        """By cell id, in which turn it flies; empty where all fly in one."""
+        turns = np.repeat(np.arange(len(self.turns)), self.turns).tolist()
+        return dict(zip(self.cells.ids, turns, strict=False))
 
     @property
     def measures_robustness(self) -> bool:
@@ -132,6 +140,7 @@ def _waves_json(waves: Sequence[PlannedWave]) -> dict[str, Any]:
     return {
         "cells": [len(wave.cells) for wave in waves],
         **{name: [getattr(wave, name) for wave in waves] for name in _COSTS},
+        "turns": [list(wave.turns) for wave in waves],
         **{name: [getattr(wave.key, name) for wave in waves] for name in OWN},
         "rule": places,
         "rules": [{n: v for n, v in asdict(rule).items() if n not in OWN} for rule in rules],
@@ -139,11 +148,13 @@ def _waves_json(waves: Sequence[PlannedWave]) -> dict[str, Any]:
 
 
 def _waves_from(values: Mapping[str, Any], lanes: Cells) -> Iterator[PlannedWave]:
-    columns = (values[name] for name in ("cells", *_COSTS, *OWN, "rule"))
+    columns = [values[name] for name in ("cells", *_COSTS, *OWN, "rule")]
+    columns.append(values.get("turns", [()] * len(values["cells"])))  # no turns before version 0.2
     start = 0
-    for count, name, memory, flops, steps, *own, rule in zip(*columns, strict=True):
+    for count, name, memory, flops, steps, *own, rule, turns in zip(*columns, strict=True):
         key = WaveKey(**dict(zip(OWN, own, strict=True)), **values["rules"][rule])
-        yield PlannedWave(lanes[start : start + count], key, memory, flops, steps, name)
+        cells = lanes[start : start + count]
+        yield PlannedWave(cells, key, memory, flops, steps, name, tuple(turns))
         start += count
 
 
@@ -174,7 +185,8 @@ def plan(
     for dropout in {how.protocol.dropout for how in cells.treatments()}:
         check_mode(mode, device, dropout)
     alone = spec.engine.executor == "solo"
-    lanes, waves = _waves(cells, facts, data, (precision, budget, fused, alone), workers)
+    rule = precision, budget, fused, alone, device
+    lanes, waves = _waves(cells, facts, data, rule, workers)
     known = {name: facts(name, spec.base_protocol.hook) for name in spec.donors}
     asked = spec.similarity and plan_similarity(spec, data, known, budget)
     notes += coarse_null(spec.similarity, known) if spec.similarity else ()
@@ -217,13 +229,14 @@ def _waves(
     packer = Packer([facts.pair(key) for key in keys], examples, *rule)
     groups = (WaveLanes(k, places, kinds[places]) for k, places in enumerate(members))
     packed = [part for group in groups for part in packer.packed(group)]
-    parts = packer.shared_out(packed, workers)
+    parts = [packer.in_turns(part) for part in packer.shared_out(packed, workers)]
     lanes, waves, start = cells.take(_joined([part.places for part in parts])), [], 0
     for part in parts:
         own = lanes[start : start + len(part.places)]
         start += len(own)
         steps, costs = packer.pairs[part.group].steps, (packer.memory(part), packer.flops(part))
-        waves.append(PlannedWave(own, keys[part.group], *costs, steps, digest(own.ids)))
+        name = digest(own.ids)
+        waves.append(PlannedWave(own, keys[part.group], *costs, steps, name, part.turns))
     return lanes, tuple(waves)
 
 

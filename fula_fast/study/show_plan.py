@@ -72,7 +72,8 @@ def _waves(plan: Plan, done: frozenset[str]) -> Table:
     table = _table("Waves", "wave", "front", "end", "lanes", "done", "steps", "memory", "work")
     for wave in plan.waves[:_SHOWN_WAVES]:
         finished = sum(name in done for name in wave.cells.ids)
-        counts = map(str, (len(wave.cells), finished, wave.steps))
+        lanes = f"{len(wave.cells)}" + (f" in {len(wave.turns)} turns" if wave.turns else "")
+        counts = lanes, str(finished), str(wave.steps)
         names = (wave.id, wave.key.front, wave.key.end)
         table.add_row(*names, *counts, bytes_text(wave.memory), flops_text(wave.flops))
     if (rest := len(plan.waves) - _SHOWN_WAVES) > 0:

@@ -3,15 +3,19 @@
 During a training step the memory of a wave is what its lanes save for the backward pass, plus what
 all lanes share, plus working room:
 
-- A lane that enters at site j saves the stages behind j (`models.saved`), and its stitch's output.
+- A lane that enters at site j saves the stages behind j (`models.saved`), and its stitch's output;
+  one whose loss ends at the stitch saves that output alone.
 - Shared: both donors' weights, and their copy in another precision; the targets at the sites in
   use (not replicated), the front's activations there, and the largest stage of each donor in
   flight.
 - Working room: the backward pass holds `_WORKING` gradient maps of the stage it is in, by when the
   deeper stages have been freed.
 - Per lane: weight, gradient, two moments and the float64 normal equations of its closed form.
-- `_MARGIN` on all that: what the allocator loses to rounding and fragments, and the convolutions'
-  scratch.
+- `_LOST` times what lanes save: the allocator loses some to rounding and fragments, convolutions
+  take scratch.
+- Lanes may take turns (`turns_within`): then only one turn's lanes save anything at a time. On a
+  CPU blocks of one size do not fit where those of another were freed: `_SCATTERED` times the
+  largest turn.
 - Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
 - Before that, the closed form takes float32 activations of all sites in use; in few rows at a time.
 - After it, the test: what a lane's measures keep (`measures.moment_memory.CellMeasures`).
@@ -27,15 +31,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
 
 from ..device.precision import precision_of
 from ..measures.moment_memory import CellMeasures
+from ..methods import method
 from ..methods.staging import SUM
 from .cell import Cell
 from .facts import DonorFacts, Shape
 
 _WORKING = 3
-_MARGIN = 1.12
+_LOST = 1.5  # measured: 1.3 to 1.5 on a CPU, 1.35 on an H100
+_SCATTERED = 4.5  # measured: 2.7 with few turns to 4.1 with many
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs
 _ADDING = 2  # a gradient that is combined, and as much again for adding up; measured on a CPU
@@ -47,19 +55,32 @@ CLOSED_FORM_ROWS = 32 * 2**20
 
 @dataclass(frozen=True)
 class LaneSites:
-    """What decides a lane's memory: its sites, whether it is attacked, and the number of its
-    gradients."""
+    """What decides a lane's memory: its sites, whether it is attacked, the number of its gradients,
+    and whether they come through the end's tail."""
 
     front_site: int
     end_site: int
     attacked: bool
     gradients: int = 1
+    tail: bool = True
 
 
 def lane_of(cell: Cell) -> LaneSites:
     """The memory-relevant part of a cell."""
     gradients = 1 if cell.combine == SUM else max(len(s.objective) for s in cell.course)
-    return LaneSites(cell.front_site, cell.end_site, cell.alpha > 0, gradients)
+    objectives = [name for stage in cell.course for name in stage.objective]
+    tail = cell.alpha > 0 or any(method(name).needs_tail for name in objectives)
+    return LaneSites(cell.front_site, cell.end_site, cell.alpha > 0, gradients, tail)
+
+
+class LaneBytes(NamedTuple):
+    """Of one lane: `own`, as long as its wave lasts; `kept` by its measures during the test; and
+    what it holds while it goes through the end, `training` or `passing` in the test."""
+
+    own: int
+    kept: int
+    training: int
+    passing: int
 
 
 def lane_bytes(
@@ -70,18 +91,43 @@ def lane_bytes(
     width: int,
     fused: bool = True,
     measured: CellMeasures = UNMEASURED,
-) -> int:
-    """Peak bytes of one more such lane; `batch` in images, `width` in bytes per element.
+) -> LaneBytes:
+    """Bytes of one more such lane; `batch` in images, `width` in bytes per element."""
+    unit = batch * width
+    passing = unit * sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
+    return LaneBytes(
+        _stitch_bytes(lane, front, end),
+        measured.lane_bytes(_widths(end, lane.end_site), end.classes) if measured.measures else 0,
+        _training_bytes(lane, front, end, unit, fused),
+        passing,
+    )
 
-    That of its training, or of its test where its measures keep more.
-    """
-    stitch = _stitch_bytes(lane, front, end)
-    training = _training_bytes(lane, front, end, batch * width, fused)
-    if not measured.measures:
-        return training + stitch
-    passing = sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
-    kept = measured.lane_bytes(_widths(end, lane.end_site), end.classes)
-    return max(training, int(_MARGIN * (kept + batch * width * passing))) + stitch
+
+def lanes_bytes(turns: Sequence[Sequence[int]], device: str = "cpu") -> int:
+    """Peak bytes of lanes that take turns, given the sums of their `LaneBytes` turn by turn."""
+    own, kept, training, passing = (list(sums) for sums in zip(*turns, strict=True))
+    flown = [_flown(sums, device) for sums in (training, passing)]
+    return sum(own) + max(flown[0], sum(kept) + flown[1])
+
+
+def _flown(turns: Sequence[int], device: str) -> int:
+    whole = _LOST * sum(turns)
+    return int(whole if len(turns) == 1 else min(whole, _scattered(device) * max(turns)))
+
+
+def _scattered(device: str) -> float:
+    return _SCATTERED if device == "cpu" else _LOST
+
+
+def turn_room(staying: int, room: int, device: str = "cpu") -> int:
+    """The most that the lanes of a turn may hold by flying, in `room` bytes of which all lanes take
+    those `staying`."""
+    return int((room - staying) / _scattered(device))
+
+
+def turn_bytes(flying: int, device: str = "cpu") -> int:
+    """The room that such a turn needs: the inverse."""
+    return ceil(_scattered(device) * flying)
 
 
 def _training_bytes(
@@ -89,18 +135,19 @@ def _training_bytes(
 ) -> int:
     """`unit`: bytes of an element of all images of a batch."""
     saved = 2 * end.elements(lane.end_site)
+    sites = range(lane.end_site, end.num_sites + 1)
+    if not lane.tail:
+        return unit * (saved + _WORKING * max(end.elements(site) for site in sites))
     if lane.attacked:
         saved += sum(front.saved[: lane.front_site]) + 4 * front.elements(0)
-        saved += sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
+        saved += sum(end.elements(s) for s in sites)
     peak = 0
-    for site in range(lane.end_site, end.num_sites + 1):
+    for site in sites:
         saved += end.saved[site - 1] if site > lane.end_site else 0
         peak = max(peak, saved + _WORKING * end.elements(site))
     if lane.gradients > 1:
-        sites = range(lane.end_site, end.num_sites + 1)
         peak = saved + _WORKING * max(end.elements(site) for site in sites)
-    factor = _MARGIN if fused else _MARGIN * _UNFUSED
-    return int(factor * unit * peak)
+    return int(unit * peak * (1 if fused else _UNFUSED))
 
 
 def _stitch_bytes(lane: LaneSites, front: DonorFacts, end: DonorFacts) -> int:
@@ -156,11 +203,12 @@ def wave_bytes(
     fused: bool = True,
     measured: CellMeasures = UNMEASURED,
 ) -> int:
-    """Predicted peak bytes of a wave of `lanes`, its donors included.
+    """Predicted peak bytes of a wave of `lanes` in one turn, its donors included.
 
     `fused`: the compiled kernels serve `lane_norm` and `stitch_hint`. `measured`: what its cells
     are measured with.
     """
     width = precision_of(precision).bytes
-    each = sum(lane_bytes(lane, front, end, batch, width, fused, measured) for lane in lanes)
-    return shared_bytes(lanes, front, end, batch, width, measured) + each
+    each = [lane_bytes(lane, front, end, batch, width, fused, measured) for lane in lanes]
+    sums = [sum(column) for column in zip(*each, strict=True)]
+    return shared_bytes(lanes, front, end, batch, width, measured) + lanes_bytes([sums])

@@ -10,8 +10,10 @@ import pytest
 
 PROGRAM = """
 import json, os, sys
+import numpy as np
 import torch
 from fula_fast.study import wave_memory
+from fula_fast.study.packing import Packer, PairCosts, WaveLanes
 from fula_fast.device.allocator import keeping_memory
 from fula_fast.bench.harness.record import PeakMemory
 from fula_fast.study.cell import Cell
@@ -48,6 +50,16 @@ facts = donor_facts(
 fused = os.environ.get("FULA_BACKEND") != "reference"
 lanes = [wave_memory.lane_of(c) for c in cells]
 predicted = wave_memory.wave_bytes(lanes, facts, facts, BATCH, precision, fused)
+turns = {}
+if share := float(os.environ.get("SHARE_OF_MEMORY", 0)):
+    pair, each = PairCosts(facts, facts, BATCH, 4), np.arange(len(cells))
+    packer = Packer([pair], cells, precision, int(share * predicted), fused, False)
+    (found,) = packer.packed(WaveLanes(0, each, each))
+    found = packer.in_turns(found)
+    predicted = packer.memory(found)
+    turns = dict(zip(
+        (cells[p].id for p in found.places), np.repeat(np.arange(len(found.turns)), found.turns)
+    ))
 dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 x = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 y = torch.randint(10, (BATCH,))
@@ -58,10 +70,10 @@ small.step(x[:2], y[:2], 0)
 memory_taken = PeakMemory("cpu")
 with keeping_memory(sys.argv[4] == "kept"):
     front, end = donors(WIDTH)
-    wave = Wave(cells, front, end, stitches(front, end), 4, dtype=dtype)
+    wave = Wave(cells, front, end, stitches(front, end), 4, dtype=dtype, turns=turns)
     for number in range(4):
         wave.step(x, y, number)
-print(json.dumps({"predicted": predicted, "peak": memory_taken.bytes()}))
+print(json.dumps({"predicted": predicted, "peak": memory_taken.bytes(), "turns": len(wave.turns)}))
 """
 
 
@@ -133,6 +145,24 @@ def test_it_holds_without_compiled_kernels(width, sites, monkeypatch):
     command = [sys.executable, "-c", PROGRAM, "32", sites, "fp32", "kept", str(width)]
     found = measured(command)
     assert 0.4 * found["predicted"] < found["peak"] <= found["predicted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "batch", "sites", "share"),
+    [
+        (16, 32, "1,3,5,7,9", 0.8),
+        (16, 64, "1,2,3,4,5,6,7,8,9", 0.5),
+        (32, 64, "1,2,3,4,5,6,7,8,9", 0.6),
+        pytest.param(32, 128, "1,2,3,4,5,6,7,8,9", 0.4, marks=pytest.mark.long),
+    ],
+)
+def test_lanes_in_turns_stay_below_the_prediction(width, batch, sites, share, monkeypatch):
+    monkeypatch.setenv("SHARE_OF_MEMORY", str(share))
+    command = [sys.executable, "-c", PROGRAM, str(batch), sites, "fp32", "kept", str(width)]
+    found = measured(command)
+    assert found["turns"] > 2
+    assert 0.25 * found["predicted"] < found["peak"] <= found["predicted"]
 
 
 PARTS = {2: "tlm+fula", 4: "hint+slm+tlm+fula"}

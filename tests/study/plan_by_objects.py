@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import product
+from math import ceil
 from typing import Any
 
 from fula_fast.device.precision import precision_of
@@ -88,15 +89,31 @@ def waves_of(
     ]
 
 
-def _wave(spec: Spec, key: WaveKey, cells: list[Cell], precision: str):
+def _wave(spec: Spec, key: WaveKey, turns: list[list[Cell]], precision: str):
     data, donors = data_facts(spec.data), _donors(spec, key)
     images = data.train_images
     if key.subset is not None:
         images = images * key.subset // data.classes
     steps = key.epochs * (images // key.batch_size)
-    lanes = [wave_memory.lane_of(cell) for cell in cells]
-    memory = wave_memory.wave_bytes(lanes, *donors, key.batch_size, precision)
+    cells = [cell for turn in turns for cell in turn]
+    memory = _memory(turns, donors, key, precision)
     return [cell.id for cell in cells], key, memory, steps * step_flops(cells, *donors)
+
+
+def _memory(turns: list[list[Cell]], donors: Any, key: WaveKey, precision: str) -> int:
+    """A factor of 1.5 on what flies in one turn; in several, of 4.5 on the largest, if less."""
+    width = precision_of(precision).bytes
+    lanes = [[wave_memory.lane_of(cell) for cell in turn] for turn in turns]
+    every = [lane for turn in lanes for lane in turn]
+    shared = wave_memory.shared_bytes(every, *donors, key.batch_size, width)
+    each = [[wave_memory.lane_bytes(n, *donors, key.batch_size, width) for n in t] for t in lanes]
+    flown = []
+    for kind in ("training", "passing"):
+        sums = [sum(getattr(lane, kind) for lane in turn) for turn in each]
+        factor = 1.5 * sum(sums)
+        flown.append(factor if len(sums) == 1 else min(factor, 4.5 * max(sums)))
+    own = sum(lane.own for turn in each for lane in turn)
+    return shared + own + int(max(flown))
 
 
 def _donors(spec: Spec, key: WaveKey):
@@ -105,13 +122,57 @@ def _donors(spec: Spec, key: WaveKey):
 
 
 def _bins(spec: Spec, key: WaveKey, cells: list[Cell], budget: int | None, precision: str):
-    """First fit, largest first, one by one."""
+    """Waves, each as its turns."""
     if budget is None:
-        return [cells]
+        return [[cells]]
     donors, width = _donors(spec, key), precision_of(precision).bytes
     lanes = [wave_memory.lane_of(cell) for cell in cells]
     room = budget - wave_memory.shared_bytes(lanes, *donors, key.batch_size, width)
-    sizes = [wave_memory.lane_bytes(lane, *donors, key.batch_size, width) for lane in lanes]
+    each = [wave_memory.lane_bytes(lane, *donors, key.batch_size, width) for lane in lanes]
+    if _memory([cells], donors, key, precision) <= budget:
+        return [[cells]]
+    flying = [max(lane.training, lane.passing) for lane in each]
+    own = [lane.own for lane in each]
+    most = room - ceil(4.5 * max(flying))
+    if sum(own) > most:
+        most = min(most, max(room // 2, max(own)))
+    if not any(cell.alpha for cell in cells) and max(own) <= most:
+        found = _first_fit(own, most)
+        return [_turns([cells[i] for i in part], donors, key, precision, budget) for part in found]
+    found = _first_fit(
+        [lane.own + int(1.5 * n) for lane, n in zip(each, flying, strict=True)], room
+    )
+    return [[[cells[i] for i in part]] for part in found]
+
+
+def _turns(cells: list[Cell], donors: Any, key: WaveKey, precision: str, budget: int):
+    """As few as fit, by end site from behind; the largest is as small as can be."""
+    if _memory([cells], donors, key, precision) <= budget:
+        return [cells]
+    order = sorted(cells, key=lambda cell: (-cell.end_site, cell.front_site))
+    width = precision_of(precision).bytes
+    lanes = [wave_memory.lane_of(cell) for cell in order]
+    each = [wave_memory.lane_bytes(lane, *donors, key.batch_size, width) for lane in lanes]
+    flying = [max(lane.training, lane.passing) for lane in each]
+    shared = wave_memory.shared_bytes(lanes, *donors, key.batch_size, width)
+    most = int((budget - shared - sum(lane.own for lane in each)) / 4.5)
+    bounds = sorted({sum(flying[a:b]) for b in range(len(flying) + 1) for a in range(b)})
+    count = len(_runs(flying, most))
+    least = next(m for m in bounds if m >= max(flying) and len(_runs(flying, m)) == count)
+    return [[order[i] for i in run] for run in _runs(flying, least)]
+
+
+def _runs(sizes: list[int], most: int) -> list[list[int]]:
+    runs: list[list[int]] = [[]]
+    for i, size in enumerate(sizes):
+        if runs[-1] and sum(sizes[k] for k in runs[-1]) + size > most:
+            runs.append([])
+        runs[-1].append(i)
+    return runs
+
+
+def _first_fit(sizes: list[int], room: int) -> list[list[int]]:
+    """First fit, largest first, one by one."""
     bins: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         fitting = (b for b in bins if sum(sizes[k] for k in b) + sizes[i] <= room)
@@ -119,4 +180,4 @@ def _bins(spec: Spec, key: WaveKey, cells: list[Cell], budget: int | None, preci
         if place is None:
             bins.append(place := [])
         place.append(i)
-    return [[cells[i] for i in sorted(found)] for found in bins]
+    return [sorted(found) for found in bins]

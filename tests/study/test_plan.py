@@ -1,5 +1,6 @@
 """Waves: what may share one, packing to a budget, costs, and the plan's round trip."""
 
+import io
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from fula_fast.study.cell import Cell
 from fula_fast.study.cells import Held
 from fula_fast.study.costs import step_flops
 from fula_fast.study.facts import DataFacts, DonorFacts
-from fula_fast.study.packing import first_fit
+from fula_fast.study.packing import even_runs, first_fit
 from fula_fast.study.plan import Plan, plan
 from fula_fast.study.protocol import protocol
 from fula_fast.study.schedule import schedule
@@ -295,6 +296,46 @@ def test_the_view_shows_counts_costs_and_what_is_done():
     text = console.export_text()
     assert "45 cells" in text and "1 done" in text and "listed twice" in text
     assert planned.waves[0].id in text and "budget 8.0 GiB" in text
+
+
+def test_lanes_above_the_budget_take_turns():
+    """One wave, whose cells stand turn by turn, the deepest end sites first; the view tells it."""
+    from rich.console import Console
+
+    spec = spec_of({"sites": "all-pairs"})
+    whole, small = plan(spec), plan(spec, budget=GIB // 4)
+    (wave,) = small.waves
+    assert whole.waves[0].turns == () and whole.waves[0].turn_of == {}
+    assert wave.flops == whole.waves[0].flops and wave.memory <= GIB // 4 < whole.waves[0].memory
+    assert 2 < len(wave.turns) < len(wave.cells) == sum(wave.turns)
+    assert list(wave.turn_of.values()) == sorted(wave.turn_of.values())
+    deepest = [cell.end_site for cell in wave.cells]
+    assert deepest == sorted(deepest, reverse=True)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(plan_view(small))
+    assert f"{len(wave.cells)} in {len(wave.turns)} turns" in console.export_text()
+    assert len(plan(spec, budget=GIB // 4, device="cuda").waves[0].turns) < len(wave.turns)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(60, 200))
+def test_even_runs_are_the_fewest_and_the_largest_is_least(sizes, most):
+    bounds = even_runs(np.array(sizes), most)
+    assert [a for a, _ in bounds] == [0, *(b for _, b in bounds[:-1])] and bounds[-1][1] == len(
+        sizes
+    )
+    sums = [sum(sizes[a:b]) for a, b in bounds]
+    assert max(sums) <= most
+    best = [0] + [None] * len(sizes)  # the least that the largest of k runs can be, by their ends
+    for k in range(1, len(bounds) + 1):
+        best = [
+            min(
+                (max(best[a], sum(sizes[a:b])) for a in range(b) if best[a] is not None),
+                default=None,
+            )
+            for b in range(len(sizes) + 1)
+        ]
+        assert k == len(bounds) or best[-1] is None or best[-1] > most
+    assert max(sums) == best[-1]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def _beside(name: str):
 CASES = _beside("plan_cases").CASES
 objects = _beside("plan_by_objects")
 RECORDED = json.loads(Path(__file__).with_name("plan_cases.json").read_text())
-"""What the planner said of these specs when it still made an object for every cell."""
+"""What the planner said of these specs when it still made an object for every cell; the memory and
+the partition of their waves, when lanes first took turns."""
 GIB = 2**30
 
 

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 from fula_fast.device.memory import available_memory, budget
 from fula_fast.errors import FulaError
 from fula_fast.measures.moment_memory import CellMeasures
+from fula_fast.study.cell import Cell
 from fula_fast.study.donor_spec import DonorSpec
 from fula_fast.study.facts import DataFacts, donor_facts
-from fula_fast.study.wave_memory import LaneSites, lane_bytes, wave_bytes
+from fula_fast.study.protocol import protocol
+from fula_fast.study.wave_memory import (
+    LaneSites,
+    lane_bytes,
+    lane_of,
+    lanes_bytes,
+    turn_room,
+    wave_bytes,
+)
 
 MIB = 2**20
 
@@ -62,7 +71,7 @@ def test_a_full_width_lane_has_the_published_size():
     saved = 2 * 128 * (end.elements(1) + sum(end.saved[1:]))
     assert round(saved / MIB) == 270
     assert 2 * 128 * end.elements(9) == 2 * MIB
-    assert 270 * MIB < lane_bytes(LaneSites(1, 1, False), end, end, 128, 2) < 340 * MIB
+    assert 270 * MIB < lane_bytes(LaneSites(1, 1, False), end, end, 128, 2).training < 340 * MIB
 
 
 @pytest.mark.parametrize(
@@ -176,6 +185,28 @@ def test_precision_batch_and_attack_cost_memory(lane):
     assert each[0] < each[1]
     whole = [wave_bytes([x], donor, donor, 16, "fp32") for x in (plain, attacked)]
     assert whole[0] <= whole[1]  # a small lane needs less than its closed form did
+
+
+def test_a_lane_whose_loss_ends_at_its_stitch_saves_no_tail():
+    end, rule = facts(), protocol("fula-v2")
+    cells = [Cell("a", "b", 1, 1, m, {m: 1.0}, rule) for m in ("hint", "fula", "tlm")]
+    hint, fula, tlm = (lane_bytes(lane_of(cell), end, end, 128, 4) for cell in cells)
+    assert fula == tlm and 3 * hint.training < fula.training
+    assert (hint.own, hint.passing) == (fula.own, fula.passing)
+    attacked = lane_of(replace(cells[0], alpha=0.5))  # its images are sought through the tail
+    assert lane_bytes(attacked, end, end, 128, 4).training > fula.training
+
+
+def test_lanes_that_take_turns_need_the_memory_of_the_largest():
+    """Own parameters stay; a CPU's allocator scatters what turns of unlike sizes free."""
+    one, many = [[10, 5, 1000, 300]], [[1, 1, 100, 30], [4, 2, 150, 45], [5, 2, 750, 225]]
+    assert lanes_bytes(one) == 10 + 1500
+    assert lanes_bytes([[10, 5000, 1000, 300]]) == 10 + 5000 + 450
+    assert lanes_bytes(many) == 10 + 1500  # never more than in one turn
+    assert lanes_bytes(many, "cuda:0") == 10 + 1125
+    even = [[5, 0, 100, 0]] * 10
+    assert lanes_bytes(even) == 50 + 450 and lanes_bytes(even, "cuda") == 50 + 150
+    assert turn_room(50, 500) == 100 and turn_room(50, 200, "cuda") == 100
 
 
 def test_this_processs_memory_is_that_of_its_pages(tmp_path):

@@ -96,15 +96,20 @@ def test_vmap_s_time_is_that_of_all_lanes_steps():
 def test_waves_keep_to_the_memory_that_a_sweep_plans_with():
     setting = dataclasses.replace(TINY, lanes=36, width=32, batch=128, image=32)
     waves = grid.waves_within(setting, 2 * 2**30)
-    assert 1 < len(waves) < 6
-    assert sorted(int(c.id) for wave in waves for c in wave) == list(range(36))
-    facts = workload.donor_facts_of(setting)
-    for wave in waves:
-        lanes = [wave_memory.lane_of(cell) for cell in wave]
-        need = wave_memory.wave_bytes(
-            lanes, facts, facts, 128, "fp32", resources(EngineSpec()).fused
-        )
-        assert need <= 2 * 2**30
+    ((cells, turns),) = waves
+    assert sorted(int(cell.id) for cell in cells) == list(range(36))
+    assert sorted(turns) == sorted(cell.id for cell in cells)
+    facts, fused = workload.donor_facts_of(setting), resources(EngineSpec()).fused
+    lanes = {cell.id: wave_memory.lane_of(cell) for cell in cells}
+    shared = wave_memory.shared_bytes(lanes.values(), facts, facts, 128, 4)
+    count = max(turns.values()) + 1
+    assert 2 < count < 20
+    sums = []
+    for turn in range(count):
+        own = [lanes[name] for name, number in turns.items() if number == turn]
+        each = [wave_memory.lane_bytes(lane, facts, facts, 128, 4, fused) for lane in own]
+        sums.append([sum(column) for column in zip(*each, strict=True)])
+    assert shared + wave_memory.lanes_bytes(sums) <= 2 * 2**30
     with pytest.raises(FulaError, match="memory"):
         grid.waves_within(setting, 30 * 2**20)
 
@@ -115,11 +120,12 @@ def test_waves_add_up_and_the_largest_s_memory_counts():
         phases = {name: {"steps": 7, "seconds": seconds, "flops": 10} for name in ("short", "full")}
         return {
             "name": "ours", "precision": "fp32", "first_step_seconds": scale, "peak_bytes": peak,
-            "phases": phases,
+            "phases": phases, "turns": 2,
         }  # fmt: skip
 
     found = grid.together([row(1.0, 30), row(2.0, 20)])
     assert (found["name"], found["waves"], found["peak_bytes"]) == (grid.WITHIN, 2, 30)
+    assert found["turns"] == 4
     assert found["phases"]["full"]["seconds"] == {"n": 5, "p20": 3.0, "p50": 6.0, "p80": 9.0}
     assert grid.our_total(found) == {"p20": 42.0, "p50": 84.0, "p80": 126.0, "flops": 280}
 
@@ -215,7 +221,7 @@ def _arithmetic_now() -> tuple:
     ids=["grid", "scale", "first_step"],
 )
 def test_the_engine_computes_as_in_a_sweep(monkeypatch, module, measure, precision):
-    def make(*arguments):
+    def make(*arguments, **options):
         raise Seen(_arithmetic_now())
 
     monkeypatch.setattr(module, "OurWave", make)
