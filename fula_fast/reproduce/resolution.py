@@ -113,7 +113,9 @@ def scaled(recipe: ExperimentRecipe, scale: str) -> ExperimentRecipe:
         scale_changes(load_recipe(recipe.run), scale)
     )
     parts = changes.pop("parts", {})
-    table = recipe.model_dump(exclude={"scales"}) | ({} if shares else {"run": ""})
+    table = recipe.model_dump(exclude={"scales"})
+    if not shares:
+        table["run"] = ""
     table["parts"] = [merged(p, parts.get(p["name"], {})) for p in table["parts"]]
     try:
         return ExperimentRecipe.model_validate(merged(table, changes))
