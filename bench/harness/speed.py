@@ -34,7 +34,7 @@ _NAMES = {
     "ours": "fula_fast",
     "published": "as published: hooks on both whole networks, one cell at a time",
     "fair": "front, stitch and tail alone, one cell at a time",
-    "ours, within vmap's memory": "fula_fast, in waves that need no more memory than `vmap`",
+    "ours, within vmap's memory": "fula_fast, lanes in turns, within the memory of `vmap`",
     "vmap": "`torch.func.vmap` over all cells of an end site, front and targets shared",
 }
 

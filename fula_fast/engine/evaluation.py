@@ -94,6 +94,7 @@ def _turn(
 ) -> tuple[list[int], Tensor]:  # fmt: skip
     """A turn's lanes, and their logits (n, B, classes). Nothing else of it is kept."""
     flight = network.fly(route, fronts, "running", training=False)
+    fronts.forget()
     for site, members, activation in flight.activations:
         table.add(site, members, activation, targets[site - 1], part.index)
     return list(flight.head), not_none(flight.logits)

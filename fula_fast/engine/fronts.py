@@ -39,6 +39,10 @@ class Fronts:
             self._made[key] = self._stacked(*key)
         return self._made[key]
 
+    def forget(self) -> None:
+        """Drop what was stacked and resized: lanes of the next turn have other sites."""
+        self._made.clear()
+
     def _stacked(self, sites: Sequence[int], size: tuple[int, ...] | None) -> Tensor:
         parts = [self._found[site] for site in sites]
         x = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -24,6 +24,11 @@ WORTH_COMPILING = 1e15
 (the fused operators are the same in both modes), and takes a minute or more."""
 
 
+MOST_TURNS = 4
+"""Of a wave whose stages are compiled: each turn has its own shapes, of which a stage may have
+`compiling.MOST_SHAPES`, and each takes seconds."""
+
+
 class Stepper:
     """Feeds a wave from its stream, one step after another. `mode`: what runs."""
 
@@ -56,9 +61,13 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
     A captured step's stages are compiled where asked: a stage is library calls and operators of
     ours, between which little is left to fuse (324 lanes on an H100: 131 ms a step either way).
+    Lanes in many turns have too many shapes to compile for: their stages run plainly.
     """
-    mode = _resolved(task)
+    mode, turns = _resolved(task), len({task.turns.get(c.id, 0) for c in task.cells})
     compiles = mode == COMPILED or (mode == CAPTURED and task.compile)
+    if compiles and turns > MOST_TURNS:
+        task.progress.note(f"stages are not compiled: lanes in {turns} turns have too many shapes")
+        return EAGER if mode == COMPILED else mode, run_plain
     return mode, CompiledRunner() if compiles else run_plain
 
 

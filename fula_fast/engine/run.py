@@ -47,9 +47,9 @@ def run_wave(
     checkpoint of the same cells is continued: the resumed run ends with the same numbers. A trace
     and a table of time by stage are written into the folder `profile`.
 
-    Where a GPU's memory runs out, the wave is split in two and each half starts anew; lanes do not
-    know of each other, so the results are those of the whole. Raises `FulaError` where a single
-    lane does not fit.
+    Where a GPU's memory runs out, the wave is split in two and each half starts anew, or, where its
+    lanes take turns, each turn is; lanes do not know of each other, so the results are those of the
+    whole. Raises `FulaError` where a single lane does not fit.
     """
     parts = [(task, wave_id)]
     while parts:
@@ -68,7 +68,23 @@ def run_wave(
         if checkpoints is not None:
             checkpoints.drop(name)  # a resumed run would begin with the wave that did not fit
         free_memory()
-        parts = [*_halves(part, name, reason), *parts]
+        parts = [*_smaller(part, name, reason), *parts]
+
+
+def _smaller(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]]:
+    """The wave in turns of half the size, or, where none has two lanes, in two."""
+    members: dict[int, list[str]] = {}
+    for cell in task.cells:
+        members.setdefault(task.turns.get(cell.id, 0), []).append(cell.id)
+    if len(members) == 1 or max(map(len, members.values())) == 1:
+        return _halves(task, name, reason)
+    turns = {
+        cell: 2 * turn + (2 * place >= len(own))
+        for turn, own in members.items()
+        for place, cell in enumerate(own)
+    }
+    task.progress.note(f"{reason}: the wave's lanes take {len(set(turns.values()))} turns")
+    return [(replace(task, turns=turns), name)]
 
 
 def _halves(task: WaveTask, name: str, reason: str) -> list[tuple[WaveTask, str]]:
@@ -156,10 +172,12 @@ def _train(
 
 
 def _owner(task: WaveTask, wave: Wave) -> dict[str, Any]:
-    """What a checkpoint must have been made with: the cells, both donors and the precision."""
+    """What a checkpoint must have been made with: the cells and their turns, both donors and the
+    precision."""
     donors = [content_hash(donor) for donor in (task.front, task.end)]
     cells = [lane.cell.id for lane in wave.lanes]
-    return {"cells": cells, "donors": donors, "precision": task.precision}
+    turns = {"turns": [lane.turn for lane in wave.lanes]} if len(wave.turns) > 1 else {}
+    return {"cells": cells, "donors": donors, "precision": task.precision, **turns}
 
 
 def _resumed(

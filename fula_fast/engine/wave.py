@@ -212,6 +212,7 @@ class Wave:
             losses += sum((part.detach() for part in parts[1:]), parts[0].detach())
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
             self.bank.backward([part.sum() for part in parts], grads, turn)
+            fronts.forget()
         self._set_masks(None)
         self.surgery.combine(grads, self.optimiser)
         self._update(losses)

@@ -23,6 +23,7 @@ from ..pipelines.sources.given import GIVEN
 from ..progress import Progress
 from ..store import Store
 from ..store.similarity_table import missing_pairs, write_similarity
+from ..study import wave_memory
 from ..study.facts import DonorFacts, data_facts, described_facts, with_head
 from ..study.plan import Plan, plan_here
 from ..study.resources import Resources, present, resources
@@ -209,7 +210,8 @@ def _kept(store: Store, budget: int, device: str) -> Plan:
             f"'{store.folder}' was planned with precision 'tf32', which a CPU does not have; go on "
             "on a GPU, or give another --out"
         )
-    largest = max((wave.memory for wave in kept.waves), default=0)
+    needs = (wave_memory.on_device(wave.memory, wave.turns, device) for wave in kept.waves)
+    largest = max(needs, default=0)
     if largest > budget:
         raise FulaError(
             f"'{store.folder}' was planned on '{kept.device}' with waves of "

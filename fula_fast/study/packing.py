@@ -337,11 +337,12 @@ class _Runs:
 
 
 def even_runs(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
-    """Bounds of the fewest runs of `sizes` (n,) that come to at most `most` each, where no single
-    one is above it; of those runs the evenest."""
+    """Bounds of the fewest runs of `sizes` (n,) that come to at most `most` each, or are a single
+    one; of those runs the evenest."""
     until = np.concatenate([[0], np.cumsum(sizes)])
     found = _runs_within(until, most)
-    low, high = max(int(until[-1]) // len(found), int(sizes.max())), most
+    high = max(most, int(sizes.max()))
+    low = max(int(until[-1]) // len(found), int(sizes.max()))
     while low < high:
         middle = (low + high) // 2
         tried = _runs_within(until, middle)
@@ -357,7 +358,8 @@ def _runs_within(until: np.ndarray, most: int) -> list[int]:
     """Ends of runs, each as far as it goes. `until`: sums of the sizes before each."""
     ends = [0]
     while ends[-1] < len(until) - 1:
-        ends.append(int(until.searchsorted(until[ends[-1]] + most, "right")) - 1)
+        furthest = int(until.searchsorted(until[ends[-1]] + most, "right")) - 1
+        ends.append(max(furthest, ends[-1] + 1))
     return ends[1:]
 
 

@@ -51,7 +51,7 @@ class PlannedWave:
     def turn_of(self) -> dict[str, int]:
         """By cell id, in which turn it flies; empty where all fly in one."""
         turns = np.repeat(np.arange(len(self.turns)), self.turns).tolist()
-        return dict(zip(self.cells.ids, turns, strict=False))
+        return dict(zip(self.cells.ids, turns, strict=True)) if self.turns else {}
 
     @property
     def measures_robustness(self) -> bool:

@@ -94,13 +94,19 @@ def lane_bytes(
 ) -> LaneBytes:
     """Bytes of one more such lane; `batch` in images, `width` in bytes per element."""
     unit = batch * width
-    passing = unit * sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
+    kept = sum(end.elements(s) for s in range(lane.end_site, end.num_sites + 1))
+    passing = int(unit * (kept + _inside(lane, end)) * (1 if fused else _UNFUSED))
     return LaneBytes(
         _stitch_bytes(lane, front, end),
         measured.lane_bytes(_widths(end, lane.end_site), end.classes) if measured.measures else 0,
         _training_bytes(lane, front, end, unit, fused),
         passing,
     )
+
+
+def _inside(lane: LaneSites, end: DonorFacts) -> int:
+    """Elements of the largest stage that a lane passes, per image, without its gradient."""
+    return max((end.saved[s - 1] for s in range(lane.end_site + 1, end.num_sites + 1)), default=0)
 
 
 def lanes_bytes(turns: Sequence[Sequence[int]], device: str = "cpu") -> int:
@@ -117,6 +123,12 @@ def _flown(turns: Sequence[int], device: str) -> int:
 
 def _scattered(device: str) -> float:
     return _SCATTERED if device == "cpu" else _LOST
+
+
+def on_device(memory: int, turns: Sequence[int], device: str) -> int:
+    """At most what a wave in those turns needs on `device`, if it was planned with `memory` bytes
+    on another one."""
+    return int(memory * (_SCATTERED / _LOST if len(turns) > 1 and device == "cpu" else 1))
 
 
 def turn_room(staying: int, room: int, device: str = "cpu") -> int:
@@ -136,8 +148,9 @@ def _training_bytes(
     """`unit`: bytes of an element of all images of a batch."""
     saved = 2 * end.elements(lane.end_site)
     sites = range(lane.end_site, end.num_sites + 1)
-    if not lane.tail:
-        return unit * (saved + _WORKING * max(end.elements(site) for site in sites))
+    if not lane.tail:  # it passes for its statistics alone
+        passing = max(_WORKING * max(end.elements(s) for s in sites), _inside(lane, end))
+        return int(unit * (saved + passing) * (1 if fused else _UNFUSED))
     if lane.attacked:
         saved += sum(front.saved[: lane.front_site]) + 4 * front.elements(0)
         saved += sum(end.elements(s) for s in sites)

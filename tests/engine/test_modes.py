@@ -80,7 +80,7 @@ def test_a_snapshot_is_put_back_bit_for_bit():
 def task(mode: str, flops: float = 0.0, device: str = "cpu", compile: bool = False):
     return SimpleNamespace(
         mode=mode, flops=flops, device=torch.device(device), cells=cells(), progress=Progress(),
-        compile=compile,
+        compile=compile, turns={},
     )  # fmt: skip
 
 

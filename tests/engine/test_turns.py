@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fula_fast import sweep
 from fula_fast.device.graphs import Rerun
+from fula_fast.engine import run
 from fula_fast.engine.captured import Captured
-from fula_fast.engine.modes import Stepper
+from fula_fast.engine.modes import Stepper, runner_of
+from fula_fast.engine.network import run_plain
 from fula_fast.engine.wave import Wave
 from fula_fast.study.plan import plan_here
 from fula_fast.study.spec import load_spec
@@ -121,6 +125,58 @@ def test_a_lane_that_fails_is_one_of_its_turn_alone():
         wave.step(x, y, number)
     dead = {lane.cell.id for n, lane in enumerate(wave.lanes) if int(wave.dead_at[n]) >= 0}
     assert dead == {"broken"}
+
+
+def test_turns_with_dropout_equal_one_turn():
+    """Masks go with the image: every turn has the same."""
+    group = cells(dropout="train")
+    waves = [prepared(group, dtype="fp64", turns=t) for t in (in_turns(group, 3), {})]
+    for task, wave in waves:
+        taken(Stepper(task, wave, "eager"))
+    assert_close(waves[0][1], waves[1][1], 1e-10)
+
+
+def test_turns_that_run_out_of_memory_are_halved(monkeypatch):
+    """In the same wave, until each has one lane; then the wave is split."""
+    plain, seen = run.Wave, []
+
+    def wave(group, *args, turns, **options):
+        seen.append(sorted(Counter(turns[c.id] for c in group).values()))
+        if len(seen) < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return plain(group, *args, turns=turns, **options)
+
+    group = cells()
+    task, _ = prepared(group)
+    given = replace(
+        task, dm_images=lambda _: torch.rand(8, 3, 8, 8), epochs=1,
+        turns={c.id: int(n > 3) for n, c in enumerate(group)},
+    )  # fmt: skip
+    monkeypatch.setattr(run, "Wave", wave)
+    parts = list(run.run_wave(given))
+    assert seen[:4] == [[2, 4], [1, 1, 2, 2], [1] * 6, [1] * 3]
+    assert [len(part) for part in parts] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("mode", "turns", "runs", "compiles"),
+    [
+        ("compiled", 4, "compiled", True),
+        ("compiled", 5, "eager", False),
+        ("auto", 5, "eager", False),
+    ],
+)
+def test_stages_of_many_turns_are_not_compiled(mode, turns, runs, compiles):
+    """Each turn has shapes of its own, and the compiler a limit of them; the user is told."""
+    notes = []
+    task, _ = prepared(cells())
+    task = replace(
+        task, mode=mode, flops=1e18, turns={str(n): min(n, turns - 1) for n in range(6)},
+        progress=SimpleNamespace(note=notes.append),
+    )  # fmt: skip
+    found, runner = runner_of(task)
+    assert (found, runner is not run_plain) == (runs, compiles)
+    assert len(notes) == (not compiles)
 
 
 SPEC = {
