@@ -86,8 +86,8 @@ class Surgery:
         return optimiser.grad.new_empty(count, len(optimiser.grad))
 
     def combine(self, grads: Tensor, optimiser: FlatOptimiser) -> None:
-        """Give the optimiser the gradients in those buffers; of several parts, as each lane
-        combines its own."""
+        """Give the optimiser the gradients (count, P) in those buffers; of several parts, as each
+        lane combines its own."""
         if len(grads) == 1:
             return
         order = self._orders[len(grads)].index_select(0, optimiser.done.view(1))[0]

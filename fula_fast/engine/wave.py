@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import kernels
 from ..attacks.pgd import pgd
 from ..attacks.settings import Attack
+from ..errors import not_none
 from ..kernels.shared.layout import laid_out, layout_of
 from ..methods import Method
 from ..models import Staged
@@ -202,20 +203,21 @@ class Wave:
         with torch.no_grad():
             targets = self._targets(x, own, lanes)
             fronts = self.network.fronts(own, lanes, rule)
-        losses = torch.zeros(len(self.lanes), dtype=self._kind, device=self.device)
+        losses: Tensor | None = None
         grads = self.surgery.buffers(len(phase.weights), self.optimiser)
         for turn, route in phase.routes.items():
             aims = Aims(self.lanes, targets)
             flight = self.network.fly(route, fronts, rule, training=True, aims=aims)
             table = self._table(flight, aims, y)
             parts = [(table * weights).sum(1) for weights in phase.weights]
-            losses += sum((part.detach() for part in parts[1:]), parts[0].detach())
+            found = sum((part.detach() for part in parts[1:]), parts[0].detach())
+            losses = found if losses is None else losses + found
             # A dead lane's gradient may be NaN; it stays in that lane, and is masked in the step.
             self.bank.backward([part.sum() for part in parts], grads, turn)
             fronts.forget()
         self._set_masks(None)
         self.surgery.combine(grads, self.optimiser)
-        self._update(losses)
+        self._update(not_none(losses))
 
     # Attacks
 
