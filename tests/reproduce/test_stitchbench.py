@@ -137,7 +137,7 @@ def test_a_run_is_set_beside_a_table_in_text_and_on_a_page(ran, tmp_path):
 
 
 OWN_DONORS = {
-    "fig23", "foundation", "information", "mislead-colour", "mislead-modalities",
+    "fig13", "fig14", "fig23", "foundation", "information", "mislead-colour", "mislead-modalities",
 }  # fmt: skip
 """Experiments whose donors no other has, and take minutes to train."""
 
