@@ -71,7 +71,7 @@ from fula_fast.bench.harness.workload import (
     vmap_peer_of,
 )
 from fula_fast.study.cell import Cell
-from fula_fast.study.packing import Packer, PairCosts, WaveLanes
+from fula_fast.study.packing import Packer, PairCosts, WaveLanes, turn_of
 from fula_fast.study.resources import resources
 from fula_fast.study.spec import EngineSpec
 
@@ -124,7 +124,7 @@ def _measure_ours(setting: Setting, cells: Sequence[Cell], turns: Mapping[str, i
             first = time.perf_counter() - started
         taken = seconds_of(step, setting.timed, setting.device, setting.warmup - (phase == "short"))
         phases[phase] = {"steps": count, "seconds": quantiles(taken)}
-    peak, mode, taken = memory.bytes(), ours.mode, len(ours.wave.turns)
+    peak, mode, count = memory.bytes(), ours.mode, len(ours.wave.turns)
     del ours, step  # the graphs' memory is free for what is counted
     for phase, found in phases.items():
         found["flops"] = our_flops(setting, cells, phase == "full")
@@ -132,7 +132,7 @@ def _measure_ours(setting: Setting, cells: Sequence[Cell], turns: Mapping[str, i
         "name": "ours",
         "mode": mode,
         "precision": setting.precision,
-        "turns": taken,
+        "turns": count,
         "first_step_seconds": first,
         "peak_bytes": peak,
         "phases": phases,
@@ -152,12 +152,8 @@ def waves_within(setting: Setting, budget: int) -> list[tuple[list[Cell], dict[s
     each = np.arange(len(cells))  # every cell is a kind of its own
     packer = Packer([pair], cells, *rule)
     waves = map(packer.in_turns, packer.packed(WaveLanes(0, each, each)))
-    return [_in_turns([cells[i] for i in wave.places], wave.turns) for wave in waves]
-
-
-def _in_turns(cells: list[Cell], turns: Sequence[int]) -> tuple[list[Cell], dict[str, int]]:
-    numbers = np.repeat(np.arange(len(turns)), turns).tolist()
-    return cells, {cell.id: turn for cell, turn in zip(cells, numbers, strict=False)}
+    found = [([cells[i] for i in wave.places], wave.turns) for wave in waves]
+    return [(own, turn_of([cell.id for cell in own], turns)) for own, turns in found]
 
 
 def together(waves: Sequence[Row]) -> Row:

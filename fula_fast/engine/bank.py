@@ -201,13 +201,12 @@ class Bank:
         into their share of `grads` (K, P): zero where there is none."""
         if turn not in self._turns:
             return
-        for k, (loss, grad) in enumerate(zip(losses, grads[:, self._parts[turn]], strict=True), 1):
-            if not loss.requires_grad:
-                grad.zero_()
-                continue
-            leaves, more = self._turns[turn], k < len(losses)
-            found = torch.autograd.grad(loss, leaves, retain_graph=more, materialize_grads=True)
-            torch.cat([g.flatten() for g in found], out=grad)
+        leaves, own = self._turns[turn], grads[:, self._parts[turn]]
+        if not losses[0].requires_grad:
+            own.zero_()
+            return
+        for k, (loss, grad) in enumerate(zip(losses, own, strict=True), 1):
+            _write(loss, leaves, grad, again=k < len(losses))
 
     def lane_state(self, number: int) -> dict[str, Tensor]:
         """The stitch of one lane under `Stitch`'s names (copies)."""
@@ -223,6 +222,12 @@ class Bank:
             for number, group in enumerate(self.groups)
             for name, tensor in group.running.items()
         }
+
+
+def _write(loss: Tensor, leaves: Sequence[Tensor], grad: Tensor, *, again: bool) -> None:
+    """The gradient of `loss` () by `leaves` into `grad` (P,). `again`: its graph has others yet."""
+    found = torch.autograd.grad(loss, leaves, retain_graph=again, materialize_grads=True)
+    torch.cat([g.flatten() for g in found], out=grad)
 
 
 def _new_group(

@@ -86,8 +86,9 @@ def _adam(
     g = _gradient(flat, grad, lane_of, lanes)
     first.lerp_(g, 1 - BETA1)
     second.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-    correction1 = (1 - BETA1 ** t.double()).to(g.dtype)
-    correction2 = (1 - BETA2 ** t.double()).sqrt().to(g.dtype)
+    del g
+    correction1 = (1 - BETA1 ** t.double()).to(flat.dtype)
+    correction2 = (1 - BETA2 ** t.double()).sqrt().to(flat.dtype)
     _move(flat, first / correction1 / (second.sqrt() / correction2 + EPS), lane_of, lanes)
 
 
@@ -95,14 +96,21 @@ def _sgd(
     flat: Tensor, grad: Tensor, lane_of: Tensor, moments: Sequence[Tensor], lanes: Lanes, t: Tensor
 ) -> None:
     (buffer,) = moments
-    buffer.mul_(lanes.momentum[lane_of]).add_(_gradient(flat, grad, lane_of, lanes))
+    buffer.mul_(_each(lanes.momentum, lane_of)).add_(_gradient(flat, grad, lane_of, lanes))
     _move(flat, buffer, lane_of, lanes)
 
 
 def _gradient(flat: Tensor, grad: Tensor, lane_of: Tensor, lanes: Lanes) -> Tensor:
-    return torch.where(lanes.alive[lane_of], grad + lanes.decay[lane_of] * flat, 0.0)
+    return torch.where(_each(lanes.alive, lane_of), grad + _each(lanes.decay, lane_of) * flat, 0.0)
 
 
 def _move(flat: Tensor, update: Tensor, lane_of: Tensor, lanes: Lanes) -> None:
     """A frozen lane's moments decay towards zero, but nothing of it moves any more."""
-    flat.sub_(torch.where(lanes.alive[lane_of], lanes.rate[lane_of] * update, 0.0))
+    moved = _each(lanes.rate, lane_of) * update
+    flat.sub_(torch.where(_each(lanes.alive, lane_of), moved, 0.0))
+
+
+def _each(values: Tensor, lane_of: Tensor) -> Tensor:
+    """By parameter, (P,), what is given by lane, (L,). Indexing would widen the numbers of lanes
+    first."""
+    return values.index_select(0, lane_of)

@@ -92,10 +92,13 @@ class Surgery:
             return
         order = self._orders[len(grads)].index_select(0, optimiser.done.view(1))[0]
         shares = _shares(self._products(grads), order).to(grads.dtype)  # (L, K)
-        own = self.bank.lane_of
-        torch.mul(shares[:, 0][own], grads[0], out=optimiser.grad)
-        for k in range(1, len(grads)):  # one after another: stacked, they would be held three times
-            optimiser.grad.addcmul_(shares[:, k][own], grads[k])
+        for places, part in self.bank.parts():
+            own = grads[:, part].unflatten(1, (len(places), -1))
+            share = shares.index_select(0, places)
+            found = optimiser.grad[part].view(own[0].shape)
+            torch.mul(own[0], share[:, :1], out=found)
+            for k in range(1, len(grads)):  # stacked, they would be held three times
+                found.addcmul_(own[k], share[:, k : k + 1])
 
     def _products(self, grads: Tensor) -> Tensor:
         """Inner products of the parts' gradients of every lane, (L, K, K) float64."""

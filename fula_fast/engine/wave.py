@@ -2,9 +2,8 @@
 
 One pass of the front and one native pass of the end serve every lane; the tail runs once per stage
 for all lanes that have entered; one backward pass of the sum of the lanes' losses; one optimiser
-step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone,
-and where memory is short the lanes take turns in the tail: a backward pass frees what the next turn
-needs, while fronts and targets serve all.
+step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone.
+Where memory is short they take turns in the tail; fronts and targets serve all of them.
 """
 
 from __future__ import annotations
@@ -217,6 +216,7 @@ class Wave:
             fronts.forget()
         self._set_masks(None)
         self.surgery.combine(grads, self.optimiser)
+        del grads  # the update needs room of its own
         self._update(not_none(losses))
 
     # Attacks

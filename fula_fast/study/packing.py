@@ -59,6 +59,13 @@ class WaveLanes:
         return WaveLanes(self.group, self.places[own], self.kinds[own])
 
 
+def turn_of(ids: Sequence[str], turns: Sequence[int]) -> dict[str, int]:
+    """By cell id, in which turn it flies, of cells that stand turn by turn, `turns` of each; empty
+    where all fly in one."""
+    numbers = np.repeat(np.arange(len(turns)), turns).tolist()
+    return dict(zip(ids, numbers, strict=True)) if turns else {}
+
+
 def kinds_of(cells: Cells) -> tuple[np.ndarray, list[Cell]]:
     """Numbers of cells that cost alike between the same donors, and a cell of each."""
     columns, words = cells.columns, cells.words

@@ -24,7 +24,7 @@ from .cell import digest
 from .cells import Cells, Columns, Rows, words_json, words_of
 from .expand import expand
 from .facts import DataFacts, DonorFacts, data_facts, donor_facts
-from .packing import Packer, PairCosts, WaveLanes, kinds_of
+from .packing import Packer, PairCosts, WaveLanes, kinds_of, turn_of
 from .resources import check_mode, resources
 from .similarity_plan import PlannedSimilarity, coarse_null, plan_similarity
 from .spec import Spec
@@ -50,8 +50,7 @@ class PlannedWave:
     @property
     def turn_of(self) -> dict[str, int]:
         """By cell id, in which turn it flies; empty where all fly in one."""
-        turns = np.repeat(np.arange(len(self.turns)), self.turns).tolist()
-        return dict(zip(self.cells.ids, turns, strict=True)) if self.turns else {}
+        return turn_of(self.cells.ids, self.turns)
 
     @property
     def measures_robustness(self) -> bool:
@@ -149,7 +148,7 @@ def _waves_json(waves: Sequence[PlannedWave]) -> dict[str, Any]:
 
 def _waves_from(values: Mapping[str, Any], lanes: Cells) -> Iterator[PlannedWave]:
     columns = [values[name] for name in ("cells", *_COSTS, *OWN, "rule")]
-    columns.append(values.get("turns", [()] * len(values["cells"])))  # no turns before version 0.2
+    columns.append(values.get("turns", [()] * len(values["cells"])))  # older plans have none
     start = 0
     for count, name, memory, flops, steps, *own, rule, turns in zip(*columns, strict=True):
         key = WaveKey(**dict(zip(OWN, own, strict=True)), **values["rules"][rule])

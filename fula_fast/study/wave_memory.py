@@ -10,18 +10,20 @@ all lanes share, plus working room:
   flight.
 - Working room: the backward pass holds `_WORKING` gradient maps of the stage it is in, by when the
   deeper stages have been freed.
-- Per lane: weight, gradient, two moments and the float64 normal equations of its closed form.
-- `_LOST` times what lanes save: the allocator loses some to rounding and fragments, convolutions
-  take scratch.
-- Lanes may take turns (`turns_within`): then only one turn's lanes save anything at a time. On a
+- Per lane: weight, gradient, two moments, a number of its own beside each; and the float64 normal
+  equations of its closed form, or later what a step takes: `_UPDATING` numbers for each parameter,
+  or every gradient that is combined, with what adds them up.
+- `_LOST` times what lanes save, `_LOST_IN_STEPS` times what their steps take: the allocator loses
+  some to rounding and fragments, convolutions take scratch.
+- Lanes may take turns (`packing`): then only one turn's lanes save anything at a time. On a
   CPU blocks of one size do not fit where those of another were freed: `_SCATTERED` times the
   largest turn.
 - Without compiled kernels autograd keeps what they recompute: `_UNFUSED` times as much per lane.
 - Before that, the closed form takes float32 activations of all sites in use; in few rows at a time.
 - After it, the test: what a lane's measures keep (`measures.moment_memory.CellMeasures`).
 - With attacks, a lane also saves the front up to its own site and owns its targets.
-- Where gradients of several methods are combined, each has `_ADDING` buffers, and all that is saved
-  stays until the last backward pass.
+- Where gradients of several methods are combined, all that is saved stays until the last backward
+  pass.
 
 Full-width ResNet-18 on 32x32 images at batch 128 in bf16: 270 MiB for a lane that enters at site
 1, 2 MiB at site 9.
@@ -42,11 +44,12 @@ from .cell import Cell
 from .facts import DonorFacts, Shape
 
 _WORKING = 3
-_LOST = 1.5  # measured: 1.3 to 1.5 on a CPU, 1.35 on an H100
-_SCATTERED = 4.5  # measured: 2.7 with few turns to 4.1 with many
+_LOST = 1.6  # measured: 1.2 to 1.58 on a CPU, 1.35 on an H100
+_LOST_IN_STEPS = 2  # measured: 1.1 to 1.8 on a CPU
+_SCATTERED = 4.5  # measured: 2.2 with few turns to 4.4 with many
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs
-_ADDING = 2  # a gradient that is combined, and as much again for adding up; measured on a CPU
+_UPDATING = 5  # an optimiser's step that is not one kernel, in numbers for each parameter
 _FIXED = 64 * 2**20
 UNMEASURED = CellMeasures()
 CLOSED_FORM_ROWS = 32 * 2**20
@@ -166,8 +169,8 @@ def _training_bytes(
 def _stitch_bytes(lane: LaneSites, front: DonorFacts, end: DonorFacts) -> int:
     source, target = front.shapes[lane.front_site - 1], end.shapes[lane.end_site - 1]
     rows, columns = _features(source) + 1, _features(target)
-    combined = 4 * (_ADDING * lane.gradients + 1) * rows * columns if lane.gradients > 1 else 0
-    return 16 * rows * columns + 8 * rows * (rows + columns) + combined
+    step = _LOST_IN_STEPS * 4 * max(_UPDATING, lane.gradients + 2) * rows * columns
+    return 20 * rows * columns + max(8 * rows * (rows + columns), step)
 
 
 def _widths(end: DonorFacts, site: int) -> list[int]:

@@ -165,23 +165,23 @@ def test_lanes_in_turns_stay_below_the_prediction(width, batch, sites, share, mo
     assert 0.25 * found["predicted"] < found["peak"] <= found["predicted"]
 
 
-PARTS = {2: "tlm+fula", 4: "hint+slm+tlm+fula"}
+PARTS = {1: "fula", 2: "tlm+fula", 4: "hint+slm+tlm+fula"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize(
     ("width", "batch", "sites", "lanes"),
     [
         (16, 32, "1,3,5,7,9", 4),
         (64, 32, "8,9", 4),
-        (64, 4, "9", 40),  # stitches outweigh activations: gradients stacked would be far above
+        (64, 4, "9", 40),  # stitches outweigh activations, and what a step takes counts
     ],
 )
-def test_combined_gradients_stay_below_the_prediction(width, batch, sites, lanes, parts):
+def test_gradients_of_so_many_parts_stay_below_the_prediction(width, batch, sites, lanes, parts):
     command = [sys.executable, "-c", PROGRAM, str(batch), sites, "fp32", "kept", str(width)]
     found = measured([*command, PARTS[parts], str(lanes)])
-    assert 0.6 * found["predicted"] <= found["peak"] <= found["predicted"]
+    assert 0.5 * found["predicted"] <= found["peak"] <= found["predicted"]
 
 
 def measured(command):

@@ -101,7 +101,7 @@ def _wave(spec: Spec, key: WaveKey, turns: list[list[Cell]], precision: str):
 
 
 def _memory(turns: list[list[Cell]], donors: Any, key: WaveKey, precision: str) -> int:
-    """A factor of 1.5 on what flies in one turn; in several, of 4.5 on the largest, if less."""
+    """A factor of 1.6 on what flies in one turn; in several, of 4.5 on the largest, if less."""
     width = precision_of(precision).bytes
     lanes = [[wave_memory.lane_of(cell) for cell in turn] for turn in turns]
     every = [lane for turn in lanes for lane in turn]
@@ -110,7 +110,7 @@ def _memory(turns: list[list[Cell]], donors: Any, key: WaveKey, precision: str) 
     flown = []
     for kind in ("training", "passing"):
         sums = [sum(getattr(lane, kind) for lane in turn) for turn in each]
-        factor = 1.5 * sum(sums)
+        factor = 1.6 * sum(sums)
         flown.append(factor if len(sums) == 1 else min(factor, 4.5 * max(sums)))
     own = sum(lane.own for turn in each for lane in turn)
     return shared + own + int(max(flown))
@@ -140,7 +140,7 @@ def _bins(spec: Spec, key: WaveKey, cells: list[Cell], budget: int | None, preci
         found = _first_fit(own, most)
         return [_turns([cells[i] for i in part], donors, key, precision, budget) for part in found]
     found = _first_fit(
-        [lane.own + int(1.5 * n) for lane, n in zip(each, flying, strict=True)], room
+        [lane.own + int(1.6 * n) for lane, n in zip(each, flying, strict=True)], room
     )
     return [[[cells[i] for i in part]] for part in found]
 

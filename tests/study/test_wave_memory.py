@@ -200,13 +200,13 @@ def test_a_lane_whose_loss_ends_at_its_stitch_saves_no_tail():
 def test_lanes_that_take_turns_need_the_memory_of_the_largest():
     """Own parameters stay; a CPU's allocator scatters what turns of unlike sizes free."""
     one, many = [[10, 5, 1000, 300]], [[1, 1, 100, 30], [4, 2, 150, 45], [5, 2, 750, 225]]
-    assert lanes_bytes(one) == 10 + 1500
-    assert lanes_bytes([[10, 5000, 1000, 300]]) == 10 + 5000 + 450
-    assert lanes_bytes(many) == 10 + 1500  # never more than in one turn
-    assert lanes_bytes(many, "cuda:0") == 10 + 1125
+    assert lanes_bytes(one) == 10 + 1600
+    assert lanes_bytes([[10, 5000, 1000, 300]]) == 10 + 5000 + 480
+    assert lanes_bytes(many) == 10 + 1600  # never more than in one turn
+    assert lanes_bytes(many, "cuda:0") == 10 + 1200
     even = [[5, 0, 100, 0]] * 10
-    assert lanes_bytes(even) == 50 + 450 and lanes_bytes(even, "cuda") == 50 + 150
-    assert turn_room(50, 500) == 100 and turn_room(50, 200, "cuda") == 100
+    assert lanes_bytes(even) == 50 + 450 and lanes_bytes(even, "cuda") == 50 + 160
+    assert turn_room(50, 500) == 100 and turn_room(50, 210, "cuda") == 100
 
 
 def test_this_processs_memory_is_that_of_its_pages(tmp_path):
