@@ -37,7 +37,7 @@ def list_sources(data_dir: str | Path | None = None) -> tuple[SourceInfo, ...]:
     """Every source `load_source` knows."""
     found = []
     for each in sources():
-        summary = (inspect.getdoc(each.loader()) or "").partition("\n")[0]
+        summary = " ".join((inspect.getdoc(each.loader()) or "").partition("\n\n")[0].split())
         place = place_of(each.name, data_dir)
         found.append(SourceInfo(each.name, summary, each.options(), place))
     return tuple(found)

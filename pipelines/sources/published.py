@@ -48,8 +48,7 @@ def _fitted(
 
 
 def digits(folder: Path, size: int | None, channels: int, download: bool) -> Source:
-    """scikit-learn's handwritten digits (UCI), 8x8; every fifth image of a class is a
-    test image."""
+    """scikit-learn's handwritten digits (UCI), 8x8; of a class every fifth is a test image."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
