@@ -176,8 +176,8 @@ class GridSpec(SpecTable):
     - `weightings`: apply to objectives with a part that they weigh; unset: the protocol's.
     - `protocols`: names of presets; unset: the protocol's.
     - `alpha`: attacked share of each training batch.
-    - `shortcut`: marker on all images.
-    - `subset`: trained on the first n classes, or on `all`.
+    - `shortcut`: marker on all images; unset: none.
+    - `subset`: trained on the first n classes, or on `all`; unset: all.
     - `seeds`: of the start, where it is drawn, and of order, crops and DM images.
     - `data_seeds`: of order, crops and DM images alone; unset: each cell's own seed.
     - `axes`: any protocol option with its list of values.

@@ -2,7 +2,7 @@
 
 Derived from the models themselves; the meanings stand in their docstrings, as "- `key`: meaning".
 
-    find("protocol.lr"), find("grid"), find("lr") -> the keys meant
+    find("protocol.lr"), find("lr") -> the keys meant; find("grid") -> it, and those in it
 """
 
 from __future__ import annotations
@@ -75,27 +75,24 @@ def keys() -> tuple[SpecKey, ...]:
 
 
 def tables() -> dict[str, tuple[SpecKey, ...]]:
-    """The keys by table; a table whose model stands further up is left out."""
-    seen: dict[type[BaseModel] | None, str] = {Spec: ""}
-    for key in keys():
-        if key.inner is not None:
-            seen.setdefault(key.inner, _inside(key))
-    return {table: tuple(k for k in keys() if k.table == table) for table in seen.values()}
+    """The keys by table."""
+    names = ("", *(_inside(key) for key in keys() if key.inner))
+    return {table: tuple(k for k in keys() if k.table == table) for table in names}
 
 
 def find(name: str) -> tuple[SpecKey, ...]:
-    """The keys that a name means: a whole path, a table, or the last part of paths.
+    """The keys that a name means, a whole path or the last part of paths; after a table its keys.
 
     Donors' names may stand for NAME. Raises `FulaError` with the nearest one where there is none.
     """
     wanted = re.sub(r"^donors\.[^.]+", "donors.NAME", name.strip("[]"))
-    exact = tuple(k for k in keys() if k.path == wanted and k.inner is None)
-    inside = tuple(k for k in keys() if k.table == wanted and wanted)
-    found = exact or inside or tuple(k for k in keys() if f".{k.path}".endswith(f".{wanted}"))
+    exact = [k for k in keys() if wanted in (k.path, _inside(k))]
+    found = exact or [k for k in keys() if f".{k.path}".endswith(f".{wanted}")]
     if not found:
         known = {k.path for k in keys()} | {k.name for k in keys()}
         raise FulaError(f"a spec has no key '{name}'{nearest(name, known)}")
-    return found
+    below = tables()
+    return tuple(k for key in found for k in (key, *(below[_inside(key)] if key.inner else ())))
 
 
 def _inside(key: SpecKey) -> str:
@@ -166,10 +163,10 @@ def _default(field: FieldInfo) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value in (None, (None,)):
         return "unset"
     if isinstance(value, tuple | list):
-        return "none" if value == (None,) else f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(_value, value))}]"
     levels = value * 255 if isinstance(value, float) else 0.0
     if levels >= 1 and levels.is_integer() and not value.is_integer():
         return f"{levels:.0f}/255"

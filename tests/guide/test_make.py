@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from fula_fast.measures import Needs, measures
 from fula_fast.methods import methods
 from fula_fast.models.families import DEFAULTS
 from fula_fast.pipelines import source_names
+from fula_fast.pipelines.tools import list_sources
 from fula_fast.report.glossary import columns, meaning
 from fula_fast.reproduce.recipe import recipe_names
 from fula_fast.study.protocol import PRESETS
-from fula_fast.study.spec_keys import tables
+from fula_fast.study.spec_keys import keys, tables
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,43 @@ def test_the_spec_page_holds_every_key(pages):
         section = line.removeprefix("## ").strip("`[]") if line.startswith("## ") else section
         if line.startswith("| `"):
             held.add(f"{'' if section == 'The top' else section + '.'}{line.split('`')[1]}")
-    assert held == {key.path for some in tables().values() for key in some}
+    assert held == {key.path for key in keys()}
+
+
+def test_the_spec_page_and_the_command_say_the_same_of_every_table(pages):
+    sections = dict(
+        re.findall(r"^## (?:`\[)?(.*?)(?:\]`)?\n\n(.*?)(?=^## |\Z)", pages["spec"], re.M | re.S)
+    )
+    assert len(sections) == len(tables())
+    row = {
+        f"{table}.{cells[0].strip('`')}": cells
+        for table, text in sections.items()
+        for cells in rows(text)
+    }
+    row |= {path.removeprefix("The top."): cells for path, cells in row.items()}
+    for table in sections.keys() - {"The top"}:
+        answer = CliRunner().invoke(commands.app, ["spec", table, "--json"])
+        holder, *inside = json.loads(answer.output)
+        assert holder["key"] == table.removesuffix(".NAME")
+        assert [each["key"].rpartition(".")[2] for each in inside] == [
+            cells[0].strip("`") for cells in rows(sections[table])
+        ]
+        for each in (holder, *inside):
+            cells = row[each["key"]]
+            limits = f" ({each['range']})" if "range" in each else ""
+            assert cells[1] == each["type"] + limits
+            assert cells[2].strip("`") == each["default"] and cells[3] == each["meaning"]
+            assert cells[4:] in ([], [each.get("acts", "")])
+
+
+def test_no_record_ends_within_a_sentence(pages):
+    """As the first line of a text that wraps would."""
+    summaries = [source.summary for source in list_sources()]
+    assert [text for text in summaries if not text.endswith(".")] == []
+    cut = re.compile(r"(\b(an?|the|of|and|or|to|with|from)|[,(–-])$")
+    for name in ("records", "spec", "columns", "reading", "protocols"):
+        texts = [cell for row in rows(pages[name]) for cell in row if " " in cell]
+        assert texts and [text for text in texts if cut.search(text)] == []
 
 
 def test_presets_and_experiments_are_all_there(pages):

@@ -77,8 +77,27 @@ def test_a_key_is_found_by_path_table_and_last_part():
     assert [k.path for k in find("protocol.lr")] == ["protocol.lr"]
     assert [k.path for k in find("lr")] == ["donors.NAME.lr", "protocol.lr"]
     assert [k.path for k in find("donors.my_net.width")] == ["donors.NAME.width"]
-    assert {k.table for k in find("[engine.slurm]")} == {"engine.slurm"}
     assert [k.name for k in find("grid.shortcut.size")] == ["size"]
+
+
+def test_a_table_is_found_with_its_keys():
+    marker = [
+        "grid.shortcut",
+        *(f"grid.shortcut.{n}" for n in ("pattern", "location", "size", "seed")),
+    ]
+    assert [k.path for k in find("[grid.shortcut]")] == marker
+    assert [k.path for k in find("shortcut")][-5:] == marker
+    assert [k.path for k in find("grid.methods")][:2] == ["grid.methods", "grid.methods.name"]
+    (donors, *inside), own = find("donors"), find("donors.my_net")
+    assert donors.path == "donors" and {k.table for k in inside} == {"donors.NAME"}
+    assert own == (donors, *inside)
+
+
+def test_what_is_unset_is_no_value():
+    for name in ("grid.subset", "grid.shortcut", "donors.a.shortcut", "data.size"):
+        assert find(name)[0].default == "unset"
+    with pytest.raises(FulaError, match="subset"):
+        load_spec(MINIMAL, [("grid.subset", "none")])
 
 
 def test_a_keys_words_by_name_are_those_that_it_has():
