@@ -101,7 +101,7 @@ def attack_name(value: str) -> str:
 class Protocol(Settings):
     """Every option of training and evaluating one stitch, and beside it when it acts.
 
-    - `preset`: the published configuration that the other options replace parts of.
+    - `preset`: the published configuration, of which other options replace parts.
     - `optimiser`: of the stitch's parameters.
     - `lr`: learning rate.
     - `momentum`: of SGD.

@@ -33,10 +33,10 @@ class NamedSource:
     """A source of images by name.
 
     `load`: (folder, size, channels, download, *, options) -> `Source`, or "module:function". Its
-    keyword-only arguments are the source's options, the first paragraph of its docstring says what
-    it is. `looked_for`: where its files are, in words. `find`: that place in a data folder, None where
-    they are not; without a finder the source needs no files. `nominal`: known without reading.
-    `at_path`: whether an option `path` may name the files.
+    keyword-only arguments are the source's options, the first paragraph of its docstring says
+    what it is. `looked_for`: where its files are, in words. `find`: that place in a data folder,
+    None where they are not; without a finder the source needs no files. `nominal`: known without
+    reading. `at_path`: whether an option `path` may name the files.
     """
 
     name: str
