@@ -76,7 +76,7 @@ class Stitched:
       labels, and as all agreements with an end without a head. `agreement_top1`: share of images to
       which the stitched model and the end give one answer; `agreement_right_wrong`: that both get
       right, or both wrong. `agreement_soft`: overlap of their softmax outputs. `kappa`: error
-      consistency, agreement beyond chance.
+      consistency, agreement beyond chance; NaN where both are always right, or always wrong.
     - `term_stitch`: ||h - g|| / ||g|| at the end site. `loss`: mean training loss of the last
       epoch, None where nothing is trained. `seconds`: of training.
     """

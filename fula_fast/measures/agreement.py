@@ -46,14 +46,16 @@ def soft_agreement(logits: Tensor, end_logits: Tensor) -> Tensor:
 def error_consistency(a_right: Tensor, b_right: Tensor) -> Tensor:
     """Cohen's kappa of being right (Geirhos et al. 2020): (..., N) bool -> (...).
 
-    NaN where chance alone explains full agreement (both always right, or both always wrong).
+    NaN, as 0/0, where chance alone explains full agreement (both always right, or both always
+    wrong); 0 where one is always right or always wrong and the other is not.
     """
     a, b = a_right.double().mean(-1), b_right.double().mean(-1)
     return kappa(hard_agreement(a_right, b_right), a, b)
 
 
 def kappa(observed: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Agreement (...) beyond that of independent models with accuracies a and b, (...) each."""
+    """Agreement (...) beyond that of independent models with accuracies a and b, (...) each; NaN
+    where those agree fully."""
     chance = a * b + (1 - a) * (1 - b)
     return (observed - chance) / (1 - chance)
 

@@ -106,7 +106,7 @@ def hard_agreement(a: Outputs, b: Outputs) -> Tensor:
 def error_consistency(a: Outputs, b: Outputs) -> Tensor:
     """Cohen's kappa of being right (Geirhos et al. 2020), in [-1, 1].
 
-    0 where chance alone explains full agreement (both always right, or both always wrong): nothing
-    beyond chance is shown.
+    0 where chance alone explains full agreement (both always right, or both always wrong), which
+    leaves kappa undefined: nothing beyond chance is shown, and a permutation test needs a number.
     """
     return agreement.error_consistency(a.right, b.right).nan_to_num(nan=0.0)

@@ -19,6 +19,9 @@ from fula_fast.measures.agreement import (
     right,
     soft_agreement,
 )
+from fula_fast.measures.matrices import between
+from fula_fast.measures.outputs import Outputs
+from fula_fast.measures.registry import measure
 
 LANES, SAMPLES, CLASSES = 3, 50, 7
 
@@ -85,9 +88,28 @@ def test_soft_agreement_by_hand() -> None:
     assert soft_agreement(p.log(), q.log()).item() == pytest.approx(0.5 / 0.82, abs=1e-6)
 
 
-def test_kappa_of_two_perfect_models_is_undefined() -> None:
-    always = torch.ones(4, dtype=torch.bool)
-    assert error_consistency(always, always).isnan()
+CASES = {"always": (1, 1, 1, 1), "never": (0, 0, 0, 0), "mostly": (1, 1, 1, 0)}
+
+
+@pytest.mark.parametrize("a, b", [("always", "always"), ("never", "never"), ("always", "mostly")])
+def test_kappa_where_a_model_is_always_right_or_wrong_is_what_its_record_says(a, b) -> None:
+    """Of a stitched model, in its definition, and of two donors, whose table needs a number."""
+    a, b = (torch.tensor(CASES[name], dtype=torch.bool) for name in (a, b))
+    p, q = a.double().mean(), b.double().mean()
+    undefined = bool(p * q + (1 - p) * (1 - q) == 1)
+    labels = torch.zeros(4, dtype=torch.int64)
+    first, second = (torch.stack([r.double(), 1 - r.double()], dim=-1) for r in (a, b))
+    stream = Agreement()
+    stream.add(first, second, labels)
+    for found in (error_consistency(a, b), stream.result()["kappa"]):
+        assert found.isnan() if undefined else found == 0
+    found = between("kappa", *(Outputs.of(logits, labels) for logits in (first, second)))
+    assert found == 0
+    said = measure("kappa").careful
+    assert said.startswith(
+        "0 where one model is always right or always wrong; where both are, it is undefined"
+    )
+    assert "a stitched model's is empty, donors' is 0" in said
 
 
 def test_r_squared_against_scikit_learn() -> None:
