@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import Normalisation, kernels, load, similarity, stages, stitch, sweep
+from .. import Normalisation, kernels, load, similarity, stages, stitch, sweep, with_input
 from ..api import Stitched
 from ..attacks.names import attacks, parse
 from ..measures.registry import Measure, Needs, measures
@@ -17,6 +17,8 @@ from ..models.families import DEFAULTS
 from ..models.libraries import LIBRARIES
 from ..pipelines.tools import list_sources
 from ..report.glossary import columns
+from ..reproduce import resolve, stitchbench
+from ..reproduce.claims import HOLDS, Verdict
 from ..reproduce.recipe import load_recipe, recipe_names
 from ..results import Results, Similarities
 from ..study.protocol import PRESETS, Protocol
@@ -138,6 +140,41 @@ def experiments_part() -> str:
     return table(("name", "of", "title"), ([f"`{r.name}`", r.figure, r.title] for r in recipes))
 
 
+def outcomes_part() -> str:
+    """What the table of results says of each experiment's claims, and what was cut for it."""
+    lines = []
+    for (name, scale), found in stitchbench.outcomes().items():
+        experiment = resolve(name, scale, Path())
+        specs = [sweep.spec for sweep in experiment.sweeps]
+        cells = [cell for sweep in experiment.sweeps for cell in sweep.plan().cells]
+        robust = [s.evaluation for s in specs if s.evaluation.robust]
+        lines.append(
+            [
+                f"`{name}`",
+                *(_held([v for v in found if v.ours == ours]) for ours in (False, True)),
+                str(len(cells) or "–"),
+                _listed(d.width for s in specs for d in s.donors.values()),
+                _listed(sweep.data.train_images for sweep in experiment.sweeps),
+                str(len({c.seed for c in cells}) or "–"),
+                str(len({(c.front_site, c.end_site) for c in cells}) or "–"),
+                _listed(f"{e.robust}, {e.robust_images} images" for e in robust),
+            ]
+        )
+    heads = (
+        "experiment", "claims that hold", "own checks", "cells", "width", "images", "seeds",
+        "pairs of sites", "attack",
+    )  # fmt: skip
+    return table(heads, lines)
+
+
+def _held(found: Sequence[Verdict]) -> str:
+    return f"{sum(v.outcome == HOLDS for v in found)} of {len(found)}" if found else "–"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return "; ".join(map(str, dict.fromkeys(values))) or "–"
+
+
 def columns_part() -> str:
     """The columns of a results table."""
     return table(("column", "meaning"), ([f"`{name}`", text] for name, text in columns()))
@@ -152,7 +189,7 @@ def kernels_part() -> str:
 
 def python_part() -> str:
     """The Python interface, from its docstrings."""
-    functions = {f.__name__: f for f in (stages, stitch, sweep, similarity, load)}
+    functions = {f.__name__: f for f in (stages, with_input, stitch, sweep, similarity, load)}
     classes = {
         "Stitched": Stitched,
         "Results": Results,
@@ -203,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sources": sources_part,
     "architectures": architectures_part,
     "experiments": experiments_part,
+    "outcomes": outcomes_part,
     "columns": columns_part,
     "kernels": kernels_part,
     "python": python_part,

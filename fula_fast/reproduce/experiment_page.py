@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _NOTES = {
     "smoke": "tiny networks on handwritten digits, to see that everything runs; "
     "no outcome means anything.",
-    "tiny": "narrow networks on a fifth of the images, weak attacks, few sites and two seeds, for "
-    "two processor cores within an hour: outcomes show a direction at most.",
+    "tiny": "narrow networks, few images and seeds, APGD in place of AutoAttack, for two processor "
+    "cores within an hour: outcomes show a direction at most.",
     "small": "narrow networks, small images and short trainings, for two processor cores.",
 }
 

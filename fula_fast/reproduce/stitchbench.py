@@ -13,17 +13,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from ..device.machine import cpu_name
 from ..errors import FulaError
 from ..files.atomic import replacing
 from ..files.paths import user_path
+from ..progress import Progress
 from ..report.against import against, with_models
 from ..report.between_runs import Compared, RunRows, run_rows
 from ..report.glossary import meaning
@@ -31,7 +34,14 @@ from ..runs.rows import versions_in_use
 from ..store import COLUMNS, Store
 from ..store.shards import clean_rows
 from ..store.tables import table
+from ..study.protocol import Protocol
+from ..study.resources import resources
+from ..study.spec import EngineSpec
+from ..study.spec_keys import meanings_of
+from . import drivers
+from .claims import Verdict, verdicts
 from .datasets import data_folder
+from .evidence import gathered
 from .experiment import Experiment, Sweep
 from .recipe import load_recipe, recipe_names
 from .resolution import resolve, scaled
@@ -54,10 +64,14 @@ ORIGIN = {
     "command": "makes this row again",
     "axes": "protocol options that the experiment's sweep varies, a JSON list",
     "data": "what the stitch was trained and tested on",
+    "source": "the name of that data's source in a spec",
     "front_model": "architecture of the front, and what is unusual about its training",
     "end_model": "the same of the end",
-    "hardware": "processor, and how many of its cores the run had",
-    "time": "of the run's start, UTC",
+    "front_data": "what the front was trained on",
+    "end_data": "the same of the end",
+    "hardware": "processor, and how many of its cores there were: of the run, or of the collection "
+    "where an experiment has no sweep",
+    "time": "of the run's start, or of that collection, UTC",
 }
 """Columns of every row before those of a run's table, and what they mean; all are text."""
 
@@ -93,9 +107,10 @@ def beside(run: str | Path, name: str) -> Compared:
 
     Raises `FulaError` where there is no run, no such table, or nothing alike in both.
     """
-    mine = run_rows(run)
-    donors = Store.open(run).spec["donors"]
-    return against(RunRows(mine.name, with_models(mine.rows, donors), mine.axes), bench_rows(name))
+    mine, spec = run_rows(run), Store.open(run).spec
+    rows = with_models(mine.rows, spec["donors"])
+    rows = [row | {"source": spec["data"]["source"]} for row in rows]
+    return against(RunRows(mine.name, rows, mine.axes), bench_rows(name))
 
 
 def bench_rows(name: str) -> RunRows:
@@ -103,6 +118,24 @@ def bench_rows(name: str) -> RunRows:
     rows = [row for row in results(None if name == NAME else name) if "cell" in row]
     axes = {option for row in rows for option in json.loads(row["axes"])}
     return RunRows(name, rows, tuple(sorted(axes)))
+
+
+def outcomes(path: str | Path | None = None) -> dict[tuple[str, str], tuple[Verdict, ...]]:
+    """By (experiment, scale), every claim of its recipe, tested on the rows of the table."""
+    parts: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in results(path):
+        run = parts.setdefault((row["experiment"], row["scale"]), {})
+        run.setdefault(row["part"], []).append(row)
+    recipes = [
+        (name, scale, scaled(load_recipe(name), scale))
+        for name in recipe_names()
+        for scale in dict.fromkeys(at for _, at in parts)
+    ]
+    return {
+        (name, scale): verdicts(recipe, gathered(parts[recipe.run_name, scale]))
+        for name, scale, recipe in recipes
+        if (recipe.run_name, scale) in parts
+    }
 
 
 def absent(path: str | Path | None = None) -> list[str]:
@@ -113,14 +146,15 @@ def absent(path: str | Path | None = None) -> list[str]:
 
 
 def incomplete(path: str | Path | None = None) -> dict[tuple[str, str], tuple[int, int]]:
-    """(experiment, scale) with fewer cells in the table than its sweeps have: both numbers."""
-    held = Counter((r["experiment"], r["scale"]) for r in results(path) if "cell" in r)
+    """(experiment, scale) with other than as many cells as its sweeps have: both numbers."""
+    swept = (row for row in results(path) if "axes" in row)
+    held = Counter((row["experiment"], row["scale"]) for row in swept)
     found = {}
     for (name, scale), count in held.items():
         experiment = resolve(name, scale, data_folder())
-        cells = set().union(*map(_planned, experiment.sweeps))
-        if count < len(cells):
-            found[name, scale] = count, len(cells)
+        cells = sum(len(_planned(sweep)) for sweep in experiment.sweeps)
+        if count != cells:
+            found[name, scale] = count, cells
     return found
 
 
@@ -138,10 +172,9 @@ def collect(folder: Path, scale: str, names: Iterable[str], path: Path) -> pyarr
 
     Raises `FulaError` where an experiment has not begun, or was run with other settings.
     """
-    new = [
-        row for name in names
-        for row in rows_of(resolve(name, scale, data_folder()), folder)
-    ]  # fmt: skip
+    asked = (resolve(name, scale, data_folder()) for name in names)
+    runs = {experiment.recipe.run_name: experiment for experiment in asked}  # some share one
+    new = [row for experiment in runs.values() for row in rows_of(experiment, folder)]
     done = {(row["experiment"], row["scale"]) for row in new}
     old = results(path) if path.exists() else []
     kept = [row for row in old if (row["experiment"], row["scale"]) not in done]
@@ -170,22 +203,29 @@ def _swept(experiment: Experiment, sweep: Sweep, place: Path) -> Iterator[Row]:
             f"'{store.folder}' was run with other settings than '{experiment.name}' has at scale "
             f"{experiment.scale}; run it without --set, --front and --end"
         )
-    donors = {name: spec.model_dump() for name, spec in sweep.spec.donors.items()}
     launch = store.launches()[-1]
     origin = _origin(experiment, sweep.name) | {
-        "data": experiment.data[_data_of(experiment, sweep)].words,
         "hardware": f"{launch['processor']}, {launch['cores']} cores",
         "time": launch["started"][:19],
         "axes": json.dumps(sorted(sweep.spec.asked_grid.axes)),
     }
-    for row in with_models([r for r in store.results() if r["status"] == "ok"], donors):
+    for row in stitched(experiment, sweep, [r for r in store.results() if r["status"] == "ok"]):
         again = {"command": _command(experiment, f" --cell {row['cell']}")}
         yield _versions(launch["versions"]) | row | origin | again
 
 
-def _data_of(experiment: Experiment, sweep: Sweep) -> str:
+def stitched(experiment: Experiment, sweep: Sweep, rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows of a sweep's cells with what they stitch: data, and models and data of the donors,
+    in the words of the catalogue, which says what stands in for what."""
     part = next((p for p in experiment.recipe.sweeps if p.name == sweep.name), None)
-    return (part and part.data) or experiment.recipe.data
+    data = experiment.data[(part and part.data) or experiment.recipe.data]
+    words = {(c.table["source"], c.table["data_dir"]): c.words for c in experiment.data.values()}
+    donors = sweep.spec.donors
+    seen = {n: words.get((d.images.source, d.images.data_dir)) for n, d in donors.items()}
+    models = {name: donor.model_dump() for name, donor in donors.items()}
+    for row in with_models(rows, models):
+        each = {f"{role}_data": seen[row[role]] for role in ("front", "end")}
+        yield row | each | {"data": data.words, "source": sweep.spec.data.source}
 
 
 def _origin(experiment: Experiment, part: str) -> Row:
@@ -200,15 +240,21 @@ def _command(experiment: Experiment, more: str = "") -> str:
 def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[Row]:
     """Rows of the driver's tasks; machine and versions are those of the sweeps, else those here,
     where the rows are collected."""
-    ledger = Ledger(place / "driver", identity(experiment))
-    tasks = [t.key for t in driver_of(experiment).tasks(experiment) if t.kept and ledger.has(t.key)]
+    ledger, driver = Ledger(place / "driver", identity(experiment)), driver_of(experiment)
     about = _surroundings(swept[0]) if swept else _here()
     origin = _origin(experiment, driver_part(experiment)) | {"command": _command(experiment)}
-    return [
-        about | row | origin | {"task": key}
-        for key in tasks
-        for row in clean_rows(ledger.kept(key, list))
-    ]
+    found: list[Row] = []
+    for task in driver.tasks(experiment):
+        if ledger.has(task.key):
+            rows = ledger.kept(task.key, list)
+        elif task.kept:  # not finished
+            continue
+        else:  # what finished cells decide
+            from .lab import Lab
+
+            rows = driver.run(task, Lab(experiment, place, resources(EngineSpec()), Progress()))
+        found += [about | row | origin | {"task": task.key} for row in clean_rows(rows)]
+    return found
 
 
 def _surroundings(row: Row) -> Row:
@@ -241,7 +287,15 @@ def in_schema(rows: Iterable[Row]) -> pyarrow.Table:
 
 
 def _meaning(name: str) -> str:
-    return ORIGIN.get(name) or meaning(name)
+    start, _, rest = name.partition("_")
+    if start == "version":
+        return f"version of {rest}"
+    if start == "tau":
+        return f"Kendall's τ-b over the site pairs with the accuracies of {rest}"
+    driven = (f"{__package__}.drivers.{module.name}" for module in iter_modules(drivers.__path__))
+    own = ChainMap(*(getattr(import_module(name), "COLUMNS", {}) for name in driven))
+    known = ORIGIN.get(name) or meaning(name) or own.get(name)
+    return known or meanings_of(Protocol).get(name, "")
 
 
 def write(found: pyarrow.Table, path: Path) -> None:

@@ -16,6 +16,7 @@ from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.reproduce import recipe_names, resolve, stitchbench
 from fula_fast.reproduce.cell_again import _cells, run_cell
+from fula_fast.reproduce.claims import HOLDS, UNTESTED
 from fula_fast.reproduce.runner import run
 from fula_fast.store import COLUMNS, Store
 from fula_fast.study.cell import digest
@@ -30,17 +31,50 @@ QUICK = ["grid.sites=[9]", "grid.subset=['all']", "grid.pairs=[['cifar10_1', 'ci
 
 def test_every_row_of_the_table_that_ships_says_where_it_is_from():
     table = stitchbench.read()
-    for name in (*stitchbench.ORIGIN, *COLUMNS):
-        assert table.schema.field(name).metadata[b"meaning"] or name == "task", name
+    for field in table.schema:
+        assert field.metadata[b"meaning"], field.name
+    assert {*stitchbench.ORIGIN, *COLUMNS} <= set(table.schema.names)
     for row in stitchbench.results():
         always = ("experiment", "scale", "part", "command", "hardware", "time", "status")
         assert all(row.get(name) for name in always) and row["status"] == "ok", row
         if "cell" in row:
             assert all(
-                row[f"{role}_{what}"] for role in ("front", "end") for what in ("hash", "model")
+                row[f"{role}_{what}"]
+                for role in ("front", "end")
+                for what in ("hash", "model", "data")
             )
             assert row["version_fula_fast"] and row["version_torch"] and row["protocol"]
             assert shlex.split(row["command"])[-2:] == ["--cell", row["cell"]]
+
+
+def test_a_cell_stands_once_in_its_experiments_sweep():
+    cells = [row for row in stitchbench.results() if "axes" in row and "task" not in row]
+    places = Counter((r["experiment"], r["scale"], r["part"], r["cell"]) for r in cells)
+    assert set(places.values()) == {1}
+    assert len(stitchbench.results()) == stitchbench.read().num_rows
+    assert not stitchbench.incomplete()
+
+
+def test_every_claim_is_tested_on_the_table():
+    """As the runs' own pages said: a direction at most, but nothing is left without a number."""
+    found = stitchbench.outcomes()
+    there = {row["experiment"] for row in stitchbench.results()}
+    assert there <= {name for name, _ in found}
+    untested = [v for verdicts in found.values() for v in verdicts if v.outcome == UNTESTED]
+    assert all(verdict.figure in ("Fig. 9", "Fig. 26") for verdict in untested), untested
+    assert all(v.outcome == HOLDS for v in found["sanity", "tiny"])
+
+
+def test_what_stands_in_for_a_papers_data_is_said():
+    fronts = {row["front_data"] for row in stitchbench.results() if row.get("front_data")}
+    assert {"CIFAR-10", "Tiny-ImageNet-10 (stands in for LS-ImageNet-10)"} <= fronts
+
+
+def test_experiments_that_share_a_run_are_collected_once(ran, tmp_path, monkeypatch):
+    out, swept, _ = ran
+    monkeypatch.setattr(stitchbench, "resolve", lambda *names: swept)
+    table = stitchbench.collect(out, "smoke", ["fig9", "fig26"], tmp_path / "t.parquet")
+    assert len(table) == len(stitchbench.rows_of(swept, out))
 
 
 @pytest.fixture

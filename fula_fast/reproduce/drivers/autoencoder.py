@@ -34,6 +34,15 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
 
+COLUMNS = {
+    "latent": "size of the code",
+    "self": "sender and receiver are the same",
+    "mse": "mean squared error to a test image of the receiver's, paired by class",
+    "receiver_accuracy": "accuracy of the receiver's classifier on its own reconstructions",
+    "receiver_mse": "mean squared error of the receiver's own reconstructions",
+}
+"""What the columns of its rows mean that no other table has."""
+
 _LOG = logging.getLogger(__name__)
 _WIDE, _SIDE = 32, 28
 _PLAIN = Augmentation(0, False)

@@ -17,6 +17,9 @@ from ..lab import Lab, Task
 from ..price import PASSES
 from ..recipe import catalogue
 
+COLUMNS = {"label": "architecture", "robust": "trained on adversarial examples"}
+"""What the columns of its rows mean that no other table has."""
+
 
 def tasks(experiment: Experiment) -> list[Task]:
     """One task per donor and architecture."""

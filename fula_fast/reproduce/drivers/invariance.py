@@ -27,6 +27,12 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task, cells_of, parts_of, row_of, treatments
 
+COLUMNS = {
+    "images": "what the stitch was trained on: ordinary, or identically represented images",
+    "distance": "‖f(x') − f(x)‖ / ‖f(x)‖ that is left of identically represented images x', mean",
+}
+"""What the columns of its rows mean that no other table has."""
+
 STEP = 1 / 255
 _BATCH = 128
 _STREAM = 0x1D

@@ -28,6 +28,15 @@ from ..evidence import Evidence, Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Table, Task
 
+COLUMNS = {
+    "by": "measure of the donors, or method of the stitches, that ranks the site pairs",
+    "stitched": "the ranking is that of a stitching method",
+    "self_accuracy": "how often a layer is most similar to itself: from the front's side",
+    "self_accuracy_averaged": "the same of (M + Mᵀ) / 2, M the matrix over site pairs",
+    "above_chance": "share of site pairs whose p, corrected for all of them, is at most 0.05",
+}
+"""What the columns of its rows mean that no other table has."""
+
 _FOLDER = "similarity"
 """Of the donors' comparison, beside the sweep's."""
 

@@ -15,6 +15,9 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task, cells_of, row_of
 
+COLUMNS = {"radius": "of the clusters that the noise is drawn from, one of each class"}
+"""What the columns of its rows mean that no other table has."""
+
 
 def tasks(experiment: Experiment) -> list[Task]:
     """One task per receiver, site, radius and seed."""

@@ -33,6 +33,22 @@ from ..lab import Figure, Lab, Task
 from ..plots import draw
 from ..recipe import PlotSpec
 
+COLUMNS = {
+    "varied": "which of width, samples and layers varies; the others are those of the first value",
+    "width": "features of every layer of the random networks",
+    "samples": "inputs of each network",
+    "layers": "of each network",
+    "pairs": "of layers, compared between both networks",
+    "measure": "similarity measure",
+    "raw": "mean score over layer pairs; of a distance with its sign changed",
+    "raw_best": "the largest score of a layer pair",
+    "calibrated": "mean score above chance: 0 at the permutations' quantile, 1 for the same",
+    "above": "share of layer pairs above that quantile",
+    "any_above": "how often any layer pair is above its own quantile",
+    "best_above": "how often the best pair is above the quantile of the best of all pairs",
+}
+"""What the columns of its rows mean that no other table has."""
+
 _VARIED = {"width": "widths", "samples": "sample_counts", "layers": "depths"}
 """What varies, and the option that lists its values."""
 

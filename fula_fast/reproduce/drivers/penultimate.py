@@ -15,6 +15,13 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Lab, Task
 
+COLUMNS = {
+    "cka": "linear CKA of the penultimate layers of stitched model and end, on images that were "
+    "attacked through the stitched model",
+    "cka_unbiased": "the same by the unbiased estimator",
+}
+"""What the columns of its rows mean that no other table has."""
+
 _BATCH = 128
 
 

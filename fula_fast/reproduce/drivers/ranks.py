@@ -19,6 +19,17 @@ from ..lab import Figure, Lab, Task
 from ..plots import draw
 from ..recipe import PlotSpec
 
+COLUMNS = {
+    "donor": "whose layer it is",
+    "layer": "module whose output it is",
+    "layer_place": "of the layer in the order of the pass, from 1",
+    "features": "of the layer",
+    "activation_rank": "numerical rank of the layer's covariance over the test images",
+    "relative_rank": "that rank by the number of features",
+    "stitch_accuracy": "accuracy of the stitched model of this cell",
+}
+"""What the columns of its rows mean that no other table has."""
+
 _BATCH, _TESTS = 500, 10_000
 
 

@@ -10,6 +10,14 @@ from ..evidence import Row
 from ..experiment import Experiment
 from ..lab import Figure, Lab, Task
 
+COLUMNS = {
+    "patterns": "distinct markers, one of each class",
+    "patterns_per_class": "distinct markers of a class, of the class with the most",
+    "places": "distinct places of a class's marker, mean over classes",
+    "fresh": "distinct markers by images",
+}
+"""What the columns of its rows mean that no other table has."""
+
 
 def tasks(experiment: Experiment) -> list[Task]:
     """One task per shortcut."""
