@@ -23,7 +23,7 @@ from .style import label
 from .summary import aligned
 
 _SETTINGS = (*SETTING, "precision")
-_CELL = ("front", "end", "front_site", "end_site", "method", "seed", "data_seed")
+CELL = ("front", "end", "front_site", "end_site", "method", "seed", "data_seed")
 HEADINGS = (
     "", "measure", "cells", "seeds", "first", "second", "difference", "95 % interval", "p",
     "p after Holm",
@@ -57,7 +57,7 @@ def differences(
 
     Raises `FulaError` where the runs share no finished cell.
     """
-    keys = (*_CELL, *_varying([first, second], (*_SETTINGS, *axes)))
+    keys = (*CELL, *apart([first, second], (*_SETTINGS, *axes)))
     cells = [
         {_key(row, keys): row for row in rows if row["status"] == "ok"} for rows in (first, second)
     ]
@@ -68,7 +68,7 @@ def differences(
     if not groups:
         raise FulaError(
             "the runs share no finished cell: none has the same donors' names, sites, method and "
-            f"seeds, and the same {', '.join(keys[len(_CELL) :]) or 'settings'}, in both"
+            f"seeds, and the same {', '.join(keys[len(CELL) :]) or 'settings'}, in both"
         )
     found = [
         each
@@ -79,12 +79,12 @@ def differences(
     return adjusted(found)
 
 
-def _varying(runs: Sequence[Sequence[Row]], columns: Sequence[str]) -> tuple[str, ...]:
-    """The columns that tell rows of one cell's donors, sites, method and seeds apart."""
+def apart(runs: Sequence[Sequence[Row]], columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns that tell rows of one run's donors, sites, method and seeds apart."""
     cells: dict[tuple, list[Row]] = {}
     for number, rows in enumerate(runs):
         for row in rows:
-            cells.setdefault((number, *_key(row, _CELL)), []).append(row)
+            cells.setdefault((number, *_key(row, CELL)), []).append(row)
     several = [rows for rows in cells.values() if len(rows) > 1]
     return tuple(c for c in columns if any(len(_values(rows, c)) > 1 for rows in several))
 
@@ -98,7 +98,7 @@ def _key(row: Row, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _words(row: Row, keys: Sequence[str]) -> str:
-    more = (f"{key} {row[key]}" for key in keys[len(_CELL) :] if row.get(key) not in (None, ""))
+    more = (f"{key} {row[key]}" for key in keys[len(CELL) :] if row.get(key) not in (None, ""))
     return ", ".join([f"{row['front']} → {row['end']}", label(row["method"]), *more])
 
 
