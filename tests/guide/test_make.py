@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import fula_fast
 from fula_fast.attacks import attacks
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
@@ -109,6 +110,13 @@ def test_no_record_ends_within_a_sentence(pages):
     for name in ("records", "spec", "columns", "reading", "protocols"):
         texts = [cell for row in rows(pages[name]) for cell in row if " " in cell]
         assert texts and [text for text in texts if cut.search(text)] == []
+
+
+def test_the_python_page_has_every_public_name(pages):
+    described = re.findall(r"^## `(?:fula_fast\.)?(\w+)`$", pages["python"], re.M)
+    told = re.findall(r"`fula_fast\.(\w+)`", pages["python"].partition("\n## ")[0])
+    assert set(fula_fast.__all__) <= {*described, *told}
+    assert {*told} == {"FulaError", "__version__"}
 
 
 def test_presets_and_experiments_are_all_there(pages):
