@@ -59,16 +59,17 @@ def section(results: Path) -> str:
 
 
 def headline(results: Path) -> str:
-    """Of each device, a grid's hours beside those of the published way, on one line."""
-    lines = [
-        f"- {size['lanes']} stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width "
+    """A grid's hours beside those of the published way, on one line: a GPU's, where there is one."""
+    grids = _grids(_measured(results))
+    if not grids:
+        return NOTHING
+    report, size = grids[0], grids[0]["setting"]
+    ours, published = (report["totals"][name]["p50"] for name in ("ours", "published"))
+    return (
+        f"{size['lanes']} stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width "
         f"{size['width']}), on {where(report)}: **{_hours(ours)} hours; as published, one at a "
         f"time, {_hours(published)}** ({published / ours:.0f} times as long). {again(report)}"
-        for report in _grids(_measured(results))
-        for size in [report["setting"]]
-        for ours, published in [[report["totals"][n]["p50"] for n in ("ours", "published")]]
-    ]
-    return "\n".join(lines) or NOTHING
+    )
 
 
 def _hours(seconds: float) -> str:

@@ -56,9 +56,12 @@ def test_a_grid_is_shown_in_hours(tmp_path):
     assert text.endswith("`measure it` (2031-01-02)")
     said = headline(tmp_path)
     assert said.startswith(
-        "- 36 stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width 32), on Chip"
+        "36 stitches, 30 epochs of CIFAR-10 each (ResNet-18 of width 32), on Chip"
     )
     assert "**2 hours; as published, one at a time, 20** (10 times as long)" in said
+    report["hardware"] = HARDWARE | {"gpu": "Card"}
+    (tmp_path / "grid-gpu.json").write_text(json.dumps(report))
+    assert headline(tmp_path) == said.replace("Chip (2 threads)", "Card")
 
 
 def test_starts_are_shown_cold_and_warm(tmp_path):
