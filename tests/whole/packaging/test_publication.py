@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import fula_fast
+
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 CITATION = (ROOT / "CITATION.cff").read_text("utf-8")
@@ -31,6 +33,49 @@ def test_one_title_one_licence_one_list_of_keywords():
     assert cited("keywords") == f"[{', '.join(archive['keywords'])}]"
     abstract = " ".join(re.findall(r"^abstract: >-\n((?:  .*\n)+)", CITATION, re.M)[0].split())
     assert archive["description"] == abstract
+
+
+def test_one_version_and_one_name_of_the_authors():
+    archive = json.loads((ROOT / ".zenodo.json").read_text("utf-8"))
+    (author,) = re.findall(r'^authors:\n  - name: "(.*)"\n(?!  -)', CITATION, re.M)
+    assert archive["creators"] == PROJECT["project"]["authors"] == [{"name": author}]
+    assert archive["version"] == cited("version") == fula_fast.__version__
+
+
+def test_a_release_has_its_date_and_what_is_none_has_not():
+    first = re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    dated = re.findall(r"^date-released: (\S+)$", CITATION, re.M)
+    if first.startswith("Unreleased"):
+        assert fula_fast.__version__ in first and not dated
+    else:
+        assert dated and f"{fula_fast.__version__} ({dated[0]})" == first
+
+
+def test_the_papers_have_one_address_everywhere():
+    papers = re.findall(r'^    url: "(.*)"$', CITATION, re.M)
+    archive = json.loads((ROOT / ".zenodo.json").read_text("utf-8"))["related_identifiers"]
+    related = [each["identifier"].replace("arXiv:", "https://arxiv.org/abs/") for each in archive]
+    assert papers == related == list(PROJECT["project"]["urls"].values())
+    assert len(papers) == CITATION.count("  - type: article")
+
+
+def test_what_an_index_shows_leads_nowhere_into_the_tree(monkeypatch):
+    backend = pytest.importorskip("scikit_build_core.builder._load_provider")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delitem(sys.modules, "description", raising=False)
+    found = backend.process_dynamic_metadata(
+        PROJECT["project"], PROJECT["tool"]["dynamic-metadata"], "sdist"
+    )
+    monkeypatch.delitem(sys.modules, "description", raising=False)
+    assert found["version"] == fula_fast.__version__
+    assert found["readme"]["content-type"] == "text/markdown"
+    text, readme = found["readme"]["text"], (ROOT / "README.md").read_text("utf-8")
+    assert "](" not in text and "make quickstart` gives" not in text
+    assert re.findall(r"^```.*?^```$", text, re.M | re.S) == re.findall(
+        r"^```.*?^```$", readme, re.M | re.S
+    )
+    assert re.findall("^#.*", text, re.M) == re.findall("^#.*", readme, re.M)
+    assert "| What is promised | about numbers, and about files |" in text
 
 
 def test_every_platform_has_its_wheels():
