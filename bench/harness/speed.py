@@ -59,7 +59,7 @@ def section(results: Path) -> str:
 
 
 def headline(results: Path) -> str:
-    """A grid's hours beside those of the published way, on one line: a GPU's, where there is one."""
+    """A grid's hours beside those of the published way, on one line: a GPU's, if there is one."""
     grids = _grids(_measured(results))
     if not grids:
         return NOTHING

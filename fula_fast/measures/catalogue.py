@@ -247,8 +247,8 @@ _outputs(
     "outputs:error_consistency",
     low=-1.0,
     reads="agreement of being right beyond that of independent models of the same accuracies",
-    careful="0 where a model is always right or always wrong; undefined where both are always right, "
-    "or both always wrong: a stitched model's is empty, donors' is 0; noisy near there",
+    careful="0 where a model is always right or always wrong; undefined where both are always "
+    "right, or both always wrong: a stitched model's is empty, donors' is 0; noisy near there",
     source="Geirhos et al. 2020",
 )
 
