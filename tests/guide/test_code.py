@@ -97,6 +97,14 @@ def _smaller(words: list[str]) -> list[str]:
     return ["cpu" if word.startswith("cuda") else word for word in words]
 
 
+def test_what_is_installed_is_the_checkout_until_something_is_published():
+    notebooks = sorted((make.HOME / "notebooks").glob("*.ipynb"))
+    for page in (ROOT / "README.md", *PAGES, *notebooks):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            named = re.findall(r"pip install (?:--quiet )?'?([^\s'`]+)", line)
+            assert "published" in line or all(n.startswith(".") for n in named), (page, line)
+
+
 def test_extras_that_pages_name_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
