@@ -96,7 +96,9 @@ def study_rows() -> list[dict[str, Any]]:
 def in_browser(page: Path, script: str) -> tuple[Any, str]:
     """What a script returns that a real browser runs at the end of a page, as JSON, and the page as
     it stands then. Skips where there is no browser."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if browser is None:
         pytest.skip("no Chromium here")
     ending = f"document.title = JSON.stringify((() => {{ {script} }})());"
