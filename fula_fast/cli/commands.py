@@ -248,23 +248,30 @@ def report(
             "--interactive", help="With a part to choose, point and compare in; needs plotly."
         ),
     ] = False,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="How plots look: paper, a style of matplotlib (ggplot, …), or a .mplstyle file.",
+        ),
+    ] = None,
 ) -> None:
     """Write a run's report again: report.html with its plots beside it."""
     from ..report import compared, run_rows, write_comparison, write_latex, write_report
 
-    print(write_report(run, interactive=interactive))
+    print(write_report(run, interactive=interactive, style=style))
     for path in write_latex(run) if latex else ():
         print(path)
     if compare:
         found = compared(run_rows(run), run_rows(compare))
         print(found)
-        print(write_comparison(found, user_path(run)))
+        print(write_comparison(found, user_path(run), style=style))
     if against:
         from ..reproduce.stitchbench import beside
 
         found = beside(run, against)
         print(found)
-        print(write_comparison(found, user_path(run), "against"))
+        print(write_comparison(found, user_path(run), "against", style))
 
 
 @command("doctor")

@@ -20,11 +20,17 @@ _LINE, _PANEL = 0.26, 2.1  # inches
 _INK = "#0072B2"
 
 
-def write_comparison(found: Compared, folder: Path, stem: str = "compare") -> Path:
-    """Write the page `STEM.html` and, into `plots/`, its picture; returns the page's path. Raises
-    `FulaError` where the folder cannot be written."""
+def write_comparison(
+    found: Compared, folder: Path, stem: str = "compare", style: str | Path | None = None
+) -> Path:
+    """Write the page `STEM.html` and, into `plots/`, its picture; returns the page's path.
+
+    `style`: of the picture, as `look` takes it. Raises `FulaError` for an unknown style, and where
+    the folder cannot be written.
+    """
+    drawing = look(style)
     path = made(folder / "plots") / f"{stem}.svg"
-    with look():
+    with drawing:
         picture = kept(difference_plot(found.found), path, _CAPTION)
     page = template("comparison.html.j2").render(
         name=folder.name, version=__version__, told=found.told, pictures=[picture],

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from ..measures.self_accuracy import self_accuracy
 from ..study.expand import same_sites
 from .studies import METRICS, Study, title
-from .style import figure, label
+from .style import figure, label, zoom
 
 COLOURS = "cividis"  # even for colour-blind readers, and monotone in grey
 MOST_COLUMNS = 3
@@ -92,7 +92,7 @@ def write_numbers(
     peaks = np.where(np.isnan(ranked), -np.inf, ranked).max(axis=1)
     for row, column, text, dark in _numbers(matrix, image, digits):
         axes.text(
-            column, row, text, ha="center", va="center", fontsize=7,
+            column, row, text, ha="center", va="center", fontsize=7 * zoom(),
             color="white" if dark else "black",
             weight="bold" if bold and ranked[row, column] == peaks[row] else "normal",
         )  # fmt: skip

@@ -63,15 +63,20 @@ class Live:
 
 
 def write_report(
-    run_folder: str | Path, live: Live | None = None, *, interactive: bool = False
+    run_folder: str | Path,
+    live: Live | None = None,
+    *,
+    interactive: bool = False,
+    style: str | Path | None = None,
 ) -> Path:
     """Write `report.html` and `plots/` into a run's folder, also for an unfinished run; `live`:
     while it goes on; `interactive`: with a part to choose, point and compare in, which makes the
-    page five megabytes larger.
+    page five megabytes larger; `style`: of the plots, as `look` takes it.
 
     Returns the path of the page. Raises `FulaError` where there is no run, or no writable folder,
-    and for an interactive one without plotly.
+    for an unknown style, and for an interactive one without plotly.
     """
+    drawing = look(style)
     store = Store.open(run_folder)
     rows = store.rows()
     axes = tuple(store.spec.get("grid", {}).get("axes", {}))
@@ -79,7 +84,7 @@ def write_report(
     pairs = pair_similarities(similarity_rows(store), found)
     explored = explorer(rows, found, pairs) if interactive else None
     plots = _fresh(store.folder / "plots")
-    with look():
+    with drawing:
         stitching = _stitching_plots(found, plots)
         cross_layer = _heat_maps(found, plots)
         compared = _similarity(pairs, plots)

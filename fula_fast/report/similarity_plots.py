@@ -12,7 +12,7 @@ from matplotlib.patches import Polygon
 from ..study.expand import same_sites
 from .heat_map import COLOURS, canvas, frame, scale, shaded, write_numbers
 from .similarity_cells import PairSimilarity, Panel, p_text
-from .style import figure
+from .style import figure, zoom
 
 _INK, _BAND = "#0072B2", 0.18
 _PROFILE = 2.3, 1.75
@@ -95,7 +95,7 @@ def _profile(axes: Axes, panel: Panel) -> None:
         axes.plot(sites[chosen], values[chosen], "o", color=_INK, mfc=inside, ms=4.5)
     axes.set_xticks(range(1, panel.values.shape[1] + 1))
     axes.grid(visible=False, axis="x")
-    axes.set_title(f"{panel.label}{_kind(panel)}", fontsize=8.5)
+    axes.set_title(f"{panel.label}{_kind(panel)}", fontsize=8.5 * zoom())
     if panel.percent:
         axes.yaxis.set_major_formatter("{x:g}%")
     if panel.distance:

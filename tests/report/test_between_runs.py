@@ -88,9 +88,7 @@ def test_runs_without_a_shared_cell_are_refused():
 
 
 def test_the_command_prints_differences_and_what_was_asked_differently(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "fula_fast.report.write_report", lambda run, interactive: run / "report.html"
-    )
+    monkeypatch.setattr("fula_fast.report.write_report", lambda run, **_: run / "report.html")
     more = changed(lambda row: 0.02 * (1 + row["seed"]), epochs=5, end_hash="cd" * 8)
     write_run(tmp_path / "more", more)
     write_run(tmp_path / "less", ROWS)
