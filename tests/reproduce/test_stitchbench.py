@@ -87,14 +87,16 @@ def data() -> Path:
 
 def test_its_cells_are_those_that_the_recipes_plan(data):
     """So that the printed commands find them."""
-    cells: dict[tuple[str, str], set[str]] = {}
+    parts: dict[tuple[str, str, str], list[dict]] = {}
     for row in stitchbench.results():
-        if "cell" in row:
-            cells.setdefault((row["experiment"], row["scale"]), set()).add(row["cell"])
-    for (name, scale), ids in cells.items():
+        if "axes" in row and "task" not in row:
+            place = row["experiment"], row["scale"], row["part"]
+            parts.setdefault(place, []).append(row)
+    for (name, scale, part), rows in parts.items():
         experiment = resolve(name, scale, data)
-        planned = {cell for sweep in experiment.sweeps for cell in _cells(sweep).ids}
-        assert ids <= planned, (name, scale)
+        (sweep,) = (sweep for sweep in experiment.sweeps if sweep.name == part)
+        assert {row["cell"] for row in rows} == set(_cells(sweep).ids), (name, scale)
+        assert list(stitchbench.stitched(experiment, sweep, rows)) == rows  # in today's words
 
 
 def test_what_is_absent_is_named():
