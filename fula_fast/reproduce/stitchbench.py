@@ -108,8 +108,8 @@ def beside(run: str | Path, name: str) -> Compared:
     Raises `FulaError` where there is no run, no such table, or nothing alike in both.
     """
     mine, spec = run_rows(run), Store.open(run).spec
-    rows = with_models(mine.rows, spec["donors"])
-    rows = [row | {"source": spec["data"]["source"]} for row in rows]
+    rows = [row | {"source": spec["data"]["source"]} for row in mine.rows]
+    rows = with_models(rows, spec["donors"])
     return against(RunRows(mine.name, rows, mine.axes), bench_rows(name))
 
 
@@ -223,9 +223,9 @@ def stitched(experiment: Experiment, sweep: Sweep, rows: Sequence[Row]) -> Itera
     donors = sweep.spec.donors
     seen = {n: words.get((d.images.source, d.images.data_dir)) for n, d in donors.items()}
     models = {name: donor.model_dump() for name, donor in donors.items()}
-    for row in with_models(rows, models):
-        each = {f"{role}_data": seen[row[role]] for role in ("front", "end")}
-        yield row | each | {"data": data.words, "source": sweep.spec.data.source}
+    told = {"data": data.words, "source": sweep.spec.data.source}
+    for row in with_models([row | told for row in rows], models):
+        yield row | {f"{role}_data": seen[row[role]] for role in ("front", "end")}
 
 
 def _origin(experiment: Experiment, part: str) -> Row:
