@@ -52,14 +52,9 @@ def guide(
     """Write the guide's pages for this version, and open them offline in a browser."""
     import webbrowser
 
-    from ..guide.make import build, can_build, write_pages
+    from ..guide.make import build
 
-    folder = _folder(out)
-    if not can_build():
-        pages = write_pages(folder)
-        print(f"{pages}: the pages as Markdown; pip install 'fula-fast[docs]' for a site of them")
-        return
-    site = build(folder)
+    site = build(_folder(out))
     print(site)
     if show and not webbrowser.open(site.resolve().as_uri()):
         print("no browser was found; open that file in one", file=sys.stderr)

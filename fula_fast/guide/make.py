@@ -2,8 +2,8 @@
 
     python -m fula_fast.guide.make OUT     the pages in OUT/pages, and the site in OUT/site
 
-The site needs mkdocs-material; a link that leads nowhere fails the build. `FULA_GUIDE_SEARCH=true`
-adds a search, for a site that a server gives out.
+With mkdocs-material a link that leads nowhere fails the build, and `FULA_GUIDE_SEARCH=true` adds a
+search, for a site that a server gives out; without it the site is plain.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..files.atomic import replacing
 from ..files.paths import user_path
 from .gallery import FOLDER, illustrated
 from .parts import PARTS
+from .plain import site
 
 HOME = Path(__file__).parent
 _HERE = re.compile(r"^<!-- here: (\w+) -->$", re.M)
@@ -53,11 +54,13 @@ def can_build() -> bool:
 
 
 def build(folder: Path) -> Path:
-    """Write the pages and build the site; returns its first page.
+    """Write the pages and build the site; returns its first page. Plain without mkdocs.
 
     Raises `FulaError` with what mkdocs says where it warns of anything.
     """
-    write_pages(folder)
+    pages = write_pages(folder)
+    if not can_build():
+        return site(pages, folder / "mkdocs.yml", folder / "site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     files = [
         "--config-file",
@@ -73,4 +76,4 @@ def build(folder: Path) -> Path:
 
 if __name__ == "__main__":
     out = user_path(sys.argv[1])
-    print(build(out) if can_build() else write_pages(out))
+    print(build(out))

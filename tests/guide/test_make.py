@@ -15,6 +15,7 @@ from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.guide import make
 from fula_fast.guide.parts import PARTS
+from fula_fast.guide.plain import body
 from fula_fast.measures import Needs, measures
 from fula_fast.methods import methods
 from fula_fast.models.families import DEFAULTS
@@ -130,11 +131,32 @@ def test_columns_of_a_real_table_are_in_the_glossary(pages):
     assert {"accuracy", "kappa", "front_hash", "end_site", "robust_eps"} <= dict(columns()).keys()
 
 
-def test_without_mkdocs_the_markdown_is_written(tmp_path, monkeypatch):
+def test_without_mkdocs_a_plain_site_opens_and_its_links_lead_somewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(make, "can_build", lambda: False)
-    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path / "g")])
-    assert answer.exit_code == 0 and str(tmp_path / "g" / "pages") in answer.output
-    assert (tmp_path / "g" / "pages" / "index.md").read_text().startswith("# Start")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    site = tmp_path / "site"
+    assert opened == [(site / "index.html").resolve().as_uri()]
+    html = {page.name: page.read_text(encoding="utf-8") for page in site.glob("*.html")}
+    assert {f"{page.stem}.html" for page in (make.HOME / "pages").glob("*.md")} == set(html)
+    assert not _fetched(site)
+    anchors = {name: set(re.findall(r'id="([^"]+)"', text)) for name, text in html.items()}
+    for name, text in html.items():
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            if "://" not in link:
+                file, _, anchor = link.partition("#")
+                assert not file or (site / file).exists(), (name, link)
+                assert not anchor or anchor in anchors[file or name], (name, link)
+    assert all(text.count('class="table"') == text.count("<table>") for text in html.values())
+    assert "<td><code>schedule</code></td>" in html["spec.html"]
+
+
+def test_headings_of_the_plain_site_are_named_as_mkdocs_names_them():
+    page = body("## A laptop, a GPU\n\n## `[grid]`\n\n## `[grid]`\n\n[there](own.md#x) `code`")
+    assert re.findall(r'id="([^"]+)"', page) == ["a-laptop-a-gpu", "grid", "grid_1"]
+    assert 'href="own.html#x"' in page
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
