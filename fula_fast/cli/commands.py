@@ -171,7 +171,10 @@ def reproduce(
         bool, typer.Option("--dry-run", help="Show cells, work and estimated time; do nothing.")
     ] = False,
     cell: Annotated[
-        str | None, typer.Option(metavar="ID", help="This cell alone, set beside StitchBench.")
+        str | None,
+        typer.Option(
+            metavar="ID", help="This cell, or this task of its driver, alone; beside StitchBench."
+        ),
     ] = None,
     front: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Another architecture for all fronts.")

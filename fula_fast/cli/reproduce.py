@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def reproduce(
     """What the command does; returns its exit code. Raises `FulaError` for what cannot be run.
 
     `name`: an experiment, `all`, or `list`. `models`: of `--front` and `--end`. `cell`: the id of
-    the one cell that is made.
+    the one cell, or the name of the one driver's task, that is made.
     """
     if name == "list":
         return _list()
@@ -52,19 +53,35 @@ def reproduce(
     return _run(experiments, place, engine or {})
 
 
-def _cell(experiment: Experiment, cell: str, out: Path, engine: Mapping[str, Any]) -> int:
-    """One cell by itself, and what StitchBench says of it."""
+def _cell(experiment: Experiment, name: str, out: Path, engine: Mapping[str, Any]) -> int:
+    """One cell or task by itself, and what StitchBench says of it."""
     from ..progress import open_progress
     from ..reproduce import stitchbench
-    from ..reproduce.cell_again import run_cell
+    from ..reproduce.cell_again import run_cell, run_task, tasks_alone
 
+    task = tasks_alone(experiment).get(name)
     with open_progress() as progress:
-        row = run_cell(experiment, cell, out, progress=progress, engine=engine)
-    held = next((r for r in stitchbench.results() if r.get("cell") == cell), {})
+        told = {"progress": progress, "engine": engine}
+        if task:
+            rows = run_task(experiment, task, out, **told)
+        else:
+            rows = [run_cell(experiment, name, out, **told)]
+    origin = {"experiment": experiment.recipe.run_name, "scale": experiment.scale, "task": name}
+    held = [
+        row
+        for row in stitchbench.results()
+        if (origin.items() <= row.items() if task else row.get("cell") == name)
+    ]
+    rows.sort(key=lambda row: row.get("cell", ""))  # as the table is
+    for row, known in zip_longest(rows, held[: len(rows)], fillvalue={}):
+        _tell(row, known)
+    return FAILED if any(row["status"] == "failed" for row in rows) else 0
+
+
+def _tell(row: Mapping[str, Any], held: Mapping[str, Any]) -> None:
     for name, value in row.items():
         if value is not None:
             print(f"{name}: {value}" + (f"  (StitchBench: {held[name]})" if name in held else ""))
-    return FAILED if row["status"] == "failed" else 0
 
 
 def _check(engine: Mapping[str, Any]) -> None:

@@ -1,19 +1,26 @@
-"""One cell of an experiment, made by itself: what `fula-fast reproduce NAME --cell ID` does."""
+"""One cell of an experiment, or one task of its driver, made by itself: what
+`fula-fast reproduce NAME --cell ID` does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FulaError
 from ..progress import Progress
 from ..runs.sweep import run_sweep
 from ..store import Store
+from ..store.shards import clean_rows
 from ..study.cells import Cells
+from ..study.resources import resources
 from ..study.spec import EngineSpec, Spec
 from .experiment import Experiment, Sweep
+from .runner import check_data, driver_of
+
+if TYPE_CHECKING:
+    from .lab import Task
 
 _LISTS = (
     "methods",
@@ -40,11 +47,7 @@ def run_cell(
     """Train and measure the cell of that id below the folder `out`, with the donors it needs;
     returns its row. Raises `FulaError` where the experiment has no such cell, or lacks its data.
     """
-    if experiment.missing:
-        raise FulaError(
-            f"'{experiment.name}' at scale {experiment.scale} needs data that is not there: "
-            f"{'; '.join(experiment.missing)}. Point --data at the folder that holds it"
-        )
+    check_data(experiment)
     spec = narrowed(_sweep_of(experiment, cell), cell)
     asked = EngineSpec.model_validate(spec.engine.model_dump() | dict(engine or {}))
     spec = spec.model_copy(update={"engine": asked})
@@ -55,13 +58,40 @@ def run_cell(
     return row
 
 
+def tasks_alone(experiment: Experiment) -> dict[str, Task]:
+    """The tasks of the experiment's driver by name, but for those that finished cells decide."""
+    if not experiment.recipe.driver:
+        return {}
+    return {task.key: task for task in driver_of(experiment).tasks(experiment) if task.kept}
+
+
+def run_task(
+    experiment: Experiment,
+    task: Task,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    donors: Path | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of a task of the experiment's driver, made below the folder `out`. Raises
+    `FulaError` where its data is missing."""
+    from .lab import Lab
+
+    check_data(experiment)
+    place = out / "cells" / experiment.name / task.key
+    here = resources(EngineSpec.model_validate(dict(engine or {})))
+    lab = Lab(experiment, place, here, progress or Progress(), donors)
+    return clean_rows(driver_of(experiment).run(task, lab))
+
+
 def _sweep_of(experiment: Experiment, cell: str) -> Sweep:
     for sweep in experiment.sweeps:
         if cell in _cells(sweep).ids:
             return sweep
     raise FulaError(
-        f"'{experiment.name}' at scale {experiment.scale} has no cell '{cell}'; ids stand in the "
-        "column cell of its results.csv"
+        f"'{experiment.name}' at scale {experiment.scale} has no cell '{cell}', and no such task; "
+        "ids stand in the columns cell and task of its results.csv"
     )
 
 

@@ -79,11 +79,7 @@ def run(
     driver's tasks run here, one after another, whatever runs the sweeps.
     Raises `FulaError` where data is missing, and for a folder that holds another run.
     """
-    if experiment.missing:
-        raise FulaError(
-            f"'{experiment.name}' at scale {experiment.scale} needs data that is not there: "
-            f"{'; '.join(experiment.missing)}. Point --data at the folder that holds it"
-        )
+    check_data(experiment)
     started, progress = time.perf_counter(), progress or Progress()
     for note in experiment.notes:
         progress.note(note)
@@ -103,6 +99,15 @@ def run(
     report = write_page(experiment, mine, folder, table, found, shown, failures)
     seconds = time.perf_counter() - started
     return Ended(experiment, mine, report, found, len(failures), seconds)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Raises `FulaError` where data of the experiment is missing."""
+    if experiment.missing:
+        raise FulaError(
+            f"'{experiment.name}' at scale {experiment.scale} needs data that is not there: "
+            f"{'; '.join(experiment.missing)}. Point --data at the folder that holds it"
+        )
 
 
 def _failures(by_part: Mapping[str, list[Row]]) -> list[str]:

@@ -50,6 +50,8 @@ from .runner import Ledger, driver_of, driver_part, identity
 if TYPE_CHECKING:
     import pyarrow
 
+    from .lab import Task
+
 Row = dict[str, Any]
 
 NAME = "stitchbench"
@@ -242,7 +244,7 @@ def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[R
     where the rows are collected."""
     ledger, driver = Ledger(place / "driver", identity(experiment)), driver_of(experiment)
     about = _surroundings(swept[0]) if swept else _here()
-    origin = _origin(experiment, driver_part(experiment)) | {"command": _command(experiment)}
+    origin = _origin(experiment, driver_part(experiment))
     found: list[Row] = []
     for task in driver.tasks(experiment):
         if ledger.has(task.key):
@@ -253,8 +255,14 @@ def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[R
             from .lab import Lab
 
             rows = driver.run(task, Lab(experiment, place, resources(EngineSpec()), Progress()))
-        found += [about | row | origin | {"task": task.key} for row in clean_rows(rows)]
+        own = {"task": task.key, "command": _command(experiment, driven_again(task))}
+        found += [about | row | origin | own for row in clean_rows(rows)]
     return found
+
+
+def driven_again(task: Task) -> str:
+    """What makes a task of a driver alone; nothing where finished cells decide it."""
+    return f" --cell {task.key}" if task.kept else ""
 
 
 def _surroundings(row: Row) -> Row:

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.reproduce import recipe_names, resolve
-from fula_fast.reproduce.cell_again import _cells, _sweep_of, narrowed, run_cell
-from fula_fast.reproduce.runner import run
+from fula_fast.reproduce.cell_again import _cells, _sweep_of, narrowed, run_cell, tasks_alone
+from fula_fast.reproduce.runner import Ledger, identity, run
 from fula_fast.store import Store
 
 NOWHERE = Path("no-such-folder")
@@ -36,6 +36,24 @@ def test_its_grid_has_one_cell_of_the_same_id(name):
 def test_an_unknown_cell_is_refused():
     with pytest.raises(FulaError, match="'fig9' at scale smoke has no cell 'abc'"):
         run_cell(resolve("fig9", "smoke", NOWHERE), "abc", Path("out"))
+
+
+def test_a_drivers_task_is_made_alone(tmp_path):
+    experiment = resolve("fig7", "smoke", NOWHERE)
+    run(experiment, tmp_path / "whole")
+    ledger = Ledger(tmp_path / "whole" / "fig7" / "driver", identity(experiment))
+    words = ["reproduce", "fig7", "--scale", "smoke", "--cell", "pixel-random", "--out"]
+    answer = CliRunner().invoke(commands.app, [*words, str(tmp_path / "one")])
+    assert answer.exit_code == 0, answer.output
+    (row,) = ledger.kept("pixel-random", list)
+    for name in ("patterns", "patterns_per_class", "places", "fresh"):
+        assert f"{name}: {row[name]}" in answer.output
+
+
+def test_what_finished_cells_decide_is_no_task_alone():
+    assert not tasks_alone(resolve("measures", "smoke", NOWHERE))
+    assert not tasks_alone(resolve("fig9", "smoke", NOWHERE))
+    assert "stitches" not in tasks_alone(resolve("mislead-colour", "smoke", NOWHERE))
 
 
 def test_missing_data_is_told():

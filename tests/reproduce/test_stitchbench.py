@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fula_fast.cli import commands
 from fula_fast.errors import FulaError
 from fula_fast.reproduce import recipe_names, resolve, stitchbench
-from fula_fast.reproduce.cell_again import _cells, run_cell
+from fula_fast.reproduce.cell_again import _cells, run_cell, run_task, tasks_alone
 from fula_fast.reproduce.claims import HOLDS, UNTESTED
 from fula_fast.reproduce.runner import run
 from fula_fast.store import COLUMNS, Store
@@ -140,7 +140,8 @@ def test_finished_runs_become_rows(ran, tmp_path):
         assert cells[row["cell"]]["front_model"] == "resnet18"
     assert {row["task"] for row in found if "task" in row} == {"pixel-random", "noise-class"}
     assert {row["command"] for row in found if "task" in row} == {
-        "fula-fast reproduce fig7 --scale smoke"
+        f"fula-fast reproduce fig7 --scale smoke --cell {task}"
+        for task in ("pixel-random", "noise-class")
     }
 
 
@@ -179,6 +180,35 @@ def shared_donors(cells):
     """Hashes of the three that most cells stitch; training one takes as long as thirty cells."""
     counts = Counter(row[f"{role}_hash"] for row in cells for role in ("front", "end"))
     return {name for name, _ in counts.most_common(3)}
+
+
+def test_a_drivers_rows_name_the_task_that_makes_them(data):
+    found = [row for row in stitchbench.results() if "task" in row]
+    for name, scale in {(row["experiment"], row["scale"]) for row in found}:
+        experiment = resolve(name, scale, data)
+        alone, whole = tasks_alone(experiment), f"fula-fast reproduce {name} --scale {scale}"
+        for row in found:
+            if (row["experiment"], row["scale"]) == (name, scale):
+                again = f"{whole} --cell {row['task']}" if row["task"] in alone else whole
+                assert row["command"] == again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fig7", "fig12", "null"])
+def test_a_keyed_task_of_a_driver_comes_again(name, data, tmp_path, one_thread):
+    """Of the drivers that need no donor."""
+    rows = [r for r in stitchbench.results() if r["experiment"] == name and "task" in r]
+    row = min(rows, key=lambda row: digest(["a task", row["task"]]))
+    held = [r for r in rows if r["task"] == row["task"]]
+    experiment = resolve(name, row["scale"], data)
+    again = run_task(experiment, tasks_alone(experiment)[row["task"]], tmp_path)
+    assert len(again) == len(held)
+    for new, old in zip(again, held, strict=True):
+        for column in set(new) & set(old) - {"train_seconds"}:
+            far = FAR if column in SHARES else 1e-6
+            numbers = isinstance(old[column], float)
+            wanted = pytest.approx(old[column], rel=1e-5, abs=far) if numbers else old[column]
+            assert new[column] == wanted or column.endswith("_hash"), column
 
 
 @pytest.mark.slow
