@@ -181,7 +181,10 @@ def test_stages_of_many_turns_are_not_compiled(mode, turns, runs, compiles):
 
 SPEC = {
     "data": {"source": "digits", "size": 16},
-    "donors": {name: {"model": "resnet18", "width": 8, "seed": k} for k, name in enumerate("ab")},
+    "donors": {
+        name: {"model": "resnet18", "width": 8, "seed": k, "epochs": 1}
+        for k, name in enumerate("ab")
+    },
     "grid": {
         "front": "a",
         "end": "b",
