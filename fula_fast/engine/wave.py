@@ -1,9 +1,8 @@
 """A wave in training: the shared step of all its lanes.
 
 One pass of the front and one native pass of the end serve every lane; the tail runs once per stage
-for all lanes that have entered; one backward pass of the sum of the lanes' losses; one optimiser
-step over one flat buffer. Lanes never mix, so a lane computes what its cell would compute alone.
-Where memory is short they take turns in the tail; fronts and targets serve all of them.
+for all lanes that have entered, in turns where memory is short; one backward pass of the sum of the
+lanes' losses; one optimiser step over one flat buffer. A lane computes what its cell would alone.
 """
 
 from __future__ import annotations
@@ -216,14 +215,14 @@ class Wave:
             fronts.forget()
         self._set_masks(None)
         self.surgery.combine(grads, self.optimiser)
-        del grads  # the update needs room of its own
+        del grads  # the update needs room
         self._update(not_none(losses))
 
     # Attacks
 
     def logits(self, x: Tensor, lanes: Sequence[int]) -> Tensor:
-        """Eval-mode logits of stitched models: x (n*B, C, H, W), a batch for each of `lanes`, to
-        (n*B, classes). Differentiable in x; an attacked wave's lanes alone have own batches."""
+        """Logits in eval mode (n*B, classes), differentiable in x (n*B, C, H, W): a batch for each
+        of `lanes`; an attacked wave's lanes alone have own batches."""
         route = self._attack_route(tuple(lanes))
         fronts = self.network.fronts(x.to(self.dtype), lanes, "running")
         flight = self.network.fly(route, fronts, "running", training=False)

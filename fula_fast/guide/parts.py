@@ -18,7 +18,7 @@ from ..models.libraries import LIBRARIES
 from ..pipelines.tools import list_sources
 from ..report.glossary import columns
 from ..reproduce import resolve, stitchbench
-from ..reproduce.claims import HOLDS, Verdict
+from ..reproduce.claims import Verdict, counted
 from ..reproduce.recipe import load_recipe, recipe_names
 from ..results import Results, Similarities
 from ..study.protocol import PRESETS, Protocol
@@ -168,7 +168,7 @@ def outcomes_part() -> str:
 
 
 def _held(found: Sequence[Verdict]) -> str:
-    return f"{sum(v.outcome == HOLDS for v in found)} of {len(found)}" if found else "–"
+    return "{} of {}".format(*counted(found)) if found else "–"
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -14,8 +14,9 @@ from scipy import stats
 
 from ..errors import FulaError
 from ..measures.intervals import Difference
+from ..models.families import DEFAULTS
 from ..store.tables import SETTING
-from ..study.donor_spec import ShortcutSpec
+from ..study.donor_spec import DonorSpec, ShortcutSpec
 from .between_runs import CELL, Compared, RunDifference, RunRows, adjusted, apart, compared
 from .studies import METRICS, Row, Seed
 from .style import label
@@ -203,11 +204,11 @@ def _model(row: Row, role: str, donors: Mapping[str, Mapping[str, Any]]) -> str:
     return "" if donor is None else model_of(donor, row.get("source") or "")
 
 
-_USUAL = {
-    "stem": "lowres", "batch_norm": True, "recipe": "fast", "head": None, "pretrained": False,
-    "adversarial": False, "untrained": False, "permute_labels": False,
-}  # fmt: skip
-"""What a donor's table has unless it says otherwise."""
+_TOLD = (
+    "stem", "batch_norm", "recipe", "head", "pretrained", "adversarial", "untrained",
+    "permute_labels",
+)  # fmt: skip
+"""Keys of a donor's table that are said where they are not as usual."""
 
 
 def model_of(donor: Mapping[str, Any], source: str = "") -> str:
@@ -216,9 +217,10 @@ def model_of(donor: Mapping[str, Any], source: str = "") -> str:
     model = str(donor.get("model") or "unnamed")
     said = ["without residuals"] if donor.get("residuals") is False else []
     said += [f"{name} {value}" for name, value in (donor.get("options") or {}).items()]
-    for name, usual in _USUAL.items():
+    layout = DEFAULTS.get(model, {})
+    for name in _TOLD:
         value = donor.get(name)
-        if value is not None and value != usual:
+        if value not in (None, layout.get(name, DonorSpec.model_fields[name].default)):
             said.append(name if value is True or name == "adversarial" else f"{name} {value}")
     return ", ".join([model, *said, *_marked(donor.get("shortcut")), *_shown(donor, source)])
 

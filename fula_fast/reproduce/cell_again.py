@@ -14,10 +14,9 @@ from ..runs.sweep import run_sweep
 from ..store import Store
 from ..store.shards import clean_rows
 from ..study.cells import Cells
-from ..study.resources import resources
 from ..study.spec import EngineSpec, Spec
 from .experiment import Experiment, Sweep
-from .runner import check_data, driver_of
+from .runner import check_data, driver_of, lab_of
 
 if TYPE_CHECKING:
     from .lab import Task
@@ -76,12 +75,9 @@ def run_task(
 ) -> list[dict[str, Any]]:
     """The rows of a task of the experiment's driver, made below the folder `out`. Raises
     `FulaError` where its data is missing."""
-    from .lab import Lab
-
     check_data(experiment)
     place = out / "cells" / experiment.name / task.key
-    here = resources(EngineSpec.model_validate(dict(engine or {})))
-    lab = Lab(experiment, place, here, progress or Progress(), donors)
+    lab = lab_of(experiment, place, progress, donors, engine)
     return clean_rows(driver_of(experiment).run(task, lab))
 
 

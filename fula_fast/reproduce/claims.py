@@ -59,6 +59,12 @@ def verdicts(recipe: ExperimentRecipe, table: Evidence) -> tuple[Verdict, ...]:
     return tuple(map(_granted, found, premises))
 
 
+def counted(found: Sequence[Verdict]) -> tuple[int, int]:
+    """How many hold, of how many that could be tested."""
+    tested = [verdict.outcome for verdict in found if verdict.outcome != UNTESTED]
+    return tested.count(HOLDS), len(tested)
+
+
 def _granted(verdict: Verdict, premise: Verdict | None) -> Verdict:
     if premise is None or premise.outcome == HOLDS or verdict.outcome == UNTESTED:
         return verdict

@@ -24,7 +24,7 @@ from ..store.shards import clean_rows
 from ..store.tables import write_tables
 from ..study.resources import resources
 from ..study.spec import EngineSpec
-from .claims import HOLDS, UNTESTED, Verdict, verdicts
+from .claims import Verdict, counted, verdicts
 from .evidence import Evidence, Row, gathered
 from .experiment import Experiment
 
@@ -59,10 +59,11 @@ class Ended:
 
 def _counted(what: str, found: list[Verdict]) -> list[str]:
     """`of the paper's claims 3 of 4 hold (1 not testable)`, where there are any."""
-    tested = [v.outcome for v in found if v.outcome != UNTESTED]
-    left = f" ({len(found) - len(tested)} not testable)" if len(tested) < len(found) else ""
-    held = tested.count(HOLDS)
-    return [f"of {what} {held} of {len(tested)} hold{left}"] if found else []
+    if not found:
+        return []
+    held, tested = counted(found)
+    left = f" ({len(found) - tested} not testable)" if tested < len(found) else ""
+    return [f"of {what} {held} of {tested} hold{left}"]
 
 
 def run(
@@ -151,6 +152,21 @@ def driver_of(experiment: Experiment) -> ModuleType:
     return import_module(f".drivers.{experiment.recipe.driver}", __package__)
 
 
+def lab_of(
+    experiment: Experiment,
+    folder: Path,
+    progress: Progress | None = None,
+    donors: Path | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> Lab:
+    """What the driver's tasks work with, in the experiment's `folder`: they run here, whatever
+    `engine` says of workers."""
+    from .lab import Lab
+
+    here = {key: value for key, value in (engine or {}).items() if key not in ("kind", "workers")}
+    return Lab(experiment, folder, resources(EngineSpec(**here)), progress or Progress(), donors)
+
+
 def _driven(
     experiment: Experiment,
     folder: Path,
@@ -159,11 +175,7 @@ def _driven(
     engine: Mapping[str, Any],
 ) -> tuple[list[Row], Shown]:
     """Rows of the driver's tasks, those done before read, and what the page shows of them."""
-    from .lab import Lab
-
-    driver = driver_of(experiment)
-    here = {key: value for key, value in engine.items() if key not in ("kind", "workers")}
-    lab = Lab(experiment, folder, resources(EngineSpec(**here)), progress, donors)
+    driver, lab = driver_of(experiment), lab_of(experiment, folder, progress, donors, engine)
     tasks, ledger = driver.tasks(experiment), Ledger(folder / "driver", identity(experiment))
     progress.run_started(len(tasks), sum(ledger.has(task.key) for task in tasks))
     rows: list[Row] = []

@@ -16,6 +16,7 @@ import sys
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,6 @@ from ..device.machine import cpu_name
 from ..errors import FulaError
 from ..files.atomic import replacing
 from ..files.paths import user_path
-from ..progress import Progress
 from ..report.against import against, with_models
 from ..report.between_runs import Compared, RunRows, run_rows
 from ..report.glossary import meaning
@@ -35,8 +35,6 @@ from ..store import COLUMNS, Store
 from ..store.shards import clean_rows
 from ..store.tables import table
 from ..study.protocol import Protocol
-from ..study.resources import resources
-from ..study.spec import EngineSpec
 from ..study.spec_keys import meanings_of
 from . import drivers
 from .claims import Verdict, verdicts
@@ -45,12 +43,10 @@ from .evidence import gathered
 from .experiment import Experiment, Sweep
 from .recipe import load_recipe, recipe_names
 from .resolution import resolve, scaled
-from .runner import Ledger, driver_of, driver_part, identity
+from .runner import Ledger, driver_of, driver_part, identity, lab_of
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from .lab import Task
 
 Row = dict[str, Any]
 
@@ -251,18 +247,12 @@ def _driven(experiment: Experiment, place: Path, swept: Sequence[Row]) -> list[R
             rows = ledger.kept(task.key, list)
         elif task.kept:  # not finished
             continue
-        else:  # what finished cells decide
-            from .lab import Lab
-
-            rows = driver.run(task, Lab(experiment, place, resources(EngineSpec()), Progress()))
-        own = {"task": task.key, "command": _command(experiment, driven_again(task))}
+        else:  # finished cells decide it, and it is made with all of them
+            rows = driver.run(task, lab_of(experiment, place))
+        alone = f" --cell {task.key}" if task.kept else ""
+        own = {"task": task.key, "command": _command(experiment, alone)}
         found += [about | row | origin | own for row in clean_rows(rows)]
     return found
-
-
-def driven_again(task: Task) -> str:
-    """What makes a task of a driver alone; nothing where finished cells decide it."""
-    return f" --cell {task.key}" if task.kept else ""
 
 
 def _surroundings(row: Row) -> Row:
@@ -300,10 +290,15 @@ def _meaning(name: str) -> str:
         return f"version of {rest}"
     if start == "tau":
         return f"Kendall's τ-b over the site pairs with the accuracies of {rest}"
-    driven = (f"{__package__}.drivers.{module.name}" for module in iter_modules(drivers.__path__))
-    own = ChainMap(*(getattr(import_module(name), "COLUMNS", {}) for name in driven))
-    known = ORIGIN.get(name) or meaning(name) or own.get(name)
+    known = ORIGIN.get(name) or meaning(name) or _of_drivers().get(name)
     return known or meanings_of(Protocol).get(name, "")
+
+
+@cache
+def _of_drivers() -> Mapping[str, str]:
+    """What the columns of the drivers' rows mean."""
+    names = (f"{drivers.__name__}.{module.name}" for module in iter_modules(drivers.__path__))
+    return ChainMap(*(getattr(import_module(name), "COLUMNS", {}) for name in names))
 
 
 def write(found: pyarrow.Table, path: Path) -> None:

@@ -60,8 +60,7 @@ class WaveLanes:
 
 
 def turn_of(ids: Sequence[str], turns: Sequence[int]) -> dict[str, int]:
-    """By cell id, in which turn it flies, of cells that stand turn by turn, `turns` of each; empty
-    where all fly in one."""
+    """The turn by cell id, of cells that stand turn by turn, `turns` of each; empty if in one."""
     numbers = np.repeat(np.arange(len(turns)), turns).tolist()
     return dict(zip(ids, numbers, strict=True)) if turns else {}
 

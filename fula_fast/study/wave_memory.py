@@ -44,8 +44,8 @@ from .cell import Cell
 from .facts import DonorFacts, Shape
 
 _WORKING = 3
-_LOST = 1.6  # measured: 1.2 to 1.58 on a CPU, 1.35 on an H100
-_LOST_IN_STEPS = 2  # measured: 1.1 to 1.8 on a CPU
+_LOST = 1.6  # measured: 1.3 to 1.5 on a CPU, 1.35 on an H100
+_LOST_IN_STEPS = 2  # measured: up to 1.8 on a CPU
 _SCATTERED = 4.5  # measured: 2.2 with few turns to 4.4 with many
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs

@@ -131,14 +131,19 @@ def test_columns_of_a_real_table_are_in_the_glossary(pages):
     assert {"accuracy", "kappa", "front_hash", "end_site", "robust_eps"} <= dict(columns()).keys()
 
 
-def test_without_mkdocs_a_plain_site_opens_and_its_links_lead_somewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "can_build", lambda: False)
+def opened_site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The site that the command has made in the folder and opened in a browser."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path)])
+    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(folder)])
     assert answer.exit_code == 0, answer.output
-    site = tmp_path / "site"
-    assert opened == [(site / "index.html").resolve().as_uri()]
+    assert opened == [(folder / "site" / "index.html").resolve().as_uri()]
+    return folder / "site"
+
+
+def test_without_mkdocs_a_plain_site_opens_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "can_build", lambda: False)
+    site = opened_site(tmp_path, monkeypatch)
     html = {page.name: page.read_text(encoding="utf-8") for page in site.glob("*.html")}
     assert {f"{page.stem}.html" for page in (make.HOME / "pages").glob("*.md")} == set(html)
     assert not _fetched(site)
@@ -173,12 +178,7 @@ def mkdocs():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_fetches_nothing(mkdocs, tmp_path, monkeypatch):
-    opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    answer = CliRunner().invoke(commands.app, ["guide", "--out", str(tmp_path)])
-    assert answer.exit_code == 0, answer.output
-    site = tmp_path / "site"
-    assert opened == [(site / "index.html").resolve().as_uri()]
+    site = opened_site(tmp_path, monkeypatch)
     names = {page.stem for page in (make.HOME / "pages").glob("*.md")}
     assert names <= {page.stem for page in site.glob("*.html")}
     assert not _fetched(site)
