@@ -216,7 +216,7 @@ NAMED_IN_TEXT = {
 WITHOUT_TEST = {
     # started as programs, by hand or on a GPU machine
     "bench.harness.gpu_probe", "bench.harness.outcomes", "bench.suites.ceilings",
-    "bench.suites.cpp", "bench.suites.nouns", "bench.suites.solo", "bench.suites.startup",
+    "bench.suites.cpp", "bench.suites.solo", "bench.suites.startup",
     "bench.suites.step", "__main__",
 }  # fmt: skip
 
