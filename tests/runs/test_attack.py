@@ -121,12 +121,11 @@ def test_the_rows_are_those_of_a_sweep_that_attacks(spec, plain, tmp_path, attac
 
 
 @pytest.mark.slow
-def test_several_workers_attack_a_run(plain, tmp_path, capsys):
+def test_several_workers_attack_a_run(plain, tmp_path, capsys, one_thread):
     """The same rows and table; what is left of those that a worker did not finish, too."""
     alone, many = tmp_path / "alone", tmp_path / "many"
     for folder in (alone, many):
         shutil.copytree(plain.folder, folder, ignore=shutil.ignore_patterns("attack*"))
-    torch.set_num_threads(1)  # as each of two has
     found = attack_run(alone, "pgd-3")
     with pytest.raises(SystemExit) as ended:
         commands.app(

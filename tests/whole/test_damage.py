@@ -130,8 +130,10 @@ def holds(root: Path, data: Path, file: Path, expected: dict) -> None:
 @pytest.mark.parametrize(
     ("kind", "harm"), CASES, ids=[f"{k}-{h.__name__}".replace(" ", "_") for k, h in CASES]
 )
-def test_the_numbers_are_the_same_or_the_file_is_named(snapshot, tmp_path, monkeypatch, kind, harm):
-    logging.getLogger("fula_fast").setLevel(logging.ERROR)
+def test_the_numbers_are_the_same_or_the_file_is_named(
+    snapshot, tmp_path, monkeypatch, caplog, kind, harm
+):
+    caplog.set_level(logging.ERROR, "fula_fast")
     root, data, expected = snapshot
     copied = _copy(root, tmp_path / "root", monkeypatch)
     file = only(copied, FILES[kind])

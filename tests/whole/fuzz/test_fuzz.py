@@ -58,18 +58,17 @@ MOST_BYTES, MOST_SECONDS = 1 << 30, 2.0
 
 
 @pytest.fixture(autouse=True)
-def bounded(tmp_path, monkeypatch):
+def bounded(tmp_path, monkeypatch, caplog):
     """No more memory than stated, a cache of the test's own, and no waiting for the disk."""
     monkeypatch.setenv("FULA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    logging.getLogger("fula_fast").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "fula_fast")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     old = resource.getrlimit(resource.RLIMIT_AS)
     most = pages * resource.getpagesize() + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, old[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, old)
-    logging.getLogger("fula_fast").setLevel(logging.NOTSET)
 
 
 def fuzz(name: str, read: Callable[[random.Random], object], count: int = COUNT) -> Counter:
