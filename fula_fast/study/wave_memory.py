@@ -46,7 +46,7 @@ from .facts import DonorFacts, Shape
 _WORKING = 3
 _LOST = 1.6  # measured: 1.3 to 1.5 on a CPU, 1.35 on an H100
 _LOST_IN_STEPS = 2  # measured: up to 1.8 on a CPU
-_SCATTERED = 4.5  # measured: 2.2 with few turns to 4.4 with many
+_SCATTERED = 2.25  # measured: up to 1.8, 2 to 14 turns
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs
 _UPDATING = 5  # an optimiser's step that is not one kernel, in numbers for each parameter

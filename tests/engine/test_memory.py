@@ -151,10 +151,10 @@ def test_it_holds_without_compiled_kernels(width, sites, monkeypatch):
 @pytest.mark.parametrize(
     ("width", "batch", "sites", "share"),
     [
-        (16, 32, "1,3,5,7,9", 0.8),
-        (16, 64, "1,2,3,4,5,6,7,8,9", 0.5),
-        (32, 64, "1,2,3,4,5,6,7,8,9", 0.6),
-        pytest.param(32, 128, "1,2,3,4,5,6,7,8,9", 0.4, marks=pytest.mark.long),
+        (16, 32, "1,3,5,7,9", 0.6),
+        (16, 64, "1,2,3,4,5,6,7,8,9", 0.3),
+        (32, 64, "1,2,3,4,5,6,7,8,9", 0.4),
+        pytest.param(32, 128, "1,2,3,4,5,6,7,8,9", 0.3, marks=pytest.mark.long),
     ],
 )
 def test_lanes_in_turns_stay_below_the_prediction(width, batch, sites, share, monkeypatch):

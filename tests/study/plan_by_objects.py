@@ -101,7 +101,7 @@ def _wave(spec: Spec, key: WaveKey, turns: list[list[Cell]], precision: str):
 
 
 def _memory(turns: list[list[Cell]], donors: Any, key: WaveKey, precision: str) -> int:
-    """A factor of 1.6 on what flies in one turn; in several, of 4.5 on the largest, if less."""
+    """A factor of 1.6 on what flies in one turn; in several, of 2.25 on the largest, if less."""
     width = precision_of(precision).bytes
     lanes = [[wave_memory.lane_of(cell) for cell in turn] for turn in turns]
     every = [lane for turn in lanes for lane in turn]
@@ -111,7 +111,7 @@ def _memory(turns: list[list[Cell]], donors: Any, key: WaveKey, precision: str) 
     for kind in ("training", "passing"):
         sums = [sum(getattr(lane, kind) for lane in turn) for turn in each]
         factor = 1.6 * sum(sums)
-        flown.append(factor if len(sums) == 1 else min(factor, 4.5 * max(sums)))
+        flown.append(factor if len(sums) == 1 else min(factor, 2.25 * max(sums)))
     own = sum(lane.own for turn in each for lane in turn)
     return shared + own + int(max(flown))
 
@@ -133,7 +133,7 @@ def _bins(spec: Spec, key: WaveKey, cells: list[Cell], budget: int | None, preci
         return [[cells]]
     flying = [max(lane.training, lane.passing) for lane in each]
     own = [lane.own for lane in each]
-    most = room - ceil(4.5 * max(flying))
+    most = room - ceil(2.25 * max(flying))
     if sum(own) > most:
         most = min(most, max(room // 2, max(own)))
     if not any(cell.alpha for cell in cells) and max(own) <= most:
@@ -155,7 +155,7 @@ def _turns(cells: list[Cell], donors: Any, key: WaveKey, precision: str, budget:
     each = [wave_memory.lane_bytes(lane, *donors, key.batch_size, width) for lane in lanes]
     flying = [max(lane.training, lane.passing) for lane in each]
     shared = wave_memory.shared_bytes(lanes, *donors, key.batch_size, width)
-    most = int((budget - shared - sum(lane.own for lane in each)) / 4.5)
+    most = int((budget - shared - sum(lane.own for lane in each)) / 2.25)
     bounds = sorted({sum(flying[a:b]) for b in range(len(flying) + 1) for a in range(b)})
     count = len(_runs(flying, most))
     least = next(m for m in bounds if m >= max(flying) and len(_runs(flying, m)) == count)

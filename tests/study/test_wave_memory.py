@@ -205,8 +205,8 @@ def test_lanes_that_take_turns_need_the_memory_of_the_largest():
     assert lanes_bytes(many) == 10 + 1600  # never more than in one turn
     assert lanes_bytes(many, "cuda:0") == 10 + 1200
     even = [[5, 0, 100, 0]] * 10
-    assert lanes_bytes(even) == 50 + 450 and lanes_bytes(even, "cuda") == 50 + 160
-    assert turn_room(50, 500) == 100 and turn_room(50, 210, "cuda") == 100
+    assert lanes_bytes(even) == 50 + 225 and lanes_bytes(even, "cuda") == 50 + 160
+    assert turn_room(50, 275) == 100 and turn_room(50, 210, "cuda") == 100
 
 
 def test_this_processs_memory_is_that_of_its_pages(tmp_path):
