@@ -220,7 +220,7 @@ class OurWave:
         runner: Runner | None = None,
         turns: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        task = _task(setting, cells)
+        task = _task(setting, cells, turns)
         self.mode, usual = runner_of(task)
         runner = runner or usual
         shapes = task.front.site_shapes, task.end.site_shapes
@@ -231,7 +231,7 @@ class OurWave:
             for c in cells
         }
         options = {"dtype": setting.dtype, "device": setting.device}
-        options |= {"runner": runner, "fuse": fuse_of(self.mode), "turns": turns}
+        options |= {"runner": runner, "fuse": fuse_of(self.mode), "turns": task.turns}
         steps = setting.training_steps
         self.wave = Wave(cells, task.front, task.end, stitches, steps, **options)
         self.stepper = open_stepper(task, self.wave, self.mode)
@@ -243,7 +243,7 @@ class OurWave:
         return lambda _: next(flow)
 
 
-def _task(setting: Setting, cells: Sequence[Cell]) -> WaveTask:
+def _task(setting: Setting, cells: Sequence[Cell], turns: Mapping[str, int]) -> WaveTask:
     """A task whose one epoch has a step more than a sample; planned work decides compilation."""
     front, end = donors(setting)
     count = setting.batch * (setting.timed + setting.warmup + 1)
@@ -257,7 +257,7 @@ def _task(setting: Setting, cells: Sequence[Cell]) -> WaveTask:
     return WaveTask(
         cells, front, end, stream, dm_images=lambda _: torch.zeros(0), evaluations={}, epochs=1,
         device=torch.device(setting.device), precision=setting.precision, mode=setting.mode,
-        flops=work,
+        flops=work, turns=turns,
     )  # fmt: skip
 
 

@@ -23,10 +23,10 @@ WORTH_COMPILING = 1e15
 """FLOPs of a wave's training from which compiling pays on a CPU: it saves a thirtieth of the time
 (the fused operators are the same in both modes), and takes a minute or more."""
 
-
-MOST_TURNS = 4
-"""Of a wave whose stages are compiled: each turn has its own shapes, of which a stage may have
-`compiling.MOST_SHAPES`, and each takes seconds."""
+MOST_TURNS = {"cpu": 1, "cuda": 4}
+"""Of a wave whose stages are compiled. Each turn has its own shapes, of which a stage may have
+`compiling.MOST_SHAPES`, and each takes seconds; and where turns are taken memory is short, of which
+a CPU's compiler takes its own: 0.6 GiB for one turn, 0.8 for seven."""
 
 
 class Stepper:
@@ -61,12 +61,12 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
     A captured step's stages are compiled where asked: a stage is library calls and operators of
     ours, between which little is left to fuse (324 lanes on an H100: 131 ms a step either way).
-    Lanes in many turns have too many shapes to compile for: their stages run plainly.
+    Of lanes in more turns than `MOST_TURNS` the stages run plainly.
     """
     mode, turns = _resolved(task), len({task.turns.get(c.id, 0) for c in task.cells})
     compiles = mode == COMPILED or (mode == CAPTURED and task.compile)
-    if compiles and turns > MOST_TURNS:
-        task.progress.note(f"stages are not compiled: lanes in {turns} turns have too many shapes")
+    if compiles and turns > MOST_TURNS[task.device.type]:
+        task.progress.note(f"stages are not compiled, for lanes in {turns} turns")
         return EAGER if mode == COMPILED else mode, run_plain
     return mode, CompiledRunner() if compiles else run_plain
 

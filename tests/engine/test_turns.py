@@ -159,20 +159,23 @@ def test_turns_that_run_out_of_memory_are_halved(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "turns", "runs", "compiles"),
+    ("mode", "device", "turns", "runs", "compiles"),
     [
-        ("compiled", 4, "compiled", True),
-        ("compiled", 5, "eager", False),
-        ("auto", 5, "eager", False),
+        ("compiled", "cpu", 1, "compiled", True),
+        ("compiled", "cpu", 2, "eager", False),
+        ("auto", "cpu", 2, "eager", False),
+        ("captured", "cuda", 4, "captured", True),
+        ("captured", "cuda", 5, "captured", False),
     ],
 )
-def test_stages_of_many_turns_are_not_compiled(mode, turns, runs, compiles):
-    """Each turn has shapes of its own, and the compiler a limit of them; the user is told."""
+def test_stages_of_many_turns_are_not_compiled(mode, device, turns, runs, compiles):
+    """Each turn has shapes of its own; the compiler has a limit of them, and takes memory. The user
+    is told."""
     notes = []
     task, _ = prepared(cells())
     task = replace(
         task, mode=mode, flops=1e18, turns={str(n): min(n, turns - 1) for n in range(6)},
-        progress=SimpleNamespace(note=notes.append),
+        progress=SimpleNamespace(note=notes.append), device=torch.device(device), compile=True,
     )  # fmt: skip
     found, runner = runner_of(task)
     assert (found, runner is not run_plain) == (runs, compiles)
