@@ -252,3 +252,11 @@ def test_a_cost_that_rises_again_is_seen():
     fell, flat = scale.summary(rows)
     assert fell["value"] == 2.0 > fell["target"]
     assert flat["value"] == 0.5 < flat["target"]
+
+
+def test_lanes_in_turns_run_in_the_mode_of_a_sweep():
+    setting = dataclasses.replace(TINY, mode="compiled")
+    cells = workload.grid_cells(TINY.lanes)
+    turns = {cell.id: number % 2 for number, cell in enumerate(cells)}
+    ran = workload.OurWave(setting, cells, turns=turns)
+    assert ran.mode == "eager" and len(ran.wave.turns) == 2
