@@ -26,7 +26,7 @@ WORTH_COMPILING = 1e15
 MOST_TURNS = {"cpu": 1, "cuda": 4}
 """Of a wave whose stages are compiled. Each turn has its own shapes, of which a stage may have
 `compiling.MOST_SHAPES`, and each takes seconds; and where turns are taken memory is short, of which
-a CPU's compiler takes its own: 0.6 GiB for one turn, 0.8 for seven."""
+a CPU's compiler takes its own: half a GiB for one turn, 0.7 for seven."""
 
 
 class Stepper:
