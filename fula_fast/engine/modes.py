@@ -1,7 +1,7 @@
 """How a wave's step is run: eager, compiled stage by stage, or captured whole in a CUDA graph.
 
 The mode that really ran stands in every result row. A mode that was asked for and cannot be had is
-an error; where `auto` settles for less, a note says why.
+an error; where `auto` settles for less, or lanes take turns, a note says why.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def runner_of(task: WaveTask) -> tuple[str, Runner]:
     mode, turns = _resolved(task), len({task.turns.get(c.id, 0) for c in task.cells})
     compiles = mode == COMPILED or (mode == CAPTURED and task.compile)
     if compiles and turns > MOST_TURNS[task.device.type]:
-        task.progress.note(f"stages are not compiled, for lanes in {turns} turns")
+        task.progress.note(f"stages are not compiled: lanes take {turns} turns, for want of memory")
         return EAGER if mode == COMPILED else mode, run_plain
     return mode, CompiledRunner() if compiles else run_plain
 

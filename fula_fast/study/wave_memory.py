@@ -44,7 +44,7 @@ from .cell import Cell
 from .facts import DonorFacts, Shape
 
 _WORKING = 3
-_LOST = 1.6  # measured: 1.3 to 1.5 on a CPU, 1.35 on an H100
+_LOST = 1.6  # measured: 1.1 to 1.5 on a CPU, 1.35 on an H100
 _LOST_IN_STEPS = 2  # measured: up to 1.8 on a CPU
 _SCATTERED = 2.25  # measured: up to 1.8, 2 to 14 turns
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7

@@ -11,13 +11,9 @@ from fula_fast.bench.suites.attack import cifar_images, robust_network
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
     """Tiny networks gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small_net(classes: int = 6, seed: int = 0, dropout: nn.Module | None = None) -> nn.Module:

@@ -45,11 +45,8 @@ FAST = {"epochs": 2, "batch_size": 16, "pad": 1, "flip": False}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Tiny networks gain nothing from threads."""
 
 
 def _images(count, seed):

@@ -162,7 +162,7 @@ def test_lanes_in_turns_stay_below_the_prediction(width, batch, sites, share, mo
     command = [sys.executable, "-c", PROGRAM, str(batch), sites, "fp32", "kept", str(width)]
     found = measured(command)
     assert found["turns"] > 2
-    assert 0.25 * found["predicted"] < found["peak"] <= found["predicted"]
+    assert 0.4 * found["predicted"] < found["peak"] <= found["predicted"]
 
 
 PARTS = {1: "fula", 2: "tlm+fula", 4: "hint+slm+tlm+fula"}
