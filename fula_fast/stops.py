@@ -1,7 +1,9 @@
 """Whether the system has asked this process to end.
 
 A handler says so by an exception, which lands wherever Python code runs; a library that calls
-Python from C may drop it there and report a failure of its own (`torch.asarray` does).
+Python from C may drop it there and report a failure of its own (`torch.asarray` does), or none
+(nanobind, where it asks a tensor for its memory). So it is remembered, and asked for again behind a
+failure and between two batches.
 """
 
 from __future__ import annotations
@@ -25,9 +27,14 @@ def heard() -> Iterator[None]:
 
 def ask(stop: KeyboardInterrupt) -> NoReturn:
     """Raise `stop`, and remember that it was raised: for the handlers of signals."""
+    remember(stop)
+    raise stop
+
+
+def remember(stop: KeyboardInterrupt) -> None:
+    """`stop` is for the main thread, which a signal may not reach: for other threads."""
     global _asked
     _asked = stop
-    raise stop
 
 
 def forget() -> None:
@@ -37,6 +44,7 @@ def forget() -> None:
 
 
 def check() -> None:
-    """Raise what was asked once more, for code that has seen an unexpected failure."""
+    """Raise what was asked once more: for code that has seen an unexpected failure, or goes on for
+    long."""
     if _asked is not None:
         raise _asked

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import stops
 from ..device.graphs import CaptureRefused, CudaRecorder, Recorder, Recording
 from ..device.mode import CAPTURED, COMPILED
 from ..errors import FulaError, not_none
@@ -68,6 +69,7 @@ class Captured:
         places = range(start_step, stream.steps)
         batches = places if self._resident else self._filled(epoch, start_step)
         for step, _ in enumerate(batches, start_step):
+            stops.check()
             self._position.fill_(step)
             yield step
 

@@ -61,7 +61,8 @@ class Writers:
 
         Raises `FulaError` where the run was cancelled after `since` (a time in UTC, ISO 8601), also
         while the block runs: the main thread is then interrupted, as by Ctrl-C or, where that is
-        ignored, by a handler of SIGTERM; another thread, or one without either, finds it itself.
+        ignored, by a handler of SIGTERM, and without either before its next batch; another thread
+        finds it itself.
         """
         self.check_wanted(since)
         self.claim("")
@@ -70,7 +71,10 @@ class Writers:
         beat = Thread(target=self._beat, args=(ended, asked), daemon=True)
         beat.start()
         try:
-            yield
+            try:
+                yield
+            finally:
+                stops.check()
         except KeyboardInterrupt:
             stops.forget()
             self.check_wanted(since)
@@ -158,6 +162,7 @@ class Writers:
                     os.utime(self._own)
             with suppress(sealed.Damaged):  # named by whoever looks between two waves
                 if asked and self._cancelled(asked):
+                    stops.remember(KeyboardInterrupt())
                     _interrupt_main()
                     return
 

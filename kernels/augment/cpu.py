@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _core
+from ..shared.cpu import call
 from .arguments import AugmentArguments
 
 
@@ -15,8 +15,8 @@ def forward(a: AugmentArguments) -> Tensor:
     out = out.permute(0, 3, 1, 2)
     draws = (a.index, a.dy, a.dx, a.flip)
     tables = (a.markers, a.marker_index, a.marker_y, a.marker_x)
-    _core.augment(
-        a.images.contiguous(), *(t.contiguous() for t in draws), a.pad,
+    call(
+        "augment", a.images.contiguous(), *(t.contiguous() for t in draws), a.pad,
         *(None if t is None else t.contiguous() for t in tables), out,
     )  # fmt: skip
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _core
+from ..shared.cpu import call
 from .arguments import GramArguments
 
 
@@ -15,5 +15,5 @@ def forward(a: GramArguments) -> tuple[Tensor, Tensor]:
     size = x.shape[1] + 1
     xtx = torch.empty(size, size, dtype=torch.float64)
     xty = torch.empty(size, y.shape[1], dtype=torch.float64)
-    _core.gram(x, y.to(x.dtype), False, xtx, xty)
+    call("gram", x, y.to(x.dtype), False, xtx, xty)
     return xtx, xty

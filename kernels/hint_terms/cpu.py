@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import _core
-from ..shared.cpu import as_sums, laid, sums
+from ..shared.cpu import as_sums, call, laid, sums
 from ..shared.layout import layout_of, like
 from .arguments import HintTermsArguments
 
@@ -15,7 +14,7 @@ from .arguments import HintTermsArguments
 def forward(a: HintTermsArguments) -> list[Tensor]:
     """dist2 (L_i, B) of every depth."""
     dist2 = [sums(x, len(x) // max(len(t), 1), len(t)) for x, t in a.pairs()]
-    _core.hint_terms_forward(*_laid(a), dist2)
+    call("hint_terms_forward", *_laid(a), dist2)
     return dist2
 
 
@@ -23,7 +22,7 @@ def backward(a: HintTermsArguments, ddist2: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the activations, each of its shape; ddist2: (lanes, B) each."""
     grads = [like(x) for x in a.activations]
     shares = [as_sums(d, x) for d, x in zip(ddist2, a.activations, strict=True)]
-    _core.hint_terms_backward(*_laid(a), shares, grads)
+    call("hint_terms_backward", *_laid(a), shares, grads)
     return grads
 
 

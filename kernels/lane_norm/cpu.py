@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _core
-from ..shared.cpu import as_sums, laid, sums
+from ..shared.cpu import as_sums, call, laid, sums
 from ..shared.layout import layout_of, like
 from ..shared.operators import Incoming
 from .arguments import LaneNormArguments
@@ -19,9 +18,9 @@ def forward(a: LaneNormArguments) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     if a.training:
         mean, var = (sums(a.x, a.lanes, a.x.shape[1]) for _ in range(2))
     dist2 = None if a.target is None else sums(a.x, a.lanes, len(a.target))
-    _core.lane_norm_forward(
-        laid(a.x, layout), as_sums(a.weight, a.x), as_sums(a.bias, a.x), mean, var,
-        laid(a.residual, layout), laid(a.target, layout), a.lanes, a.training, a.eps, a.relu,
+    call(
+        "lane_norm_forward", laid(a.x, layout), as_sums(a.weight, a.x), as_sums(a.bias, a.x), mean,
+        var, laid(a.residual, layout), laid(a.target, layout), a.lanes, a.training, a.eps, a.relu,
         y[: len(a.x)], dist2,
     )  # fmt: skip
     return y, mean, var, dist2
@@ -35,8 +34,8 @@ def backward(
     dx, dresidual = like(x), None if a.residual is None else like(x)
     both = [sums(x, a.lanes, x.shape[1]) for _ in range(2)] if affine else []
     dbias, dweight = both or (None, None)
-    _core.lane_norm_backward(
-        laid(dy, layout), as_sums(ddist2, x), laid(x, layout),
+    call(
+        "lane_norm_backward", laid(dy, layout), as_sums(ddist2, x), laid(x, layout),
         *(as_sums(t, x) for t in (a.weight, a.bias, a.running_mean, a.running_var)),
         laid(a.residual, layout), None if ddist2 is None else laid(a.target, layout),
         a.lanes, a.training, a.eps, a.relu, dx, dresidual, dweight, dbias,

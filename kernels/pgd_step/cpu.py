@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import _core
-from ..shared.cpu import laid
+from ..shared.cpu import call, laid
 from ..shared.layout import layout_of, like
 from .arguments import PgdStepArguments
 
@@ -14,5 +13,5 @@ def forward(a: PgdStepArguments) -> Tensor:
     """The next x_adv."""
     out, layout = like(a.x_adv), layout_of(a.x_adv)
     images = (laid(t, layout) for t in (a.x_adv, a.grad, a.x_clean))
-    _core.pgd_step(*images, a.step, a.eps, a.norm, out)
+    call("pgd_step", *images, a.step, a.eps, a.norm, out)
     return out

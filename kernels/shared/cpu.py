@@ -7,13 +7,29 @@ what comes otherwise is copied.
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from .. import _core
 from .layout import laid_out
 from .sums import accumulator
+
+
+def call(function: str, *arguments: Any) -> None:
+    """`function` of the library, with tensors, and lists of them, among its `arguments`.
+
+    It is given DLPack capsules: for a tensor it would call `Tensor.__dlpack__` from C and try
+    another way where that raises, so that a Ctrl-C that lands there would be dropped.
+    """
+    getattr(_core, function)(*map(_exported, arguments))
+
+
+def _exported(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return torch.to_dlpack(argument)
+    return [torch.to_dlpack(t) for t in argument] if isinstance(argument, list) else argument
 
 
 def sums(x: Tensor, *sizes: int) -> Tensor:

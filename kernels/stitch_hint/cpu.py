@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import _core
-from ..shared.cpu import as_sums, sums
+from ..shared.cpu import as_sums, call, sums
 from ..shared.layout import fronts_like, stitched
 from ..shared.operators import Incoming
 from .arguments import StitchHintArguments
@@ -20,10 +19,10 @@ def forward(a: StitchHintArguments) -> tuple[Tensor | None, Tensor | None]:
     lanes, channels, _ = a.weight.shape
     y = stitched(x, lanes * x.shape[1], channels) if a.write else None
     dist2 = None if a.target is None else sums(x, lanes, x.shape[1])
-    _core.stitch_hint_forward(
-        _features_second(x), as_sums(a.weight, x), as_sums(a.bias, x), _numbers(a.x_index),
-        _features_second(a.target), None if a.target is None else _numbers(a.target_index),
-        _stitched_view(y), dist2,
+    call(
+        "stitch_hint_forward", _features_second(x), as_sums(a.weight, x), as_sums(a.bias, x),
+        _numbers(a.x_index), _features_second(a.target),
+        None if a.target is None else _numbers(a.target_index), _stitched_view(y), dist2,
     )  # fmt: skip
     return y, dist2
 
@@ -36,9 +35,9 @@ def backward(
     dw, db = sums(x, *a.weight.shape), sums(x, *a.bias.shape)
     dx = fronts_like(x) if need_dx else None
     aimed = None if ddist2 is None else _features_second(a.target)
-    _core.stitch_hint_backward(
-        _stitched_view(dy), as_sums(ddist2, x), _features_second(x), as_sums(a.weight, x),
-        as_sums(a.bias, x), _numbers(a.x_index), aimed,
+    call(
+        "stitch_hint_backward", _stitched_view(dy), as_sums(ddist2, x), _features_second(x),
+        as_sums(a.weight, x), as_sums(a.bias, x), _numbers(a.x_index), aimed,
         None if aimed is None else _numbers(a.target_index), None, dw, db, _features_second(dx),
     )  # fmt: skip
     return dw.to(a.weight.dtype), db.to(a.bias.dtype), dx

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from ... import stops
 from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
@@ -95,15 +96,18 @@ class StreamBase:
         """The samples in the epoch's order."""
         return self.draw(epoch).order
 
-    def places(self, order: np.ndarray, start_step: int) -> range:
+    def places(self, order: np.ndarray, start_step: int) -> Iterator[int]:
         """The numbers of the whole batches of `order` (N,), from `start_step` on.
 
-        Raises `FulaError` for a step beyond them.
+        Raises `FulaError` for a step beyond them, and between two batches the interrupt that a
+        library has dropped.
         """
         steps = len(order) // self.batch_size
         if not 0 <= start_step <= steps:
             raise FulaError(f"start step {start_step} must lie in 0 … {steps}, the steps there are")
-        return range(start_step, steps)
+        for step in range(start_step, steps):
+            stops.check()
+            yield step
 
     def slices(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
         """The sample indices (batch_size,) of each whole batch of `order` (N,)."""

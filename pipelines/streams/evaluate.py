@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ... import stops
 from ...errors import FulaError
 from ..decode.files import FileSet
 from ..decode.images import ImageSet
@@ -43,6 +44,7 @@ def evaluation_batches(
     like = _plain(image_set, batch_size, shortcut, normalisation, frame, device, dtype)
     order = np.arange(len(image_set)) if order is None else order
     for start in range(0, len(order), batch_size):
+        stops.check()
         index = order[start : start + batch_size]
         yield _batch(like, markers, index)
 

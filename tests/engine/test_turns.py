@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fula_fast import sweep
+from fula_fast import stops, sweep
 from fula_fast.device.graphs import Rerun
 from fula_fast.engine import run
 from fula_fast.engine.captured import Captured
@@ -111,6 +111,17 @@ def test_turns_are_recorded(kind):
     (_, whole) = prepared(group)
     taken(Stepper(task, whole, "eager"))
     assert_close(wave, whole, 1e-4)
+
+
+def test_an_interrupt_that_was_dropped_ends_a_recorded_wave():
+    group = exactness.grid()[:4]
+    task, wave = prepared(group)
+    steps = Captured(task, wave, Rerun()).epoch(0)
+    with stops.heard():
+        next(steps)
+        stops.remember(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            next(steps)
 
 
 def test_a_lane_that_fails_is_one_of_its_turn_alone():

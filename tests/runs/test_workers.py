@@ -17,9 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fula_fast import FulaError, load, sweep
+from fula_fast import FulaError, load, stops, sweep
 from fula_fast.cli import commands
 from fula_fast.models import build, save_checkpoint
+from fula_fast.pipelines import Batch, evaluation_batches, load_source
 from fula_fast.progress import Progress
 from fula_fast.runs.engines import local, slurm
 from fula_fast.runs.engines.launch import Launch, Manner, now
@@ -162,6 +163,32 @@ def test_a_cancelled_run_interrupts_who_works_on_it(store, heard):
         store.writers.check_wanted(now())
     with pytest.raises(FulaError, match="cancelled"):
         store.writers.check_wanted("2020-01-01T00:00:00+00:00")
+
+
+def test_a_dropped_interrupt_is_no_end_of_a_cancelled_run(store):
+    """As where a library has called the handler from C, and has cleared what it raised."""
+
+    def dropped(number, frame):
+        heard.append(number)
+
+    heard, made = list[int](), list[Batch]()
+    before = signal.signal(signal.SIGINT, dropped)
+    try:
+        with pytest.raises(FulaError, match="cancelled at .* UTC"), store.writers.present(now()):
+            store.writers.cancel(now())
+            _until(lambda: heard, 1)
+            made.extend(evaluation_batches(load_source("digits", size=8).test, 100))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not made
+    stops.check()
+
+
+def test_what_fails_behind_a_dropped_interrupt_is_the_cancelled_run(store):
+    with pytest.raises(FulaError, match="cancelled at .* UTC"), store.writers.present("2020"):
+        store.writers.cancel(now())
+        stops.remember(KeyboardInterrupt())
+        raise ValueError("could not determine the shape")
 
 
 def test_only_failed_cells_are_done_once_more(store):

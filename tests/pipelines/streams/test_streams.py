@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fula_fast import stops
 from fula_fast.errors import FulaError
 from fula_fast.pipelines import (
     Augmentation,
@@ -49,6 +50,18 @@ def test_batches_equal_the_reference(images, backend, normalisation):
         assert torch.equal(batch.labels, expected.labels)
         assert torch.equal(batch.index, expected.index)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "evaluation"])
+def test_an_interrupt_that_was_dropped_ends_them_at_the_next_batch(images, backend):
+    evaluated = backend == "evaluation"
+    batches = evaluation_batches(images, 20) if evaluated else _stream(images, backend).epoch(0)
+    stop = KeyboardInterrupt()
+    with stops.heard(), pytest.raises(KeyboardInterrupt) as raised:
+        for taken, _ in enumerate(batches):
+            stops.remember(stop)
+            assert taken < 4  # DALI's are made ahead
+    assert raised.value is stop
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
