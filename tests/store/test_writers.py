@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fula_fast import stops
 from fula_fast.errors import FulaError
 from fula_fast.files import sealed
 from fula_fast.files.atomic import host_name
@@ -78,15 +79,20 @@ def test_a_note_stays_fresh_while_its_writer_works(writers, monkeypatch):
 
 
 def test_who_hears_no_signal_finds_a_cancelled_run_itself(writers, monkeypatch):
+    """Before its next wave, before its next batch (`stops`), and at the latest at its end."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
     began, asked = now(), (signal.SIGINT, signal.SIGTERM)
+    cancelled = pytest.raises(FulaError, match="the run was cancelled at .* --resume goes on")
     before = [signal.signal(number, signal.SIG_IGN) for number in asked]
     try:
-        with writers.present(began):
+        with cancelled, writers.present(began):
             writers.cancel(now())
             time.sleep(0.2)  # nothing ends this
-            with pytest.raises(FulaError, match="the run was cancelled at .* --resume goes on"):
+            with pytest.raises(FulaError, match="the run was cancelled"):
                 writers.check_wanted(began)
+            with pytest.raises(KeyboardInterrupt):
+                stops.check()
+        stops.check()
     finally:
         for number, handler in zip(asked, before, strict=True):
             signal.signal(number, handler)
