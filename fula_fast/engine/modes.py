@@ -23,10 +23,13 @@ WORTH_COMPILING = 1e15
 """FLOPs of a wave's training from which compiling pays on a CPU: it saves a thirtieth of the time
 (the fused operators are the same in both modes), and takes a minute or more."""
 
+COMPILER_BYTES = 3 * 2**28
+"""What a CPU's compiler may take beside a wave: half a GiB was seen for one turn, 0.7 for seven."""
+
 MOST_TURNS = {"cpu": 1, "cuda": 4}
 """Of a wave whose stages are compiled. Each turn has its own shapes, of which a stage may have
 `compiling.MOST_SHAPES`, and each takes seconds; and where turns are taken memory is short, of which
-a CPU's compiler takes its own: half a GiB for one turn, 0.7 for seven."""
+a CPU's compiler takes its own."""
 
 
 class Stepper:
@@ -58,7 +61,8 @@ def open_stepper(task: WaveTask, wave: Wave, mode: str) -> Stepper | Captured:
 def runner_of(task: WaveTask) -> tuple[str, Runner]:
     """The mode to run and how a stage is run in it.
 
-    `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation, else eager.
+    `auto`: captured on CUDA; on a CPU compiled where the work pays for the compilation and the
+    budget has room for the compiler, else eager.
     A captured step's stages are compiled where asked: a stage is library calls and operators of
     ours, between which little is left to fuse (324 lanes on an H100: 131 ms a step either way).
     Of lanes in more turns than `MOST_TURNS` the stages run plainly.
@@ -86,7 +90,13 @@ def _resolved(task: WaveTask) -> str:
         if reason:
             task.progress.note(f"{reason}: compiled, not captured")
         return COMPILED if reason else CAPTURED
-    return COMPILED if task.flops >= WORTH_COMPILING else EAGER
+    if task.flops < WORTH_COMPILING:
+        return EAGER
+    if task.room is None or task.room >= COMPILER_BYTES:
+        return COMPILED
+    beside = f"{max(task.room, 0) / 2**30:.1f} GiB that the budget leaves"
+    task.progress.note(f"eager: a compiler's {COMPILER_BYTES / 2**30:.2f} GiB exceed the {beside}")
+    return EAGER
 
 
 class CompiledRunner:

@@ -32,7 +32,8 @@ class WaveTask:
     fresh batches of each test set by name; the first is the cells' own. `epochs`: of training.
     `mode`: `auto`, `eager`, `compiled` or `captured`; `compile`: a captured step's stages too.
     `turns`: by cell id, in which of a step's turns a cell goes through the end, as planned.
-    `flops`: of the whole training, as planned.
+    `flops`: of the whole training, as planned. `room`: bytes that the budget leaves beside what the
+    wave is predicted to need; None where there is no budget.
     `robust_images`: how many test images are attacked (None: all).
     `measures`: optional columns, see `measures.sites`. `samples`: numbers of the test images whose
     pairs measures compare.
@@ -51,6 +52,7 @@ class WaveTask:
     compile: bool = False
     turns: Mapping[str, int] = field(default_factory=dict)
     flops: float = 0.0
+    room: int | None = None
     robust_images: int | None = None
     measures: tuple[str, ...] = ()
     samples: Sequence[int] = ()

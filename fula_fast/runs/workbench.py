@@ -160,6 +160,7 @@ class Workbench:
             compile=self.spec.engine.compile,
             turns=wave.turn_of,
             flops=wave.flops,
+            room=None if self.plan.budget is None else self.plan.budget - wave.memory,
             robust_images=self.spec.evaluation.robust_images,
             measures=tuple(self.spec.evaluation.measures),
             samples=self._samples(images.test),

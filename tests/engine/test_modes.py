@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fula_fast.engine.modes import WORTH_COMPILING, CompiledRunner, runner_of
+from fula_fast.engine.modes import COMPILER_BYTES, WORTH_COMPILING, CompiledRunner, runner_of
 from fula_fast.engine.network import run_plain
 from fula_fast.engine.run import _train
 from fula_fast.engine.wave import Wave
@@ -77,10 +77,17 @@ def test_a_snapshot_is_put_back_bit_for_bit():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
 
 
-def task(mode: str, flops: float = 0.0, device: str = "cpu", compile: bool = False):
+def task(
+    mode: str,
+    flops: float = 0.0,
+    device: str = "cpu",
+    compile: bool = False,
+    room: int | None = None,
+    progress: Progress | None = None,
+):
     return SimpleNamespace(
-        mode=mode, flops=flops, device=torch.device(device), cells=cells(), progress=Progress(),
-        compile=compile, turns={},
+        mode=mode, flops=flops, device=torch.device(device), cells=cells(),
+        compile=compile, turns={}, room=room, progress=progress or Progress(),
     )  # fmt: skip
 
 
@@ -102,6 +109,24 @@ def test_a_captured_steps_stages_are_compiled_where_asked(mode, asked):
 )
 def test_the_mode_that_runs(asked, flops, expected):
     assert runner_of(task(asked, flops))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "room", "expected"),
+    [
+        ("auto", COMPILER_BYTES, "compiled"),
+        ("auto", COMPILER_BYTES - 1, "eager"),
+        ("auto", -1, "eager"),
+        ("compiled", 0, "compiled"),
+    ],
+)
+def test_a_compiler_has_room_in_the_budget_or_is_asked_for(asked, room, expected):
+    told: list[str] = []
+    progress = Progress()
+    progress.note = told.append
+    found = runner_of(task(asked, 2 * WORTH_COMPILING, room=room, progress=progress))[0]
+    assert found == expected
+    assert ["eager: a compiler's 0.75 GiB" in text for text in told] == [True] * (found == "eager")
 
 
 def test_captured_needs_a_gpu():
