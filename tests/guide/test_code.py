@@ -1,7 +1,7 @@
 """Every block of code on the guide's pages runs as it stands, page by page, at smoke size.
 
-A TOML block with a title is written to that file, with the study's sizes replaced by tiny ones; a
-Python block runs in the page's own namespace (one with a title is a module of that name); each line
+A TOML block with a title is written to that file, with the study's sizes replaced by tiny ones; one
+without is a part of a study, which is checked with the least that it lacks; a Python block runs in the page's own namespace (one with a title is a module of that name); each line
 of a shell block is run. What a test machine lacks is replaced: see `_smaller`.
 """
 
@@ -17,7 +17,9 @@ from typing import NamedTuple
 import pytest
 
 from fula_fast.cli import commands
+from fula_fast.errors import FulaError
 from fula_fast.guide import make
+from fula_fast.study.spec import Spec, load_spec, parse_table
 from fula_fast.study.toml import apply_overrides
 
 tomli_w = pytest.importorskip("tomli_w")
@@ -70,9 +72,34 @@ def test_the_pages_code_runs(page, tmp_path, monkeypatch, capsys):
 
 def _write_toml(block: Block) -> None:
     table = tomllib.loads(block.code)
-    if block.title:
+    if not block.title:
+        _check_part(table)
+    else:
         tiny = [text for text in TINY if text.partition(".")[0] in {"protocol", *table}]
         Path(block.title).write_text(tomli_w.dumps(apply_overrides(table, tiny)))
+
+
+def _check_part(table: dict) -> None:
+    """Every key and value of it, as `sweep` does, but for what the libraries of pretrained models say."""
+    if "project" in table:
+        return
+    donors = table.get("donors", {"a": {"model": "resnet18"}, "b": {"model": "resnet18"}})
+    grid = {"front": [*donors][0], "end": [*donors][-1], "methods": ["fula"]}
+    whole = {"data": {"source": "digits"}, **table, "donors": donors}
+    parse_table(Spec, whole | {"grid": grid | table.get("grid", {})}, "").protocols()
+
+
+@pytest.mark.parametrize("wrong", ["widht = 4", "width = 0", "stem = 'stok'"])
+def test_a_part_of_a_study_is_checked(wrong):
+    with pytest.raises(FulaError, match=r"\[donors\.a\]"):
+        _check_part(tomllib.loads(f"[donors.a]\nmodel = 'resnet18'\n{wrong}"))
+
+
+def test_the_readmes_study_is_one():
+    studies = [block for block in blocks(ROOT / "README.md") if block.kind == "toml"]
+    assert studies
+    for block in studies:
+        load_spec(tomllib.loads(block.code))
 
 
 def _run(line: str, capsys) -> None:
