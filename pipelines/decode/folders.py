@@ -109,8 +109,9 @@ def _left_out(
     start, stop = _span(tree, split)
     rest = np.setdiff1d(np.arange(start, stop), samples)
     kinds: dict[str, list[str]] = {"in deeper folders": [], "of other endings": []}
+    endings = _encoded(extensions)
     for i in rest:
-        known = tree.names[i].lower().endswith(_encoded(extensions))
+        known = tree.names[i].lower().endswith(endings)
         kinds["in deeper folders" if known else "of other endings"].append(tree.where(i))
     kinds["that are links to nothing or in a circle, pipes or devices"] = links = []
     for name in tree.left_out:
@@ -151,10 +152,11 @@ def files_in(tree: FileTree, folder: str, extensions: tuple[str, ...]) -> np.nda
     prefix = f"{folder}/".encode(errors="surrogateescape")
     start, stop = _span(tree, folder)
     names = tree.names[start:stop].tolist()
+    depth, endings = prefix.count(b"/"), _encoded(extensions)
     wanted = [
         start + i
         for i, name in enumerate(names)
-        if b"/" not in name[len(prefix) :] and name.lower().endswith(_encoded(extensions))
+        if name.lower().endswith(endings) and name.count(b"/") == depth
     ]
     if not wanted:
         raise FulaError(
