@@ -6,6 +6,7 @@ extend another recipe. Reading recipes needs neither torch nor data.
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -151,7 +152,17 @@ def tables_in(args: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def catalogue() -> dict[str, Any]:
     """The tables of `catalog.toml`."""
-    return tomllib.loads(files("fula_fast.reproduce").joinpath("catalog.toml").read_text("utf-8"))
+    return _tables("catalog.toml")
+
+
+def _tables(place: str) -> dict[str, Any]:
+    """A file of ours; a copy for each caller, who may change it."""
+    return copy.deepcopy(_parsed(place))
+
+
+@cache
+def _parsed(place: str) -> dict[str, Any]:
+    return tomllib.loads(files("fula_fast.reproduce").joinpath(place).read_text("utf-8"))
 
 
 def scale_settings(scale: str) -> dict[str, Any]:
@@ -189,7 +200,7 @@ def _table(name: str) -> dict[str, Any]:
             f"unknown experiment '{name}'{nearest(name, recipe_names())}; "
             "`fula-fast reproduce list` shows all"
         )
-    table = tomllib.loads((_folder() / f"{name}.toml").read_text("utf-8"))
+    table = _tables(f"experiments/{name}.toml")
     if "extends" not in table:
         return table
     base = _table(table["extends"])
