@@ -8,6 +8,7 @@ failure and between two batches.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -44,7 +45,7 @@ def forget() -> None:
 
 
 def check() -> None:
-    """Raise what was asked once more: for code that has seen an unexpected failure, or goes on for
-    long."""
-    if _asked is not None:
+    """Raise what was asked once more, in the main thread, as handlers run there: for code that has
+    seen an unexpected failure, or goes on for long."""
+    if _asked is not None and threading.current_thread() is threading.main_thread():
         raise _asked

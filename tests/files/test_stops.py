@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,6 +67,14 @@ def test_a_dropped_interrupt_ends_the_reading(path, handled, monkeypatch):
     _once(lambda: torch.asarray(Interrupting(4), dtype=torch.uint8), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         read_tensors(path, KIND)
+
+
+def test_a_stop_is_the_main_threads():
+    with stops.heard(), ThreadPoolExecutor(1) as other:
+        stops.remember(KeyboardInterrupt())
+        other.submit(stops.check).result()
+        with pytest.raises(KeyboardInterrupt):
+            stops.check()
 
 
 def test_what_can_be_read_again_is_not_damaged(path, monkeypatch):
