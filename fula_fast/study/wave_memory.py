@@ -12,7 +12,8 @@ all lanes share, plus working room:
   deeper stages have been freed.
 - Per lane: weight, gradient, two moments, a number of its own beside each; and the float64 normal
   equations of its closed form, or later what a step takes: `_UPDATING` numbers for each parameter,
-  or every gradient that is combined, with what adds them up.
+  or every gradient that is combined, with what adds them up, and room for as many more: blocks of
+  one size fit where others were freed by luck (40 lanes, four gradients: 650 to 1,020 MiB).
 - `_LOST` times what lanes save, `_LOST_IN_STEPS` times what their steps take: the allocator loses
   some to rounding and fragments, convolutions take scratch.
 - Lanes may take turns (`packing`): then only one turn's lanes save anything at a time. On a
@@ -169,7 +170,7 @@ def _training_bytes(
 def _stitch_bytes(lane: LaneSites, front: DonorFacts, end: DonorFacts) -> int:
     source, target = front.shapes[lane.front_site - 1], end.shapes[lane.end_site - 1]
     rows, columns = _features(source) + 1, _features(target)
-    step = _LOST_IN_STEPS * 4 * max(_UPDATING, lane.gradients + 2) * rows * columns
+    step = _LOST_IN_STEPS * 4 * max(_UPDATING, 2 * lane.gradients + 2) * rows * columns
     return 20 * rows * columns + max(8 * rows * (rows + columns), step)
 
 

@@ -181,7 +181,7 @@ PARTS = {1: "fula", 2: "tlm+fula", 4: "hint+slm+tlm+fula"}
 def test_gradients_of_so_many_parts_stay_below_the_prediction(width, batch, sites, lanes, parts):
     command = [sys.executable, "-c", PROGRAM, str(batch), sites, "fp32", "kept", str(width)]
     found = measured([*command, PARTS[parts], str(lanes)])
-    assert 0.5 * found["predicted"] <= found["peak"] <= found["predicted"]
+    assert 0.45 * found["predicted"] <= found["peak"] <= found["predicted"]
 
 
 def measured(command):
