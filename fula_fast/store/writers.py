@@ -76,12 +76,13 @@ class Writers:
             finally:
                 stops.check()
         except KeyboardInterrupt:
-            stops.forget()
             self.check_wanted(since)
             raise
         finally:
             ended.set()
             beat.join()
+            if asked:
+                stops.forget()
             remove(self._own)
 
     def cancel(self, at: str) -> None:

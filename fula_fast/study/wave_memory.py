@@ -13,7 +13,7 @@ all lanes share, plus working room:
 - Per lane: weight, gradient, two moments, a number of its own beside each; and the float64 normal
   equations of its closed form, or later what a step takes: `_UPDATING` numbers for each parameter,
   or every gradient that is combined, with what adds them up, and room for as many more: blocks of
-  one size fit where others were freed by luck (40 lanes, four gradients: 650 to 1,020 MiB).
+  one size fit where others were freed by luck (40 lanes, four gradients: 650 to 1,010 MiB).
 - `_LOST` times what lanes save, `_LOST_IN_STEPS` times what their steps take: the allocator loses
   some to rounding and fragments, convolutions take scratch.
 - Lanes may take turns (`packing`): then only one turn's lanes save anything at a time. On a
@@ -46,7 +46,7 @@ from .facts import DonorFacts, Shape
 
 _WORKING = 3
 _LOST = 1.6  # measured: 1.1 to 1.5 on a CPU, 1.35 on an H100
-_LOST_IN_STEPS = 2  # measured: up to 1.8 on a CPU
+_LOST_IN_STEPS = 2  # measured: up to 1.8 on a CPU, one gradient
 _SCATTERED = 2.25  # measured: up to 1.8, 2 to 14 turns
 _UNFUSED = 1.75  # measured on a CPU: 1.6 to 1.7
 _LAID_OUT = 1.5  # a convolution holds its weights in a layout of its own while it runs

@@ -1,8 +1,9 @@
 """Every block of code on the guide's pages runs as it stands, page by page, at smoke size.
 
 A TOML block with a title is written to that file, with the study's sizes replaced by tiny ones; one
-without is a part of a study, which is checked with the least that it lacks; a Python block runs in the page's own namespace (one with a title is a module of that name); each line
-of a shell block is run. What a test machine lacks is replaced: see `_smaller`.
+without is a part of a study, which is checked with the least that it lacks; a Python block runs in
+the page's own namespace (one with a title is a module of that name); each line of a shell block is
+run. What a test machine lacks is replaced: see `_smaller`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _write_toml(block: Block) -> None:
 
 
 def _check_part(table: dict) -> None:
-    """Every key and value of it, as `sweep` does, but for what the libraries of pretrained models say."""
+    """Every key and value of it; the libraries of pretrained models are not asked."""
     if "project" in table:
         return
     donors = table.get("donors", {"a": {"model": "resnet18"}, "b": {"model": "resnet18"}})
